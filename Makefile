@@ -1,0 +1,85 @@
+# Every target sets up what it needs in .venv, and only when pyproject.toml or the checkout's place has changed.
+# `make quickstart` and `make test` are the README's two commands; they work in either order.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+# Used to make the environment, once. Give your own with `make test PYTHON=/path/to/python`.
+PYTHON ?=
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+KEY := $(firstword $(shell { pwd; cat pyproject.toml; } | cksum))
+RUN_STAMP := $(VENV)/installed-detection-$(KEY)
+DEV_STAMP := $(VENV)/installed-dev-$(KEY)
+INSTALL := $(PY) -m pip install --disable-pip-version-check --editable
+
+.PHONY: help quickstart test prove lint format types wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+quickstart: $(RUN_STAMP) ## set up, then train, evaluate and draw a small detector (about 6 minutes on 2 cores)
+	$(VENV)/bin/vovnet quickstart --output runs/quickstart --overwrite
+
+test: $(DEV_STAMP) ## set up, then run the tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+
+prove: $(DEV_STAMP) ## run the minutes-long proofs on real data
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(DEV_STAMP) ## check style
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(DEV_STAMP) ## mend style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: $(DEV_STAMP) ## check types
+	$(PY) -m mypy
+
+wheel: $(DEV_STAMP) ## build the sdist and, from it, the wheel into dist/, and compare them with the tree
+	rm -rf build dist *.egg-info
+	$(PY) -m build --no-isolation --outdir dist
+	VOVNET_DIST=dist $(PY) -m pytest -q tests/test_packaging.py
+
+clean: ## remove what was built, but neither runs/ nor the environment
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+
+# The stamp is touched last, so that an interrupted installation is taken up again.
+$(RUN_STAMP):
+	$(make_venv)
+	@echo "Installing vovnet and what a detector needs into $(VENV) (torch is large: about a minute or two) ..."
+	$(INSTALL) '.[detection]'
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+$(DEV_STAMP):
+	$(make_venv)
+	@echo "Installing vovnet and what its tests need into $(VENV) (torch is large: about a minute or two) ..."
+	$(INSTALL) '.[dev]'
+	@rm -f $(VENV)/installed-*
+	@touch $(RUN_STAMP) $@
+
+# Finds Python 3.11+ with venv and pip, and leaves an environment that works alone.
+define make_venv
+@candidates='$(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)'; \
+if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+  for candidate in $$candidates; do \
+    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+      echo "Making $(VENV) with $$("$$candidate" --version) ..."; \
+      "$$candidate" -m venv "$(VENV)"; \
+      break; \
+    fi; \
+  done; \
+fi; \
+if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+  echo "error: expected Python 3.11 or newer with its venv module, found none among: $$candidates." >&2; \
+  echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.11;" >&2; \
+  echo "if $(VENV) itself was made with an older Python, remove it first." >&2; \
+  exit 1; \
+fi
+endef

@@ -1,0 +1,5 @@
+"""Any timm model with ``features_only`` as the backbone of a torchvision detector."""
+
+from vovnet.adapters.fpn import FpnBackbone, fpn_backbone
+
+__all__ = ["FpnBackbone", "fpn_backbone"]

@@ -1,0 +1,232 @@
+"""From a timm model to the feature maps that a pyramid is built on, with all that a detector must know of them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Format
+from timm.models._features import FeatureGetterNet, FeatureInfo
+from torch import nn
+
+from vovnet.adapters.levels import choose_levels
+from vovnet.errors import InputError
+
+RESERVED_ARGS = ("pretrained", "features_only", "out_indices", "in_chans", "exportable", "scriptable", "no_jit")
+
+
+@dataclass(frozen=True)
+class Features:
+    """A network that returns feature maps, and what is known of them."""
+
+    net: nn.Module
+    """Picture batch (N, in_chans, H, W) -> list of feature maps."""
+    name: str
+    """What messages call the model."""
+    indices: tuple[int, ...]
+    """Of the chosen maps, in timm's ``feature_info``."""
+    taps: tuple[dict[str, Any], ...]
+    """timm's ``feature_info`` entries up to the last chosen map."""
+    positions: tuple[int, ...]
+    """Of the chosen maps, in the list that ``net`` returns."""
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    channels_last: bool
+    """Maps come as (N, H, W, C) instead of (N, C, H, W)."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    in_chans: int
+    pretrained: bool
+    """The weights come from training, or the caller will load such weights."""
+
+
+def features_by_name(
+    name: str,
+    *,
+    pretrained: bool,
+    download: bool,
+    out_indices: Sequence[int] | None,
+    in_chans: int | None,
+    backbone_args: Mapping[str, Any],
+) -> Features:
+    """Create the timm model ``name`` with ``features_only``, returning just the maps that the pyramid takes.
+
+    Raises:
+        InputError: timm does not know the name, or the model lacks features, levels or doubling strides.
+        TypeError: an entry of ``backbone_args`` is not an argument of the model.
+    """
+    _check_name(name)
+    _check_args(name, backbone_args)
+    args = dict(backbone_args)
+    if in_chans is not None:
+        args["in_chans"] = in_chans
+    without_weights = {k: v for k, v in args.items() if k not in ("checkpoint_path", "device")}
+    with torch.device("meta"):  # only feature_info is wanted: no memory, no random numbers
+        info = _create(name, without_weights).feature_info
+    indices = choose_levels([entry["reduction"] for entry in info.info], out_indices, name)
+    net = _create(name, {**args, "pretrained": pretrained and download, "out_indices": indices})
+    return _described(net, name, indices, tuple(range(len(indices))), pretrained or "checkpoint_path" in args)
+
+
+def features_of_instance(
+    model: nn.Module, *, pretrained: bool, out_indices: Sequence[int] | None, in_chans: int | None
+) -> Features:
+    """Take a timm model that exists: made with ``features_only``, or a classifier with ``forward_intermediates``.
+
+    The model becomes part of the backbone; a classifier loses the layers behind its last chosen map.
+
+    Raises:
+        InputError: it cannot give feature maps, does not return the asked ones, or has other input channels.
+    """
+    name = f"this {type(model).__name__}"
+    info = getattr(model, "feature_info", None)
+    if info is None:
+        raise InputError(
+            f"{name} has no feature_info, so it is not a timm model that gives feature maps; pass a timm model's name, "
+            "or an instance made with timm.create_model(..., features_only=True)"
+        )
+    if isinstance(info, FeatureInfo):
+        net = model
+        outputs = [i % len(info) for i in info.out_indices]
+        strides = [info[i]["reduction"] for i in outputs]
+        wanted = None if out_indices is None else _positions_of(out_indices, outputs, len(info), name)
+        positions = choose_levels(strides, wanted, f"{name} (feature maps {outputs})")
+        indices = tuple(outputs[p] for p in positions)
+    elif hasattr(model, "forward_intermediates"):
+        indices = choose_levels([entry["reduction"] for entry in info], out_indices, name)
+        net = FeatureGetterNet(model, out_indices=indices)
+        for attribute in ("pretrained_cfg", "in_chans"):
+            setattr(net, attribute, getattr(model, attribute, None))
+        positions = tuple(range(len(indices)))
+    else:
+        raise InputError(
+            f"{name} is a classifier without forward_intermediates; pass its name, or an instance made with "
+            "timm.create_model(..., features_only=True)"
+        )
+    features = _described(net, name, indices, positions, pretrained)
+    if in_chans is not None and in_chans != features.in_chans:
+        raise InputError(
+            f"in_chans is {in_chans}, but {name} takes {features.in_chans} channels; make it with in_chans={in_chans}"
+        )
+    return features
+
+
+def _positions_of(out_indices: Sequence[int], outputs: list[int], count: int, name: str) -> list[int]:
+    absolute = [i + count if i < 0 else i for i in out_indices]
+    absent = [i for i in absolute if i not in outputs]
+    if absent:
+        raise InputError(
+            f"out_indices has {absent}, which {name} does not return (it returns {outputs}); make it with "
+            f"timm.create_model(..., features_only=True, out_indices={absolute})"
+        )
+    return [outputs.index(i) for i in absolute]
+
+
+def _check_name(name: str) -> None:
+    source_given = ":" in name
+    if not source_given and not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists what there is"
+        raise InputError(f"timm knows no model {name!r}{hint}")
+
+
+def _check_args(name: str, args: Mapping[str, Any]) -> None:
+    """Refuse arguments that the model would not read.
+
+    Most timm models raise TypeError themselves, but several (its VovNet, RegNet, ByobNet, …) merge whatever they get
+    into a configuration without a word. There, a name is refused when it occurs nowhere in the sources that build the
+    model, which is what a slip of the finger looks like.
+    """
+    taken = [key for key in args if key in RESERVED_ARGS]
+    if taken:
+        raise TypeError(f"backbone_args has {taken[0]!r}, which fpn_backbone sets itself; use its own arguments")
+    if ":" in name or not args:
+        return
+    home = sys.modules[timm.model_entrypoint(name.split(".")[0]).__module__]
+    classes = [v for v in vars(home).values() if inspect.isclass(v) and issubclass(v, nn.Module)]
+    modules = {home, *(sys.modules[c.__module__] for c in classes)}
+    modules |= {sys.modules["timm.models._builder"], sys.modules["timm.models._factory"]}
+    words = {word for module in modules for word in re.findall(r"\w+", inspect.getsource(module))}
+    for key in args:
+        if key not in words:
+            raise TypeError(_unknown_argument(name, key))
+
+
+def _unknown_argument(name: str, key: str) -> str:
+    return f"backbone_args has {key!r}, which is not an argument of the timm model {name}"
+
+
+def _create(name: str, args: Mapping[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, features_only=True, **args)
+    except TypeError as error:
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unexpected and unexpected[1] in args:
+            raise TypeError(_unknown_argument(name, unexpected[1])) from error
+        if unexpected and unexpected[1] == "features_only":
+            raise InputError(_no_features(name)) from error
+        raise
+    except RuntimeError as error:
+        if "features_only" in str(error):
+            raise InputError(_no_features(name)) from error
+        if "pretrained tag" in str(error):
+            raise InputError(f"{name}: {error}") from error
+        raise
+
+
+def _no_features(name: str) -> str:
+    return f"{name} lacks features_only: timm cannot take feature maps from it, so no pyramid can be built on it"
+
+
+def _described(
+    net: nn.Module, name: str, indices: tuple[int, ...], positions: tuple[int, ...], pretrained: bool
+) -> Features:
+    info: Any = net.feature_info
+    cfg = getattr(net, "pretrained_cfg", None) or {}
+    if not cfg.get("mean") or not cfg.get("std"):
+        raise InputError(
+            f"{name} has no pretrained_cfg with mean and std, so its input normalisation is unknown; set "
+            "model.pretrained_cfg = {'mean': (...), 'std': (...)} for pictures in 0..1"
+        )
+    in_chans = getattr(net, "in_chans", None) or _first_conv_channels(net, name)
+    return Features(
+        net=net,
+        name=name,
+        indices=indices,
+        positions=positions,
+        taps=tuple(info[i] for i in range(max(indices) + 1)),
+        channels=tuple(info[i]["num_chs"] for i in indices),
+        strides=tuple(info[i]["reduction"] for i in indices),
+        channels_last=Format(getattr(net, "output_fmt", None) or "NCHW") == Format.NHWC,
+        mean=for_channels(cfg["mean"], in_chans),
+        std=for_channels(cfg["std"], in_chans),
+        in_chans=in_chans,
+        pretrained=pretrained,
+    )
+
+
+def _first_conv_channels(net: nn.Module, name: str) -> int:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    raise InputError(f"the number of input channels of {name} is unknown; set model.in_chans")
+
+
+def for_channels(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Normalisation values for another number of channels, as timm's ``adapt_input_conv`` treats the first convolution.
+
+    One channel takes the average (the RGB kernels are summed); any other number repeats the values in turn (the RGB
+    kernels are repeated). timm/models/_manipulate.py, ``adapt_input_conv``.
+    """
+    if in_chans == len(values):
+        return tuple(float(v) for v in values)
+    if in_chans == 1:
+        return (sum(values) / len(values),)
+    return tuple(float(values[i % len(values)]) for i in range(in_chans))

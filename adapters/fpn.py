@@ -1,0 +1,170 @@
+"""Feature pyramids (arXiv:1612.03144) for torchvision's detectors on timm's feature maps."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+
+from vovnet.adapters.features import Features, features_by_name, features_of_instance
+from vovnet.adapters.freezing import freeze_stages
+from vovnet.adapters.norms import NORMS, convert_norms, norm_layer
+from vovnet.adapters.verification import verify_features
+from vovnet.errors import InputError
+
+_log = logging.getLogger("vovnet")
+
+EXTRA_LEVELS: dict[str | None, tuple[str, ...]] = {None: (), "pool": ("pool",), "p6p7": ("p6", "p7")}
+"""Names that torchvision gives to the levels behind the backbone's own."""
+FPN_NORMS = (None, "bn", "sync_bn", "gn")
+
+
+class FpnBackbone(nn.Module):
+    """A timm feature extractor (``body``) and torchvision's pyramid (``fpn``): the backbone of a torchvision detector.
+
+    Attributes:
+        out_channels: channels of every level.
+        level_names: ``("0", "1", …)`` for the backbone's levels, then ``"pool"`` or ``"p6"``, ``"p7"``.
+        roi_level_names: the backbone's levels alone, from which boxes are pooled.
+        strides: pixels a step of every level in ``level_names``.
+        mean, std: per channel, for pictures in 0..1; the detector normalises with them.
+        in_chans: channels of a picture.
+        norm_report: one line on what became of the backbone's norms.
+    """
+
+    def __init__(self, features: Features, *, out_channels: int, extra_level: str | None, fpn_norm: str | None) -> None:
+        super().__init__()
+        extra_blocks: dict[str | None, ExtraFPNBlock | None] = {
+            None: None,
+            "pool": LastLevelMaxPool(),
+            "p6p7": LastLevelP6P7(out_channels, out_channels) if extra_level == "p6p7" else None,
+        }
+        self.body = features.net
+        self.fpn = FeaturePyramidNetwork(
+            list(features.channels), out_channels, extra_blocks[extra_level], norm_layer(fpn_norm)
+        )
+        extra = EXTRA_LEVELS[extra_level]
+        deepest = features.strides[-1]
+        self.out_channels = out_channels
+        self.roi_level_names = tuple(str(i) for i in range(len(features.strides)))
+        self.level_names = self.roi_level_names + extra
+        self.strides = features.strides + tuple(deepest * 2 ** (i + 1) for i in range(len(extra)))
+        self.mean = features.mean
+        self.std = features.std
+        self.in_chans = features.in_chans
+        self.norm_report = ""
+        self._positions = list(features.positions)
+        self._channels_last = features.channels_last
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised pictures (N, in_chans, H, W) -> ``{level: (N, out_channels, H / stride, W / stride)}``."""
+        maps = self.body(images)
+        levels: dict[str, Tensor] = {}
+        for level, position in enumerate(self._positions):
+            feature = maps[position]
+            if self._channels_last:
+                feature = feature.permute(0, 3, 1, 2)
+            levels[str(level)] = feature
+        return self.fpn(levels)
+
+
+def fpn_backbone(
+    model_or_name: str | nn.Module,
+    *,
+    pretrained: bool = False,
+    out_indices: Sequence[int] | None = None,
+    out_channels: int = 256,
+    extra_level: str | None = "pool",
+    norm: str = "frozen_bn",
+    trainable_stages: int | None = None,
+    fpn_norm: str | None = None,
+    in_chans: int | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    force_norm: bool = False,
+    download: bool = True,
+) -> FpnBackbone:
+    """Turn any timm model with ``features_only`` into a torchvision detection backbone with a feature pyramid.
+
+    One small black picture is run through the model to see that its maps have the channels and strides that timm says.
+
+    Args:
+        model_or_name: a timm model's name (``vovnet39``, ``resnet50.a1_in1k``), or an instance: one made with
+            ``features_only=True``, or a classifier with ``forward_intermediates``. An instance becomes part of the
+            backbone and is changed.
+        pretrained: start from timm's pretrained weights; for an instance, whether its weights are trained ones.
+        out_indices: the model's feature maps to take, from the finest; each stride must be twice the previous one.
+            None takes the last map with each of the strides 4, 8, 16 and 32.
+        out_channels: channels of every pyramid level.
+        extra_level: ``pool`` (one more level by subsampling), ``p6p7`` (two by strided convolutions) or None.
+        norm: of the backbone. ``frozen_bn`` fixes batch norms where the weights are pretrained (a warning says where it
+            could not); ``bn`` leaves them; ``sync_bn`` shares statistics between processes (on GPUs alone); ``gn`` puts
+            group norms in their place. Norms that are not batch norms are always left alone.
+        trainable_stages: how many of the last stages train, a stage ending at each map of timm's ``feature_info``;
+            None trains all.
+        fpn_norm: of the pyramid: None as in the paper, ``bn``, ``sync_bn`` or ``gn``.
+        in_chans: channels of a picture; None takes the model's own.
+        backbone_args: more arguments of the timm model, such as ``{"drop_path_rate": 0.1}``.
+        force_norm: allow ``gn`` over pretrained batch-norm weights.
+        download: False leaves pretrained weights out although ``pretrained`` is set, for a caller that loads its own
+            over them; norms and stages are frozen as if they were there.
+
+    Raises:
+        InputError: a value is out of its range, or the model has not the maps that a pyramid needs.
+        TypeError: ``backbone_args`` names no argument of the model.
+    """
+    _check_choices(norm=norm, extra_level=extra_level, fpn_norm=fpn_norm, out_channels=out_channels)
+    if isinstance(model_or_name, str):
+        features = features_by_name(
+            model_or_name,
+            pretrained=pretrained,
+            download=download,
+            out_indices=out_indices,
+            in_chans=in_chans,
+            backbone_args=backbone_args or {},
+        )
+    elif isinstance(model_or_name, nn.Module):
+        if backbone_args:
+            raise InputError("backbone_args are for a model that is made from a name; this one exists already")
+        features = features_of_instance(
+            model_or_name, pretrained=pretrained, out_indices=out_indices, in_chans=in_chans
+        )
+    else:
+        raise InputError(f"expected a timm model or its name, got {type(model_or_name).__name__}")
+    report, complete = convert_norms(features.net, norm, pretrained=features.pretrained, force=force_norm)
+    notes = [] if complete else [report]
+    if trainable_stages is not None:
+        notes += _freeze(features, trainable_stages)
+    verify_features(features)
+    _log.info("%s: %s", features.name, report)
+    for note in notes:
+        warnings.warn(f"{features.name}: {note}", stacklevel=2)
+    backbone = FpnBackbone(features, out_channels=out_channels, extra_level=extra_level, fpn_norm=fpn_norm)
+    backbone.norm_report = report
+    return backbone
+
+
+def _check_choices(*, norm: str, extra_level: str | None, fpn_norm: str | None, out_channels: int) -> None:
+    choices: dict[str, tuple[object, tuple[object, ...]]] = {
+        "norm": (norm, NORMS),
+        "extra_level": (extra_level, tuple(EXTRA_LEVELS)),
+        "fpn_norm": (fpn_norm, FPN_NORMS),
+    }
+    for argument, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise InputError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if isinstance(out_channels, bool) or not isinstance(out_channels, int) or out_channels < 1:
+        raise InputError(f"out_channels must be a positive integer, got {out_channels!r}")
+
+
+def _freeze(features: Features, trainable_stages: int) -> list[str]:
+    """Freeze all but the last stages; return what the caller should be told."""
+    stages = freeze_stages(features.net, features.taps, trainable_stages, pretrained=features.pretrained)
+    if features.pretrained or trainable_stages == stages:
+        return []
+    return [
+        f"{stages - trainable_stages} of {stages} stages do not train, and their weights are random unless you load "
+        "trained ones; trainable_stages=None trains all"
+    ]

@@ -1,0 +1,75 @@
+"""How many stages of a backbone train.
+
+A stage ends where timm's ``feature_info`` taps a feature map. timm registers modules in the order in which they run
+(timm/models/_features.py, ``FeatureDictNet``), so every module belongs to the first stage whose tap comes no earlier.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from vovnet.adapters.norms import batch_norms, frozen, replace_modules
+from vovnet.errors import InputError
+
+
+def freeze_stages(net: nn.Module, taps: Sequence[dict[str, Any]], trainable: int, *, pretrained: bool) -> int:
+    """Let only the last ``trainable`` stages of ``net`` train, in place; return how many there are.
+
+    Parameters of the others get ``requires_grad=False``, and, where the weights are pretrained, their batch norms keep
+    their statistics too: a stage that does not train is a constant.
+
+    Args:
+        net: a timm feature extractor.
+        taps: timm's ``feature_info`` entries up to the last map in use.
+        trainable: 0 to the number of stages.
+        pretrained: the weights are trained ones, or such will be loaded.
+
+    Raises:
+        InputError: ``trainable`` is out of range.
+    """
+    order = {name: i for i, name in enumerate(dict(net.named_modules()))}
+    stages = _stages(order, taps)
+    ends = sorted(stages)
+    if not ends:
+        raise InputError("trainable_stages must be None for this model: timm does not say where its stages end")
+    if not 0 <= trainable <= len(ends):
+        places = ", ".join(stages[end] for end in ends)
+        raise InputError(
+            f"trainable_stages must be 0 to {len(ends)} (the stages end at {places}), got {trainable}; None trains all"
+        )
+
+    def stays(module: str) -> bool:
+        stage = min(bisect_left(ends, order[module]), len(ends) - 1)
+        return stage < len(ends) - trainable
+
+    for name, parameter in net.named_parameters():
+        if stays(name.rpartition(".")[0]):
+            parameter.requires_grad_(False)
+    if pretrained:
+        replace_modules(net, [name for name in batch_norms(net) if stays(name)], frozen)
+    return len(ends)
+
+
+def _stages(order: dict[str, int], taps: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Position, in registration order, of each stage's last module; taps that cannot be found join the next stage."""
+    stages: dict[int, str] = {}
+    for tap in taps:
+        name = _registered_name(order, tap["module"])
+        if name is None:
+            continue
+        inside = [i for module, i in order.items() if module == name or module.startswith(name + ".")]
+        end = inside[0] - 1 if tap.get("hook_type") == "forward_pre" else inside[-1]
+        stages[end] = f"{tap['module']} (stride {tap['reduction']})"
+    return stages
+
+
+def _registered_name(order: dict[str, int], tap: str) -> str | None:
+    """A tap's name in timm's extractors: as it is, flattened (``stages.0`` -> ``stages_0``), or in a wrapper."""
+    for name in (tap, tap.replace(".", "_", 1), f"model.{tap}", f"body.{tap}"):
+        if tap and name in order:
+            return name
+    return None

@@ -1,0 +1,302 @@
+"""Datasets in COCO's form: JSON files and folders of pictures, as the protocol of :mod:`vovnet.detection.data` asks."""
+
+from __future__ import annotations
+
+import marshal
+import warnings
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from vovnet.detection.data.checks import CheckedImage, CheckedObject, check_content, read_annotations
+from vovnet.detection.data.images import (
+    ImageFolder,
+    ImageSizeError,
+    UnreadableImage,
+    example_names,
+    read_image,
+    to_tensor,
+)
+from vovnet.detection.data.masks import decode_masks
+from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
+from vovnet.errors import InputError
+
+Category = dict[str, Any]
+
+ATTEMPTS = 100
+"""Pictures in a row that may fail before training gives up: so many mean a broken disk, not a broken file."""
+
+
+class Source(Protocol):
+    """One annotation file and its folder, such as :class:`vovnet.detection.recipe.DataSource`."""
+
+    images: str
+    annotations: str
+
+
+class CocoDataset(Dataset[Any]):
+    """One or several COCO JSON files as one dataset; pictures are decoded when asked for.
+
+    In training, what is unusable is left out and counted in ``dropped``, by the rules of ``vovnet check-data``;
+    crowds are not in the targets; boxes are clipped to the picture. A picture that turns out to be truncated, or of
+    another size than its entry says, when it is its turn (decoding everything at the start would take too long) is
+    replaced by the next good one, with a warning.
+
+    In evaluation every image is kept: one that is missing or cannot be decoded is an ``InputError`` that names it.
+
+    Image ids are those of the files. Where a later file uses an id that an earlier one has, its images get new ids,
+    above all others; :meth:`source_of` tells the file and the id there. A picture in two files is two images.
+
+    Args:
+        sources: annotation files and the folders of their pictures.
+        masks: give masks, and treat annotations without a sound one as unusable. In evaluation data without any
+            segmentation is taken as boxes.
+        training: see above.
+        keep_empty: keep training images that nothing (or only a crowd) is on.
+        channels: 3 for RGB, 1 for grey.
+        categories: the label order to use, such as a detector's; the files' categories must all be among them.
+
+    Attributes:
+        categories: ``{"id", "name"}`` sorted by id, or as given; label k in 1..K means ``categories[k - 1]``.
+        dropped: what was found wrong at the start.
+        ground_truth: in evaluation a COCO JSON object of all files for pycocotools, crowds included, ``area`` and
+            ``iscrowd`` filled in; None in training.
+
+    Raises:
+        InputError: a file cannot be read or is not COCO JSON, files contradict each other, or nothing usable is left.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        masks: bool,
+        training: bool,
+        keep_empty: bool = True,
+        channels: int = 3,
+        categories: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        if not sources:
+            raise InputError("data: no annotation files; expected a list of {images: FOLDER, annotations: FILE.json}")
+        self.training, self.channels = training, channels
+        self.dropped = DataReport()
+        self._files = [source.annotations for source in sources]
+        known: dict[int, tuple[str, str]] = {}
+        images: list[CheckedImage] = []
+        origins: list[tuple[int, int]] = []
+        any_masks = False
+        for number, source in enumerate(sources):
+            content = read_annotations(source.annotations)
+            _join_categories(known, content["categories"], source.annotations)
+            found = self._check(content, source, masks)
+            any_masks = any_masks or any(one.segmentation for image in found for one in image.objects)
+            origins += [(number, image.image_id) for image in found]
+            _renumber(found, {image.image_id for image in images})
+            images += found
+        self.masks = masks and (any_masks or training)
+        ours = [{"id": number, "name": name} for number, (name, _) in sorted(known.items())]
+        self.categories: list[Category] = ours if categories is None else match_categories(ours, categories)
+        kept = [
+            (image, origin)
+            for image, origin in zip(images, origins, strict=True)
+            if not training or keep_empty or any(not one.crowd for one in image.objects)
+        ]
+        self._refuse_nothing([image for image, _ in kept])
+        self._origins = [origin for _, origin in kept]
+        self.ground_truth = (
+            None if training else _ground_truth([image for image, _ in kept], self.categories, self.masks)
+        )
+        self._pack([image for image, _ in kept])
+
+    def _check(self, content: dict[str, Any], source: Source, masks: bool) -> list[CheckedImage]:
+        report = self.dropped
+        report.annotation_files.append(str(source.annotations))
+        before = {kind: len(report.problems.get(kind, ())) for kind in LOST_IMAGE}
+        if masks and not self.training:
+            masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in content["annotations"])
+        found = check_content(content, ImageFolder(source.images), masks, report, evaluation=not self.training)
+        for kind in sorted(LOST_IMAGE) if not self.training else ():
+            new = report.problems.get(kind, [])[before[kind] :]
+            if new:
+                names = {
+                    entry.get("id"): entry.get("file_name") for entry in content["images"] if isinstance(entry, dict)
+                }
+                shown = example_names((f"{names.get(one)} (id {one})" for one in new), len(new))
+                raise InputError(
+                    f"{source.annotations}: {KINDS[kind].text}: {shown}; looked in {source.images}; an evaluation "
+                    "needs every image, `vovnet check-data` lists what is wrong"
+                )
+        return found
+
+    def _refuse_nothing(self, images: Sequence[CheckedImage]) -> None:
+        if any(not one.crowd for image in images for one in image.objects):
+            return
+        files = ", ".join(map(str, self._files))
+        if self.masks and any("no_mask" in self.dropped.problems for _ in images):
+            hint = "no annotation has a usable mask; model.detector=faster_rcnn needs none"
+        else:
+            hint = self.dropped.summary() or "there are no annotations"
+        raise InputError(f"{files}: empty dataset: no usable object is in it ({hint})")
+
+    def _pack(self, images: Sequence[CheckedImage]) -> None:
+        """Into flat arrays: a tenth of the memory, and forked workers do not copy it by counting references."""
+        labels = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
+        objects = [self._targets_of(image) for image in images]
+        flat = [one for each in objects for one in each]
+        self._paths = [image.path for image in images]
+        self._names = [image.file_name for image in images]
+        self._ids = np.array([image.image_id for image in images], dtype=np.int64)
+        self._sizes = np.array([(image.height, image.width) for image in images], dtype=np.int32)
+        self._starts = np.cumsum([0, *map(len, objects)])
+        self._boxes = np.array([one.box for one in flat], dtype=np.float64).reshape(-1, 4)
+        self._labels = np.array([labels[one.category_id] for one in flat], dtype=np.int64)
+        self._areas = np.array([one.area for one in flat], dtype=np.float32)
+        self._crowds = np.array([one.crowd for one in flat], dtype=np.int64)
+        self._shapes, starts = bytearray(), array("q", [0])
+        for one in flat if self.masks else ():
+            # Compact and fast, and it never leaves the memory of this run: nothing is read with it from a file.
+            self._shapes += marshal.dumps(one.segmentation)
+            starts.append(len(self._shapes))
+        self._shape_starts = np.array(starts)
+
+    def _targets_of(self, image: CheckedImage) -> list[CheckedObject]:
+        return [one for one in image.objects if not (self.training and one.crowd)]
+
+    @property
+    def dropped_summary(self) -> str:
+        """One line on what was left out at the start; empty if nothing was."""
+        return self.dropped.summary()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+        index = range(len(self))[index]
+        for attempt in range(min(ATTEMPTS, len(self))):
+            try:
+                return self._load((index + attempt) % len(self))
+            except (UnreadableImage, ImageSizeError) as error:
+                if not self.training:
+                    raise
+                # Python shows a warning once a place and text, so once a picture and worker.
+                warnings.warn(f"left out of training: {error}", RuntimeWarning, stacklevel=2)
+                failure = error
+        raise InputError(f"{ATTEMPTS} pictures in a row cannot be used; is the disk in order? The last one: {failure}")
+
+    def _load(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+        height, width = self.image_size(index)
+        pixels = to_tensor(read_image(self._paths[index], self.channels, (width, height)))
+        start, stop = self._starts[index], self._starts[index + 1]
+        boxes = torch.from_numpy(self._corners(start, stop, height, width))
+        target: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "labels": torch.from_numpy(self._labels[start:stop].copy()),
+            "image_id": int(self._ids[index]),
+            "area": torch.from_numpy(self._areas[start:stop].copy()),
+            "iscrowd": torch.from_numpy(self._crowds[start:stop].copy()),
+        }
+        if self.masks:
+            bounds = self._shape_starts[start : stop + 1]
+            shapes = [marshal.loads(self._shapes[a:b]) for a, b in pairwise(bounds)]
+            target["masks"] = tv_tensors.Mask(decode_masks(shapes, height, width))
+        return tv_tensors.Image(pixels), target
+
+    def _corners(self, start: int, stop: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """x0, y0, x1, y1 in pixels, clipped to the picture."""
+        x, y, w, h = self._boxes[start:stop].T
+        corners = np.stack((x, y, x + w, y + h), axis=1)
+        return np.clip(corners, 0, (width, height, width, height)).astype(np.float32)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) in pixels, from the annotation file."""
+        height, width = self._sizes[index]
+        return int(height), int(width)
+
+    def file_name(self, index: int) -> str:
+        """An image's ``file_name`` in its annotation file."""
+        return self._names[index]
+
+    def source_of(self, index: int) -> tuple[str, int]:
+        """The annotation file that an image is from, and its id there."""
+        number, image_id = self._origins[index]
+        return str(self._files[number]), image_id
+
+
+def match_categories(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> list[Category]:
+    """The categories of a detector, if all those of the data are among them by id and name.
+
+    Raises:
+        InputError: they are not; the message lists the differences.
+    """
+    known = {int(one["id"]): str(one["name"]) for one in theirs}
+    differences = []
+    for one in ours:
+        if one["id"] not in known:
+            differences.append(f"{one['id']} '{one['name']}' is only in the data")
+        elif known[one["id"]] != one["name"]:
+            differences.append(f"{one['id']} is '{one['name']}' in the data and '{known[one['id']]}' in the detector")
+    if differences:
+        raise InputError(
+            f"categories of the data are not the detector's: {example_names(differences, len(differences), 5)}; the "
+            f"detector knows {example_names((f'{key} {name!r}' for key, name in known.items()), len(known), 5)}"
+        )
+    return [{"id": int(one["id"]), "name": str(one["name"])} for one in theirs]
+
+
+def _join_categories(known: dict[int, tuple[str, str]], categories: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Add a file's categories to those known, as id to (name, file)."""
+    ids = {name: (number, file) for number, (name, file) in known.items()}
+    for entry in categories:
+        number, name = int(entry["id"]), entry["name"]
+        there, file = known.get(number, (name, path))
+        if there != name:
+            raise InputError(
+                f"category {number} is '{there}' in {file} but '{name}' in {path}; joined files must agree"
+            )
+        other, file = ids.get(name, (number, path))
+        if other != number:
+            raise InputError(
+                f"category '{name}' has id {other} in {file} but {number} in {path}; joined files must agree"
+            )
+        known.setdefault(number, (name, path))
+
+
+def _renumber(images: Sequence[CheckedImage], taken: set[int]) -> None:
+    """Give new ids to those images whose ids are taken."""
+    free = 1 + max([*taken, *(image.image_id for image in images)], default=0)
+    for image in images:
+        if image.image_id in taken:
+            image.image_id, free = free, free + 1
+
+
+def _ground_truth(images: Sequence[CheckedImage], categories: Sequence[Category], masks: bool) -> dict[str, Any]:
+    annotations = []
+    for image in images:
+        for one in image.objects:
+            entry = {
+                "id": one.annotation_id,
+                "image_id": image.image_id,
+                "category_id": one.category_id,
+                "bbox": list(one.box),
+                "area": one.area,
+                "iscrowd": int(one.crowd),
+            }
+            if masks:
+                entry["segmentation"] = one.segmentation
+            annotations.append(entry)
+    ids = [entry["id"] for entry in annotations]
+    # pycocotools mixes up annotations that share an id, and takes one with id 0 for "not found".
+    if len(set(ids)) < len(ids) or not all(isinstance(number, int) and number > 0 for number in ids):
+        for number, entry in enumerate(annotations, start=1):
+            entry["id"] = number
+    entries = [
+        {"id": image.image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
+        for image in images
+    ]
+    return {"info": {}, "images": entries, "annotations": annotations, "categories": [dict(one) for one in categories]}

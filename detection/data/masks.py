@@ -1,0 +1,150 @@
+"""COCO's segmentations: polygons and run lengths, judged before pycocotools sees them, and decoded by it.
+
+pycocotools computes something for almost any input: nonsense for run lengths that do not sum to the picture,
+an overlap of -1 for sizes that differ, gigabytes for a polygon that leaves the picture by a billion pixels. So what is
+wrong is told here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from math import hypot, isfinite
+from operator import mul
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+Segmentation = list[list[float]] | dict[str, Any]
+"""As in a COCO file: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels, or ``{"size": [h, w], "counts": ...}``."""
+
+
+def sound_segmentation(segmentation: object, height: int, width: int) -> tuple[Segmentation | None, str | None]:
+    """What of a segmentation can be used for a picture of this size in pixels, and what is wrong with it.
+
+    Returns:
+        The usable part (None if there is none) and the kind of problem (None if there is none): ``no_mask``,
+        ``bad_polygon``, ``bad_rle``, ``rle_size``, ``rle_sum`` or ``empty_mask``. A usable part together with
+        ``bad_polygon`` means that only some of the polygons are bad; with ``empty_mask``, that it covers no pixel.
+    """
+    if not segmentation:
+        return None, "no_mask"
+    if isinstance(segmentation, dict):
+        problem = _rle_problem(segmentation, height, width)
+        return (segmentation if problem in (None, "empty_mask") else None), problem
+    if not isinstance(segmentation, list):
+        return None, "bad_polygon"
+    limit = 16 * (height + width)
+    parts = [part for part in segmentation if _is_polygon(part, limit)]
+    if not parts:
+        return None, "bad_polygon"
+    if not any(_surely_covers_a_pixel(part, height, width) for part in parts) and not mask_area(parts, height, width):
+        return parts, "empty_mask"
+    return parts, None if len(parts) == len(segmentation) else "bad_polygon"
+
+
+def _is_polygon(part: object, limit: float) -> bool:
+    """Three or more points, all finite and near the picture: pycocotools' time and memory grow with the distance."""
+    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+        return False
+    try:
+        return isfinite(sum(part)) and -limit <= min(part) and max(part) <= limit
+    except (TypeError, OverflowError):  # something in it is not a number, or too large for one
+        return False
+
+
+def _surely_covers_a_pixel(polygon: list[float], height: int, width: int) -> bool:
+    """Tells most polygons that cover a pixel without drawing them (a million take seconds, not minutes).
+
+    A closed curve that encloses no point of the unit grid has an area below half its length (E. A. Bender,
+    "Area-perimeter relations for two-dimensional lattices", 1962); pycocotools' rounding moves the border by at most
+    half a pixel, which takes at most another half of the length.
+    """
+    xs, ys = polygon[::2], polygon[1::2]
+    if min(xs) < 0 or min(ys) < 0 or max(xs) > width or max(ys) > height:
+        return False
+    next_xs, next_ys = xs[1:] + xs[:1], ys[1:] + ys[:1]
+    area = abs(sum(map(mul, xs, next_ys)) - sum(map(mul, ys, next_xs))) / 2
+    length = sum(
+        map(hypot, (a - b for a, b in zip(xs, next_xs, strict=True)), (a - b for a, b in zip(ys, next_ys, strict=True)))
+    )
+    return area > length + 1
+
+
+def _rle_problem(rle: dict[str, Any], height: int, width: int) -> str | None:
+    size, counts = rle.get("size"), rle.get("counts")
+    runs = rle_counts(counts)
+    if not isinstance(size, list | tuple) or len(size) != 2 or runs is None:
+        return "bad_rle"
+    if list(size) != [height, width]:
+        return "rle_size"
+    if int(runs.sum()) != height * width:
+        return "rle_sum"
+    return None if runs[1::2].any() else "empty_mask"
+
+
+def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
+    """Run lengths in pixels, background first, of COCO's plain (a list) or compressed (text) form; None if malformed.
+
+    The compressed form is that of cocoapi ``common/maskApi.c``, ``rleFrString``: numbers in groups of five bits,
+    lowest first, each in a character from code 48 on with a sixth bit for "more follow", the last group's highest bit
+    being the sign; from the fourth on a number is the difference from the last but one.
+    """
+    if isinstance(counts, list):
+        try:
+            numbers = np.array(counts, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        whole = (numbers >= 0) & (numbers < 2**32) & (numbers == np.floor(numbers))
+        return numbers.astype(np.int64) if numbers.ndim == 1 and bool(whole.all()) else None
+    if isinstance(counts, str):
+        counts = counts.encode("ascii", "replace")
+    if not isinstance(counts, bytes):
+        return None
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero(codes & 32 == 0)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # more than a 32-bit count can need
+        return None
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= np.where(codes[ends] & 16, np.left_shift(1, 5 * lengths), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs if runs.min() >= 0 and runs.max() < 2**32 else None
+
+
+def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """A sound segmentation as one compressed run-length object of pycocotools (``counts`` as bytes)."""
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            return coco_mask.frPyObjects(segmentation, height, width)
+        return segmentation
+    return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+
+
+def mask_area(segmentation: Segmentation, height: int, width: int) -> int:
+    """Pixels that a sound segmentation covers."""
+    return int(coco_mask.area(to_rle(segmentation, height, width)))
+
+
+def decode_masks(segmentations: Sequence[Segmentation], height: int, width: int) -> Tensor:
+    """Sound segmentations as uint8 (N, height, width) of zeros and ones, equal to pycocotools' ``COCO.annToMask``."""
+    if not segmentations:
+        return torch.zeros((0, height, width), dtype=torch.uint8)
+    pixels = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def polygon_box(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+    """(x, y, width, height) in pixels around polygons."""
+    xs = list(chain.from_iterable(polygon[::2] for polygon in polygons))
+    ys = list(chain.from_iterable(polygon[1::2] for polygon in polygons))
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)

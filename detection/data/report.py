@@ -1,0 +1,118 @@
+"""The kinds of problems a dataset can have, and the report that counts them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from vovnet.detection.data.images import example_names
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem: how it reads, what it befalls (``image`` or ``annotation``), what training does about it."""
+
+    text: str
+    of: str
+    action: str
+
+
+KINDS: dict[str, Kind] = {
+    "image_entry": Kind("image entry without a whole-number id or a file_name", "image", "left out"),
+    "duplicate_image_id": Kind("image id that an earlier image has", "image", "left out"),
+    "path_outside": Kind("file_name that leaves the folder of images", "image", "left out"),
+    "missing_image": Kind("missing image file", "image", "left out"),
+    "no_size": Kind("image entry without a width and height", "image", "kept, size read from the file"),
+    "unreadable_image": Kind("unreadable or truncated picture", "image", "left out, when it is met"),
+    "size_differs": Kind("width and height that are not the picture's", "image", "left out, when it is met"),
+    "annotation_entry": Kind("annotation that is not an object", "annotation", "left out"),
+    "duplicate_annotation_id": Kind("annotation id that an earlier annotation has", "annotation", "kept, id not used"),
+    "unknown_image": Kind("annotation of an image that is not listed", "annotation", "left out"),
+    "unknown_category": Kind("category that is not listed", "annotation", "left out"),
+    "bad_box": Kind("box that is not four finite numbers", "annotation", "left out"),
+    "empty_box": Kind("box with zero or negative width or height", "annotation", "left out"),
+    "box_outside": Kind("box entirely outside the picture", "annotation", "left out"),
+    "box_partly_outside": Kind("box partly outside the picture", "annotation", "clipped"),
+    "no_mask": Kind("no segmentation, where others have one", "annotation", "left out of mask training"),
+    "bad_polygon": Kind("polygon without three proper points", "annotation", "polygon left out of mask training"),
+    "bad_rle": Kind("run lengths (RLE) that are malformed", "annotation", "left out of mask training"),
+    "rle_size": Kind("RLE whose size is not the picture's", "annotation", "left out of mask training"),
+    "rle_sum": Kind("RLE whose sum is not the picture's area", "annotation", "left out of mask training"),
+    "empty_mask": Kind("mask without area", "annotation", "left out of mask training"),
+}
+
+LOST_IMAGE = frozenset({"image_entry", "duplicate_image_id", "path_outside", "missing_image", "unreadable_image"})
+"""Kinds that make an image unusable before any picture is decoded (``unreadable_image`` where its size is asked)."""
+
+
+@dataclass
+class DataReport:
+    """What a dataset holds and what is wrong with it."""
+
+    annotation_files: list[str] = field(default_factory=list)
+    images: int = 0
+    annotations: int = 0
+    crowds: int = 0
+    masks: int = 0
+    images_without_objects: int = 0
+    """Usable images that no usable annotation other than a crowd belongs to."""
+    orphans: int = 0
+    """Annotations that are lost because their image is; they are not counted as problems of their own."""
+    objects_per_category: dict[str, int] = field(default_factory=dict)
+    """Usable annotations, crowds among them, by category name."""
+    problems: dict[str, list[Any]] = field(default_factory=dict)
+    """Kind (a key of ``KINDS``) to the ids of its images or annotations; ``#n`` is the n-th entry, if it has no id."""
+    dropped_images: int = 0
+    dropped_annotations: int = 0
+    """What training leaves out, without orphans."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def add(self, kind: str, entry_id: object) -> None:
+        """Note a problem of an image or annotation."""
+        self.problems.setdefault(kind, []).append(entry_id)
+
+    def table(self, examples: int = 5) -> str:
+        """An overview and a row for each kind of problem, with the first ids, as text of several lines."""
+        counts = ", ".join(
+            f"{name} {count}".replace(" ", "\u00a0") for name, count in self.objects_per_category.items()
+        )
+        categories = textwrap.wrap(
+            f"categories   {len(self.objects_per_category)}: {counts}", 110, subsequent_indent=" " * 13
+        )
+        lines = [
+            f"annotations  {', '.join(self.annotation_files)}",
+            f"images       {self.images} ({self.images_without_objects} without objects)",
+            f"objects      {self.annotations} ({self.crowds} crowds, {self.masks or 'none'} with masks)",
+            *(line.replace("\u00a0", " ") for line in categories),
+            "",
+        ]
+        if self.ok:
+            return "\n".join([*lines, "nothing is wrong"])
+        rows = [("problem", "count", "in training", "ids")]
+        for kind, ids in self._rows():
+            shown = f"{KINDS[kind].of} {example_names(ids, len(ids), examples)}"
+            rows.append((KINDS[kind].text, str(len(ids)), KINDS[kind].action, shown))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        for text, count, action, ids_text in rows:
+            lines.append(f"{text:<{widths[0]}}  {count:>{widths[1]}}  {action:<{widths[2]}}  {ids_text}")
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """One line on what training leaves out; empty if that is nothing."""
+        if not (self.dropped_images or self.dropped_annotations or "box_partly_outside" in self.problems):
+            return ""
+        kinds = "; ".join(f"{len(ids)} × {KINDS[kind].text}" for kind, ids in self._rows())
+        lost = f" and {self.orphans} on images left out" if self.orphans else ""
+        return (
+            f"{self.dropped_images} of {self.images} images and {self.dropped_annotations} of {self.annotations} "
+            f"annotations{lost} ({kinds})"
+        )
+
+    def _rows(self) -> Iterator[tuple[str, list[Any]]]:
+        return ((kind, self.problems[kind]) for kind in KINDS if kind in self.problems)

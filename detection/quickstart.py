@@ -1,0 +1,48 @@
+"""The main job on an embedded default: generate shapes, train on them, evaluate, draw. `vovnet quickstart`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vovnet.detection.checkpoint import load_detector
+from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.engine import train
+from vovnet.detection.evaluation import evaluate, format_metrics
+from vovnet.detection.plots import plot_predictions
+from vovnet.detection.recipe import DataSource, load_recipe
+from vovnet.detection.shapes import generate_shapes
+from vovnet.files import claim_folder
+
+IMAGES_SHOWN = 8
+
+
+def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
+    """Train the ``quickstart`` recipe on generated shapes.
+
+    Leaves in ``output`` the folder ``data`` (the pictures and their COCO JSON), all that
+    :func:`vovnet.detection.train` leaves, ``metrics.json`` and the results of the final evaluation, and
+    ``predictions.png``.
+
+    Returns:
+        The final numbers and the names of the files to look at, as text.
+
+    Raises:
+        InputError: the folder is not empty and ``overwrite`` was not said, or it cannot be written to.
+    """
+    output = claim_folder(output, overwrite=overwrite)
+    sources = {
+        split: DataSource(str(output / "data" / split), str(output / "data" / "annotations" / f"instances_{split}.json"))
+        for split in ("train", "val")
+    }
+    generate_shapes(output / "data")
+    recipe = load_recipe("quickstart")
+    recipe = replace(recipe, data=replace(recipe.data, train=[sources["train"]], val=[sources["val"]]))
+    train(recipe, output, overwrite=True)
+    detector = load_detector(output)
+    dataset = CocoDataset([sources["val"]], masks=True, training=False)
+    metrics = evaluate(detector, dataset, output)
+    plot_predictions(detector, dataset, output / "predictions.png", count=IMAGES_SHOWN)
+    files = ("predictions.png", "curves.png", "metrics.jsonl", "model.safetensors")
+    listed = "\n".join(f"  {output / name}" for name in files)
+    return f"{format_metrics(metrics)}\n\nbox AP50 {metrics['bbox']['AP50']:.3f}; look at:\n{listed}"

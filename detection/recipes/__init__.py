@@ -1,0 +1,1 @@
+"""The recipes that the package ships, one YAML file each."""

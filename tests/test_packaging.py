@@ -1,0 +1,210 @@
+"""What is built and installed equals the tree: sdist, wheel, ``pip install .``, ``pip install -e .``, and no install.
+
+The checkout is copied first, so that nothing is written into it. Nothing is fetched: the environment's own setuptools
+builds, and dependencies are found beside it. `VOVNET_DIST` names a folder with a built sdist and wheel to check
+instead.
+"""
+
+import email
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("adapters", "detection", "hub")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LITTER = shutil.ignore_patterns(
+    ".git", ".venv*", "runs", "quickstart", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".coverage*"
+)
+
+
+def tree() -> dict[str, Path]:
+    """Path inside the installed package → file of the checkout, for every file that is shipped."""
+    shipped = {}
+    for room in ("vovnet", *ROOMS):
+        for folder, folders, files in os.walk(ROOT / room):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            for file in files:
+                path = Path(folder) / file
+                below = "vovnet" if room == "vovnet" else f"vovnet/{room}"
+                shipped[f"{below}/{path.relative_to(ROOT / room).as_posix()}"] = path
+    return shipped
+
+
+def run(*command: object, cwd: Path, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | variables
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def site_packages(python: Path) -> Path:
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(run(python, "-c", code, cwd=python.parent).strip())
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("checkout") / "vovnet"
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=LITTER)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def dist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel built from it."""
+    if given := os.environ.get("VOVNET_DIST"):
+        return ROOT / given
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, checkout, cwd=checkout)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def unpacked_sdist(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (path,) = dist.glob("*.tar.gz")
+    out = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(path) as archive:
+        archive.extractall(out, filter="data")
+    (folder,) = out.iterdir()
+    return folder
+
+
+@pytest.fixture
+def empty_environment(tmp_path: Path) -> Path:
+    """The Python of a fresh environment that sees this one's packages, but not this one's vovnet."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = site_packages(python)
+    # A path added by a .pth file is searched, but its own .pth files, an editable install's among them, are not read.
+    (site / "neighbours.pth").write_text("\n".join({sysconfig.get_path(p) for p in ("purelib", "platlib")}))
+    return python
+
+
+def install(python: Path, *what: object, cwd: Path) -> None:
+    offline = ("--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", "--disable-pip-version-check")
+    run(sys.executable, "-m", "pip", "--python", python, "install", *offline, *what, cwd=cwd)
+
+
+def probe(python: Path, cwd: Path) -> dict[str, Path]:
+    """File of each room that this Python imports; the command and torchrun's entry must answer ``--help``, too.
+
+    All in one process, because each would import torch.
+    """
+    names = ["vovnet", *(f"vovnet.{room}" for room in ROOMS), "vovnet.detection.data", "vovnet.detection.train"]
+    code = (
+        "import importlib, runpy, sys\n"
+        f"for name in {names}: print('FILE', name, importlib.import_module(name).__file__)\n"
+        "import vovnet.cli\n"
+        "assert callable(vovnet.cli.main)\n"
+        "sys.argv = ['train', '--help']\n"
+        "runpy.run_module('vovnet.detection.train', run_name='__main__', alter_sys=True)\n"
+    )
+    out = run(python, "-c", code, cwd=cwd)
+    assert "usage" in out.lower()
+    return {name: Path(file) for mark, name, file in (line.split(" ", 2) for line in out.splitlines()[: len(names)])}
+
+
+def test_wheel_holds_exactly_the_tree(wheel: Path) -> None:
+    shipped = tree()
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert inside == set(shipped), "list packages and data in pyproject.toml's [tool.setuptools]"
+        for name, path in shipped.items():
+            assert archive.read(name) == path.read_bytes(), name
+
+
+def test_wheel_is_pure_and_says_what_pyproject_says(wheel: Path) -> None:
+    assert wheel.name == f"vovnet-{PROJECT['version']}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"vovnet-{PROJECT['version']}.dist-info"
+        tags = email.message_from_bytes(archive.read(f"{info}/WHEEL"))
+        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+        licences = {name.rpartition("/")[2] for name in archive.namelist() if name.startswith(f"{info}/licenses/")}
+        assert archive.read(f"{info}/entry_points.txt").decode().split() == [
+            "[console_scripts]",
+            "vovnet",
+            "=",
+            "vovnet.cli:main",
+        ]
+    assert tags["Root-Is-Purelib"] == "true"
+    assert tags.get_all("Tag") == ["py3-none-any"]
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert licences == {"LICENSE", "NOTICE"}
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert set(metadata.get_all("Provides-Extra") or ()) == {"detection", "dev"}
+
+
+def test_sdist_has_the_tests_and_no_links(unpacked_sdist: Path) -> None:
+    assert not [path for path in unpacked_sdist.rglob("*") if path.is_symlink()]
+    assert not [room for room in ROOMS if (unpacked_sdist / "vovnet" / room).exists()]
+    houses = [ROOT / part for part in ("tests", "docs", "benchmarks", ".ci", *ROOMS)]
+    for path in (file for house in houses for file in house.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert (unpacked_sdist / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
+    for name in ("Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "pyproject.toml"):
+        assert (unpacked_sdist / name).is_file(), name
+
+
+def test_metadata_is_built_without_torch(checkout: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'timm', 'numpy'): sys.modules[name] = None\n"
+        "from setuptools import build_meta\n"
+        f"print(build_meta.prepare_metadata_for_build_wheel({str(tmp_path)!r}))\n"
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(checkout, copy, symlinks=True, ignore=LITTER)
+    assert run(sys.executable, "-c", code, cwd=copy).split()[-1] == f"vovnet-{PROJECT['version']}.dist-info"
+
+
+def test_installed_wheel(wheel: Path, empty_environment: Path, tmp_path: Path) -> None:
+    install(empty_environment, wheel, cwd=tmp_path)
+    site = site_packages(empty_environment)
+    # Nothing that could collide with another distribution is installed at the top.
+    assert {p.name for p in site.iterdir() if p.suffix not in (".dist-info", ".pth")} == {"vovnet"}
+    assert (empty_environment.parent / "vovnet").is_file()
+    for name, file in probe(empty_environment, cwd=tmp_path).items():
+        assert file == site.joinpath(*name.split("."), "__init__.py")
+
+
+def test_install_from_the_checkout(checkout: Path, empty_environment: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkout, copy, symlinks=True, ignore=LITTER)
+    install(empty_environment, copy, cwd=tmp_path)
+    for name, file in probe(empty_environment, cwd=tmp_path).items():
+        assert file.parts[-3 - name.count(".") :] == ("site-packages", *name.split("."), "__init__.py")
+
+
+@pytest.mark.parametrize("source", ["checkout", "unpacked_sdist"])
+def test_editable_install(source: str, empty_environment: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(request.getfixturevalue(source), copy, symlinks=True, ignore=LITTER)
+    install(empty_environment, "--editable", copy, cwd=tmp_path)
+    found = probe(empty_environment, cwd=tmp_path)
+    assert found["vovnet"].resolve() == copy / "vovnet" / "__init__.py"
+    for room in ROOMS:
+        assert found[f"vovnet.{room}"].resolve() == copy / room / "__init__.py"
+
+
+def test_checkout_without_an_install(checkout: Path, empty_environment: Path) -> None:
+    if not (ROOT / "vovnet" / "adapters").is_symlink():
+        pytest.skip("an unpacked sdist has no links: it must be installed")
+    for name, file in probe(empty_environment, cwd=checkout).items():
+        assert file.resolve().is_relative_to(checkout), name

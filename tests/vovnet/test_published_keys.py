@@ -1,0 +1,190 @@
+"""The published ImageNet files: their keys onto ours, strictly, and the numbers that come out."""
+
+import functools
+import json
+import runpy
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from vovnet.errors import InputError
+from vovnet.vovnet import checkpoint_filter_fn, published_keys
+
+NAMES = ("vovnet27_slim", "vovnet39", "vovnet57")
+SLIM = "vovnet27_slim"
+
+
+@pytest.fixture(scope="module")
+def make(shared: Path) -> Callable[[str, tuple[int, ...]], np.ndarray]:
+    """The rule that turns a published key and a shape into an array."""
+    rule = runpy.run_path(str(shared / "reference" / "rule.py"))["make"]
+    return functools.lru_cache(maxsize=None)(rule)
+
+
+def golden(shared: Path, name: str) -> list[tuple[str, tuple[int, ...], str, int]]:
+    rows = json.loads((shared / "reference" / "golden" / f"keys_cls_{name}.json").read_text())["state_dict"]
+    return [(key, tuple(shape), dtype, crc) for key, shape, dtype, crc in rows]
+
+
+def published(shared: Path, make: Callable[..., np.ndarray], name: str) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(make(key, shape)) for key, shape, _, _ in golden(shared, name)}
+
+
+def random_published(**kwargs: Any) -> dict[str, Tensor]:
+    """A file of the published form, from a network of our own: needs no reference data."""
+    torch.manual_seed(3)
+    model = timm.create_model(SLIM, **kwargs)
+    state = model.state_dict()
+    return {theirs: state[ours].clone() for theirs, ours in published_keys(model).items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_golden_key_maps_onto_one_of_ours_with_its_shape(shared: Path, name: str) -> None:
+    model = timm.create_model(name, device="meta")
+    names, ours = published_keys(model), model.state_dict()
+    rows = golden(shared, name)
+    assert {key for key, *_ in rows} == set(names)
+    assert set(names.values()) == set(ours)
+    assert {names[key]: shape for key, shape, *_ in rows} == {key: tuple(value.shape) for key, value in ours.items()}
+
+
+@pytest.mark.parametrize("name", [SLIM, "vovnet39"])
+def test_a_rule_made_file_lands_where_it_should(shared: Path, make: Callable[..., np.ndarray], name: str) -> None:
+    model = timm.create_model(name)
+    model.load_state_dict(checkpoint_filter_fn(published(shared, make, name), model), strict=True)
+    state, names = model.state_dict(), published_keys(model)
+    for key, _, dtype, crc in golden(shared, name):
+        array = state[names[key]].numpy()
+        assert str(array.dtype) == dtype
+        assert zlib.crc32(np.ascontiguousarray(array).tobytes()) == crc, key
+
+
+def test_activations_equal_the_references(shared: Path, make: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    """Stages and logits of VoVNet.pytorch on one batch (shared/reference/README.md)."""
+    file = tmp_path / "vovnet39_torchvision.pth"
+    torch.save(published(shared, make, "vovnet39"), file)
+    model = timm.create_model("vovnet39", pretrained=True, pretrained_cfg_overlay={"file": str(file)}).eval()
+    x = torch.from_numpy((60 * np.random.default_rng(7).standard_normal((2, 3, 224, 224))).astype(np.float32))
+    reference = np.load(shared / "reference" / "golden" / "cls_vovnet39.npz")
+    with torch.inference_mode():
+        x = model.stem(x)
+        compare("stem", x, reference)
+        for i, stage in enumerate(model.stages):
+            x = stage(x)
+            compare(f"stage{i + 2}", x, reference)
+        logits = model.forward_head(x)
+    torch.testing.assert_close(logits, torch.from_numpy(reference["logits"]), rtol=1e-4, atol=1e-4)
+
+
+def compare(name: str, value: Tensor, reference: Any) -> None:
+    assert tuple(value.shape) == tuple(reference[f"{name}.shape"])
+    flat = value.flatten()
+    sample = flat[np.linspace(0, flat.numel() - 1, min(1024, flat.numel())).astype(int)]
+    scale = float(flat.abs().max())
+    for got, wanted in ((sample, reference[f"{name}.sample"]), (flat[:16], reference[f"{name}.first16"])):
+        torch.testing.assert_close(got, torch.from_numpy(wanted), rtol=1e-4, atol=1e-5 * scale)
+    mean_std = torch.stack([flat.double().mean(), flat.double().std(correction=0)])
+    torch.testing.assert_close(mean_std, torch.from_numpy(reference[f"{name}.mean_std"]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_wrappers_and_prefixes_come_off(wrap: str | None, prefix: str) -> None:
+    plain = random_published()
+    file: Any = {prefix + key: value for key, value in plain.items()}
+    model = timm.create_model(SLIM)
+    mapped = checkpoint_filter_fn({wrap: file, "epoch": 90} if wrap else file, model)
+    names = published_keys(model)
+    assert set(mapped) == set(names.values())
+    assert all(mapped[names[key]] is value for key, value in plain.items())
+
+
+def test_a_missing_key_and_a_left_over_key_are_listed() -> None:
+    model, file = timm.create_model(SLIM, device="meta"), random_published()
+    del file["stage3.OSA3_1.layers.0.OSA3_1_0/norm.num_batches_tracked"]
+    del file["classifier.bias"]
+    file["stage6.OSA6_1.concat.OSA6_1_concat/conv.weight"] = torch.zeros(1)
+    file["extra"] = torch.zeros(1)
+    with pytest.raises(InputError) as error:
+        checkpoint_filter_fn(file, model)
+    message = str(error.value)
+    assert "missing: stage3.OSA3_1.layers.0.OSA3_1_0/norm.num_batches_tracked, classifier.bias;" in message
+    assert "left over: stage6.OSA6_1.concat.OSA6_1_concat/conv.weight, extra)" in message
+    assert "\n" not in message
+
+
+def test_other_shapes_are_listed() -> None:
+    model, file = timm.create_model(SLIM, device="meta"), random_published()
+    file["stem.stem_2/conv.weight"] = torch.zeros(64, 64, 1, 1)
+    file["classifier.weight"] = torch.zeros(1000, 1024)
+    with pytest.raises(InputError) as error:
+        checkpoint_filter_fn(file, model)
+    assert "stem.stem_2/conv.weight is (64, 64, 1, 1) and should be (64, 64, 3, 3)" in str(error.value)
+    assert "classifier.weight is (1000, 1024) and should be (1000, 512)" in str(error.value)
+
+
+@pytest.mark.parametrize(("file", "into"), [("vovnet39", "vovnet57"), ("vovnet57", "vovnet39"), ("vovnet39", SLIM)])
+def test_another_variants_file_is_refused(file: str, into: str) -> None:
+    source = timm.create_model(file, device="meta")
+    state = source.state_dict()
+    with pytest.raises(InputError, match="does not fit this model"):
+        checkpoint_filter_fn(
+            {theirs: state[ours] for theirs, ours in published_keys(source).items()},
+            timm.create_model(into, device="meta"),
+        )
+
+
+def test_our_own_and_timms_keys_pass_through() -> None:
+    model = timm.create_model(SLIM)
+    state = model.state_dict()
+    assert checkpoint_filter_fn(state, model) == dict(state)
+    headless = {key: value for key, value in state.items() if not key.startswith("head.")}
+    assert checkpoint_filter_fn({"state_dict": headless}, model) == headless
+
+
+@pytest.mark.parametrize("own_names", [False, True])
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"num_classes": 10}, {"num_classes": 0}, {"in_chans": 1}, {"features_only": True, "out_indices": (1, 4)}],
+    ids=str,
+)
+def test_pretrained_through_timm(kwargs: dict[str, Any], own_names: bool, tmp_path: Path) -> None:
+    file, reference = random_published(), timm.create_model(SLIM)
+    mapped = checkpoint_filter_fn(file, reference)
+    path = tmp_path / "weights.pth"
+    torch.save(mapped if own_names else file, path)
+    model = timm.create_model(SLIM, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
+    state = model.state_dict()
+    if "features_only" in kwargs:
+        mapped = {k.replace("stem.", "stem_").replace("stages.", "stages_"): v for k, v in mapped.items()}
+    expected = {key: value for key, value in mapped.items() if not key.startswith("head.")}
+    if "in_chans" in kwargs:
+        expected["stem.0.conv.weight"] = expected["stem.0.conv.weight"].sum(dim=1, keepdim=True)
+    if not kwargs:
+        expected = mapped
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
+    head = (
+        {} if {"features_only"} & set(kwargs) or kwargs.get("num_classes") == 0 else {"head.fc.weight", "head.fc.bias"}
+    )
+    assert set(state) == set(expected) | set(head)
+
+
+def test_a_bad_file_names_the_keys_through_timm(tmp_path: Path) -> None:
+    file = random_published()
+    del file["stem.stem_1/conv.weight"]
+    torch.save(file, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="stem.stem_1/conv.weight"):
+        timm.create_model(SLIM, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
+
+
+def test_untrained_says_that_there_are_no_weights() -> None:
+    with pytest.raises(RuntimeError, match="No pretrained weights exist for vovnet27_slim"):
+        timm.create_model(SLIM, pretrained=True)

@@ -1,0 +1,16 @@
+"""VoVNet for timm: importing this package registers ``vovnet27_slim``, ``vovnet39`` and ``vovnet57``.
+
+``timm.create_model("vovnet39")`` then works as for timm's own models. Detection lies in ``vovnet.detection`` and is not
+imported here.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from vovnet.vovnet import VoVNet
+
+__all__ = ["VoVNet", "__version__"]
+
+try:
+    __version__ = version("vovnet")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"

@@ -1,0 +1,161 @@
+"""Classify pictures with any timm model: its own preprocessing, its own class names."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from torch import Tensor, nn
+
+from vovnet.errors import InputError
+
+_BATCH = 32  # pictures through the network at once: bounds the memory, whatever the number of pictures
+
+
+class ClassScore(TypedDict):
+    """One class of one picture: its name, its index and its probability (0 to 1)."""
+
+    label: str
+    index: int
+    score: float
+
+
+def load_classifier(name_or_folder: str | Path) -> nn.Module:
+    """A timm model with its weights, in evaluation mode.
+
+    Args:
+        name_or_folder: a timm name ('vovnet39', 'resnet50.a1_in1k'), 'timm/…' or another Hub repository, 'hf-hub:…',
+            'local-dir:…', or a folder with timm's ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        InputError: no such model or folder, no weights for it, or weights that cannot be fetched, read or fitted.
+    """
+    name = _timm_name(str(name_or_folder))
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True)
+    except InputError:
+        raise
+    # What a folder or a download can bring about: unreachable, unreadable, other keys and shapes, an odd config.
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError) as error:
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"cannot load the classifier {str(name_or_folder)!r}: {cause}") from error
+    if not getattr(model, "num_classes", 0):
+        raise InputError(f"{str(name_or_folder)!r} has no classifier (num_classes is 0): give a model that has one")
+    return model.eval()
+
+
+def classify(
+    model: nn.Module,
+    images: Sequence[Image.Image],
+    top: int = 5,
+    class_names: Sequence[str] | None = None,
+) -> list[list[ClassScore]]:
+    """The likeliest classes of each picture, the likeliest first.
+
+    Args:
+        model: a timm classifier; it is put in evaluation mode. Size, crop, mean and std come from its
+            ``pretrained_cfg``; a model of one channel sees the pictures in grey.
+        images: PIL pictures of any size and mode.
+        top: how many classes to return (all, where there are fewer).
+        class_names: a name per class; by default the model's ``label_names``, else ImageNet's where the number of
+            classes is ImageNet's, else the index as text.
+
+    Raises:
+        InputError: a wrong ``top``, a wrong number of names, or something that is not a PIL picture.
+    """
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise InputError(f"top={top!r}: expected an integer of at least 1")
+    for i, image in enumerate(images):
+        if not isinstance(image, Image.Image):
+            raise InputError(f"images[{i}] is a {type(image).__name__}: expected a PIL picture")
+    names = class_labels(model) if class_names is None else list(class_names)
+    classes: int = model.num_classes  # type: ignore[assignment]  # timm's, an int
+    if len(names) != classes:
+        raise InputError(f"class_names has {len(names)} names and the model has {classes} classes: give one for each")
+    model.eval()
+    results: list[list[ClassScore]] = []
+    for start in range(0, len(images), _BATCH):
+        scores, indices = _probabilities(model, images[start : start + _BATCH]).topk(min(top, classes))
+        for row, row_indices in zip(scores.tolist(), indices.tolist(), strict=True):
+            results.append(
+                [{"label": names[i], "index": i, "score": score} for i, score in zip(row_indices, row, strict=True)]
+            )
+    return results
+
+
+def class_labels(model: nn.Module) -> list[str]:
+    """A name for each of the model's classes."""
+    cfg: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    classes: int = model.num_classes  # type: ignore[assignment]
+    names = cfg.get("label_names")
+    if names and len(names) == classes:
+        descriptions = cfg.get("label_descriptions") or {}
+        return [str(descriptions.get(name, name)) for name in names]
+    subset = infer_imagenet_subset({"num_classes": classes})
+    if subset is not None:
+        return list(ImageNetInfo(subset).label_descriptions())
+    return [str(i) for i in range(classes)]
+
+
+@torch.inference_mode()
+def _probabilities(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
+    """(N, num_classes) float32 on the CPU."""
+    config = resolve_data_config(model=model)
+    channels: Any = getattr(model, "in_chans", config["input_size"][0])
+    if channels not in (1, 3):
+        raise InputError(f"the model takes {channels} channels and pictures have 1 or 3: use a model made for pictures")
+    if channels != len(config["mean"]):  # made from a model of the other number of channels
+        config["mean"] = (sum(config["mean"]) / len(config["mean"]),) * channels
+        config["std"] = (sum(config["std"]) / len(config["std"]),) * channels
+    config["input_size"] = (channels, *config["input_size"][1:])
+    transform: Any = create_transform(**config, is_training=False)
+    parameter = next(model.parameters())
+    batch = torch.stack([transform(image.convert("L" if channels == 1 else "RGB")) for image in images])
+    logits: Tensor = model(batch.to(device=parameter.device, dtype=parameter.dtype))
+    return logits.float().softmax(dim=1).cpu()
+
+
+def _timm_name(given: str) -> str:
+    """What ``timm.create_model`` reads, after checks that end in a message which helps."""
+    source, _, rest = given.partition(":")
+    if source == "hf-hub":
+        return given
+    if source == "local-dir" or Path(given).is_dir():
+        return f"local-dir:{_checked_folder(Path(rest if source == 'local-dir' else given))}"
+    if "/" in given:
+        # 'owner/name' is a repository of the Hub; anything else with a slash can only have meant a folder.
+        if given.count("/") == 1 and not given.startswith((".", "/", "~")) and not given.endswith("/"):
+            return f"hf-hub:{given}"
+        raise InputError(f"no folder {given!r}: expected timm's config.json and model.safetensors in it")
+    architecture, _, tag = given.partition(".")
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has the names"
+        raise InputError(f"no timm model and no folder is called {given!r}: {hint}")
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+    if not tags:
+        raise InputError(f"{given!r} has no published weights: give a folder with config.json and model.safetensors")
+    if tag and tag not in tags:
+        raise InputError(f"{architecture!r} has no weights called {tag!r}: expected one of {', '.join(tags)}")
+    return given
+
+
+def _checked_folder(folder: Path) -> Path:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no config.json: expected a folder that timm or the Hub wrote") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if isinstance(config, dict) and config.get("format") == "vovnet-detector":
+        raise InputError(f"{folder} holds a detector, not a classifier: load it with vovnet.hub.load_detector")
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise InputError(f"{path} names no timm 'architecture': expected a config.json that timm wrote")
+    return folder

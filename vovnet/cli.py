@@ -1,0 +1,172 @@
+"""The command ``vovnet``: parses, calls the rooms' public functions, and prints. Nobody imports it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vovnet.errors import InputError, one_line_errors
+
+app = typer.Typer(
+    name="vovnet",
+    help="Train, evaluate and use VoVNet detectors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that stand in --output.")]
+Device = Annotated[str | None, typer.Option("--device", help="Such as cpu or cuda:0; the GPU where there is one.")]
+Weights = Annotated[str, typer.Option("--weights", "-w", help="A detector's folder (a run), or ORG/NAME on the Hub.")]
+
+
+@app.command()
+def quickstart(
+    output: Output = Path("runs/quickstart"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Generate a dataset of shapes, train a small Mask R-CNN on it, evaluate it, and draw what it sees."""
+    from vovnet.detection import run_quickstart
+
+    print(run_quickstart(output, overwrite=overwrite))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    output: Output,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as solver.base_lr=0.01")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run that stands in --output.")] = False,
+    overwrite: Overwrite = False,
+    device: Device = None,
+) -> None:
+    """Train a detector on COCO JSON; for several processes: torchrun -m vovnet.detection.train …"""
+    from vovnet.detection import format_metrics, load_recipe
+    from vovnet.detection import train as train_detector
+
+    metrics = train_detector(
+        load_recipe(recipe, overrides or []), output, resume=resume, overwrite=overwrite, device=device
+    )
+    if metrics:
+        print(format_metrics(metrics))
+    print(f"the run is in {output}; try: vovnet predict IMAGE --weights {output} --output predictions")
+
+
+@app.command()
+def evaluate(
+    weights: Weights,
+    images: Annotated[Path, typer.Option("--images", help="Folder that file_name entries are relative to.")],
+    annotations: Annotated[Path, typer.Option("--annotations", help="COCO JSON.")],
+    output: Output,
+    overwrite: Overwrite = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Loader processes.")] = 2,
+    device: Device = None,
+) -> None:
+    """Evaluate a detector: COCO's twelve numbers, AP for each class, results in COCO's form, precision-recall plot."""
+    from vovnet.detection import coco_dataset, format_metrics
+    from vovnet.detection import evaluate as evaluate_detector
+    from vovnet.files import claim_folder
+
+    detector = _load(weights)
+    dataset = coco_dataset(images, annotations, detector)
+    claim_folder(output, overwrite=overwrite)
+    metrics = evaluate_detector(detector, dataset, output, device=device, workers=workers, progress=True)
+    print(format_metrics(metrics))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    weights: Weights,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
+    folder: Annotated[bool, typer.Option("--folder", help="The arguments are folders of pictures.")] = False,
+    threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
+    overwrite: Overwrite = False,
+    device: Device = None,
+) -> None:
+    """Detect objects in pictures (OUT/STEM.png, OUT/STEM.json), or name them with a classifier's weights."""
+    from vovnet.detection.data.images import list_images
+
+    paths = [path for entry in images for path in (list_images(entry) if folder else [entry])]
+    if _is_classifier(weights):
+        raise typer.Exit(_classify(weights, paths))
+    if output is None:
+        raise InputError("--output: a folder for the drawings and JSON files is needed")
+    from vovnet.detection import predict_files
+    from vovnet.files import claim_folder
+
+    detector = _load(weights)
+    claim_folder(output, overwrite=overwrite)
+    raise typer.Exit(predict_files(detector, paths, output, threshold=threshold, device=device))
+
+
+@app.command("check-data")
+def check_data(
+    images: Annotated[Path, typer.Option("--images", help="Folder that file_name entries are relative to.")],
+    annotations: Annotated[Path, typer.Option("--annotations", help="COCO JSON.")],
+    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every picture (slow).")] = True,
+) -> None:
+    """Read a dataset and print a table of what is wrong with it; the exit code is 1 if anything is."""
+    from vovnet.detection.data.checks import check_data as check
+
+    report = check(images, annotations, decode=decode)
+    print(report.table())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def env() -> None:
+    """Versions, devices, what is compiled and what is missing: a page to paste into a bug report."""
+    from vovnet.environment import environment_report
+
+    print(environment_report())
+
+
+def _is_classifier(weights: str) -> bool:
+    """Whether a name or folder is timm's: a known model, one of timm's prefixes, or a folder with timm's config."""
+    import json
+
+    import timm
+
+    import vovnet  # noqa: F401 (registers our models)
+
+    config = Path(weights) / "config.json"
+    if config.is_file():
+        try:
+            return "architecture" in json.loads(config.read_text(encoding="utf-8"))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise InputError(f"--weights '{weights}': config.json is not valid JSON; copy the folder anew") from error
+    return weights.startswith(("hf-hub:", "hf_hub:", "local-dir:", "timm/")) or timm.is_model(weights)
+
+
+def _classify(weights: str, paths: list[Path]) -> int:
+    """Print the five likeliest classes of each picture; the number of pictures that could not be read is an error."""
+    from vovnet.classification import classify, load_classifier
+    from vovnet.detection.data.images import read_image
+
+    model = load_classifier(weights)
+    failures = 0
+    for path in paths:
+        try:
+            answer = classify(model, [read_image(path, channels=model.pretrained_cfg["input_size"][0])])[0]
+        except InputError as error:
+            typer.echo(f"error: {error}", err=True)
+            failures += 1
+            continue
+        typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
+    return 1 if failures else 0
+
+
+def _load(weights: str) -> Any:
+    from vovnet.hub import load_detector
+
+    return load_detector(weights)
+
+
+def main() -> None:
+    """Entry point: one line and a non-zero exit code for wrong input, a traceback for defects."""
+    with one_line_errors():
+        app()

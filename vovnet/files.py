@@ -1,0 +1,101 @@
+"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vovnet.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path in the same folder that takes ``path``'s place when the block ends without an error.
+
+    Whatever stood at ``path`` stays as it was until then, and stays if anything fails. The folder is created if need
+    be. The temporary name keeps the suffix, from which writers such as Matplotlib infer the format.
+
+    Raises:
+        OSError: as the system raised it, with ``path`` as its ``filename`` where it named none (a full disk).
+    """
+    path = Path(path)
+    temporary = path.parent / f".tmp-{secrets.token_hex(8)}{path.suffix}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    except OSError as error:
+        if error.filename is None or error.filename in (temporary, str(temporary)):
+            # The user knows the file by its own name; of the two that a failed rename has, one is enough.
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_atomically(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> None:
+    """Call ``writer`` with a temporary path and move what it wrote to ``path``; see :func:`atomic_path`."""
+    with atomic_path(path) as temporary:
+        writer(temporary)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write standard JSON (no NaN, no Infinity) atomically, indented by two spaces."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def flush_to_disk(path: str | os.PathLike[str]) -> None:
+    """Wait until a file's contents are on the disk, so that a rename never overtakes them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until a folder's list of names is on the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        flush_to_disk(path)
+
+
+def claim_folder(folder: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
+    """Make sure that results can be written into a folder without losing others; create it where it is absent.
+
+    Raises:
+        InputError: the folder holds something and neither ``overwrite`` nor ``resume`` was said, both were said, it is
+            a file, or it cannot be written to.
+    """
+    folder = Path(folder)
+    if overwrite and resume:
+        raise InputError("--resume and --overwrite: expected one of them, got both")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = any(folder.iterdir())
+        with atomic_path(folder / "writable") as probe:
+            probe.touch()
+        (folder / "writable").unlink()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--output '{folder}': expected a folder, but a file stands there; name another") from error
+    except OSError as error:
+        raise InputError(f"--output '{folder}': cannot be written ({error.strerror}); name another folder") from error
+    if occupied and not (overwrite or resume):
+        raise InputError(
+            f"--output '{folder}': the folder is not empty; name a new one, or say --overwrite (for training also: "
+            "--resume)"
+        )
+    return folder
