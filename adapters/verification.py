@@ -13,7 +13,7 @@ from vovnet.errors import InputError
 
 _PICTURES = ((2, 3), (9, 11))
 """Height and width in steps of the deepest map. The first is quick. The second is for models whose unpadded
-convolutions leave nothing of the first; it is no multiple of a bigger step, as detectors pad to multiples of 32 alone."""
+convolutions leave nothing of the first; it is no multiple of a bigger step: detectors pad to multiples of 32."""
 
 
 def verify_features(features: Features) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from vovnet.detection.engine import Run
+    from vovnet.detection.run import Run
 
 
 class Callback:
@@ -67,7 +67,7 @@ class ProgressBar(Callback):
     def start(self, run: Run) -> None:
         from tqdm import tqdm
 
-        self.last = time.monotonic()
+        self.last, self.smoothed = time.monotonic(), 0.0
         self.bar = tqdm(
             total=run.recipe.solver.max_iterations,
             initial=run.iteration,
@@ -83,8 +83,10 @@ class ProgressBar(Callback):
         now = time.monotonic()
         speed = run.recipe.solver.batch_size / max(now - self.last, 1e-9)
         self.last = now
-        self.smoothed = 0.9 * getattr(self, "smoothed", speed) + 0.1 * speed
-        parts = " ".join(f"{name.removeprefix('loss_')} {value:.2f}" for name, value in losses.items() if name != "loss")
+        self.smoothed = 0.9 * (self.smoothed or speed) + 0.1 * speed
+        parts = " ".join(
+            f"{name.removeprefix('loss_')} {value:.2f}" for name, value in losses.items() if name != "loss"
+        )
         self.bar.set_postfix_str(
             f"loss {losses['loss']:.3f} ({parts}) lr {run.last_lr:.2g} {self.smoothed:.1f} img/s "
             f"{memory_in_use(run.device):.1f} GiB",

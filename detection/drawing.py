@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import functools
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vovnet.errors import InputError
+from vovnet.files import atomic_path
 
 Rgb = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -80,9 +82,72 @@ def draw_truth(image: Image.Image, annotations: Sequence[Mapping[str, Any]]) -> 
     return drawn
 
 
+def prediction_sheet(
+    samples: Sequence[tuple[Image.Image, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]],
+    out_png: str | os.PathLike[str],
+    threshold: float = 0.5,
+    columns: int = 4,
+) -> None:
+    """Lay pictures with their detections (coloured, labelled) and the true boxes (dashed) out on one sheet.
+
+    Args:
+        samples: for each picture the picture, its detections as :func:`vovnet.detection.predict` gives them, and its
+            annotations in COCO's form (``bbox`` in pixels; may be empty).
+        out_png: written atomically.
+        threshold: detections with a lower score are not drawn.
+        columns: pictures in a row, at most.
+
+    Raises:
+        InputError: no samples.
+    """
+    if not samples:
+        raise InputError("prediction_sheet: no pictures were given")
+    side, gap, head = 384, 10, 44
+    columns = min(columns, len(samples))
+    cells = [_cell(image, detections, truth, threshold, side) for image, detections, truth in samples]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, head + sum(heights) + gap * len(rows)), "white")
+    top = head
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            left = gap + column * (side + gap)
+            sheet.paste(cell, (left + (side - cell.width) // 2, top + (height - cell.height) // 2))
+        top += height + gap
+    title = f"Detections with score ≥ {threshold:g}; dashed: the truth"
+    ImageDraw.Draw(sheet).text((gap, 12), title, fill="#222222", font=label_font(20))
+    with atomic_path(out_png) as temporary:
+        sheet.save(temporary)
+
+
+def _cell(
+    image: Image.Image,
+    detections: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    threshold: float,
+    side: int,
+) -> Image.Image:
+    """One picture of the sheet, resized first so that lines and letters are as sharp as the sheet."""
+    from pycocotools import mask as coco_mask
+
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    scaled = []
+    for one in detections:
+        entry = {**one, "bbox": [value * scale for value in one["bbox"]]}
+        if "segmentation" in one and one["score"] >= threshold:
+            mask = Image.fromarray(decode(one["segmentation"]).astype(np.uint8) * 255)
+            smooth = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
+            entry["segmentation"] = coco_mask.encode(np.asfortranarray(smooth.astype(np.uint8)))
+        scaled.append(entry)
+    truth = [{**one, "bbox": [value * scale for value in one["bbox"]]} for one in annotations]
+    return draw_detections(draw_truth(resized, truth), scaled, threshold)
+
+
 def category_colour(category_id: int) -> Rgb:
     """A vivid colour; ids that are close to each other get colours that are far apart."""
-    hue = (0.58 + category_id * _GOLDEN) % 1
+    hue = (0.40 + category_id * _GOLDEN) % 1
     # Every other turn through the hues is paler, so that the many classes of COCO stay apart too.
     saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.95, 0.7))[category_id // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -144,9 +209,10 @@ def _label(
     draw: ImageDraw.ImageDraw, text: str, box: Rectangle, colour: Rgb, font: Font, taken: list[Rectangle]
 ) -> None:
     """Write a text on its own ground above the box, or where there is room beside it."""
-    _, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    pad = max(1, (bottom - top) // 6)
-    width, height = right + 2 * pad, bottom - top + 2 * pad
+    # Every label is as tall as the tallest letters, so that they line up.
+    _, top, _, bottom = draw.textbbox((0, 0), "Äg", font=font)
+    pad = max(2, (bottom - top) // 6)
+    width, height = draw.textlength(text, font=font) + 2 * pad, bottom - top + 2 * pad
     picture_width, picture_height = draw.im.size
 
     def at(x: float, y: float) -> Rectangle:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
+from torch import Tensor, nn
 
-from vovnet.detection.drawing import category_colour, decode, draw_detections, draw_truth, label_font
+from vovnet.detection.drawing import category_colour, prediction_sheet
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
 
@@ -199,63 +200,35 @@ def _plot_precision(axes: Axes, precision: np.ndarray[Any, Any], names: Sequence
 
 
 def plot_predictions(
-    samples: Sequence[tuple[Image.Image, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]],
+    detector: nn.Module,
+    dataset: Any,
     out_png: str | os.PathLike[str],
+    *,
+    count: int = 8,
     threshold: float = 0.5,
-    columns: int = 4,
 ) -> None:
-    """Lay pictures with their detections (coloured, labelled) and the true boxes (dashed) out on one sheet.
+    """Draw what a detector finds in pictures spread evenly over a dataset, beside the truth; see
+    :func:`vovnet.detection.drawing.prediction_sheet`.
 
     Args:
-        samples: for each picture the picture, its detections as :func:`vovnet.detection.predict` gives them, and its
-            annotations in COCO's form (``bbox`` in pixels; may be empty).
+        detector: as for :func:`vovnet.detection.predict`.
+        dataset: follows the protocol of :mod:`vovnet.detection.data`; pictures of 1 or 3 channels.
         out_png: written atomically.
+        count: pictures, at most.
         threshold: detections with a lower score are not drawn.
-        columns: pictures in a row, at most.
-
-    Raises:
-        InputError: no samples.
     """
-    if not samples:
-        raise InputError("plot_predictions: no pictures were given")
-    side, gap, head = 384, 10, 44
-    columns = min(columns, len(samples))
-    rows = math.ceil(len(samples) / columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap + head), "white")
-    for index, (image, detections, truth) in enumerate(samples):
-        cell = _cell(image, detections, truth, threshold, side)
-        x = gap + index % columns * (side + gap) + (side - cell.width) // 2
-        y = head + gap + index // columns * (side + gap) + (side - cell.height) // 2
-        sheet.paste(cell, (x, y))
-    title = f"Detections with score ≥ {threshold:g}; dashed: the truth"
-    ImageDraw.Draw(sheet).text((gap, 12), title, fill="#222222", font=label_font(20))
-    with atomic_path(out_png) as temporary:
-        sheet.save(temporary)
+    from vovnet.detection.prediction import predict
 
-
-def _cell(
-    image: Image.Image,
-    detections: Sequence[Mapping[str, Any]],
-    annotations: Sequence[Mapping[str, Any]],
-    threshold: float,
-    side: int,
-) -> Image.Image:
-    """One picture of the sheet, resized first so that lines and letters are as sharp as the sheet."""
-    from pycocotools import mask as coco_mask
-
-    scale = side / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    scaled = []
-    for one in detections:
-        entry = {**one, "bbox": [value * scale for value in one["bbox"]]}
-        if "segmentation" in one and one["score"] >= threshold:
-            mask = Image.fromarray(decode(one["segmentation"]).astype(np.uint8) * 255)
-            smooth = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
-            entry["segmentation"] = coco_mask.encode(np.asfortranarray(smooth.astype(np.uint8)))
-        scaled.append(entry)
-    truth = [{**one, "bbox": [value * scale for value in one["bbox"]]} for one in annotations]
-    return draw_detections(draw_truth(resized, truth), scaled, threshold)
+    count = min(count, len(dataset))
+    samples = []
+    for index in range(count):
+        image, target = dataset[index * len(dataset) // count]
+        pixels = image.as_subclass(Tensor).permute(1, 2, 0).numpy()
+        picture = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
+        corners = target["boxes"].as_subclass(Tensor).tolist()
+        truth = [{"bbox": [x0, y0, x1 - x0, y1 - y0]} for x0, y0, x1, y1 in corners]
+        samples.append((picture, predict(detector, [image.as_subclass(Tensor)])[0], truth))
+    prediction_sheet(samples, out_png, threshold)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -66,7 +66,7 @@ def predict_files(
     *,
     device: str | torch.device | None = None,
     report: Callable[[str], object] = print,
-) -> list[Path]:
+) -> int:
     """Detect objects in picture files; write ``STEM.png`` (drawn) and ``STEM.json`` (every detection) for each.
 
     Args:
@@ -78,11 +78,11 @@ def predict_files(
         report: called with one line for each picture, also for those that cannot be read.
 
     Returns:
-        The JSON files in the order of ``paths``.
+        The command's exit code: 0, or 1 if some pictures could not be read; the others are done all the same.
 
     Raises:
-        InputError: after all others are done, if some pictures could not be read; or at once, before anything is
-            written, if ``threshold`` is not in 0..1 or a drawing would take the place of a picture.
+        InputError: before anything is written, if there are no pictures, ``threshold`` is not in 0..1, or a drawing
+            would take the place of a picture.
         OSError: the output cannot be written.
     """
     if not 0 <= threshold <= 1:
@@ -93,7 +93,7 @@ def predict_files(
     folder = Path(output)
     names = distinct_stems(sources)
     _refuse_overwriting(sources, [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")])
-    written, failed = [], []
+    failed: list[Path] = []
     with inference(detector, device) as place:
         for source, name in zip(sources, names, strict=True):
             try:
@@ -101,19 +101,17 @@ def predict_files(
                 detections = _detect(detector, to_tensor(picture), place, str(source))
             except InputError as error:
                 failed.append(source)
-                report(f"{source}: not done: {error}")
+                reason = str(error).removeprefix(f"{source}: ")
+                report(f"{source}: not done: {reason}")
                 continue
             with atomic_path(folder / f"{name}.png") as temporary:
                 draw_detections(picture, detections, threshold).save(temporary)
-            written.append(folder / f"{name}.json")
-            write_text(written[-1], json.dumps(detections, allow_nan=False) + "\n")
+            write_text(folder / f"{name}.json", json.dumps(detections, allow_nan=False) + "\n")
             report(f"{source}: {_describe(detections, threshold)} -> {folder / f'{name}.png'}")
     if failed:
         listed = ", ".join(map(str, failed[:3])) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
-        raise InputError(
-            f"{len(failed)} of {len(sources)} pictures could not be read: {listed}; the others are in {folder}"
-        )
-    return written
+        report(f"{len(failed)} of {len(sources)} pictures were not done: {listed}; the others are in {folder}")
+    return 1 if failed else 0
 
 
 def distinct_stems(paths: Sequence[Path]) -> list[str]:

@@ -10,11 +10,9 @@ from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.engine import train
 from vovnet.detection.evaluation import evaluate, format_metrics
 from vovnet.detection.plots import plot_predictions
-from vovnet.detection.recipe import DataSource, load_recipe
+from vovnet.detection.recipe import load_recipe
 from vovnet.detection.shapes import generate_shapes
 from vovnet.files import claim_folder
-
-IMAGES_SHOWN = 8
 
 
 def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
@@ -31,18 +29,14 @@ def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
         InputError: the folder is not empty and ``overwrite`` was not said, or it cannot be written to.
     """
     output = claim_folder(output, overwrite=overwrite)
-    sources = {
-        split: DataSource(str(output / "data" / split), str(output / "data" / "annotations" / f"instances_{split}.json"))
-        for split in ("train", "val")
-    }
-    generate_shapes(output / "data")
+    sources = generate_shapes(output / "data")
     recipe = load_recipe("quickstart")
     recipe = replace(recipe, data=replace(recipe.data, train=[sources["train"]], val=[sources["val"]]))
     train(recipe, output, overwrite=True)
     detector = load_detector(output)
-    dataset = CocoDataset([sources["val"]], masks=True, training=False)
+    dataset = CocoDataset(recipe.data.val, masks=True, training=False)
     metrics = evaluate(detector, dataset, output)
-    plot_predictions(detector, dataset, output / "predictions.png", count=IMAGES_SHOWN)
+    plot_predictions(detector, dataset, output / "predictions.png")
     files = ("predictions.png", "curves.png", "metrics.jsonl", "model.safetensors")
     listed = "\n".join(f"  {output / name}" for name in files)
     return f"{format_metrics(metrics)}\n\nbox AP50 {metrics['bbox']['AP50']:.3f}; look at:\n{listed}"

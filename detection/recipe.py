@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vovnet.errors import InputError
 
@@ -280,7 +280,9 @@ def _find(name_or_path: str | Path) -> Path:
     if text.endswith((".yaml", ".yml")):
         path = Path(text)
         if not path.is_file():
-            raise InputError(f"recipe: there is no file '{path}'; expected a YAML file or one of {', '.join(recipe_names())}")
+            raise InputError(
+                f"recipe: there is no file '{path}'; expected a YAML file or one of {', '.join(recipe_names())}"
+            )
         return path
     names = recipe_names()
     if text not in names:
@@ -305,6 +307,7 @@ def _parse(text: str, where: str) -> Mapping[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    values: Any
     try:
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
@@ -322,10 +325,13 @@ def _read_override(text: str) -> Mapping[str, Any]:
     import yaml
 
     _refuse_interpolation(value, f"override '{text}'")
+    parsed: Any
     try:
         parsed = _parse(f"value: {value}", f"override '{text}'")["value"] if value.strip() else None
     except (InputError, KeyError, yaml.YAMLError) as error:
-        raise InputError(f"override '{text}': the value is not valid YAML; quote text with special characters") from error
+        raise InputError(
+            f"override '{text}': the value is not valid YAML; quote text with special characters"
+        ) from error
     for part in reversed(parts):
         parsed = {part: parsed}
     return parsed
@@ -357,7 +363,7 @@ def _merge(schema: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> 
         except OmegaConfBaseException as error:
             raise InputError(f"{where}: {_explain(error)}") from error
     try:
-        return OmegaConf.to_object(merged)
+        return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise InputError(f"{layers[-1][0]}: missing key '{getattr(error, 'full_key', None)}'") from error
 
@@ -370,7 +376,9 @@ def _explain(error: OmegaConfBaseException) -> str:
     if type(error).__name__ == "ConfigKeyError" and dataclasses.is_dataclass(error.object_type):
         known = sorted(entry.name for entry in dataclasses.fields(error.object_type))
         near = difflib.get_close_matches(str(error.key), known, n=1, cutoff=0.5)
-        return f"unknown key '{key}'; " + (f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}")
+        return f"unknown key '{key}'; " + (
+            f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+        )
     return f"{key}: {_one_line(error)}" if key else _one_line(error)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import PARAM_LIST as ParamList
 from torch.optim.swa_utils import AveragedModel
 
 from vovnet.detection import distributed
@@ -19,7 +20,7 @@ from vovnet.detection.checkpoint import load_matching, save_detector
 from vovnet.detection.detectors import build_detector
 from vovnet.detection.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from vovnet.detection.run_state import load_state, random_state, restore_random_state, save_state
-from vovnet.detection.schedule import build_optimizer, build_schedule, scaled_learning_rate
+from vovnet.detection.schedule import build_optimizer, build_schedule
 from vovnet.errors import InputError
 
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
@@ -53,7 +54,7 @@ class Run:
     @property
     def last_lr(self) -> float:
         """The learning rate of the last finished iteration, of the first parameter group."""
-        return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](max(0, self.iteration - 1))
+        return float(self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](max(0, self.iteration - 1)))
 
     @property
     def published(self) -> nn.Module:
@@ -61,7 +62,9 @@ class Run:
         return self.detector if self.ema is None else self.ema.module
 
 
-def prepare(recipe: Recipe, output: Path, device: torch.device, categories: Sequence[Mapping[str, Any]], resume: bool) -> Run:
+def prepare(
+    recipe: Recipe, output: Path, device: torch.device, categories: Sequence[Mapping[str, Any]], resume: bool
+) -> Run:
     """Build the detector, the optimizer and the rest; on resumption give them the state that they had.
 
     Raises:
@@ -82,7 +85,7 @@ def prepare(recipe: Recipe, output: Path, device: torch.device, categories: Sequ
             print(f"init: weights from {recipe.init}; started anew: {', '.join(renewed) or 'nothing'}")
     detector.to(device)
     if recipe.solver.channels_last:
-        detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        detector.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(detector, recipe.solver)
     wrapped: nn.Module = detector
     if distributed.world_size() > 1:
@@ -230,7 +233,7 @@ def _moving_average(detector: nn.Module, decay: float | None) -> AveragedModel |
     if decay is None:
         return None
 
-    def average(kept: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+    def average(kept: ParamList, current: ParamList, updates: Tensor | int) -> None:
         # The decay grows over the first updates, so that the random start is forgotten.
         done = int(updates)
         torch._foreach_lerp_(kept, current, 1 - min(decay, (1 + done) / (10 + done)))
@@ -243,6 +246,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
     return flat
-
-
-__all__ = ["RUN_FILES", "Run", "prepare", "publish", "save_if_best", "save_run", "scaled_learning_rate", "tensors_only"]

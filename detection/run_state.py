@@ -1,4 +1,4 @@
-"""What a training run needs to go on as if it had never stopped: written to ``last.pt``, read with weights_only=True."""
+"""What a training run needs to go on as if it had never stopped: ``last.pt``, read with ``weights_only=True``."""
 
 from __future__ import annotations
 

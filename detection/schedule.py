@@ -20,10 +20,13 @@ def scaled_learning_rate(solver: SolverRecipe) -> float:
 def build_optimizer(model: nn.Module, solver: SolverRecipe) -> SGD:
     """SGD with momentum over every parameter that trains, in at most three groups: weights, biases, norms."""
     lr, decay = scaled_learning_rate(solver), solver.weight_decay
-    weights, biases, norms = [], [], []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
     for module in model.modules():
         # A norm is a module whose weight is a vector: batch, group and layer norms, whatever their class.
-        vector = isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.dim() == 1
+        weight = getattr(module, "weight", None)
+        vector = isinstance(weight, nn.Parameter) and weight.dim() == 1
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 (norms if vector else biases if name == "bias" else weights).append(parameter)

@@ -52,7 +52,7 @@ def train_transforms(data: DataRecipe) -> v2.Transform:
     else:
         low, high = data.scale_jitter
         steps += [ScaleJitter(data.train_max_size, low, high), CropToFit(data.train_max_size)]
-    return v2.Compose([*steps, RemoveVanished()])
+    return v2.Compose([*steps, KeepUsable()])
 
 
 def eval_transforms() -> v2.Transform:
@@ -116,8 +116,8 @@ class CropToFit(v2.Transform):
         return self._call_kernel(functional.crop, inpt, **params)
 
 
-class RemoveVanished(v2.Transform):
-    """Clip boxes to the picture, and remove objects that are below a pixel a side or whose mask has no pixel left."""
+class KeepUsable(v2.Transform):
+    """Clip boxes to the picture; remove objects below a pixel a side or with no mask pixel left, and crowds."""
 
     def forward(self, *inputs: Any) -> Any:
         """Takes and returns (image, target)."""
@@ -127,6 +127,8 @@ class RemoveVanished(v2.Transform):
         keep = ((plain[:, 2:] - plain[:, :2]) >= 1).all(dim=1)
         if "masks" in target:
             keep &= target["masks"].as_subclass(Tensor).flatten(1).any(dim=1).bool()
+        if "iscrowd" in target:
+            keep &= target["iscrowd"] == 0
         target = {**target, "boxes": boxes}
         if not keep.all():
             kept = {key: target[key] for key in PER_OBJECT if key in target}
@@ -203,6 +205,8 @@ def as_protocol(sample: Any, classes: int, index: int) -> Sample:
     if not isinstance(boxes, tv_tensors.BoundingBoxes):
         boxes = tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=size)
     target = {"image_id": index, **target, "boxes": boxes, "labels": labels.to(torch.int64)}
+    if boxes.format != tv_tensors.BoundingBoxFormat.XYXY:
+        target["boxes"] = functional.convert_bounding_box_format(boxes, new_format="XYXY")
     if "masks" in target:
         target["masks"] = tv_tensors.Mask(target["masks"], dtype=torch.uint8)
     return tv_tensors.Image(image), target

@@ -29,9 +29,9 @@ def quickstart(
     overwrite: Overwrite = False,
 ) -> None:
     """Generate a dataset of shapes, train a small Mask R-CNN on it, evaluate it, and draw what it sees."""
-    from vovnet.detection import run_quickstart
+    from vovnet.detection.quickstart import run_quickstart
 
-    print(run_quickstart(output, overwrite=overwrite))
+    typer.echo(run_quickstart(output, overwrite=overwrite))
 
 
 @app.command()
@@ -51,8 +51,8 @@ def train(
         load_recipe(recipe, overrides or []), output, resume=resume, overwrite=overwrite, device=device
     )
     if metrics:
-        print(format_metrics(metrics))
-    print(f"the run is in {output}; try: vovnet predict IMAGE --weights {output} --output predictions")
+        typer.echo(format_metrics(metrics))
+    typer.echo(f"the run is in {output}; try: vovnet predict IMAGE --weights {output} --output predictions")
 
 
 @app.command()
@@ -66,15 +66,24 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Evaluate a detector: COCO's twelve numbers, AP for each class, results in COCO's form, precision-recall plot."""
-    from vovnet.detection import coco_dataset, format_metrics
     from vovnet.detection import evaluate as evaluate_detector
+    from vovnet.detection import format_metrics
+    from vovnet.detection.data.coco import CocoDataset
+    from vovnet.detection.recipe import DataSource
     from vovnet.files import claim_folder
+    from vovnet.hub import load_detector
 
-    detector = _load(weights)
-    dataset = coco_dataset(images, annotations, detector)
+    detector: Any = load_detector(weights)
+    dataset = CocoDataset(
+        [DataSource(str(images), str(annotations))],
+        masks=detector.recipe.detector == "mask_rcnn",
+        training=False,
+        channels=detector.recipe.in_chans,
+        categories=detector.categories,
+    )
     claim_folder(output, overwrite=overwrite)
     metrics = evaluate_detector(detector, dataset, output, device=device, workers=workers, progress=True)
-    print(format_metrics(metrics))
+    typer.echo(format_metrics(metrics))
 
 
 @app.command()
@@ -95,12 +104,13 @@ def predict(
         raise typer.Exit(_classify(weights, paths))
     if output is None:
         raise InputError("--output: a folder for the drawings and JSON files is needed")
-    from vovnet.detection import predict_files
+    from vovnet.detection.prediction import predict_files
     from vovnet.files import claim_folder
+    from vovnet.hub import load_detector
 
-    detector = _load(weights)
+    detector = load_detector(weights)
     claim_folder(output, overwrite=overwrite)
-    raise typer.Exit(predict_files(detector, paths, output, threshold=threshold, device=device))
+    predict_files(detector, paths, output, threshold, device=device)
 
 
 @app.command("check-data")
@@ -113,7 +123,7 @@ def check_data(
     from vovnet.detection.data.checks import check_data as check
 
     report = check(images, annotations, decode=decode)
-    print(report.table())
+    typer.echo(report.table())
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -122,7 +132,7 @@ def env() -> None:
     """Versions, devices, what is compiled and what is missing: a page to paste into a bug report."""
     from vovnet.environment import environment_report
 
-    print(environment_report())
+    typer.echo(environment_report())
 
 
 def _is_classifier(weights: str) -> bool:
@@ -147,7 +157,7 @@ def _classify(weights: str, paths: list[Path]) -> int:
     from vovnet.classification import classify, load_classifier
     from vovnet.detection.data.images import read_image
 
-    model = load_classifier(weights)
+    model: Any = load_classifier(weights)
     failures = 0
     for path in paths:
         try:
@@ -160,13 +170,11 @@ def _classify(weights: str, paths: list[Path]) -> int:
     return 1 if failures else 0
 
 
-def _load(weights: str) -> Any:
-    from vovnet.hub import load_detector
-
-    return load_detector(weights)
-
-
 def main() -> None:
     """Entry point: one line and a non-zero exit code for wrong input, a traceback for defects."""
     with one_line_errors():
         app()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 DETECTION_EXTRA = {"omegaconf", "pycocotools", "matplotlib", "tqdm", "yaml"}
 
 

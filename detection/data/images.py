@@ -68,7 +68,7 @@ def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[in
     """
     if channels not in (1, 3):
         raise InputError(f"channels: pictures are read with 1 (grey) or 3 (RGB) channels, got {channels}")
-    name = str(getattr(source, "name", source))
+    name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the open picture"))
     try:
         with Image.open(source) as opened:
             opened.load()

@@ -102,7 +102,7 @@ def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
         whole = (numbers >= 0) & (numbers < 2**32) & (numbers == np.floor(numbers))
         return numbers.astype(np.int64) if numbers.ndim == 1 and bool(whole.all()) else None
     if isinstance(counts, str):
-        counts = counts.encode("ascii", "replace")
+        counts = counts.encode("utf-8", "surrogatepass")
     if not isinstance(counts, bytes):
         return None
     codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48

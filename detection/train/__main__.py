@@ -1,4 +1,4 @@
-"""``python -m vovnet.detection.train`` and ``torchrun … -m vovnet.detection.train``: the arguments of `vovnet train`."""
+"""``python -m vovnet.detection.train`` and ``torchrun … -m vovnet.detection.train``: `vovnet train` for processes."""
 
 import argparse
 
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="the folder that the run is left in")
     parser.add_argument("--resume", action="store_true", help="go on from the run that stands in --output")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that stands in --output")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     with one_line_errors():
         recipe = load_recipe(args.recipe, args.overrides)
         train(recipe, args.output, resume=args.resume, overwrite=args.overwrite)

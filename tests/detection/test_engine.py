@@ -19,7 +19,7 @@ from vovnet.detection.callbacks import Callback
 from vovnet.detection.checkpoint import load_detector
 from vovnet.detection.engine import NonFiniteLossError, TrainingInterrupted, step, train
 from vovnet.detection.recipe import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe, load_recipe
-from vovnet.detection.run import Run
+from vovnet.detection.run import RUN_FILES, Run
 from vovnet.detection.schedule import build_optimizer, build_schedule
 from vovnet.errors import InputError
 
@@ -89,7 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_every_file_and_a_folder_that_loads(finished: Path) -> None:
-    for name in ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png"):
+    for name in RUN_FILES:
         assert (finished / name).stat().st_size > 0, name
     detector = load_detector(finished)
     assert detector.categories == [{"id": 7, "name": "square"}]
@@ -115,7 +115,9 @@ def test_the_recipe_that_is_left_repeats_the_run(finished: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_with_the_same_losses(finished: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_goes_on_with_the_same_losses(
+    finished: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     recipe, run = tiny_recipe(ema=0.9), tmp_path / "run"
     data: dict[str, Any] = {"train_dataset": Squares(), "val_dataset": Squares(), "progress": False}
     with pytest.raises(TrainingInterrupted, match="--resume"):
@@ -246,14 +248,16 @@ def test_init_starts_from_another_runs_weights(finished: Path, tmp_path: Path) -
     assert torch.equal(parent.backbone.fpn.inner_blocks[0][0].weight, child.backbone.fpn.inner_blocks[0][0].weight)
 
 
-@pytest.mark.parametrize("settings", [{"amp": "bf16"}, {"clip_grad_norm": 0.1}, {"schedule": "cosine", "accumulate": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"amp": "bf16"}, {"clip_grad_norm": 0.1}, {"schedule": "cosine", "accumulate": 2}]
+)
 def test_every_way_of_training_runs(settings: dict[str, Any], tmp_path: Path) -> None:
     train(tiny_recipe(max_iterations=2, **settings), tmp_path / "run", train_dataset=Squares(), progress=False)
     assert len(losses_of(tmp_path / "run")) == 2
 
 
 class Regression(nn.Module):
-    """Stands for a detector: takes pictures and targets, returns a dictionary of losses that depend on nothing random."""
+    """Stands for a detector: takes pictures and targets, returns losses that depend on nothing random."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,7 +315,7 @@ def test_a_step_is_sgd_with_momentum_decay_and_clipping() -> None:
         nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
         optimizer.step()
         reported = step(run, [pictures(4)])
-        assert reported["loss"] == pytest.approx(float(sum(losses.values())), rel=1e-6)
+        assert reported["loss"] == pytest.approx(sum(losses.values()).item(), rel=1e-6)
         assert run.last_lr == pytest.approx(lr)
     for ours, theirs in zip(run.detector.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)

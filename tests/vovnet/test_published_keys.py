@@ -181,7 +181,7 @@ def test_a_bad_file_names_the_keys_through_timm(tmp_path: Path) -> None:
     file = random_published()
     del file["stem.stem_1/conv.weight"]
     torch.save(file, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="stem.stem_1/conv.weight"):
+    with pytest.raises(InputError, match="missing: stem"):
         timm.create_model(SLIM, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
 
 

@@ -1,0 +1,228 @@
+"""Training images/s: our step against torchvision's own detector, built by hand over timm's ``vovnet39a``.
+
+    python -m benchmarks.training [--mask]
+
+Ours is what ``vovnet train`` runs: the recipe's detector, put together by ``detection.run.prepare`` (channels-last
+weights among the rest) and stepped by ``detection.engine.step``. Theirs is what a user would write with timm and
+torchvision, stepped by the loop of torchvision's references. Both have the same parameters, norms, pictures, targets,
+optimizer and warm-up. Neither resizes in the step: ours does that in the loader, so theirs is spared it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from benchmarks.common import Ratio, environment, interleave, positive, speed_ratio, throughput_table, timed
+from vovnet.detection.checkpoint import save_detector
+from vovnet.detection.detectors import build_detector
+from vovnet.detection.engine import step
+from vovnet.detection.recipe import Recipe, load_recipe
+from vovnet.detection.run import Run, prepare, tensors_only
+
+GOAL = 1.0
+OURS, HAND = "vovnet", "torchvision over timm"
+CLASSES = 80
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+Loop = Callable[[Batch], dict[str, float]]
+
+
+def recipe_for(mask: bool, batch_size: int, min_size: int, max_size: int, norm: str = "frozen_bn") -> Recipe:
+    """The recipe that the package ships for VoVNet-39, at other sizes."""
+    return load_recipe(
+        f"{'mask' if mask else 'faster'}_rcnn_vovnet39_fpn",
+        [
+            f"model.norm={norm}",
+            f"model.min_size={min_size}",
+            f"model.max_size={max_size}",
+            f"data.train_min_sizes=[{min_size}]",
+            f"data.train_max_size={max_size}",
+            f"solver.batch_size={batch_size}",
+        ],
+    )
+
+
+def build_ours(recipe: Recipe, categories: int, device: torch.device) -> Run:
+    """A run as ``vovnet train`` prepares it, from random weights in the place of pretrained ones.
+
+    The recipe is for pretrained weights, of which speed does not depend. They are not fetched: a detector with its
+    norms frozen as if they were there is saved, and the run starts from it (``init``).
+    """
+    named = [{"id": number, "name": f"class {number}"} for number in range(1, categories + 1)]
+    model = replace(recipe.model, num_classes=categories)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        torch.manual_seed(0)
+        save_detector(folder, build_detector(model, download=False), model, named)
+        return prepare(replace(recipe, init=folder), Path(folder), device, named, resume=False)
+
+
+class HandBackbone(nn.Module):
+    """timm's features under torchvision's pyramid, in the fewest lines."""
+
+    def __init__(self, residual: bool, frozen: bool) -> None:
+        super().__init__()
+        body = timm.create_model("vovnet39a", features_only=True, out_indices=(1, 2, 3, 4), residual=residual)
+        self.body = freeze_batch_norm_2d(body) if frozen else body
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), 256, LastLevelMaxPool())
+        self.out_channels = 256
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.fpn({str(level): feature for level, feature in enumerate(self.body(images))})
+
+
+def build_by_hand(run: Run, *, residual: bool) -> FasterRCNN:
+    """torchvision's detector over timm's ``vovnet39a``, with the parameters that ``run`` starts from.
+
+    Args:
+        run: ours, whose shape and weights are taken.
+        residual: give timm's network the identity that its ``vovnet39a`` lacks: then both compute the same.
+    """
+    model = run.recipe.model
+    backbone = HandBackbone(residual, model.norm == "frozen_bn")
+    detector = (MaskRCNN if model.detector == "mask_rcnn" else FasterRCNN)(
+        backbone, len(run.categories) + 1, min_size=model.min_size, max_size=model.max_size, _skip_resize=True
+    )
+    contiguous = {key: value.contiguous().clone() for key, value in run.detector.state_dict().items()}
+    detector.load_state_dict(contiguous)
+    return detector.to(run.device)
+
+
+def loop_by_hand(detector: nn.Module, recipe: Recipe, device: torch.device) -> Loop:
+    """The step of torchvision's references/detection/engine.py, ``train_one_epoch``, at one rate of learning."""
+    solver = recipe.solver
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in detector.parameters() if parameter.requires_grad],
+        lr=solver.base_lr * solver.batch_size / solver.reference_batch_size,
+        momentum=solver.momentum,
+        weight_decay=solver.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, solver.warmup_factor, total_iters=solver.warmup_iterations)
+    detector.train()
+
+    def one(batch: Batch) -> dict[str, float]:
+        images = [image.to(device).float() / 255 for image in batch[0]]
+        targets = [{key: value.to(device) for key, value in tensors_only(target).items()} for target in batch[1]]
+        losses = detector(images, targets)
+        loss = sum(losses.values())
+        total = loss.item()
+        if not math.isfinite(total):
+            raise ArithmeticError(f"the loss of the detector built by hand is {total}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        return {"loss": total, **{name: float(value) for name, value in losses.items()}}
+
+    return one
+
+
+def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int, masks: bool) -> Batch:
+    """Pictures of noise, uint8 (3, height, width), with random boxes and filled ones as masks."""
+    generator = torch.Generator().manual_seed(number)
+    height, width = size
+    limits = torch.tensor([width, height], dtype=torch.float32)
+    pictures, targets = [], []
+    for index in range(images):
+        pictures.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator))
+        sides = limits * (0.1 + 0.5 * torch.rand(objects, 2, generator=generator))
+        corners = (limits - sides) * torch.rand(objects, 2, generator=generator)
+        boxes = torch.cat((corners, corners + sides), dim=1)
+        labels = torch.randint(1, CLASSES + 1, (objects,), generator=generator)
+        target: dict[str, Any] = {"boxes": boxes, "labels": labels, "image_id": images * number + index}
+        if masks:
+            target["masks"] = torch.zeros(objects, height, width, dtype=torch.uint8)
+            for mask, (x0, y0, x1, y1) in zip(target["masks"], boxes.round().int().tolist(), strict=True):
+                mask[y0:y1, x0:x1] = 1
+        targets.append(target)
+    return pictures, targets
+
+
+def compare(arguments: argparse.Namespace) -> Ratio:
+    """Run the benchmark, print its table and return the ratio."""
+    height, width = arguments.size
+    device = torch.device(arguments.device)
+    recipe = recipe_for(arguments.mask, arguments.batch_size, min(height, width), max(height, width), arguments.norm)
+    run = build_ours(recipe, CLASSES, device)
+    hand = build_by_hand(run, residual=arguments.residual)
+    if arguments.hand_channels_last:
+        hand.to(memory_format=torch.channels_last)
+    loops: dict[str, Loop] = {OURS: lambda batch: step(run, [batch]), HAND: loop_by_hand(hand, recipe, device)}
+
+    def contestant(loop: Loop) -> Callable[[int], float]:
+        def one_round(number: int) -> float:
+            batch = make_batch(
+                number % 2**31,
+                size=(height, width),
+                images=arguments.batch_size,
+                objects=arguments.objects,
+                masks=arguments.mask,
+            )
+            _wait(device)
+            # Both loops read their losses at the end of the forward pass, which waits for a GPU, but the update is after.
+            return timed(lambda: (loop(batch), _wait(device)))
+
+        return one_round
+
+    contestants = {name: contestant(loop) for name, loop in loops.items()}
+    seconds = interleave(contestants, arguments.rounds, warmup=arguments.warmup)
+    images = dict.fromkeys(seconds, arguments.batch_size)
+    ratio = speed_ratio(seconds, images, OURS, HAND, GOAL)
+    kind = "Mask R-CNN" if arguments.mask else "Faster R-CNN"
+    print(
+        f"\ntraining step of {kind}, {arguments.batch_size} x {height}x{width} pixels, {arguments.norm}, by hand over "
+        f"vovnet39a{' with residual=True' if arguments.residual else ''}"
+        f"{' in channels_last' if arguments.hand_channels_last else ''}\n"
+        f"{throughput_table(seconds, images)}\n{ratio}"
+    )
+    return ratio
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").split("\n")[0])
+    options.add_argument("--mask", action="store_true", help="Mask R-CNN instead of Faster R-CNN")
+    options.add_argument("--size", type=positive, nargs=2, default=[320, 416], metavar=("HEIGHT", "WIDTH"))
+    options.add_argument("--batch-size", type=positive, default=2)
+    options.add_argument("--rounds", type=positive, default=8, help="pairs of steps that count")
+    options.add_argument("--warmup", type=int, default=2, help="pairs before them")
+    options.add_argument("--objects", type=positive, default=8, help="objects on a picture")
+    options.add_argument("--norm", choices=["frozen_bn", "bn"], default="frozen_bn", help="of both backbones")
+    options.add_argument("--residual", action="store_true", help="timm's vovnet39a with the identity that it lacks")
+    options.add_argument("--hand-channels-last", action="store_true", help="channels-last weights in theirs, too")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--threads", type=positive, help="torch threads; by default torch's own choice")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> Ratio:
+    """Parse the command line and run."""
+    options = parser().parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(environment("vovnet", "torch", "torchvision", "timm", threads=torch.get_num_threads()))
+    return compare(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The stream of batches: complete passes, one group a batch, the same for every split over processes and resumption."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from vovnet.detection.data.sampler import BatchStream, aspect_groups, draw_seed, evaluation_indices
+from vovnet.errors import InputError
+
+GROUPS = [0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0]
+
+
+def take(count: int, **options: int) -> list[list[tuple[int, int]]]:
+    return list(islice(BatchStream(GROUPS, 2, **{"seed": 3, **options}), count))
+
+
+def test_no_image_is_dropped_or_repeated_in_a_pass() -> None:
+    passes = 40
+    seen = Counter(draw for batch in take(len(GROUPS) * passes // 2) for draw in batch)
+    assert max(seen.values()) == 1  # never the same image twice in a pass
+    draws = {(index, draw_seed(3, epoch, index)) for epoch in range(passes) for index in range(len(GROUPS))}
+    assert len(draws - set(seen)) <= 2 * 2  # of what is due, each group holds back less than a batch
+    # A single group and batches that divide it: passes end where they should.
+    stream = islice(BatchStream([0] * 12, 4, seed=0), 9)
+    indices = [index for batch in stream for index, _ in batch]
+    assert [sorted(indices[start : start + 12]) for start in (0, 12, 24)] == [list(range(12))] * 3
+    assert indices[:12] != indices[12:24]
+
+
+def test_batches_are_of_one_group() -> None:
+    for batch in take(200):
+        assert len(batch) == 2
+        assert len({GROUPS[index] for index, _ in batch}) == 1
+
+
+def test_a_function_of_the_seed() -> None:
+    assert take(20) == take(20)
+    assert take(20) != take(20, seed=4)
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 40])
+def test_resumes_exactly(start: int) -> None:
+    assert take(start + 10)[start:] == take(10, start=start)
+    assert take(start + 10, rank=1, world_size=3)[start:] == take(10, rank=1, world_size=3, start=start)
+
+
+def test_processes_share_the_stream() -> None:
+    whole = take(12)
+    parts = [take(4, rank=rank, world_size=3) for rank in range(3)]
+    assert [parts[number % 3][number // 3] for number in range(12)] == whole
+
+
+def test_more_images_in_a_batch_than_there_are() -> None:
+    (batch,) = islice(BatchStream([0, 0, 0], 7, seed=0), 1)
+    assert Counter(index for index, _ in batch).keys() == {0, 1, 2}
+    assert len(set(batch)) == 7  # each with a seed of its own
+
+
+def test_seeds() -> None:
+    seeds = {draw_seed(*numbers) for numbers in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 11), (0, 11, 1)]}
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"groups": []}, "no images"),
+        ({"batch_size": 0}, "batch size"),
+        ({"rank": 2, "world_size": 2}, "rank"),
+        ({"start": -1}, "start"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        BatchStream(**{"groups": GROUPS, "batch_size": 2, "seed": 0, **arguments})
+
+
+def test_aspect_groups() -> None:
+    class Sized:
+        sizes = ((10, 20), (20, 10), (10, 10))
+
+        def __len__(self) -> int:
+            return 3
+
+        def image_size(self, index: int) -> tuple[int, int]:
+            return self.sizes[index]
+
+    assert aspect_groups(Sized()) == [0, 1, 1]
+    assert aspect_groups([None] * 4) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("length", "world"), [(10, 3), (2, 4), (0, 2), (5, 1)])
+def test_evaluation_shares(length: int, world: int) -> None:
+    shares = [evaluation_indices(length, rank, world) for rank in range(world)]
+    assert sorted(index for share in shares for index in share) == list(range(length))

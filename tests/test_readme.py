@@ -1,0 +1,120 @@
+"""What the README and the docs tell a reader to type and where to click is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+SETUP, TESTS = "make quickstart", "make test"
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The contents of a page's fenced blocks."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `vovnet …` line of a page's shell blocks, joined over continuation lines and split as a shell does."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and Path(line[0]).name == "vovnet"]
+
+
+def test_the_first_two_commands_are_the_two_commands() -> None:
+    first, second, *_ = blocks(ROOT / "README.md", "sh")
+    assert (first.strip(), second.strip()) == (SETUP, TESTS)
+
+
+def test_ci_runs_them_word_for_word() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for command in (SETUP, TESTS, "make lint", "make types", "make wheel"):
+        assert re.search(rf"^\s*(step )?{command}\b", script, re.MULTILINE), command
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_make_has_every_target_that_is_named() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"quickstart", "test", "prove", "lint", "types", "wheel"} <= targets
+    for page in PAGES:
+        text = "\n".join(blocks(page, "sh")) + "\n".join(re.findall(r"`(make [a-z]+)", page.read_text()))
+        assert set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE)) <= targets, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{target}: no such file"
+        assert not anchor or anchor in anchors(linked), f"{target}: no such heading"
+
+
+def test_every_page_can_be_reached() -> None:
+    linked = {
+        (page.parent / target.partition("#")[0]).resolve()
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+        if not target.startswith("http")
+    }
+    assert {page for page in PAGES if page.name != "README.md"} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_commands_and_options_exist(page: Path) -> None:
+    import typer.main
+
+    from vovnet.cli import app
+
+    group = typer.main.get_command(app)
+    for command in commands(page):
+        known = getattr(group, "commands", {})
+        assert command[1] in known, f"vovnet {command[1]}"
+        options = {option for parameter in known[command[1]].params for option in parameter.opts}
+        given = {word.partition("=")[0] for word in command if word.startswith("--")}
+        assert given <= options | {"--help"}, command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_overrides_and_recipes_exist(page: Path) -> None:
+    from vovnet.detection.recipe import load_recipe
+
+    for _, subcommand, *rest in commands(page):
+        if subcommand != "train" or rest[0].isupper():
+            continue
+        recipe = rest[0] if "/" not in rest[0] else "quickstart"
+        load_recipe(recipe, [word for word in rest if re.match(r"[a-z_]+\.[a-z_.]+=", word)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_python_examples_name_what_exists(page: Path) -> None:
+    import ast
+    import importlib
+
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+def test_no_page_names_a_place_on_somebodys_machine() -> None:
+    for page in PAGES:
+        found = re.findall(r"(?<![\w.:/])/(?:root|home|work|tmp|mnt|opt|Users)/\S*", page.read_text(encoding="utf-8"))
+        assert not found, f"{page.name}: {found}"

@@ -1,0 +1,188 @@
+"""One page about the machine and the installation, to paste into a bug report."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "typer")
+_DETECTION = ("omegaconf", "pycocotools", "matplotlib", "tqdm")
+_OPTIONAL = ("tensorboard",)
+_COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
+_VARIABLES = (
+    "VOVNET_OPS",
+    "VOVNET_HUB_NAMESPACE",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "CXX",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "LOCAL_RANK",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "TORCH_EXTENSIONS_DIR",
+    "TORCH_HOME",
+    "WORLD_SIZE",
+)
+# Values that nobody should paste into a bug report.
+_SECRET = ("TOKEN", "SECRET", "PASSWORD", "KEY")
+
+
+def environment_report() -> str:
+    """Versions, devices, compilers, what is missing and how to get it, caches and environment variables, as text.
+
+    Nothing that is absent or broken makes it fail: it says so instead. Values of tokens are never shown.
+    """
+    sections = (
+        ("versions", _versions),
+        ("machine", _machine),
+        ("torch", _torch),
+        ("compilers", _compilers),
+        ("folders", _folders),
+        ("environment variables", _variables),
+        ("missing", _missing),
+    )
+    blocks = []
+    for title, section in sections:
+        try:
+            rows = section()
+        except Exception as error:
+            # A report about a broken installation has to survive it.
+            rows = [("failed", _line(error))]
+        width = max((len(name) for name, _ in rows), default=0)
+        blocks.append("\n".join([f"[{title}]", *(f"  {name:{width}}  {value}".rstrip() for name, value in rows)]))
+    return "\n".join(blocks)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> list[tuple[str, str]]:
+    ours = _version("vovnet")
+    place = Path(__file__).resolve().parent
+    rows = [("vovnet", f"{ours or 'not installed'} (running from {place})"), ("python", sys.version.split()[0])]
+    return rows + [(name, _version(name) or "missing") for name in (*_REQUIRED, *_DETECTION, *_OPTIONAL)]
+
+
+def _machine() -> list[tuple[str, str]]:
+    rows = [("platform", platform.platform()), ("processor", _processor())]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    rows.append(("CPU cores", f"{usable} usable of {os.cpu_count()}"))
+    if memory := _memory():
+        rows.append(("memory", memory))
+    return rows
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> str | None:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    text = f"{total / 2**30:.1f} GiB"
+    # A container may allow less than the machine has (cgroup v2).
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit.isdigit() and int(limit) < total:
+            text += f", {int(limit) / 2**30:.1f} GiB allowed here"
+    except OSError:
+        pass
+    return text
+
+
+def _torch() -> list[tuple[str, str]]:
+    torch: Any = importlib.import_module("torch")
+    rows = [
+        ("instruction set", torch.backends.cpu.get_cpu_capability()),
+        ("threads", f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between"),
+        ("built for CUDA", torch.version.cuda or "no"),
+    ]
+    if not torch.cuda.is_available():
+        return [*rows, ("GPUs", "none usable")]
+    rows.append(("cuDNN", str(torch.backends.cudnn.version())))
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        rows.append(
+            (f"cuda:{index}", f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, capability {gpu.major}.{gpu.minor}")
+        )
+    return rows
+
+
+def _compilers() -> list[tuple[str, str]]:
+    rows = []
+    for name in _COMPILERS:
+        path = shutil.which(name)
+        rows.append((name, "not found" if path is None else f"{_first_version_line(path)} ({path})"))
+    return rows
+
+
+def _first_version_line(path: str) -> str:
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return _line(error)
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    # nvcc says its release in its fourth line.
+    return next((line for line in lines if "release" in line), lines[0] if lines else "no version")
+
+
+def _folders() -> list[tuple[str, str]]:
+    home = Path.home()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    hub = os.environ.get("HF_HUB_CACHE") or os.path.join(os.environ.get("HF_HOME") or cache / "huggingface", "hub")
+    torch_home = os.environ.get("TORCH_HOME") or str(cache / "torch")
+    extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or str(cache / "torch_extensions")
+    rows = [("Hub downloads", hub), ("torch downloads", torch_home), ("compiled operators", extensions)]
+    return [(name, f"{path}{'' if os.path.isdir(path) else ' (not there yet)'}") for name, path in rows]
+
+
+def _variables() -> list[tuple[str, str]]:
+    rows = []
+    for name in _VARIABLES:
+        if name in os.environ:
+            secret = any(word in name for word in _SECRET)
+            # A URL may hold a name and a password.
+            value = re.sub(r"//[^/@]*@", "//***@", os.environ[name])
+            rows.append((name, "set (not shown)" if secret else value))
+    return rows or [("none", "")]
+
+
+def _missing() -> list[tuple[str, str]]:
+    rows = []
+    for packages, mend in (
+        (_REQUIRED, "pip install vovnet"),
+        (_DETECTION, "training and evaluation need it: pip install 'vovnet[detection]'"),
+        (_OPTIONAL, "only for TensorBoard logs: pip install tensorboard"),
+    ):
+        rows += [(name, mend) for name in packages if _version(name) is None]
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        rows.append(("C++ compiler", "without it operators run as plain torch: apt install g++, or the like"))
+    return rows or [("nothing", "")]
