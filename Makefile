@@ -14,6 +14,8 @@ PY := $(VENV)/bin/python
 KEY := $(firstword $(shell { pwd; cat pyproject.toml; } | cksum))
 RUN_STAMP := $(VENV)/installed-detection-$(KEY)
 DEV_STAMP := $(VENV)/installed-dev-$(KEY)
+# An environment whose Python is gone (moved, upgraded) is made anew.
+$(shell $(PY) -V >/dev/null 2>&1 || rm -f $(VENV)/installed-*)
 INSTALL := $(PY) -m pip install --disable-pip-version-check --editable
 
 .PHONY: help quickstart test prove lint format types wheel clean

@@ -98,8 +98,7 @@ def build_by_hand(run: Run, *, residual: bool) -> FasterRCNN:
     detector = (MaskRCNN if model.detector == "mask_rcnn" else FasterRCNN)(
         backbone, len(run.categories) + 1, min_size=model.min_size, max_size=model.max_size, _skip_resize=True
     )
-    contiguous = {key: value.contiguous().clone() for key, value in run.detector.state_dict().items()}
-    detector.load_state_dict(contiguous)
+    detector.load_state_dict(run.detector.state_dict())
     return detector.to(run.device)
 
 
@@ -153,49 +152,57 @@ def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int,
     return pictures, targets
 
 
-def compare(arguments: argparse.Namespace) -> Ratio:
-    """Run the benchmark, print its table and return the ratio."""
-    height, width = arguments.size
-    device = torch.device(arguments.device)
-    recipe = recipe_for(arguments.mask, arguments.batch_size, min(height, width), max(height, width), arguments.norm)
-    run = build_ours(recipe, CLASSES, device)
-    hand = build_by_hand(run, residual=arguments.residual)
-    if arguments.hand_channels_last:
-        hand.to(memory_format=torch.channels_last)
-    loops: dict[str, Loop] = {OURS: lambda batch: step(run, [batch]), HAND: loop_by_hand(hand, recipe, device)}
+def contestant(loop: Loop, options: argparse.Namespace) -> Callable[[int], float]:
+    """One loop as a function of a round's number that returns the seconds of a step."""
+    device = torch.device(options.device)
 
-    def contestant(loop: Loop) -> Callable[[int], float]:
-        def one_round(number: int) -> float:
-            batch = make_batch(
-                number % 2**31,
-                size=(height, width),
-                images=arguments.batch_size,
-                objects=arguments.objects,
-                masks=arguments.mask,
-            )
-            _wait(device)
-            # Both loops read their losses at the end of the forward pass, which waits for a GPU, but the update is after.
-            return timed(lambda: (loop(batch), _wait(device)))
+    def one_round(number: int) -> float:
+        batch = make_batch(
+            number % 2**31,
+            size=options.size,
+            images=options.batch_size,
+            objects=options.objects,
+            masks=options.mask,
+        )
 
-        return one_round
+        def work() -> None:
+            loop(batch)
+            wait(device)
 
-    contestants = {name: contestant(loop) for name, loop in loops.items()}
-    seconds = interleave(contestants, arguments.rounds, warmup=arguments.warmup)
-    images = dict.fromkeys(seconds, arguments.batch_size)
-    ratio = speed_ratio(seconds, images, OURS, HAND, GOAL)
-    kind = "Mask R-CNN" if arguments.mask else "Faster R-CNN"
-    print(
-        f"\ntraining step of {kind}, {arguments.batch_size} x {height}x{width} pixels, {arguments.norm}, by hand over "
-        f"vovnet39a{' with residual=True' if arguments.residual else ''}"
-        f"{' in channels_last' if arguments.hand_channels_last else ''}\n"
-        f"{throughput_table(seconds, images)}\n{ratio}"
-    )
-    return ratio
+        wait(device)
+        return timed(work)
+
+    return one_round
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def compare(options: argparse.Namespace) -> Ratio:
+    """Run the benchmark, print its table and return the ratio."""
+    height, width = options.size
+    device = torch.device(options.device)
+    recipe = recipe_for(options.mask, options.batch_size, min(height, width), max(height, width), options.norm)
+    run = build_ours(recipe, CLASSES, device)
+    hand = build_by_hand(run, residual=options.residual)
+    if options.hand_channels_last:
+        hand.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    contestants = {
+        OURS: contestant(lambda batch: step(run, [batch]), options),
+        HAND: contestant(loop_by_hand(hand, recipe, device), options),
+    }
+    seconds = interleave(contestants, options.rounds, warmup=options.warmup)
+    images = dict.fromkeys(seconds, options.batch_size)
+    ratio = speed_ratio(seconds, images, OURS, HAND, GOAL)
+    print(
+        f"\ntraining step of {'Mask' if options.mask else 'Faster'} R-CNN, {options.batch_size} x {height}x{width} "
+        f"pixels, {options.norm}, by hand over vovnet39a{' with residual=True' if options.residual else ''}"
+        f"{' in channels_last' if options.hand_channels_last else ''}\n{throughput_table(seconds, images)}\n{ratio}"
+    )
+    return ratio
 
 
 def parser() -> argparse.ArgumentParser:

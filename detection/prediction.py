@@ -187,7 +187,7 @@ def _as_tensor(image: Picture, detector: nn.Module, name: str) -> Tensor:
             return to_tensor(Image.fromarray(image).convert("RGB" if channels == 3 else "L"))
         if image.ndim not in (2, 3):
             raise InputError(f"{name}: expected an array (H, W, {channels}) or (H, W), got shape {image.shape}")
-        image = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 3 else image[:, :, None])).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(image if image.ndim == 3 else image[:, :, None])).permute(2, 0, 1)
     if not isinstance(image, Tensor):
         raise InputError(f"{name}: expected a path, Pillow image, array or tensor, got {type(image).__name__}")
     if image.ndim != 3 or image.shape[0] != channels:

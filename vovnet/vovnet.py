@@ -213,13 +213,19 @@ class VoVNet(nn.Module):
         self.num_features = channels
         self.head = ClassifierHead(channels, num_classes, pool_type=global_pool, drop_rate=drop_rate, **placement)
         self.head_hidden_size = self.head.num_features
-        self._init_weights()
+        self.init_weights()
 
-    def _init_weights(self) -> None:
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Start anew, every parameter and buffer: also what a model built on 'meta' needs after ``to_empty``."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            elif isinstance(module, nn.Linear):
+            else:
+                reset: Any = getattr(module, "reset_parameters", None)
+                if reset is not None:
+                    reset()
+            if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
     @torch.jit.ignore
@@ -265,20 +271,21 @@ class VoVNet(nn.Module):
             intermediates_only: return the list alone, without the final feature map.
         """
         if output_fmt != "NCHW":
-            raise InputError(f"output_fmt={output_fmt!r}: VoVNet's features are 'NCHW' only")
+            raise InputError(f"output_fmt='{output_fmt}': VoVNet's features are 'NCHW' only")  # scripts have no !r
         taken, last = feature_take_indices(5, indices)
-        intermediates = []
-        x = self.stem[:-1](x)
-        if 0 in taken:
-            intermediates.append(x)
-        x = self.stem[-1](x)
-        # TorchScript cannot slice to a length that is known only when it runs.
-        stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[:last]
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i + 1 in taken:
+        intermediates: list[Tensor] = []
+        for i, conv in enumerate(self.stem):
+            x = conv(x)
+            if i == 1 and 0 in taken:
                 intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
+        for i, stage in enumerate(self.stages):
+            if i < last or not stop_early:
+                x = stage(x)
+                if i + 1 in taken:
+                    intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
 
     def prune_intermediate_layers(
         self,

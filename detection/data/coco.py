@@ -124,10 +124,8 @@ class CocoDataset(Dataset[Any]):
         for kind in sorted(LOST_IMAGE) if not self.training else ():
             new = report.problems.get(kind, [])[before[kind] :]
             if new:
-                names = {
-                    entry.get("id"): entry.get("file_name") for entry in content["images"] if isinstance(entry, dict)
-                }
-                shown = example_names((f"{names.get(one)} (id {one})" for one in new), len(new))
+                names = {str(one.get("id")): one.get("file_name") for one in content["images"] if isinstance(one, dict)}
+                shown = example_names((f"{names.get(str(one))} (id {one})" for one in new), len(new))
                 raise InputError(
                     f"{source.annotations}: {KINDS[kind].text}: {shown}; looked in {source.images}; an evaluation "
                     "needs every image, `vovnet check-data` lists what is wrong"

@@ -104,10 +104,11 @@ class DataReport:
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """One line on what training leaves out; empty if that is nothing."""
-        if not (self.dropped_images or self.dropped_annotations or "box_partly_outside" in self.problems):
+        """One line on what training leaves out or clips; empty if that is nothing."""
+        touched = [(kind, ids) for kind, ids in self._rows() if not KINDS[kind].action.startswith("kept")]
+        if not touched:
             return ""
-        kinds = "; ".join(f"{len(ids)} × {KINDS[kind].text}" for kind, ids in self._rows())
+        kinds = "; ".join(f"{len(ids)} × {KINDS[kind].text}" for kind, ids in touched)
         lost = f" and {self.orphans} on images left out" if self.orphans else ""
         return (
             f"{self.dropped_images} of {self.images} images and {self.dropped_annotations} of {self.annotations} "

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -249,9 +250,7 @@ def test_torchvision_style_arguments_arrive() -> None:
 
 
 def test_a_mistyped_argument_is_named_with_its_neighbour() -> None:
-    with pytest.raises(
-        TypeError, match="FasterRCNN has no argument 'box_score_tresh'; did you mean 'box_score_thresh'"
-    ):
+    with pytest.raises(TypeError, match="no argument 'box_score_tresh'; did you mean 'box_score_thresh'"):
         fasterrcnn_vovnet27_slim_fpn(box_score_tresh=0.1)
     with pytest.raises(TypeError, match="FasterRCNN has no argument 'mask_head'"):
         fasterrcnn_vovnet27_slim_fpn(mask_head=None)
@@ -268,6 +267,28 @@ def test_a_mistyped_argument_is_named_with_its_neighbour() -> None:
 def test_torchvision_style_values_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         fasterrcnn_vovnet27_slim_fpn(**arguments)
+
+
+@pytest.mark.parametrize("given", [True, "DEFAULT", "TAG"])
+def test_a_pretrained_backbone_is_frozen_as_torchvision_freezes_it(
+    given: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def without_download(name: str, **options: Any) -> Any:
+        asked.append(name)
+        return fpn_backbone(name, download=False, **options)
+
+    monkeypatch.setattr("vovnet.detection.detectors.fpn_backbone", without_download)
+    tag = timm.get_pretrained_cfg("vovnet39").tag
+    with torch.device("meta"):
+        detector = torchvision.models.get_model(
+            "fasterrcnn_vovnet39_fpn", weights_backbone=tag if given == "TAG" else given
+        )
+    assert asked == [f"vovnet39.{tag}" if given == "TAG" else "vovnet39"]
+    training = {k.split(".")[0] for k, p in detector.backbone.body.named_parameters() if p.requires_grad}
+    assert training == {"stages_1", "stages_2", "stages_3"}
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in detector.backbone.modules())
 
 
 def test_stages_of_random_weights_all_train() -> None:

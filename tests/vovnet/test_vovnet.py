@@ -414,6 +414,17 @@ def test_meta_device_holds_no_memory() -> None:
     torch.testing.assert_close(other(picture()), slim()(picture()))
 
 
+def test_init_weights_after_to_empty() -> None:
+    model = slim(device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 7)
+    model.init_weights()
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert model.stem[0].bn.num_batches_tracked == 0
+    assert model(picture()).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype(dtype: torch.dtype) -> None:
     model = slim(dtype=dtype)
@@ -439,6 +450,13 @@ def test_torchscript(kwargs: dict[str, object], tmp_path: object) -> None:
         torch.testing.assert_close(scripted(x), model(x))
     model.train()
     torch.jit.script(model)(picture(2))
+
+
+def test_torchscript_of_the_feature_getter() -> None:
+    model, x = deep(features_only=True, feature_cls="getter", out_indices=(1, 2), scriptable=True), picture()
+    scripted = torch.jit.script(model)
+    with torch.inference_mode():
+        torch.testing.assert_close(scripted(x), model(x))
 
 
 def test_fx_trace_is_equal() -> None:

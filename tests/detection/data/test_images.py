@@ -160,7 +160,9 @@ def root(tmp_path: Path) -> Path:
     return inside
 
 
-@pytest.mark.parametrize("name", ["../outside/c.png", "/etc/passwd", "out.png", "away/c.png", "sub/../../x", "a\0b", "sub/.."])
+@pytest.mark.parametrize(
+    "name", ["../outside/c.png", "/etc/passwd", "out.png", "away/c.png", "sub/../../x", "a\0b", "sub/.."]
+)
 def test_names_cannot_leave_the_root(root: Path, name: str) -> None:
     with pytest.raises(OutsideRoot):
         resolve_inside(root, name)

@@ -36,7 +36,24 @@ def test_compressed_counts(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "counts", [None, "", 7, "a b", "ä", "\ud800", "P", [1, -1], [1, "x"], [[1], [2]], [float("nan")], [1.5], b"\xff", "o" * 12 + "0", [2**40]]
+    "counts",
+    [
+        None,
+        "",
+        7,
+        "a b",
+        "ä",
+        "\ud800",
+        "P",
+        [1, -1],
+        [1, "x"],
+        [[1], [2]],
+        [float("nan")],
+        [1.5],
+        b"\xff",
+        "o" * 12 + "0",
+        [2**40],
+    ],
 )
 def test_malformed_counts(counts: object) -> None:
     assert rle_counts(counts) is None
@@ -75,7 +92,11 @@ def test_problems(segmentation: Any, problem: str | None, usable: bool) -> None:
     assert found == problem
     assert (sound is not None) == usable
     if usable:
-        assert decode_masks([sound], 10, 12).sum() == mask_area(sound, 10, 12) == (0 if problem == "empty_mask" else mask_area(sound, 10, 12))
+        assert (
+            decode_masks([sound], 10, 12).sum()
+            == mask_area(sound, 10, 12)
+            == (0 if problem == "empty_mask" else mask_area(sound, 10, 12))
+        )
     if problem == "bad_polygon" and usable:
         assert sound == [SQUARE]
 

@@ -1,0 +1,214 @@
+"""COCO evaluation: seconds and memory of ours against pycocotools alone, on synthetic boxes.
+
+    python -m benchmarks.evaluation
+
+Each evaluation runs in a process of its own, in turns. The clock starts when all input is in memory and stops when the
+twelve numbers are there. Ours starts from what a detector returns, a dictionary of tensors an image, and also makes its
+table of classes; pycocotools starts from a ready list of results. Both must give the same numbers.
+
+Nothing heavy is imported here at the top: a new process's ``ru_maxrss`` begins with what its parent had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Ratio, environment, interleave, positive
+
+GOAL = 1.2
+OURS, ALONE = "vovnet", "pycocotools alone"
+CATEGORIES = 80
+SIZE = (640, 480)
+"""Width and height of every image in pixels."""
+
+
+def synthetic(images: int, detections: int, objects: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth in COCO's form, and for each image what a detector would return, as NumPy arrays.
+
+    Half as many detections as there are objects, at most, lie near one, most of them with its category; the rest are
+    anywhere. Scores fall from first to last.
+
+    Returns:
+        The ground truth, and dictionaries of ``boxes`` float32 (N, 4) as x0, y0, x1, y1 in pixels, ``scores`` float32
+        (N,), ``labels`` int64 (N,), which are also the categories' ids.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    truth: dict[str, Any] = {"images": [], "annotations": []}
+    truth["categories"] = [{"id": number, "name": f"class {number}"} for number in range(1, CATEGORIES + 1)]
+    outputs = []
+
+    def boxes(count: int) -> Any:
+        sides = np.exp(random.uniform(np.log(8), np.log(400), (count, 2)))
+        corners = random.uniform(0, 1, (count, 2)) * np.maximum(np.array(SIZE) - sides, 1)
+        return np.concatenate((corners, corners + sides), axis=1)
+
+    for image_id in range(1, images + 1):
+        truth["images"].append({"id": image_id, "width": SIZE[0], "height": SIZE[1]})
+        there, kinds = boxes(objects), random.integers(1, CATEGORIES + 1, objects)
+        crowds = random.uniform(size=objects) < 0.01
+        for box, kind, crowd in zip(there.tolist(), kinds.tolist(), crowds.tolist(), strict=True):
+            width, height = box[2] - box[0], box[3] - box[1]
+            entry = {"id": len(truth["annotations"]) + 1, "image_id": image_id, "category_id": kind}
+            shape = {"bbox": [box[0], box[1], width, height], "area": width * height, "iscrowd": int(crowd)}
+            truth["annotations"].append({**entry, **shape})
+        near = min(objects, (detections + 1) // 2)
+        found = np.concatenate((there[:near] + random.normal(0, 4, (near, 4)), boxes(detections - near)))
+        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+        labels = np.concatenate((kinds[:near], random.integers(1, CATEGORIES + 1, detections - near)))
+        labels = np.where(random.uniform(size=detections) < 0.1, random.integers(1, CATEGORIES + 1, detections), labels)
+        scores = np.sort(random.uniform(0.05, 1, detections).astype(np.float32))[::-1].copy()
+        outputs.append({"boxes": found.astype(np.float32), "scores": scores, "labels": labels.astype(np.int64)})
+    return truth, outputs
+
+
+def evaluate_ours(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> tuple[float, list[float]]:
+    """Seconds and COCO's twelve numbers, by ``CocoEvaluator``."""
+    import torch
+
+    from vovnet.detection.coco_metrics import METRICS, CocoEvaluator
+    from vovnet.detection.coco_results import image_detections
+
+    tensors = [{key: torch.from_numpy(value) for key, value in output.items()} for output in outputs]
+    category_ids = [category["id"] for category in truth["categories"]]
+    outputs.clear()
+    start = time.perf_counter()
+    evaluator = CocoEvaluator(truth, ["bbox"])
+    for image, output in zip(truth["images"], tensors, strict=True):
+        evaluator.update([image_detections(output, image["id"], SIZE[::-1], category_ids)])
+    metrics = evaluator.summarize()
+    return time.perf_counter() - start, [metrics["bbox"][name] for name in METRICS]
+
+
+def evaluate_alone(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> tuple[float, list[float]]:
+    """Seconds and COCO's twelve numbers, by pycocotools as its demo uses it."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    results = []
+    for image, output in zip(truth["images"], outputs, strict=True):
+        boxes = output["boxes"]
+        boxes[:, 2:] -= boxes[:, :2]
+        rows = zip(boxes.tolist(), output["scores"].tolist(), output["labels"].tolist(), strict=True)
+        results += [{"image_id": image["id"], "category_id": k, "bbox": box, "score": s} for box, s, k in rows]
+    outputs.clear()
+    with contextlib.redirect_stdout(io.StringIO()):
+        start = time.perf_counter()
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        evaluated = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluated.evaluate()
+        evaluated.accumulate()
+        evaluated.summarize()
+        return time.perf_counter() - start, [float(number) for number in evaluated.stats]
+
+
+def one_process(name: str, images: int, detections: int, objects: int) -> dict[str, Any]:
+    """One evaluation: ``seconds``, ``metrics``, ``before`` and ``peak`` (resident memory in MB)."""
+    truth, outputs = synthetic(images, detections, objects)
+    evaluate = {OURS: evaluate_ours, ALONE: evaluate_alone}[name]
+    # A first, tiny one imports what is needed: neither contestant's clock nor its growth in memory has that.
+    evaluate(*synthetic(2, 2, 1))
+    before = peak_memory()
+    seconds, metrics = evaluate(truth, outputs)
+    return {"seconds": seconds, "metrics": metrics, "before": before, "peak": peak_memory()}
+
+
+def peak_memory() -> float:
+    """The most resident memory that this process has had, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux kibibytes.
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def spawn(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """:func:`one_process` in a new process."""
+    command = [sys.executable, "-m", "benchmarks.evaluation", "--only", name]
+    for key in ("images", "detections", "objects"):
+        command += [f"--{key}", str(getattr(options, key))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(options: argparse.Namespace) -> Ratio:
+    """Run the benchmark, print its table and return the ratio of times.
+
+    Raises:
+        RuntimeError: the numbers differ.
+    """
+    records: dict[str, list[dict[str, Any]]] = {OURS: [], ALONE: []}
+
+    def contestant(name: str, number: int) -> float:
+        records[name].append(spawn(name, options))
+        return float(records[name][-1]["seconds"])
+
+    seconds = interleave(
+        {name: lambda number, name=name: contestant(name, number) for name in records},  # type: ignore[misc]
+        options.rounds,
+    )
+    numbers = {tuple(record["metrics"]) for taken in records.values() for record in taken}
+    if len(numbers) > 1:
+        raise RuntimeError(f"the numbers differ: {sorted(numbers)}")
+    print(
+        f"\nevaluation of {options.images} images x {options.detections} detections ({options.objects} objects an "
+        f"image, {CATEGORIES} categories)\n{_table(records)}\nthe twelve numbers are equal in all "
+        f"{2 * options.rounds} runs; AP {numbers.pop()[0]:.6f}"
+    )
+    median = {name: statistics.median(taken) for name, taken in seconds.items()}
+    note = f"of the least {min(seconds[OURS]) / min(seconds[ALONE]):.3f}"
+    ratio = Ratio(f"seconds, {OURS} / {ALONE}", median[OURS] / median[ALONE], GOAL, at_least=False, note=note)
+    print(ratio)
+    peak = {name: max(record["peak"] for record in taken) for name, taken in records.items()}
+    print(f"peak memory, {OURS} / {ALONE}: {peak[OURS] / peak[ALONE]:.3f}")
+    return ratio
+
+
+def _table(records: dict[str, list[dict[str, Any]]]) -> str:
+    width = max(map(len, records))
+    lines = [f"{'':{width}}  median s   least s   peak MB  of it in the evaluation (ru_maxrss; largest of the runs)"]
+    for name, taken in records.items():
+        seconds = [record["seconds"] for record in taken]
+        peak, growth = max(r["peak"] for r in taken), max(r["peak"] - r["before"] for r in taken)
+        times = f"{statistics.median(seconds):8.2f}  {min(seconds):8.2f}"
+        lines.append(f"{name:{width}}  {times}  {peak:8.0f}  {growth:.0f}")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.evaluation", description=(__doc__ or "").split("\n")[0]
+    )
+    options.add_argument("--images", type=positive, default=5000)
+    options.add_argument("--detections", type=positive, default=100, help="on an image")
+    options.add_argument("--objects", type=positive, default=7, help="on an image")
+    options.add_argument("--rounds", type=positive, default=3, help="evaluations by each")
+    options.add_argument("--only", choices=[OURS, ALONE], help="run one, in this process, and print its JSON")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> Ratio | None:
+    """Parse the command line and run."""
+    options = parser().parse_args(arguments)
+    if options.only:
+        print(json.dumps(one_process(options.only, options.images, options.detections, options.objects)))
+        return None
+    print(environment("vovnet", "torch", "pycocotools", "numpy"))
+    return compare(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The data loader alone against the training step that it feeds: images/s of both.
+
+    python -m benchmarks.loader [--images DIR --annotations FILE.json]
+
+The loader is the one of ``vovnet train`` with the shipped recipe's transforms and two worker processes; the step is
+``detection.engine.step`` on a batch that it made. They take turns and never run at the same time: the workers of a turn
+are gone before a step is timed, and what they had prepared before the clock started is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import Ratio, environment, interleave, positive, speed_ratio, throughput_table, timed
+from benchmarks.pictures import generate_pictures
+from benchmarks.training import build_ours, recipe_for, wait
+from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.loader import training_loader
+from vovnet.detection.engine import step
+from vovnet.detection.recipe import DataRecipe, DataSource
+
+GOAL = 3.0
+LOADER, STEP = "loader", "training step"
+PREFETCHED = 2
+"""Batches that a worker of torch's DataLoader prepares ahead."""
+
+
+def loader_rounds(dataset: Any, data: DataRecipe, batch_size: int, batches: int) -> Callable[[int], float]:
+    """A function of a round's number that returns the seconds in which the loader gives ``batches`` batches.
+
+    Every round has batches of its own.
+    """
+    before = (PREFETCHED + 1) * max(1, data.workers)
+
+    def one_round(number: int) -> float:
+        start = (number + 1) * (before + batches)
+        # A generator, whose close() ends the worker processes.
+        stream: Any = training_loader(dataset, data, batch_size=batch_size, seed=0, start=start)
+        for _ in range(before):
+            next(stream)
+
+        def work() -> None:
+            for _ in range(batches):
+                next(stream)
+
+        try:
+            return timed(work)
+        finally:
+            stream.close()
+
+    return one_round
+
+
+def compare(options: argparse.Namespace, source: DataSource, *, mask: bool) -> Ratio:
+    """Run the benchmark for one detector, print its table and return the ratio."""
+    device = torch.device(options.device)
+    recipe = recipe_for(mask, options.batch_size, options.min_size, options.max_size)
+    data = replace(recipe.data, workers=options.workers)
+    dataset = CocoDataset([source], masks=mask, training=True)
+    run = build_ours(recipe, len(dataset.categories), device)
+    batch = next(training_loader(dataset, replace(data, workers=0), batch_size=options.batch_size, seed=0))
+
+    def steps(number: int) -> float:
+        def work() -> None:
+            for _ in range(options.steps):
+                step(run, [batch])
+            wait(device)
+
+        return timed(work)
+
+    contestants = {LOADER: loader_rounds(dataset, data, options.batch_size, options.batches), STEP: steps}
+    seconds = interleave(contestants, options.rounds, warmup=1)
+    images = {LOADER: options.batches * options.batch_size, STEP: options.steps * options.batch_size}
+    ratio = speed_ratio(seconds, images, LOADER, STEP, GOAL)
+    shapes = ", ".join("x".join(map(str, image.shape[-2:])) for image in batch[0])
+    print(
+        f"\n{'Mask' if mask else 'Faster'} R-CNN with vovnet39, {options.workers} workers, batches of "
+        f"{options.batch_size}, short side {options.min_size} and long side at most {options.max_size} pixels (the step "
+        f"has {shapes})\n{throughput_table(seconds, images)}\n{ratio}"
+    )
+    return ratio
+
+
+def compare_all(options: argparse.Namespace) -> list[Ratio]:
+    """Run the benchmark for the detectors that were asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        if options.images is not None:
+            source = DataSource(images=options.images, annotations=options.annotations)
+            print(f"data: {options.annotations}")
+        else:
+            source = generate_pictures(Path(folder), count=options.count)
+            sizes = [path.stat().st_size for path in Path(source.images).iterdir()]
+            print(f"data: {len(sizes)} generated JPEGs of 640x480 pixels, {sum(sizes) / len(sizes) / 1000:.0f} kB each")
+        kinds = {"faster": [False], "mask": [True], "both": [False, True]}[options.detector]
+        return [compare(options, source, mask=mask) for mask in kinds]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=(__doc__ or "").split("\n")[0])
+    options.add_argument("--detector", choices=["faster", "mask", "both"], default="both")
+    options.add_argument("--images", help="a folder of real images; needs --annotations")
+    options.add_argument("--annotations", help="their COCO JSON, with segmentations")
+    options.add_argument("--count", type=positive, default=64, help="images to generate where none are given")
+    options.add_argument("--min-size", type=positive, default=320, help="short side in pixels, of loader and step")
+    options.add_argument("--max-size", type=positive, default=533, help="bound on the long side in pixels")
+    options.add_argument("--batch-size", type=positive, default=2)
+    options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--rounds", type=positive, default=5, help="turns that count; one comes before them")
+    options.add_argument("--batches", type=positive, default=60, help="that the loader gives in a turn")
+    options.add_argument("--steps", type=positive, default=2, help="training steps in a turn")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--threads", type=positive, help="torch threads of the step; by default torch's own choice")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Ratio]:
+    """Parse the command line and run."""
+    options = parser().parse_args(arguments)
+    if (options.images is None) != (options.annotations is None):
+        parser().error("--images and --annotations go together")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(environment("vovnet", "torch", "torchvision", "pillow", threads=torch.get_num_threads()))
+    return compare_all(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The page for bug reports: complete, free of secrets, and alive when things are broken."""
+
+import importlib
+from importlib import metadata
+
+import torch
+
+from vovnet import environment
+from vovnet.environment import environment_report
+
+
+def test_names_versions_devices_and_compilers():
+    text = environment_report()
+    assert metadata.version("torch") in text
+    assert metadata.version("timm") in text
+    assert torch.backends.cpu.get_cpu_capability() in text
+    for section in ("versions", "machine", "torch", "compilers", "folders", "environment variables", "missing"):
+        assert f"[{section}]" in text
+    assert "failed" not in text
+    assert len(text.splitlines()) < 70
+
+
+def test_secrets_are_not_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:pass@mirror.example")
+    text = environment_report()
+    assert "HF_TOKEN" in text
+    assert "verysecret" not in text
+    assert "me:pass" not in text
+    assert "mirror.example" in text
+
+
+def test_missing_packages_are_listed_with_the_mend(monkeypatch):
+    version = metadata.version
+
+    def without(name):
+        if name in ("pycocotools", "vovnet"):
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without)
+    text = environment_report()
+    assert "pip install 'vovnet[detection]'" in text
+    assert "not installed (running from" in text
+
+
+def test_a_torch_that_cannot_be_imported(monkeypatch):
+    real = importlib.import_module
+
+    def broken(name, *rest):
+        if name == "torch":
+            raise ImportError("libcudart.so.13: cannot open\nshared object")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    text = environment_report()
+    assert "ImportError: libcudart.so.13: cannot open shared object" in text
+    assert "[missing]" in text
+
+
+def test_no_compiler(monkeypatch):
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    assert "C++ compiler" in environment_report().partition("[missing]")[2]
