@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ OURS, ALONE = "vovnet", "pycocotools alone"
 CATEGORIES = 80
 SIZE = (640, 480)
 """Width and height of every image in pixels."""
+
+Records = dict[str, list[dict[str, Any]]]
+"""Contestant → what each of its runs returned."""
 
 
 def synthetic(images: int, detections: int, objects: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -74,8 +77,19 @@ def synthetic(images: int, detections: int, objects: int) -> tuple[dict[str, Any
     return truth, outputs
 
 
-def evaluate_ours(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> tuple[float, list[float]]:
-    """Seconds and COCO's twelve numbers, by ``CocoEvaluator``."""
+class Clock:
+    """Seconds of wall time and of this process's CPU time since it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """Both, so far."""
+        return {"seconds": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
+
+
+def evaluate_ours(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """``seconds``, ``cpu`` and COCO's twelve numbers as ``metrics``, by ``CocoEvaluator``."""
     import torch
 
     from vovnet.detection.coco_metrics import METRICS, CocoEvaluator
@@ -84,16 +98,16 @@ def evaluate_ours(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> tuple
     tensors = [{key: torch.from_numpy(value) for key, value in output.items()} for output in outputs]
     category_ids = [category["id"] for category in truth["categories"]]
     outputs.clear()
-    start = time.perf_counter()
+    clock = Clock()
     evaluator = CocoEvaluator(truth, ["bbox"])
     for image, output in zip(truth["images"], tensors, strict=True):
         evaluator.update([image_detections(output, image["id"], SIZE[::-1], category_ids)])
     metrics = evaluator.summarize()
-    return time.perf_counter() - start, [metrics["bbox"][name] for name in METRICS]
+    return {**clock.read(), "metrics": [metrics["bbox"][name] for name in METRICS]}
 
 
-def evaluate_alone(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> tuple[float, list[float]]:
-    """Seconds and COCO's twelve numbers, by pycocotools as its demo uses it."""
+def evaluate_alone(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same by pycocotools, used as its demo does."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -105,7 +119,7 @@ def evaluate_alone(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> tupl
         results += [{"image_id": image["id"], "category_id": k, "bbox": box, "score": s} for box, s, k in rows]
     outputs.clear()
     with contextlib.redirect_stdout(io.StringIO()):
-        start = time.perf_counter()
+        clock = Clock()
         coco = COCO()
         coco.dataset = truth
         coco.createIndex()
@@ -113,18 +127,17 @@ def evaluate_alone(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> tupl
         evaluated.evaluate()
         evaluated.accumulate()
         evaluated.summarize()
-        return time.perf_counter() - start, [float(number) for number in evaluated.stats]
+        return {**clock.read(), "metrics": [float(number) for number in evaluated.stats]}
 
 
 def one_process(name: str, images: int, detections: int, objects: int) -> dict[str, Any]:
-    """One evaluation: ``seconds``, ``metrics``, ``before`` and ``peak`` (resident memory in MB)."""
+    """One evaluation: ``seconds``, ``cpu``, ``metrics``; resident MB ``before`` it and at its ``peak``."""
     truth, outputs = synthetic(images, detections, objects)
     evaluate = {OURS: evaluate_ours, ALONE: evaluate_alone}[name]
     # A first, tiny one imports what is needed: neither contestant's clock nor its growth in memory has that.
     evaluate(*synthetic(2, 2, 1))
     before = peak_memory()
-    seconds, metrics = evaluate(truth, outputs)
-    return {"seconds": seconds, "metrics": metrics, "before": before, "peak": peak_memory()}
+    return {"before": before, **evaluate(truth, outputs), "peak": peak_memory()}
 
 
 def peak_memory() -> float:
@@ -149,40 +162,47 @@ def compare(options: argparse.Namespace) -> Ratio:
     Raises:
         RuntimeError: the numbers differ.
     """
-    records: dict[str, list[dict[str, Any]]] = {OURS: [], ALONE: []}
+    records: Records = {OURS: [], ALONE: []}
 
-    def contestant(name: str, number: int) -> float:
-        records[name].append(spawn(name, options))
-        return float(records[name][-1]["seconds"])
+    def contestant(name: str) -> Callable[[int], float]:
+        def one_round(number: int) -> float:
+            records[name].append(spawn(name, options))
+            return float(records[name][-1]["seconds"])
 
-    seconds = interleave(
-        {name: lambda number, name=name: contestant(name, number) for name in records},  # type: ignore[misc]
-        options.rounds,
-    )
+        return one_round
+
+    interleave({name: contestant(name) for name in records}, options.rounds)
     numbers = {tuple(record["metrics"]) for taken in records.values() for record in taken}
     if len(numbers) > 1:
         raise RuntimeError(f"the numbers differ: {sorted(numbers)}")
+    ratio = Ratio(
+        f"seconds, {OURS} / {ALONE}",
+        _quotient(records, "seconds", statistics.median),
+        GOAL,
+        at_least=False,
+        note=f"of the least {_quotient(records, 'seconds', min):.3f}, of CPU time {_quotient(records, 'cpu', min):.3f}",
+    )
     print(
         f"\nevaluation of {options.images} images x {options.detections} detections ({options.objects} objects an "
         f"image, {CATEGORIES} categories)\n{_table(records)}\nthe twelve numbers are equal in all "
-        f"{2 * options.rounds} runs; AP {numbers.pop()[0]:.6f}"
+        f"{2 * options.rounds} runs; AP {numbers.pop()[0]:.6f}\n{ratio}\n"
+        f"peak memory, {OURS} / {ALONE}: {_quotient(records, 'peak', max):.3f}"
     )
-    median = {name: statistics.median(taken) for name, taken in seconds.items()}
-    note = f"of the least {min(seconds[OURS]) / min(seconds[ALONE]):.3f}"
-    ratio = Ratio(f"seconds, {OURS} / {ALONE}", median[OURS] / median[ALONE], GOAL, at_least=False, note=note)
-    print(ratio)
-    peak = {name: max(record["peak"] for record in taken) for name, taken in records.items()}
-    print(f"peak memory, {OURS} / {ALONE}: {peak[OURS] / peak[ALONE]:.3f}")
     return ratio
 
 
-def _table(records: dict[str, list[dict[str, Any]]]) -> str:
+def _quotient(records: Records, key: str, summary: Callable[[list[float]], float]) -> float:
+    ours, alone = (summary([record[key] for record in records[name]]) for name in (OURS, ALONE))
+    return ours / alone
+
+
+def _table(records: Records) -> str:
     width = max(map(len, records))
-    lines = [f"{'':{width}}  median s   least s   peak MB  of it in the evaluation (ru_maxrss; largest of the runs)"]
+    lines = [f"{'':{width}}  median s   least s  least CPU s   peak MB  grown by MB (ru_maxrss, largest of the runs)"]
     for name, taken in records.items():
         seconds = [record["seconds"] for record in taken]
+        times = f"{statistics.median(seconds):8.2f}  {min(seconds):8.2f}  {min(r['cpu'] for r in taken):11.2f}"
         peak, growth = max(r["peak"] for r in taken), max(r["peak"] - r["before"] for r in taken)
-        times = f"{statistics.median(seconds):8.2f}  {min(seconds):8.2f}"
         lines.append(f"{name:{width}}  {times}  {peak:8.0f}  {growth:.0f}")
     return "\n".join(lines)
 

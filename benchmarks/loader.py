@@ -82,8 +82,8 @@ def compare(options: argparse.Namespace, source: DataSource, *, mask: bool) -> R
     shapes = ", ".join("x".join(map(str, image.shape[-2:])) for image in batch[0])
     print(
         f"\n{'Mask' if mask else 'Faster'} R-CNN with vovnet39, {options.workers} workers, batches of "
-        f"{options.batch_size}, short side {options.min_size} and long side at most {options.max_size} pixels (the step "
-        f"has {shapes})\n{throughput_table(seconds, images)}\n{ratio}"
+        f"{options.batch_size}, short side {options.min_size} and long side at most {options.max_size} pixels (step: "
+        f"{shapes})\n{throughput_table(seconds, images)}\n{ratio}"
     )
     return ratio
 

@@ -61,8 +61,8 @@ def recipe_for(mask: bool, batch_size: int, min_size: int, max_size: int, norm: 
 def build_ours(recipe: Recipe, categories: int, device: torch.device) -> Run:
     """A run as ``vovnet train`` prepares it, from random weights in the place of pretrained ones.
 
-    The recipe is for pretrained weights, of which speed does not depend. They are not fetched: a detector with its
-    norms frozen as if they were there is saved, and the run starts from it (``init``).
+    The recipe asks for pretrained weights, but speed does not depend on them, so nothing is fetched: a detector with
+    its norms frozen as if they were there is saved, and the run starts from it (``init``).
     """
     named = [{"id": number, "name": f"class {number}"} for number in range(1, categories + 1)]
     model = replace(recipe.model, num_classes=categories)
@@ -77,7 +77,7 @@ class HandBackbone(nn.Module):
 
     def __init__(self, residual: bool, frozen: bool) -> None:
         super().__init__()
-        body = timm.create_model("vovnet39a", features_only=True, out_indices=(1, 2, 3, 4), residual=residual)
+        body: Any = timm.create_model("vovnet39a", features_only=True, out_indices=(1, 2, 3, 4), residual=residual)
         self.body = freeze_batch_norm_2d(body) if frozen else body
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), 256, LastLevelMaxPool())
         self.out_channels = 256
@@ -126,7 +126,7 @@ def loop_by_hand(detector: nn.Module, recipe: Recipe, device: torch.device) -> L
         loss.backward()
         optimizer.step()
         schedule.step()
-        return {"loss": total, **{name: float(value) for name, value in losses.items()}}
+        return {"loss": total, **{name: value.item() for name, value in losses.items()}}
 
     return one
 
@@ -186,10 +186,11 @@ def compare(options: argparse.Namespace) -> Ratio:
     height, width = options.size
     device = torch.device(options.device)
     recipe = recipe_for(options.mask, options.batch_size, min(height, width), max(height, width), options.norm)
+    recipe.solver.channels_last = options.channels_last != "none"
     run = build_ours(recipe, CLASSES, device)
     hand = build_by_hand(run, residual=options.residual)
-    if options.hand_channels_last:
-        hand.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.channels_last == "both":
+        hand.to(memory_format=torch.channels_last)
     contestants = {
         OURS: contestant(lambda batch: step(run, [batch]), options),
         HAND: contestant(loop_by_hand(hand, recipe, device), options),
@@ -199,8 +200,8 @@ def compare(options: argparse.Namespace) -> Ratio:
     ratio = speed_ratio(seconds, images, OURS, HAND, GOAL)
     print(
         f"\ntraining step of {'Mask' if options.mask else 'Faster'} R-CNN, {options.batch_size} x {height}x{width} "
-        f"pixels, {options.norm}, by hand over vovnet39a{' with residual=True' if options.residual else ''}"
-        f"{' in channels_last' if options.hand_channels_last else ''}\n{throughput_table(seconds, images)}\n{ratio}"
+        f"pixels, {options.norm}, by hand over vovnet39a{' with residual=True' if options.residual else ''}, "
+        f"channels-last weights: {options.channels_last}\n{throughput_table(seconds, images)}\n{ratio}"
     )
     return ratio
 
@@ -216,7 +217,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--objects", type=positive, default=8, help="objects on a picture")
     options.add_argument("--norm", choices=["frozen_bn", "bn"], default="frozen_bn", help="of both backbones")
     options.add_argument("--residual", action="store_true", help="timm's vovnet39a with the identity that it lacks")
-    options.add_argument("--hand-channels-last", action="store_true", help="channels-last weights in theirs, too")
+    options.add_argument(
+        "--channels-last",
+        choices=["ours", "both", "none"],
+        default="ours",
+        help="whose weights are channels-last; ours are by default in `vovnet train`, too",
+    )
     options.add_argument("--device", default="cpu")
     options.add_argument("--threads", type=positive, help="torch threads; by default torch's own choice")
     return options

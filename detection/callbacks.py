@@ -57,8 +57,11 @@ class MetricsFile(Callback):
         self._write({"iteration": run.iteration, **flat_metrics(metrics)})
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:  # a failed write does not know its file's name
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 class ProgressBar(Callback):

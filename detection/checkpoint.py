@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vovnet.detection.detector_config import DetectorConfig, compose_config, read_config
 from vovnet.detection.recipe import ModelRecipe
-from vovnet.errors import InputError
+from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path
 
 CONFIG_FILE = "config.json"
@@ -168,10 +168,9 @@ def _download(name: str, revision: str | None) -> Path:
     except errors.RevisionNotFoundError as error:
         raise InputError(f"Hub repository '{name}' has no revision '{revision}'; check its name") from error
     except (OSError, ValueError, RuntimeError, errors.HfHubHTTPError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"no folder '{name}' here, and Hub repository {asked} cannot be reached ({reason}): connect (or unset "
-            f"HF_HUB_OFFLINE), {mend}"
+            f"no folder '{name}' here, and Hub repository {asked} cannot be reached ({reason(error)}): connect (or "
+            f"unset HF_HUB_OFFLINE), {mend}"
         ) from error
 
 
@@ -223,8 +222,7 @@ class _opened:
 
     def damaged(self, error: Exception) -> InputError:
         """One line for what went wrong."""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return InputError(f"{self.path}: not a readable safetensors file ({reason}); fetch or save it again")
+        return InputError(f"{self.path}: not a readable safetensors file ({reason(error)}); fetch or save it again")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+
+from vovnet.errors import InputError, reason
 
 
 def rank() -> int:
@@ -26,6 +29,24 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def choose_device(device: str | torch.device | None, default: torch.device) -> torch.device:
+    """The device that a user named, or ``default`` where none was.
+
+    Raises:
+        InputError: the name is no device's, or this machine has not got it.
+    """
+    if device is None:
+        return default
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(
+            f"device '{device}': expected cpu, or cuda or cuda:N of a GPU that is here ({reason(error)[:120]})"
+        ) from error
+    return chosen
 
 
 @contextmanager
@@ -53,6 +74,13 @@ def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / world_size()
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers (such as a batch norm's statistics) of the process of rank 0."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def gather(value: Any) -> list[Any]:

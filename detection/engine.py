@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ def train(
     """
     check_recipe(recipe)
     output = Path(output)
-    device = distributed.default_device() if device is None else torch.device(device)
+    device = distributed.choose_device(device, distributed.default_device())
     with distributed.process_group(device):
         train_dataset, val_dataset = _datasets(recipe, train_dataset, val_dataset)
         if distributed.rank() == 0:
@@ -94,11 +95,13 @@ def train(
             _announce(run, train_dataset, val_dataset)
         try:
             metrics = _loop(run, train_dataset, val_dataset, watchers)
+        except StoppedError:
+            _plot(run)
+            raise
         finally:
             for watcher in watchers:
                 watcher.stop(run)
-            if distributed.rank() == 0 and (output / "metrics.jsonl").exists():
-                plot_curves(output / "metrics.jsonl", output / "curves.png")
+        _plot(run)
     return metrics
 
 
@@ -195,6 +198,8 @@ def _evaluate(run: Run, dataset: Any, callbacks: Sequence[Callback]) -> dict[str
         return {}
     detector: Any = run.published
     detector.categories = run.categories
+    # Each process has seen other pictures; what is evaluated must be what is saved, which is that of rank 0.
+    distributed.share_buffers(detector)
     # Random numbers that an evaluation draws must not change the training that follows.
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         metrics = evaluate(detector, dataset, device=run.device, workers=run.recipe.data.workers)
@@ -229,6 +234,14 @@ def _clear(output: Path) -> None:
     """Remove what a former run left, so that no file of this folder is older than its recipe."""
     for name in RUN_FILES:
         (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+
+
+def _plot(run: Run) -> None:
+    """``curves.png``, once anything has been logged."""
+    log = run.output / "metrics.jsonl"
+    if distributed.rank() == 0 and log.exists() and log.stat().st_size:
+        plot_curves(log, run.output / "curves.png")
 
 
 def _own_callbacks(run: Run, progress: bool) -> list[Callback]:

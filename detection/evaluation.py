@@ -86,6 +86,8 @@ def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:
 
         evaluator.write_results(output)
         plot_precision_recall(evaluator, output / "precision_recall.png")
+        if "segm" not in metrics:
+            (output / "results_segm.json").unlink(missing_ok=True)  # of a former evaluation
         # Last, so that whoever finds it finds everything.
         write_json(output / "metrics.json", metrics)
     return metrics
@@ -143,7 +145,7 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
     Not ``inference_mode``: the anchor generator keeps tensors between calls, and training could not use such ones.
     """
     home = next(detector.parameters()).device
-    place = home if device is None else torch.device(device)
+    place = distributed.choose_device(device, home)
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
     if place != home:

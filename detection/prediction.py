@@ -66,7 +66,7 @@ def predict_files(
     *,
     device: str | torch.device | None = None,
     report: Callable[[str], object] = print,
-) -> int:
+) -> list[Path]:
     """Detect objects in picture files; write ``STEM.png`` (drawn) and ``STEM.json`` (every detection) for each.
 
     Args:
@@ -75,14 +75,14 @@ def predict_files(
         output: the folder for both files; created if need be.
         threshold: scores below it are left out of the drawing, and only there.
         device: as for :func:`predict`.
-        report: called with one line for each picture, also for those that cannot be read.
+        report: called with one line for each picture that is done.
 
     Returns:
-        The command's exit code: 0, or 1 if some pictures could not be read; the others are done all the same.
+        The JSON files in the order of ``paths``.
 
     Raises:
-        InputError: before anything is written, if there are no pictures, ``threshold`` is not in 0..1, or a drawing
-            would take the place of a picture.
+        InputError: after all others are done, if some pictures could not be read; before anything is written, if there
+            are no pictures, ``threshold`` is not in 0..1, or a drawing would take the place of a picture.
         OSError: the output cannot be written.
     """
     if not 0 <= threshold <= 1:
@@ -93,25 +93,26 @@ def predict_files(
     folder = Path(output)
     names = distinct_stems(sources)
     _refuse_overwriting(sources, [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")])
-    failed: list[Path] = []
+    written: list[Path] = []
+    failed: list[str] = []
     with inference(detector, device) as place:
         for source, name in zip(sources, names, strict=True):
             try:
                 picture = read_image(source, channels=_channels(detector))
                 detections = _detect(detector, to_tensor(picture), place, str(source))
             except InputError as error:
-                failed.append(source)
-                reason = str(error).removeprefix(f"{source}: ")
-                report(f"{source}: not done: {reason}")
+                failed.append(str(error))
                 continue
             with atomic_path(folder / f"{name}.png") as temporary:
                 draw_detections(picture, detections, threshold).save(temporary)
-            write_text(folder / f"{name}.json", json.dumps(detections, allow_nan=False) + "\n")
+            written.append(folder / f"{name}.json")
+            write_text(written[-1], json.dumps(detections, allow_nan=False) + "\n")
             report(f"{source}: {_describe(detections, threshold)} -> {folder / f'{name}.png'}")
     if failed:
-        listed = ", ".join(map(str, failed[:3])) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
-        report(f"{len(failed)} of {len(sources)} pictures were not done: {listed}; the others are in {folder}")
-    return 1 if failed else 0
+        listed = "; ".join(failed[:5]) + (f"; and {len(failed) - 5} more" if len(failed) > 5 else "")
+        others = f" (the others are in {folder})" if written else ""
+        raise InputError(f"{len(failed)} of {len(sources)} pictures were not done{others}: {listed}")
+    return written
 
 
 def distinct_stems(paths: Sequence[Path]) -> list[str]:

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from vovnet.errors import InputError
+from vovnet.errors import InputError, reason
 
 if TYPE_CHECKING:
     from omegaconf.errors import OmegaConfBaseException
@@ -311,7 +311,7 @@ def _parse(text: str, where: str) -> Mapping[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"{where}: not valid YAML: {_one_line(error)}") from error
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"{where}: expected a mapping of keys to values such as 'solver: {{base_lr: 0.01}}'")
     return values
@@ -356,8 +356,12 @@ def _merge(schema: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> 
     from omegaconf.errors import OmegaConfBaseException
 
     merged = OmegaConf.structured(schema)
+    sections = [entry.name for entry in dataclasses.fields(schema) if dataclasses.is_dataclass(entry.default_factory)]  # type: ignore[arg-type]
     for where, values in layers:
         _refuse_interpolation(values, where)
+        for name in sections:
+            if not isinstance(values.get(name, {}), Mapping):
+                raise InputError(f"{where}: {name}: expected keys and values, got {values[name]!r}")
         try:
             merged = OmegaConf.merge(merged, OmegaConf.create(dict(values)))
         except OmegaConfBaseException as error:
@@ -379,8 +383,4 @@ def _explain(error: OmegaConfBaseException) -> str:
         return f"unknown key '{key}'; " + (
             f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
         )
-    return f"{key}: {_one_line(error)}" if key else _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return f"{key}: {reason(error)}" if key else reason(error)

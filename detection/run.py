@@ -26,7 +26,7 @@ from vovnet.errors import InputError
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
 
 FREE_ON_RESUME = {"log", "data.workers", "solver.max_iterations"}
-"""Keys of a recipe that may change on resumption: the iterations that both runs share stay the same."""
+"""Keys of a recipe that may change on resumption, because the losses stay the same."""
 
 
 @dataclass
@@ -187,10 +187,12 @@ def _with_classes(recipe: Recipe, number: int) -> Recipe:
 def _check_same_run(recipe: Recipe, state: Mapping[str, Any], output: Path) -> None:
     saved = _flat(recipe_to_dict(recipe_from_dict(state["recipe"], f"checkpoint '{output / 'last.pt'}'")))
     asked = _flat(recipe_to_dict(recipe))
+    # A cosine's rates depend on its length.
+    free = FREE_ON_RESUME - ({"solver.max_iterations"} if recipe.solver.schedule == "cosine" else set())
     changed = [
         f"{key} (was {saved.get(key)}, now {asked.get(key)})"
         for key in sorted(saved.keys() | asked.keys())
-        if saved.get(key) != asked.get(key) and key not in FREE_ON_RESUME and key.split(".")[0] not in FREE_ON_RESUME
+        if saved.get(key) != asked.get(key) and key not in free and key.split(".")[0] not in free
     ]
     if changed:
         raise InputError(

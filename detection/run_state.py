@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vovnet.errors import InputError
+from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path
 
 FORMAT = "vovnet-run"
@@ -42,11 +43,9 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically: a crash or a full disk leaves the former file as it was."""
-    with atomic_path(path) as temporary:
-        try:
-            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, temporary)
-        except RuntimeError as error:  # torch's zip writer reports a failed write as RuntimeError
-            raise OSError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from error
+    # Through a file of Python's: torch's own writer hides the system's error, and keeps the file open after it.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -58,11 +57,12 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"checkpoint '{path}': there is no such file; start without --resume")
     try:
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(
             f"checkpoint '{path}': cannot be read, it is truncated, tampered with or no checkpoint of ours "
-            f"({str(error).splitlines()[0][:200]}); use a copy, or start anew with --overwrite"
+            f"({reason(error)[:200]}); use a copy, or start anew with --overwrite"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"checkpoint '{path}': not a training checkpoint of vovnet; expected format '{FORMAT}'")
@@ -72,6 +72,14 @@ def load_state(path: Path) -> dict[str, Any]:
             "install the version that wrote it"
         )
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """torch.load does not look at the checksums that its zip file holds."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
 
 
 def _as_tuple(value: Any) -> Any:

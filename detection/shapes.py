@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
-from pycocotools import mask as coco_mask
 
 from vovnet.detection.data.masks import decode_masks
 from vovnet.detection.recipe import DataSource
@@ -226,6 +225,8 @@ def _paint(rng: np.random.Generator, pixels: Floats, shape: _Shape, size: tuple[
 
 
 def _annotation(shape: _Shape) -> dict[str, Any]:
+    from pycocotools import mask as coco_mask
+
     rle = coco_mask.encode(np.asfortranarray(shape.visible.astype(np.uint8)))
     segmentation: Any = [[number for point in shape.outline for number in point]]
     if shape.visible.sum() < shape.whole.sum():

@@ -6,6 +6,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -185,7 +186,8 @@ def untouched(output: Path) -> bool:
     [
         (["bcdd"], ["'bcdd'", "bccd"]),
         (["absent.yaml"], ["absent.yaml"]),
-        (["TINY", "solver.base_learning_rate=0.1"], ["solver.base_learning_rate", "base_lr"]),
+        (["TINY", "solver.base_learning_rate=0.1"], ["solver.base_learning_rate"]),
+        (["TINY", "solver.max_iteration=3"], ["solver.max_iteration", "'max_iterations'"]),
         (["TINY", "optimizer.lr=0.1"], ["optimizer"]),
         (["TINY", "solver.max_iterations=many"], ["solver.max_iterations", "many"]),
         (["TINY", "solver.base_lr=[1, 2]"], ["solver.base_lr"]),
@@ -440,7 +442,9 @@ def test_a_damaged_config(detector_copy: Path, data: Path, tmp_path: Path) -> No
         json.dumps({**good, "model": {**good["model"], "fpn_channels": "8"}, "preprocessing": None}),
     ):
         config.write_text(text)
-        command("predict", picture, "--weights", detector_copy, "--output", output).refused(config)
+        command("predict", picture, "--weights", detector_copy, "--output", output).refused(
+            detector_copy, "config.json"
+        )
         evaluate(detector_copy, data, output).refused(config)
     assert untouched(output)
 
@@ -698,6 +702,10 @@ def test_files_without_read_permission(detector_copy: Path, data: Path, tmp_path
 # Full disk
 
 
+def says_how_to_mend(line: str) -> bool:
+    return re.search(r"\b(free|full|make room|another folder)\b", line) is not None
+
+
 @contextmanager
 def files_end_at(size: int) -> Iterator[None]:
     """The kernel refuses to write any file beyond ``size`` bytes, in the middle of a write, as on a full disk."""
@@ -715,7 +723,7 @@ def test_a_disk_that_fills_up_while_training_goes_on(run_copy: Path) -> None:
         outcome = command(
             *("train", run_copy / "recipe.yaml", "solver.max_iterations=3", "--resume", "--output", run_copy)
         )
-    outcome.refused(run_copy)
+    assert says_how_to_mend(outcome.refused(run_copy / "last.pt"))
     after = contents(run_copy)
     for name in ("last.pt", "best.pt", "model.safetensors", "config.json"):
         assert after[name] == before[name], name
@@ -730,7 +738,7 @@ def test_a_disk_that_fills_up_while_training_goes_on(run_copy: Path) -> None:
 def test_a_disk_that_fills_up_in_a_new_run(workplace: Path, tmp_path: Path) -> None:
     with files_end_at(1_000_000):
         outcome = command("train", workplace / "tiny.yaml", "--output", tmp_path / "run")
-    outcome.refused(tmp_path / "run")
+    assert says_how_to_mend(outcome.refused(tmp_path / "run"))
     left = contents(tmp_path / "run")
     assert not {"last.pt", "best.pt", "model.safetensors"} & set(left)
     assert not [name for name in left if ".tmp-" in name]
@@ -750,7 +758,7 @@ def test_a_disk_that_fills_up_with_results(name: str, workplace: Path, detector:
     before = contents(output)
     with files_end_at(100):
         outcome = run()
-    outcome.refused(output)
+    assert says_how_to_mend(outcome.refused(output))
     assert contents(output) == before
 
 
@@ -779,7 +787,6 @@ def test_a_file_system_without_space_left(workplace: Path, finished: Path, tmp_p
     if "code " not in done.stdout:
         pytest.skip(f"needs the right to mount a memory disk ({done.stderr.strip()})")
     code = int(done.stdout.partition("code ")[2].splitlines()[0])
-    line = Outcome(code, done.stdout, done.stderr).refused(disk / "run" / "last.pt")
-    assert "disk" in line.replace(str(disk), "")
+    assert says_how_to_mend(Outcome(code, done.stdout, done.stderr).refused(disk / "run"))
     assert "same" in done.stdout.splitlines()
     assert ".tmp-" not in done.stdout

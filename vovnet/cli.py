@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vovnet.errors import InputError, one_line_errors
+from vovnet.errors import InputError, StoppedError, one_line_errors
 
 app = typer.Typer(
     name="vovnet",
     help="Train, evaluate and use VoVNet detectors.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+UsageError: Any = typer.BadParameter.__base__
+"""What Typer raises for a mistyped command line; Typer has no public name for it."""
+
+
+class UsageMistake(StoppedError):
+    """A command line that cannot be parsed."""
+
+    exit_code = 2
+
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that stand in --output.")]
@@ -101,7 +111,8 @@ def predict(
 
     paths = [path for entry in images for path in (list_images(entry) if folder else [entry])]
     if _is_classifier(weights):
-        raise typer.Exit(_classify(weights, paths))
+        _classify(weights, paths)
+        return
     if output is None:
         raise InputError("--output: a folder for the drawings and JSON files is needed")
     from vovnet.detection.prediction import predict_files
@@ -152,28 +163,34 @@ def _is_classifier(weights: str) -> bool:
     return weights.startswith(("hf-hub:", "hf_hub:", "local-dir:", "timm/")) or timm.is_model(weights)
 
 
-def _classify(weights: str, paths: list[Path]) -> int:
-    """Print the five likeliest classes of each picture; the number of pictures that could not be read is an error."""
+def _classify(weights: str, paths: list[Path]) -> None:
+    """Print the five likeliest classes of each picture; those that cannot be read are an error after the others."""
     from vovnet.classification import classify, load_classifier
     from vovnet.detection.data.images import read_image
 
     model: Any = load_classifier(weights)
-    failures = 0
+    failed = []
     for path in paths:
         try:
             answer = classify(model, [read_image(path, channels=model.pretrained_cfg["input_size"][0])])[0]
         except InputError as error:
-            typer.echo(f"error: {error}", err=True)
-            failures += 1
+            failed.append(str(error))
             continue
         typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
-    return 1 if failures else 0
+    if failed:
+        raise InputError(f"{len(failed)} of {len(paths)} pictures were not done: {'; '.join(failed)}")
 
 
 def main() -> None:
     """Entry point: one line and a non-zero exit code for wrong input, a traceback for defects."""
     with one_line_errors():
-        app()
+        try:
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        except UsageError as error:
+            raise UsageMistake(f"{' '.join(error.format_message().split())} (see --help)") from error
+        except typer.Abort:
+            raise UsageMistake("stopped") from None
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

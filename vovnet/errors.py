@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,27 @@ class StoppedError(Exception):
     exit_code = 1
 
 
+def reason(error: BaseException) -> str:
+    """The first line of another library's message, or the error's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def system_error(error: OSError) -> str:
+    """What the system refused, where, and how to mend it, in one line."""
+    where = error.filename or "a file"
+    hints = {
+        errno.ENOSPC: "the disk is full: free some space, or name another folder",
+        errno.EDQUOT: "the quota is full: free some space, or name another folder",
+        errno.EFBIG: "no larger file is allowed: raise the limit (ulimit -f), or name another folder",
+        errno.EACCES: "no permission: change it, or name another folder",
+        errno.EPERM: "no permission: change it, or name another folder",
+        errno.EROFS: "the file system is read-only: name another folder",
+        errno.ENOENT: "check the path",
+    }
+    hint = hints.get(error.errno or 0)
+    return f"{where}: {error.strerror}" + (f" ({hint})" if hint else "")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the process with one line on stderr and a non-zero exit code where the user can mend what went wrong.
@@ -38,7 +60,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         message = " ".join(str(error).split())
         if isinstance(error, OSError) and error.strerror:
-            message = f"{error.filename or 'file'}: {error.strerror}"
+            message = system_error(error)
         elif isinstance(error, ModuleNotFoundError):
             if error.name not in DETECTION_EXTRA:
                 raise

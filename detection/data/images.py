@@ -14,10 +14,10 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageMode
+from PIL import Image, ImageMode, UnidentifiedImageError
 from torch import Tensor
 
-from vovnet.errors import InputError
+from vovnet.errors import InputError, reason
 
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -78,11 +78,11 @@ def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[in
     except OSError as error:
         raise UnreadableImage(f"{name}: {_reason(error)}") from error
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
-        raise UnreadableImage(f"{name}: cannot be decoded as a picture ({_line(error)})") from error
+        raise UnreadableImage(f"{name}: cannot be decoded as a picture ({reason(error)})") from error
 
 
 def _reason(error: OSError) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "is not a picture of a kind that Pillow reads"
     if isinstance(error, FileNotFoundError):
         return "no such picture"
@@ -90,11 +90,7 @@ def _reason(error: OSError) -> str:
         return "is a folder, not a picture"
     if isinstance(error, PermissionError):
         return "no permission to read this picture"
-    return f"the picture is truncated or damaged ({_line(error)})"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return f"the picture is truncated or damaged ({reason(error)})"
 
 
 def _orient(image: Image.Image, name: str, size: tuple[int, int] | None) -> Image.Image:
@@ -228,7 +224,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size if _turn(image) not in _SWAPS else (image.height, image.width)
     except Exception as error:
-        raise UnreadableImage(f"{path}: cannot be read as a picture ({_line(error)})") from error
+        raise UnreadableImage(f"{path}: cannot be read as a picture ({reason(error)})") from error
 
 
 def example_names(names: Iterable[object], total: int, limit: int = 3) -> str:

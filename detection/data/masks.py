@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 Segmentation = list[list[float]] | dict[str, Any]
@@ -123,6 +122,8 @@ def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
     """A sound segmentation as one compressed run-length object of pycocotools (``counts`` as bytes)."""
+    from pycocotools import mask as coco_mask
+
     if isinstance(segmentation, dict):
         if isinstance(segmentation["counts"], list):
             return coco_mask.frPyObjects(segmentation, height, width)
@@ -132,11 +133,15 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
 
 def mask_area(segmentation: Segmentation, height: int, width: int) -> int:
     """Pixels that a sound segmentation covers."""
+    from pycocotools import mask as coco_mask
+
     return int(coco_mask.area(to_rle(segmentation, height, width)))
 
 
 def decode_masks(segmentations: Sequence[Segmentation], height: int, width: int) -> Tensor:
     """Sound segmentations as uint8 (N, height, width) of zeros and ones, equal to pycocotools' ``COCO.annToMask``."""
+    from pycocotools import mask as coco_mask
+
     if not segmentations:
         return torch.zeros((0, height, width), dtype=torch.uint8)
     pixels = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])

@@ -142,8 +142,8 @@ def test_real_detector_on_unusual_pictures(tmp_path):
     )
     detector = build_detector(model)
     paths = unusual(tmp_path)
-    code = predict_files(detector, list(paths.values()), tmp_path / "out", report=lambda line: None)
-    assert code == 0
+    written = predict_files(detector, list(paths.values()), tmp_path / "out", report=lambda line: None)
+    assert [path.stem for path in written] == [path.stem for path in paths.values()]
     assert detector.training, "the mode comes back"
     for path in paths.values():
         drawn, original = Image.open(tmp_path / "out" / f"{path.stem}.png"), read_image(path)
@@ -187,13 +187,15 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path):
     paths = [tmp_path / "text.jpg", saved(tmp_path, picture(), "a.png"), tmp_path / "half.jpg", tmp_path / "gone.png"]
     paths.append(saved(tmp_path, picture(), "b.png"))
     lines = []
-    assert predict_files(Finder(), paths, tmp_path / "out", report=lines.append) == 1
+    with pytest.raises(InputError) as caught:
+        predict_files(Finder(), paths, tmp_path / "out", report=lines.append)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "a.png", "b.json", "b.png"]
-    assert len(lines) == 6
-    assert all("\n" not in line for line in lines)
-    assert "text.jpg: not done" in lines[0]
-    assert "1 bar with score >= 0.5 (of 2 detections)" in lines[1]
-    assert lines[5].startswith("3 of 5 pictures were not done")
+    assert len(lines) == 2
+    assert "1 bar with score >= 0.5 (of 2 detections)" in lines[0]
+    message = str(caught.value)
+    assert message.startswith("3 of 5 pictures were not done (the others are in")
+    assert all(f"{name}: " in message for name in ("text.jpg", "half.jpg", "gone.png"))
+    assert "\n" not in message
 
 
 def test_the_threshold_affects_only_the_drawing(tmp_path):

@@ -1,5 +1,8 @@
 """Batches are the same whatever the workers; errors come out of workers as one line."""
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -80,6 +83,15 @@ def test_errors_are_one_line(write: Write, workers: int) -> None:
     with pytest.raises(InputError, match=r"1\.png") as caught:
         list(evaluation_loader(evaluation, workers=workers))
     assert "\n" not in str(caught.value)
+
+
+def test_workers_leave_ctrl_c_to_the_parent(dataset: CocoDataset) -> None:
+    batches = training_loader(dataset, recipe(workers=1), batch_size=1, seed=0)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(islice(batches, 6))) == 6
 
 
 class Minimal:

@@ -1,0 +1,165 @@
+"""``torchrun … -m vovnet.detection.train``: two processes over gloo, one run, each image evaluated once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from vovnet.detection import evaluate
+from vovnet.detection.checkpoint import load_detector
+from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.recipe import DataSource
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROCESSES = 2
+IMAGES = 5
+"""Odd, so that one process has an image less than the other, where padding would count one twice."""
+ITERATIONS = 4
+
+RECIPE = """
+model:
+  backbone: vovnet27_slim
+  fpn_channels: 8
+  min_size: 64
+  max_size: 64
+  box_representation_size: 16
+  box_score_thresh: 0.0
+  box_batch_size_per_image: 8
+  rpn_pre_nms_top_n_train: 50
+  rpn_post_nms_top_n_train: 20
+  rpn_pre_nms_top_n_test: 200
+  rpn_post_nms_top_n_test: 100
+data:
+  train: [{{images: '{root}', annotations: '{root}/instances.json'}}]
+  val: [{{images: '{root}', annotations: '{root}/instances.json'}}]
+  train_min_sizes: [56, 64]
+  train_max_size: 64
+  workers: 0
+solver:
+  base_lr: 0.002
+  batch_size: 4
+  reference_batch_size: 2
+  max_iterations: {iterations}
+  steps: []
+  warmup_iterations: 1
+  ema: 0.5
+log: {{log_every: 1, evaluate_every: 0, checkpoint_every: 100}}
+"""
+
+
+def torchrun(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Train in two processes; a run that hangs fails by its time limit."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", PROCESSES, "--master-addr", "127.0.0.1"]
+    return subprocess.run(
+        list(map(str, [sys.executable, *launcher, "--master-port", port, "-m", "vovnet.detection.train", *arguments])),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Path) -> list[dict[str, Any]]:
+    return [line for line in lines_of(run) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("workplace")
+    images, annotations = [], []
+    for number in range(IMAGES):
+        left, top = 2 + 4 * number, 14 - 2 * number
+        picture = Image.new("RGB", (64, 64), (30, 40, 60))
+        ImageDraw.Draw(picture).rectangle((left, top, left + 39, top + 39), fill=(220, 200, 20 * number))
+        picture.save(root / f"{number}.png")
+        images.append({"id": 40 + number, "file_name": f"{number}.png", "width": 64, "height": 64})
+        box = {"bbox": [left, top, 40, 40], "area": 1600, "iscrowd": 0}
+        annotations.append({"id": number + 1, "image_id": 40 + number, "category_id": 7, **box})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "square"}]}
+    (root / "instances.json").write_text(json.dumps(content))
+    for iterations in (ITERATIONS // 2, ITERATIONS):
+        (root / f"{iterations}.yaml").write_text(RECIPE.format(root=root, iterations=iterations))
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    run = workplace / "run"
+    done = torchrun(workplace / f"{ITERATIONS}.yaml", "--output", run)
+    assert done.returncode == 0, done.stderr
+    return run, done
+
+
+def test_two_processes_leave_one_run(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run, done = finished
+    for name in ("recipe.yaml", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png"):
+        assert (run / name).stat().st_size > 0, name
+    assert not list(run.glob(".tmp-*"))
+    lines = lines_of(run)
+    assert [line["iteration"] for line in lines if "loss" in line] == list(range(1, ITERATIONS + 1))
+    assert [line["iteration"] for line in lines if "box_ap" in line] == [ITERATIONS]
+    assert len(lines) == ITERATIONS + 1
+    # What is announced is announced once: the learning rate, here 0.002 × 4 images / 2.
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "learning rate" in line]
+    assert len(told) == 1
+    assert "0.004" in told[0]
+
+
+def test_an_evaluation_by_two_processes_counts_each_image_once(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], workplace: Path, tmp_path: Path
+) -> None:
+    run, _ = finished
+    source = DataSource(str(workplace), str(workplace / "instances.json"))
+    alone = evaluate(load_detector(run), CocoDataset([source], masks=False, training=False), tmp_path)["bbox"]
+    together = lines_of(run)[-1]
+    assert alone["AR100"] > 0, "the detector finds nothing: the comparison would say nothing"
+    assert {name: together[f"box_{name.lower()}"] for name in alone} == pytest.approx(alone, abs=1e-4)
+
+
+def test_two_processes_go_on_as_if_they_had_never_stopped(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], workplace: Path, tmp_path: Path
+) -> None:
+    whole, run = finished[0], tmp_path / "run"
+    first = torchrun(workplace / f"{ITERATIONS // 2}.yaml", "--output", run)
+    assert first.returncode == 0, first.stderr
+    assert losses_of(run) == losses_of(whole)[: ITERATIONS // 2]
+    second = torchrun(workplace / f"{ITERATIONS}.yaml", "--resume", "--output", run)
+    assert second.returncode == 0, second.stderr
+    assert losses_of(run) == losses_of(whole)
+    assert lines_of(run)[-1] == lines_of(whole)[-1]
+
+
+def test_an_error_of_one_process_ends_all_with_one_line(workplace: Path, tmp_path: Path) -> None:
+    """Only the first process looks at the output folder; the other one must not wait for it forever."""
+    (tmp_path / "thesis.txt").write_text("the only copy")
+    done = torchrun(workplace / f"{ITERATIONS}.yaml", "--output", tmp_path)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "error:" in line and "--overwrite" in line]
+    assert line.startswith("error: ")
+    assert str(tmp_path) in line
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_batch_that_cannot_be_shared_ends_all(workplace: Path, tmp_path: Path) -> None:
+    done = torchrun(workplace / f"{ITERATIONS}.yaml", "solver.batch_size=3", "--output", tmp_path / "run")
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if "solver.batch_size" in line]
+    assert any(line.startswith("error: ") for line in told)
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
