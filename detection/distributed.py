@@ -49,6 +49,14 @@ def choose_device(device: str | torch.device | None, default: torch.device) -> t
     return chosen
 
 
+def computes_with_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.10
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join torchrun's group for the length of a block: NCCL on a GPU, gloo on the CPU.

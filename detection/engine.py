@@ -259,7 +259,7 @@ def _announce(run: Run, train_dataset: Any, val_dataset: Any) -> None:
     parameters = sum(parameter.numel() for parameter in run.detector.parameters()) / 1e6
     lines = [
         f"{model.detector} with {model.backbone}: {parameters:.1f} M parameters, {model.num_classes} classes, "
-        f"on {run.device} × {distributed.world_size()}",
+        f"on {run.device} × {distributed.world_size()}, autocast {solver.amp}",
         f"data: {len(train_dataset)} training images, {0 if val_dataset is None else len(val_dataset)} for validation",
         f"learning rate {scaled_learning_rate(solver):g} = {solver.base_lr:g} × {solver.batch_size} images / "
         f"{solver.reference_batch_size}; {solver.max_iterations} iterations of {solver.batch_size} images "

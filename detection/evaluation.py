@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from vovnet.detection import distributed
 from vovnet.detection.coco_metrics import METRICS, CocoEvaluator, evaluate_results, format_metrics
 from vovnet.detection.coco_results import encode_masks, image_detections
+from vovnet.detection.data.loader import evaluation_loader
 from vovnet.errors import InputError
 from vovnet.files import write_json
 
@@ -64,7 +64,14 @@ def evaluate(
     evaluator = CocoEvaluator(truth or {"images": [], "annotations": [], "categories": []}, iou_types)
     category_ids = [int(category["id"]) for category in categories]
     with inference(detector, device) as place:
-        for images, targets in _bar(_loader(dataset, batch_size, workers, place), progress):
+        batches = evaluation_loader(
+            dataset,
+            batch_size=batch_size,
+            workers=workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        for images, targets in _bar(batches, progress):
             for image, target in zip(images, targets, strict=True):
                 check_shape(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {int(target['image_id'])}")
             outputs = detector([to_input(image, place) for image in images])
@@ -160,51 +167,12 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
             module.training = training
 
 
-class _Share(Dataset[Any]):
-    """Every ``world_size``-th image, without padding; an error comes back as a value, so that its message stays whole
-    (a loader's worker would wrap it in its own traceback)."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self.indices = range(distributed.rank(), len(dataset), distributed.world_size())
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Any:
-        try:
-            return self.dataset[self.indices[position]]
-        except InputError as error:
-            return error
-
-
-def _collate(samples: list[Any]) -> tuple[list[Tensor], list[dict[str, Any]]] | InputError:
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-    images, targets = zip(*samples, strict=True)
-    return [image.as_subclass(Tensor) for image in images], list(targets)
-
-
-def _loader(dataset: Any, batch_size: int, workers: int, device: torch.device) -> Any:
-    return DataLoader(
-        _Share(dataset),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-    )
-
-
 def _bar(batches: Iterable[Any], progress: bool) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
     if progress and distributed.rank() == 0:
         from tqdm import tqdm
 
         batches = tqdm(batches, desc="evaluate", unit="batch", dynamic_ncols=True, leave=False)
-    for batch in batches:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    yield from batches
 
 
 def to_input(image: Tensor, device: torch.device) -> Tensor:

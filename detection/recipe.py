@@ -131,7 +131,7 @@ class SolverRecipe:
     bias_weight_decay: float | None = None
     clip_grad_norm: float | None = None
     amp: str = "none"
-    """``none``, ``bf16`` or ``fp16`` autocast."""
+    """Autocast: ``none``, ``bf16``, ``fp16``, or ``auto``: bf16 where the device computes with it, else none."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.999; evaluated and published instead of them."""
     channels_last: bool = True
@@ -229,7 +229,7 @@ def check_recipe(recipe: Recipe) -> None:
     data, solver, log = recipe.data, recipe.solver, recipe.log
     for key, value, choices in (
         ("solver.schedule", solver.schedule, ("steps", "cosine")),
-        ("solver.amp", solver.amp, ("none", "bf16", "fp16")),
+        ("solver.amp", solver.amp, ("none", "auto", "bf16", "fp16")),
     ):
         if value not in choices:
             raise InputError(f"{key}: expected one of {', '.join(choices)}, got '{value}'")

@@ -71,7 +71,7 @@ def prepare(
         InputError: the recipe cannot be used with these categories or processes, or the checkpoint is of another run.
     """
     _check_batch_size(recipe)
-    recipe = _with_classes(recipe, len(categories))
+    recipe = _with_precision(_with_classes(recipe, len(categories)), device)
     state = load_state(output / "last.pt") if resume else None
     if state is not None:
         _check_same_run(recipe, state, output)
@@ -182,6 +182,14 @@ def _with_classes(recipe: Recipe, number: int) -> Recipe:
             "leave it out to take the data's"
         )
     return replace(recipe, model=replace(recipe.model, num_classes=number))
+
+
+def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with ``auto`` replaced by what it means on this device, so that the run's recipe.yaml repeats it."""
+    if recipe.solver.amp != "auto":
+        return recipe
+    amp = "bf16" if distributed.computes_with_bf16(device) else "none"
+    return replace(recipe, solver=replace(recipe.solver, amp=amp))
 
 
 def _check_same_run(recipe: Recipe, state: Mapping[str, Any], output: Path) -> None:

@@ -45,7 +45,12 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically: a crash or a full disk leaves the former file as it was."""
     # Through a file of Python's: torch's own writer hides the system's error, and keeps the file open after it.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, file)
+        try:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch raises its own while it closes after the failed write
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
+from vovnet.detection import distributed
 from vovnet.detection.callbacks import Callback
 from vovnet.detection.checkpoint import load_detector
 from vovnet.detection.engine import NonFiniteLossError, TrainingInterrupted, step, train
@@ -254,6 +255,12 @@ def test_init_starts_from_another_runs_weights(finished: Path, tmp_path: Path) -
 def test_every_way_of_training_runs(settings: dict[str, Any], tmp_path: Path) -> None:
     train(tiny_recipe(max_iterations=2, **settings), tmp_path / "run", train_dataset=Squares(), progress=False)
     assert len(losses_of(tmp_path / "run")) == 2
+
+
+def test_automatic_precision_is_written_down_as_what_it_was(tmp_path: Path) -> None:
+    train(tiny_recipe(max_iterations=1, amp="auto"), tmp_path / "run", train_dataset=Squares(), progress=False)
+    expected = "bf16" if distributed.computes_with_bf16(torch.device("cpu")) else "none"
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").solver.amp == expected
 
 
 class Regression(nn.Module):

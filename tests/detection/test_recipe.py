@@ -60,7 +60,7 @@ def test_a_file_that_names_nothing_is_the_defaults(tmp_path: Path) -> None:
         ("data.train=[{images: '${x}', annotations: b}]", "not allowed in a recipe"),
         ("model.backbone=???", "missing"),
         ("solver.schedule=linear", "expected one of steps, cosine, got 'linear'"),
-        ("solver.amp=fp8", "expected one of none, bf16, fp16, got 'fp8'"),
+        ("solver.amp=fp8", "expected one of none, auto, bf16, fp16, got 'fp8'"),
         ("solver.batch_size=0", "expected at least 1, got 0"),
         ("solver.base_lr=.nan", "expected at least 0, got nan"),
         ("data.flip=2", "expected a number from 0 to 1, got 2"),
