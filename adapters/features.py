@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from timm.models._features import FeatureGetterNet, FeatureInfo
 from torch import nn
 
 from vovnet.adapters.levels import choose_levels
-from vovnet.errors import InputError
+from vovnet.errors import InputError, reason
 
 RESERVED_ARGS = ("pretrained", "features_only", "out_indices", "in_chans", "exportable", "scriptable", "no_jit")
 
@@ -153,7 +154,10 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
     classes = [v for v in vars(home).values() if inspect.isclass(v) and issubclass(v, nn.Module)]
     modules = {home, *(sys.modules[c.__module__] for c in classes)}
     modules |= {sys.modules["timm.models._builder"], sys.modules["timm.models._factory"]}
-    words = {word for module in modules for word in re.findall(r"\w+", inspect.getsource(module))}
+    try:
+        words = {word for module in modules for word in re.findall(r"\w+", inspect.getsource(module))}
+    except (OSError, TypeError):  # a model that was registered in a notebook has no source file
+        return
     for key in args:
         if key not in words:
             raise TypeError(_unknown_argument(name, key))
@@ -173,6 +177,13 @@ def _create(name: str, args: Mapping[str, Any]) -> Any:
         if unexpected and unexpected[1] == "features_only":
             raise InputError(_no_features(name)) from error
         raise
+    except (OSError, pickle.UnpicklingError, EOFError) as error:
+        if not args.get("pretrained"):
+            raise
+        raise InputError(
+            f"{name}: its pretrained weights cannot be fetched or read ({reason(error)}); connect, or do without: "
+            "pretrained=False (in a recipe model.pretrained=false model.norm=bn)"
+        ) from error
     except RuntimeError as error:
         if "features_only" in str(error):
             raise InputError(_no_features(name)) from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vovnet.errors import InputError
@@ -57,6 +58,8 @@ def _complete(annotation: Mapping[str, Any], image: Mapping[str, Any], iou_type:
         filled.setdefault("bbox", coco_mask.toBbox(rle).tolist())
         if filled.get("area") is None:
             filled["area"] = float(coco_mask.area(rle))
+    elif "bbox" not in filled:
+        raise InputError(f"ground truth: annotation {filled.get('id')} has no 'bbox'; boxes cannot be evaluated on it")
     elif filled.get("area") is None:
         filled["area"] = float(filled["bbox"][2] * filled["bbox"][3])
     return filled
@@ -83,7 +86,7 @@ def run_coco_eval(truth: Any, results: list[dict[str, Any]], iou_type: str, imag
         entry["iscrowd"] = 0
         entry["area"] = entry["bbox"][2] * entry["bbox"][3] if boxes else int(coco_mask.area(entry["segmentation"]))
     found.dataset = {**truth.dataset, "annotations": results}
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _collector_paused(), contextlib.redirect_stdout(io.StringIO()):
         found.createIndex()
         evaluated = COCOeval(truth, found, iou_type)
         evaluated.params.imgIds = list(image_ids)
@@ -91,6 +94,19 @@ def run_coco_eval(truth: Any, results: list[dict[str, Any]], iou_type: str, imag
         evaluated.accumulate()
         evaluated.summarize()
     return evaluated
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python's garbage collector from walking over torch's objects again and again while millions of small ones
+    are made; none of them is in a cycle."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def _coco() -> Any:

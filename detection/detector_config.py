@@ -82,14 +82,25 @@ def compose_config(detector: nn.Module, model: ModelRecipe, categories: Sequence
         categories: the data's categories in label order; keys other than ``id`` and ``name`` are left out.
 
     Raises:
-        InputError: ``model.num_classes`` is set and is not the number of categories.
+        InputError: ``model.num_classes`` is set and is not the number of categories, or a number is out of the bounds
+            that reading holds it to.
     """
     transform: Any = detector.transform
     mean, std = [float(value) for value in transform.image_mean], [float(value) for value in transform.image_std]
     kept = [{"id": int(category["id"]), "name": str(category["name"])} for category in categories]
     if model.num_classes is not None and model.num_classes != len(kept):
         raise InputError(f"categories: expected model.num_classes = {model.num_classes} of them, got {len(kept)}")
-    stored = dataclasses.replace(model, num_classes=len(kept), image_mean=mean, image_std=std)
+    # Where the backbone's first weights came from is not part of the detector, which has its own.
+    arguments = {key: value for key, value in model.backbone_args.items() if key not in _FORBIDDEN_BACKBONE_ARGS}
+    stored = dataclasses.replace(
+        model,
+        num_classes=len(kept),
+        image_mean=mean,
+        image_std=std,
+        backbone_args=arguments,
+        pretrained=model.pretrained or "checkpoint_path" in model.backbone_args,
+    )
+    _check_model(stored, "recipe")
     return DetectorConfig(stored, kept, _preprocessing(stored))
 
 

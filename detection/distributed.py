@@ -37,14 +37,12 @@ def choose_device(device: str | torch.device | None, default: torch.device) -> t
     Raises:
         InputError: the name is no device's, or this machine has not got it.
     """
-    if device is None:
-        return default
     try:
-        chosen = torch.device(device)
+        chosen = default if device is None else torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise InputError(
-            f"device '{device}': expected cpu, or cuda or cuda:N of a GPU that is here ({reason(error)[:120]})"
+            f"device '{device or default}': expected cpu, or cuda:N of a GPU that is here ({reason(error)[:120]})"
         ) from error
     return chosen
 
@@ -61,9 +59,9 @@ def computes_with_bf16(device: torch.device) -> bool:
 def process_group(device: torch.device) -> Iterator[None]:
     """Join torchrun's group for the length of a block: NCCL on a GPU, gloo on the CPU.
 
-    Does nothing where there is no torchrun (its WORLD_SIZE is absent) or a group exists already.
+    Does nothing where there is no torchrun (its environment variables are absent) or a group exists already.
     """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
         yield
         return
     if device.type == "cuda":

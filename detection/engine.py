@@ -22,7 +22,8 @@ from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import training_loader
 from vovnet.detection.evaluation import evaluate
 from vovnet.detection.plots import plot_curves
-from vovnet.detection.recipe import Recipe, check_recipe, recipe_to_yaml
+from vovnet.detection.recipe import Recipe, recipe_to_yaml
+from vovnet.detection.recipe_checks import check_recipe
 from vovnet.detection.run import RUN_FILES, Run, prepare, save_if_best, save_run, tensors_only
 from vovnet.detection.schedule import scaled_learning_rate
 from vovnet.errors import InputError, StoppedError
@@ -98,9 +99,6 @@ def train(
         except StoppedError:
             _plot(run)
             raise
-        finally:
-            for watcher in watchers:
-                watcher.stop(run)
         _plot(run)
     return metrics
 
@@ -116,20 +114,25 @@ def _loop(run: Run, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Ca
         world_size=distributed.world_size(),
         start=run.iteration * solver.accumulate,
     )
-    for callback in callbacks:
-        callback.start(run)
     metrics: dict[str, Any] = {}
-    with _stop_signals(run):
+    with contextlib.ExitStack() as watched:
+        for callback in callbacks:
+            callback.start(run)
+            watched.callback(callback.stop, run)
+        watched.enter_context(_stop_signals(run))
+        if run.iteration == solver.max_iterations:  # resumed after its end
+            metrics = _evaluate(run, val_dataset, callbacks)
         while run.iteration < solver.max_iterations:
             losses = step(run, [next(batches) for _ in range(solver.accumulate)])
             for callback in callbacks:
                 callback.iteration(run, losses)
             last = run.iteration == solver.max_iterations
-            if last or (log.evaluate_every and run.iteration % log.evaluate_every == 0):
+            evaluating = last or (log.evaluate_every and run.iteration % log.evaluate_every == 0)
+            if evaluating or run.stopping or run.iteration % log.checkpoint_every == 0:
+                save_run(run)  # first: should the evaluation fail, the work does not go with it
+            if evaluating:
                 metrics = _evaluate(run, val_dataset, callbacks)
-            if last or run.stop_signal or run.iteration % log.checkpoint_every == 0:
-                save_run(run)
-            if run.stop_signal and not last:
+            if run.stopping and not last:
                 raise TrainingInterrupted(
                     f"stopped by {signal.Signals(run.stop_signal).name} after iteration {run.iteration} of "
                     f"{solver.max_iterations}; saved to {run.output / 'last.pt'}; go on with: "
@@ -162,9 +165,14 @@ def step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
         for name, value in losses.items():
             summed[name] = summed.get(name, 0) + value.detach().float() / len(batches)
     means = _agree_on_losses(run, summed, batches)
+    run.scaler.unscale_(run.optimizer)
+    gradients = [p.grad for p in run.detector.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
     if solver.clip_grad_norm is not None:
-        run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(run.detector.parameters(), solver.clip_grad_norm)
+        nn.utils.clip_grads_with_norm_(run.detector.parameters(), solver.clip_grad_norm, norm)
+    # fp16's scaler expects such gradients now and then, and leaves the step out itself.
+    if not run.scaler.is_enabled() and not torch.isfinite(norm):
+        raise _not_finite(run, batches, f"gradient norm {norm:g}")
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.schedule.step()
@@ -178,22 +186,26 @@ def _agree_on_losses(run: Run, summed: Mapping[str, Tensor], batches: Sequence[B
     """Mean losses over processes, and the processes' agreement on whether to stop; refuses NaN and infinity."""
     stop = torch.tensor(float(run.stop_signal), device=run.device)
     *values, stop_mean = distributed.mean_over_processes(torch.stack([*summed.values(), stop])).tolist()
-    if stop_mean and not run.stop_signal:
-        run.stop_signal = signal.SIGTERM
+    if stop_mean:
+        run.stopping, run.stop_signal = True, run.stop_signal or signal.SIGTERM
     losses = {"loss": sum(values), **dict(zip(summed, values, strict=True))}
     if not math.isfinite(losses["loss"]):
-        local = [int(target["image_id"]) for _, targets in batches for target in targets]
-        ids = [number for part in distributed.gather(local) for number in part]
-        parts = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-        raise NonFiniteLossError(
-            f"the loss is not finite at iteration {run.iteration + 1}, image ids {ids} ({parts}); the last checkpoint "
-            f"in {run.output} is intact; lower solver.base_lr, set solver.clip_grad_norm, or look at these images"
-        )
+        raise _not_finite(run, batches, ", ".join(f"{name} {value:g}" for name, value in losses.items()))
     return losses
 
 
+def _not_finite(run: Run, batches: Sequence[Batch], values: str) -> NonFiniteLossError:
+    """The error for a loss or gradients with NaN or infinity; every process comes here together."""
+    local = [int(target["image_id"]) for _, targets in batches for target in targets]
+    ids = [number for part in distributed.gather(local) for number in part]
+    return NonFiniteLossError(
+        f"the loss is not finite at iteration {run.iteration + 1}, image ids {ids} ({values}); the last checkpoint in "
+        f"{run.output} is intact; lower solver.base_lr, set solver.clip_grad_norm, or look at these images"
+    )
+
+
 def _evaluate(run: Run, dataset: Any, callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """Evaluate, tell the callbacks, and keep the weights if they are the best so far."""
+    """Evaluate, tell the callbacks, and keep the weights (and the memory of it) if they are the best so far."""
     if dataset is None:
         return {}
     detector: Any = run.published
@@ -204,7 +216,8 @@ def _evaluate(run: Run, dataset: Any, callbacks: Sequence[Callback]) -> dict[str
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         metrics = evaluate(detector, dataset, device=run.device, workers=run.recipe.data.workers)
     metrics = distributed.from_main(metrics)
-    save_if_best(run, metrics["segm" if "segm" in metrics else "bbox"]["AP"], metrics)
+    if save_if_best(run, metrics["segm" if "segm" in metrics else "bbox"]["AP"], metrics):
+        save_run(run)
     for callback in callbacks:
         callback.evaluation(run, metrics)
     return metrics
@@ -281,6 +294,7 @@ def _stop_signals(run: Run) -> Iterator[None]:
         if run.stop_signal:
             raise KeyboardInterrupt
         run.stop_signal = number
+        run.stopping = distributed.world_size() == 1  # several processes have to agree first
 
     try:
         former = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}

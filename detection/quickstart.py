@@ -32,7 +32,7 @@ def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
     sources = generate_shapes(output / "data", train=400, val=60, size=(128, 128), max_shapes=4)
     recipe = load_recipe("quickstart")
     recipe = replace(recipe, data=replace(recipe.data, train=[sources["train"]], val=[sources["val"]]))
-    train(recipe, output, overwrite=True)
+    train(recipe, output, overwrite=True, device="cpu")  # the same on every machine
     detector = load_detector(output)
     dataset = CocoDataset(recipe.data.val, masks=True, training=False)
     metrics = evaluate(detector, dataset, output)

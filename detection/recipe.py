@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from vovnet.detection.recipe_checks import check_recipe
 from vovnet.errors import InputError, reason
 
 if TYPE_CHECKING:
@@ -217,60 +218,6 @@ def recipe_to_yaml(recipe: Recipe) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(recipe_to_dict(recipe)))
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Refuse values that the right type does not rule out.
-
-    Raises:
-        InputError: the message names the key, what was expected and what stands there. The model part is checked where
-            the detector is built.
-    """
-    data, solver, log = recipe.data, recipe.solver, recipe.log
-    for key, value, choices in (
-        ("solver.schedule", solver.schedule, ("steps", "cosine")),
-        ("solver.amp", solver.amp, ("none", "auto", "bf16", "fp16")),
-    ):
-        if value not in choices:
-            raise InputError(f"{key}: expected one of {', '.join(choices)}, got '{value}'")
-    for key, number, low in (
-        ("solver.max_iterations", solver.max_iterations, 1),
-        ("solver.batch_size", solver.batch_size, 1),
-        ("solver.reference_batch_size", solver.reference_batch_size, 1),
-        ("solver.accumulate", solver.accumulate, 1),
-        ("solver.warmup_iterations", solver.warmup_iterations, 0),
-        ("solver.seed", solver.seed, 0),
-        ("solver.base_lr", solver.base_lr, 0),
-        ("solver.weight_decay", solver.weight_decay, 0),
-        ("data.workers", data.workers, 0),
-        ("data.train_max_size", data.train_max_size, 1),
-        ("log.log_every", log.log_every, 1),
-        ("log.evaluate_every", log.evaluate_every, 0),
-        ("log.checkpoint_every", log.checkpoint_every, 1),
-    ):
-        # Written so that NaN is refused too.
-        if not number >= low:
-            raise InputError(f"{key}: expected at least {low}, got {number}")
-    for key, share in (
-        ("data.flip", data.flip),
-        ("data.vertical_flip", data.vertical_flip),
-        ("data.colour", data.colour),
-        ("solver.momentum", solver.momentum),
-        ("solver.warmup_factor", solver.warmup_factor),
-        ("solver.ema", 0.0 if solver.ema is None else solver.ema),
-    ):
-        if not 0 <= share <= 1:
-            raise InputError(f"{key}: expected a number from 0 to 1, got {share}")
-    if solver.clip_grad_norm is not None and not solver.clip_grad_norm > 0:
-        raise InputError(f"solver.clip_grad_norm: expected a number above 0 or null, got {solver.clip_grad_norm}")
-    if not data.train_min_sizes or min(data.train_min_sizes) < 1:
-        raise InputError(f"data.train_min_sizes: expected one or more sizes above 0, got {data.train_min_sizes}")
-    if data.scale_jitter is not None and not (
-        len(data.scale_jitter) == 2 and 0 < data.scale_jitter[0] <= data.scale_jitter[1]
-    ):
-        raise InputError(f"data.scale_jitter: expected [low, high] with 0 < low <= high, got {data.scale_jitter}")
-    if any(later <= earlier for earlier, later in zip(solver.steps, solver.steps[1:], strict=False)):
-        raise InputError(f"solver.steps: expected rising iterations, got {solver.steps}")
 
 
 def _find(name_or_path: str | Path) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vovnet.detection import distributed
 from vovnet.detection.checkpoint import load_matching, save_detector
+from vovnet.detection.detector_config import compose_config
 from vovnet.detection.detectors import build_detector
 from vovnet.detection.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from vovnet.detection.run_state import load_state, random_state, restore_random_state, save_state
@@ -24,6 +26,23 @@ from vovnet.detection.schedule import build_optimizer, build_schedule
 from vovnet.errors import InputError
 
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
+
+STATE_KEYS = frozenset(
+    [
+        "recipe",
+        "categories",
+        "iteration",
+        "best",
+        "model",
+        "ema",
+        "optimizer",
+        "schedule",
+        "scaler",
+        "random",
+        "processes",
+    ]
+)
+"""What ``last.pt`` holds beside its format."""
 
 FREE_ON_RESUME = {"log", "data.workers", "solver.max_iterations"}
 """Keys of a recipe that may change on resumption, because the losses stay the same."""
@@ -50,6 +69,9 @@ class Run:
     best: float = -math.inf
     """The best evaluation so far: mask AP for Mask R-CNN, else box AP."""
     stop_signal: int = 0
+    """The signal that asked this process to stop; 0 for none."""
+    stopping: bool = False
+    """Whether all processes have agreed to stop after this iteration."""
 
     @property
     def last_lr(self) -> float:
@@ -72,17 +94,20 @@ def prepare(
     """
     _check_batch_size(recipe)
     recipe = _with_precision(_with_classes(recipe, len(categories)), device)
-    state = load_state(output / "last.pt") if resume else None
+    state = _load_whole_state(output / "last.pt", categories) if resume else None
     if state is not None:
         _check_same_run(recipe, state, output)
     torch.manual_seed(recipe.solver.seed)
-    torch.use_deterministic_algorithms(recipe.solver.deterministic)
+    if recipe.solver.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses cuBLAS
+        torch.use_deterministic_algorithms(True)
     # On resumption the backbone's weights come from the checkpoint: they are not fetched again.
     detector = build_detector(recipe.model, download=state is None and recipe.init is None)
     if recipe.init is not None and state is None:
         renewed = load_matching(detector, recipe.init)
         if distributed.rank() == 0:
             print(f"init: weights from {recipe.init}; started anew: {', '.join(renewed) or 'nothing'}")
+    compose_config(detector, recipe.model, categories)  # what cannot be stored is refused before the training
     detector.to(device)
     if recipe.solver.channels_last:
         detector.to(memory_format=torch.channels_last)
@@ -96,7 +121,7 @@ def prepare(
         device=device,
         detector=detector,
         wrapped=wrapped,
-        categories=[{"id": int(entry["id"]), "name": str(entry["name"])} for entry in categories],
+        categories=_plain(categories),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, recipe.solver),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.solver.amp == "fp16"),
@@ -134,10 +159,10 @@ def save_run(run: Run) -> None:
         publish(run)
 
 
-def save_if_best(run: Run, score: float, metrics: Mapping[str, Any]) -> None:
-    """Keep the weights as ``best.pt`` and publish them if no evaluation was better."""
+def save_if_best(run: Run, score: float, metrics: Mapping[str, Any]) -> bool:
+    """Keep the weights as ``best.pt`` and publish them if no evaluation was better; says whether that was so."""
     if not score > run.best:
-        return
+        return False
     run.best = score
     if distributed.rank() == 0:
         save_state(
@@ -151,6 +176,7 @@ def save_if_best(run: Run, score: float, metrics: Mapping[str, Any]) -> None:
             },
         )
         publish(run)
+    return True
 
 
 def publish(run: Run) -> None:
@@ -190,6 +216,31 @@ def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
         return recipe
     amp = "bf16" if distributed.computes_with_bf16(device) else "none"
     return replace(recipe, solver=replace(recipe.solver, amp=amp))
+
+
+def _load_whole_state(path: Path, categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    state = load_state(path)
+    missing = sorted(STATE_KEYS - state.keys())
+    if missing:
+        raise InputError(
+            f"checkpoint '{path}': has no {', '.join(missing)}, so it is not one to resume from (best.pt holds weights "
+            "alone); start a new run from these weights with init=RUN"
+        )
+    if _plain(state["categories"]) != _plain(categories):
+        raise InputError(
+            f"checkpoint '{path}': the run was on categories {_names(state['categories'])}, the data has "
+            f"{_names(categories)}; resume with the run's own data"
+        )
+    return state
+
+
+def _plain(categories: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"id": int(entry["id"]), "name": str(entry["name"])} for entry in categories]
+
+
+def _names(categories: Iterable[Mapping[str, Any]]) -> str:
+    names = [str(entry["name"]) for entry in categories]
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
 def _check_same_run(recipe: Recipe, state: Mapping[str, Any], output: Path) -> None:

@@ -79,6 +79,7 @@ def evaluate(
     from vovnet.detection import evaluate as evaluate_detector
     from vovnet.detection import format_metrics
     from vovnet.detection.data.coco import CocoDataset
+    from vovnet.detection.distributed import choose_device, default_device
     from vovnet.detection.recipe import DataSource
     from vovnet.files import claim_folder
     from vovnet.hub import load_detector
@@ -92,7 +93,8 @@ def evaluate(
         categories=detector.categories,
     )
     claim_folder(output, overwrite=overwrite)
-    metrics = evaluate_detector(detector, dataset, output, device=device, workers=workers, progress=True)
+    place = choose_device(device, default_device())
+    metrics = evaluate_detector(detector, dataset, output, device=place, workers=workers, progress=True)
     typer.echo(format_metrics(metrics))
 
 
@@ -111,17 +113,18 @@ def predict(
 
     paths = [path for entry in images for path in (list_images(entry) if folder else [entry])]
     if _is_classifier(weights):
-        _classify(weights, paths)
+        _classify(weights, paths, device)
         return
     if output is None:
         raise InputError("--output: a folder for the drawings and JSON files is needed")
+    from vovnet.detection.distributed import choose_device, default_device
     from vovnet.detection.prediction import predict_files
     from vovnet.files import claim_folder
     from vovnet.hub import load_detector
 
     detector = load_detector(weights)
     claim_folder(output, overwrite=overwrite)
-    predict_files(detector, paths, output, threshold, device=device)
+    predict_files(detector, paths, output, threshold, device=choose_device(device, default_device()))
 
 
 @app.command("check-data")
@@ -160,15 +163,17 @@ def _is_classifier(weights: str) -> bool:
             return "architecture" in json.loads(config.read_text(encoding="utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
             raise InputError(f"--weights '{weights}': config.json is not valid JSON; copy the folder anew") from error
-    return weights.startswith(("hf-hub:", "hf_hub:", "local-dir:", "timm/")) or timm.is_model(weights)
+    return weights.startswith(("hf-hub:", "local-dir:", "timm/")) or timm.is_model(weights)
 
 
-def _classify(weights: str, paths: list[Path]) -> None:
+def _classify(weights: str, paths: list[Path], device: str | None) -> None:
     """Print the five likeliest classes of each picture; those that cannot be read are an error after the others."""
     from vovnet.classification import classify, load_classifier
     from vovnet.detection.data.images import read_image
+    from vovnet.detection.distributed import choose_device, default_device
 
     model: Any = load_classifier(weights)
+    model.to(choose_device(device, default_device()))
     failed = []
     for path in paths:
         try:

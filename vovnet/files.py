@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,8 @@ def claim_folder(folder: str | os.PathLike[str], *, overwrite: bool = False, res
     try:
         folder.mkdir(parents=True, exist_ok=True)
         occupied = any(folder.iterdir())
-        with atomic_path(folder / "writable") as probe:
-            probe.touch()
-        (folder / "writable").unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"--output '{folder}': expected a folder, but a file stands there; name another") from error
     except OSError as error:

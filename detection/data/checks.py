@@ -139,7 +139,8 @@ def check_content(
         folder: where the pictures are; they are looked up, not opened (unless an entry has no width and height).
         masks: whether an annotation needs a sound segmentation to be usable.
         report: is added to.
-        evaluation: keep masks that cover no pixel: pycocotools counts them among the objects to be found.
+        evaluation: keep masks that cover no pixel, which pycocotools counts among the objects to be found, and boxes
+            without a sound mask.
     """
     images, lost = _check_images(content["images"], folder, report)
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
@@ -160,7 +161,7 @@ def check_content(
         if image_id in lost:
             report.orphans += 1
             continue
-        checked = _check_annotation(entry, annotation_id, images.get(image_id), names, masks, report)
+        checked = _check_annotation(entry, annotation_id, images.get(image_id), names, masks, report, evaluation)
         if checked is None or (checked.empty_mask and not evaluation):
             report.dropped_annotations += 1
             continue
@@ -219,6 +220,7 @@ def _check_annotation(
     names: dict[int, str],
     masks: bool,
     report: DataReport,
+    evaluation: bool,
 ) -> CheckedObject | None:
     """A usable annotation, or None with the reason in the report."""
     if image is None:
@@ -240,7 +242,8 @@ def _check_annotation(
         segmentation, problem = sound_segmentation(entry.get("segmentation"), image.height, image.width)
         if masks and problem:
             report.add(problem, annotation_id)
-            if segmentation is None:
+            # Evaluation keeps its box; there the object is a region that no mask is counted in.
+            if segmentation is None and not evaluation:
                 return None
     empty_mask = masks and problem == "empty_mask"
     if area is None:
@@ -284,13 +287,16 @@ def box_problem(box: object, width: int, height: int) -> str | None:
 
 def _stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
     width, height = entry.get("width"), entry.get("height")
-    if not _is_whole(width) or not _is_whole(height) or min(width, height) <= 0:
+    if not _is_whole(width) or not _is_whole(height) or not 0 < min(width, height) <= max(width, height) < 2**31:
         return None
     return int(width), int(height)
 
 
 def _is_whole(value: object) -> TypeGuard[int | float]:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
+    """A whole number that fits 64 bits, as ids must."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**63 and (isinstance(value, int) or value.is_integer())
 
 
 def _key(value: Any) -> Any:

@@ -201,7 +201,8 @@ class CocoDataset(Dataset[Any]):
         }
         if self.masks:
             bounds = self._shape_starts[start : stop + 1]
-            shapes = [marshal.loads(self._shapes[a:b]) for a, b in pairwise(bounds)]
+            nothing = {"size": [height, width], "counts": [height * width]}  # in evaluation an object may lack a mask
+            shapes = [marshal.loads(self._shapes[a:b]) or nothing for a, b in pairwise(bounds)]
             target["masks"] = tv_tensors.Mask(decode_masks(shapes, height, width))
         return tv_tensors.Image(pixels), target
 
@@ -285,7 +286,7 @@ def _ground_truth(images: Sequence[CheckedImage], categories: Sequence[Category]
                 "area": one.area,
                 "iscrowd": int(one.crowd),
             }
-            if masks:
+            if masks and one.segmentation is not None:
                 entry["segmentation"] = one.segmentation
             annotations.append(entry)
     ids = [entry["id"] for entry in annotations]

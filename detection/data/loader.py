@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -103,8 +104,10 @@ def _loader(samples: Dataset[Any], workers: int, pin_memory: bool | None, **orde
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; training ends with an iteration that needs its workers."""
+    """Ctrl-C reaches every process of a terminal, and torchrun signals the whole process group; training ends with an
+    iteration that needs its workers. Should it die itself, torch's watchdog ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgrp()
 
 
 class _Caught(Dataset[Any]):

@@ -1,8 +1,10 @@
 """``python -m vovnet.detection.train`` and ``torchrun … -m vovnet.detection.train``: `vovnet train` for processes."""
 
 import argparse
+import os
 
 from vovnet.detection.engine import train
+from vovnet.detection.evaluation import format_metrics
 from vovnet.detection.recipe import load_recipe
 from vovnet.errors import one_line_errors
 
@@ -15,10 +17,13 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="the folder that the run is left in")
     parser.add_argument("--resume", action="store_true", help="go on from the run that stands in --output")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that stands in --output")
+    parser.add_argument("--device", help="such as cpu or cuda:0; this process's GPU where there is one")
     args = parser.parse_intermixed_args()
     with one_line_errors():
         recipe = load_recipe(args.recipe, args.overrides)
-        train(recipe, args.output, resume=args.resume, overwrite=args.overwrite)
+        metrics = train(recipe, args.output, resume=args.resume, overwrite=args.overwrite, device=args.device)
+    if metrics and os.environ.get("RANK", "0") == "0":
+        print(format_metrics(metrics))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
@@ -241,6 +243,50 @@ def test_a_wrong_number_of_classes_and_missing_data_are_refused(tmp_path: Path) 
         train(tiny_recipe(), tmp_path / "b", progress=False)
 
 
+def test_the_best_weights_alone_are_no_run_to_resume(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(finished / "best.pt", run / "last.pt")
+    with pytest.raises(InputError, match=r"best\.pt holds weights alone"):
+        train(tiny_recipe(ema=0.9), run, train_dataset=Squares(), progress=False, resume=True)
+
+
+def test_resuming_on_other_categories_is_refused(finished: Path) -> None:
+    class Renamed(Squares):
+        categories = ({"id": 7, "name": "circle"},)
+
+    with pytest.raises(InputError, match="was on categories square, the data has circle"):
+        train(tiny_recipe(ema=0.9), finished, train_dataset=Renamed(), progress=False, resume=True)
+
+
+def test_an_error_before_the_first_iteration_is_the_one_that_is_seen(tmp_path: Path) -> None:
+    class Broken(Callback):
+        def start(self, run: Run) -> None:
+            raise OSError(28, "No space left on device", "log")
+
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny_recipe(), tmp_path / "run", train_dataset=Squares(), callbacks=[Broken()])
+
+
+def test_a_failing_evaluation_keeps_the_work_that_was_done(tmp_path: Path) -> None:
+    class Unreadable(Squares):
+        def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+            raise InputError("truncated.jpg: truncated")
+
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=r"truncated\.jpg"):
+        train(tiny_recipe(), run, train_dataset=Squares(), val_dataset=Unreadable(), progress=False)
+    assert torch.load(run / "last.pt", weights_only=True)["iteration"] == 5
+
+
+def test_what_a_folder_cannot_store_is_refused_before_training(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    recipe.model.rpn_pre_nms_top_n_test = 10**6
+    with pytest.raises(InputError, match="rpn_pre_nms_top_n_test"):
+        train(recipe, tmp_path / "run", train_dataset=Squares(), progress=False)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_init_starts_from_another_runs_weights(finished: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(max_iterations=1, base_lr=0.0)
     recipe.init = str(finished)
@@ -261,6 +307,15 @@ def test_automatic_precision_is_written_down_as_what_it_was(tmp_path: Path) -> N
     train(tiny_recipe(max_iterations=1, amp="auto"), tmp_path / "run", train_dataset=Squares(), progress=False)
     expected = "bf16" if distributed.computes_with_bf16(torch.device("cpu")) else "none"
     assert load_recipe(tmp_path / "run" / "recipe.yaml").solver.amp == expected
+
+
+def test_gradients_that_are_not_finite_stop_before_the_weights_change() -> None:
+    run = by_hand(SolverRecipe(base_lr=0.1, batch_size=2, reference_batch_size=2, warmup_iterations=0))
+    run.detector.layer.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = [parameter.clone() for parameter in run.detector.parameters()]
+    with pytest.raises(NonFiniteLossError, match=r"iteration 1, image ids \[0, 1\] \(gradient norm"):
+        step(run, [pictures(2)])
+    assert all(torch.equal(old, new) for old, new in zip(before, run.detector.parameters(), strict=True))
 
 
 class Regression(nn.Module):

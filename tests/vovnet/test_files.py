@@ -79,3 +79,11 @@ def test_claims_a_folder(tmp_path):
     assert os.listdir(tmp_path / "new" / "run") == ["x"], "it only looks"
     with pytest.raises(InputError, match="a file stands there"):
         claim_folder(tmp_path / "new" / "run" / "x")
+
+
+def test_claiming_a_folder_touches_nothing_in_it(tmp_path):
+    (tmp_path / "writable").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        claim_folder(tmp_path)
+    claim_folder(tmp_path, overwrite=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("writable", "mine")]

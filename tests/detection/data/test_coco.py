@@ -122,7 +122,7 @@ def test_missing_area_and_iscrowd(write: Write, entries: Any) -> None:
         assert truth is not None
         assert {one["id"]: (one["area"], one["iscrowd"]) for one in truth["annotations"]} == {
             1: (400.0, 0),
-            **({} if masks else {2: (400.0, 0)}),
+            2: (400.0, 0),  # without a mask its box still counts
             3: (5.0, 0),
         }
     target = CocoDataset([write([triangle])], masks=True, training=True)[0][1]
@@ -244,3 +244,41 @@ def test_goes_to_other_processes(real: DataSource) -> None:
     assert len(pickle.dumps(dataset)) < 3 * len(
         json.dumps(json.loads(Path(real.annotations).read_text())["annotations"])
     )
+
+
+def test_evaluation_keeps_the_boxes_of_objects_without_masks(tmp_path):
+    """One file has masks and one has not: every box counts, and a picture without a mask does not crash."""
+    square = [[2.0, 2.0, 10.0, 2.0, 10.0, 10.0, 2.0, 10.0]]
+    sources = []
+    for number, segmentation in ((1, square), (2, None)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        Image.new("RGB", (20, 20)).save(folder / "a.png")
+        annotation = {"id": 1, "image_id": number, "category_id": 1, "bbox": [2, 2, 8, 8], "iscrowd": 0}
+        if segmentation:
+            annotation["segmentation"] = segmentation
+        content = {
+            "images": [{"id": number, "file_name": "a.png", "width": 20, "height": 20}],
+            "annotations": [annotation],
+            "categories": [{"id": 1, "name": "thing"}],
+        }
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+        sources.append(DataSource(str(folder), str(tmp_path / f"{number}.json")))
+    dataset = CocoDataset(sources, masks=True, training=False)
+    assert len(dataset.ground_truth["annotations"]) == 2
+    assert [len(dataset[index][1]["boxes"]) for index in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize("number", [2**63, 10**30])
+def test_ids_that_no_integer_holds_are_left_out(tmp_path, number):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    image = {"file_name": "a.png", "width": 20, "height": 20}
+    box = {"category_id": 1, "bbox": [2, 2, 8, 8], "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, **image}, {"id": number, **image}],
+        "annotations": [{"id": 1, "image_id": 1, **box}, {"id": 2, "image_id": number, **box}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    dataset = CocoDataset([DataSource(str(tmp_path), str(tmp_path / "a.json"))], masks=False, training=True)
+    assert len(dataset) == 1
