@@ -23,7 +23,7 @@ INSTALL := $(PY) -m pip install --disable-pip-version-check --editable
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-quickstart: $(RUN_STAMP) ## set up, then train, evaluate and draw a small detector (about 4 minutes on 2 cores)
+quickstart: $(RUN_STAMP) ## set up, then train, evaluate and draw a small detector (about 5 minutes on 2 cores)
 	$(VENV)/bin/vovnet quickstart --output runs/quickstart --overwrite
 
 test: $(DEV_STAMP) ## set up, then run the tests

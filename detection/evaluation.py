@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,7 +172,9 @@ def _bar(batches: Iterable[Any], progress: bool) -> Iterator[tuple[list[Tensor],
     if progress and distributed.rank() == 0:
         from tqdm import tqdm
 
-        batches = tqdm(batches, desc="evaluate", unit="batch", dynamic_ncols=True, leave=False)
+        # Without a terminal (a log file, CI) a line every ten seconds is enough.
+        pause = 0.1 if sys.stderr.isatty() else 10.0
+        batches = tqdm(batches, desc="evaluate", unit="batch", dynamic_ncols=True, leave=False, mininterval=pause)
     yield from batches
 
 

@@ -29,7 +29,7 @@ def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
         InputError: the folder is not empty and ``overwrite`` was not said, or it cannot be written to.
     """
     output = claim_folder(output, overwrite=overwrite)
-    sources = generate_shapes(output / "data", train=400, val=60, size=(128, 128), max_shapes=4)
+    sources = generate_shapes(output / "data", train=400, val=60, size=(128, 128), max_shapes=3)
     recipe = load_recipe("quickstart")
     recipe = replace(recipe, data=replace(recipe.data, train=[sources["train"]], val=[sources["val"]]))
     train(recipe, output, overwrite=True, device="cpu")  # the same on every machine
