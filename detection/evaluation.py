@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from vovnet.detection import distributed
 from vovnet.detection.coco_metrics import METRICS, CocoEvaluator, evaluate_results, format_metrics
 from vovnet.detection.coco_results import encode_masks, image_detections
 from vovnet.detection.data.loader import evaluation_loader
+from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError
 from vovnet.files import write_json
 
@@ -72,7 +72,7 @@ def evaluate(
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        for images, targets in _bar(batches, progress):
+        for images, targets in progress_bar(batches, "evaluate", "batch", shown=progress and distributed.rank() == 0):
             for image, target in zip(images, targets, strict=True):
                 check_shape(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {int(target['image_id'])}")
             outputs = detector([to_input(image, place) for image in images])
@@ -166,16 +166,6 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
             detector.to(home)
         for module, training in modes:
             module.training = training
-
-
-def _bar(batches: Iterable[Any], progress: bool) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
-    if progress and distributed.rank() == 0:
-        from tqdm import tqdm
-
-        # Without a terminal (a log file, CI) a line every ten seconds is enough.
-        pause = 0.1 if sys.stderr.isatty() else 10.0
-        batches = tqdm(batches, desc="evaluate", unit="batch", dynamic_ncols=True, leave=False, mininterval=pause)
-    yield from batches
 
 
 def to_input(image: Tensor, device: torch.device) -> Tensor:

@@ -136,7 +136,7 @@ def check_data(
     """Read a dataset and print a table of what is wrong with it; the exit code is 1 if anything is."""
     from vovnet.detection.data.checks import check_data as check
 
-    report = check(images, annotations, decode=decode)
+    report = check(images, annotations, decode=decode, progress=True)
     typer.echo(report.table())
     raise typer.Exit(0 if report.ok else 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -19,6 +19,7 @@ from vovnet.detection.data.images import (
 )
 from vovnet.detection.data.masks import Segmentation, mask_area, sound_segmentation
 from vovnet.detection.data.report import DataReport
+from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError
 
 TOLERANCE = 0.5
@@ -60,7 +61,7 @@ def check_data(
     annotations: str | Path,
     *,
     decode: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool = False,
 ) -> DataReport:
     """Look for everything that is wrong with a dataset.
 
@@ -68,7 +69,7 @@ def check_data(
         images: The folder that ``file_name`` entries are relative to.
         annotations: A COCO JSON file.
         decode: Also decode every picture; without it truncated files and wrong sizes go unnoticed.
-        progress: Called with (pictures decoded, pictures in all).
+        progress: Show a bar on stderr while pictures are decoded.
 
     Raises:
         InputError: The folder is missing, or the file is not COCO JSON at all.
@@ -77,15 +78,13 @@ def check_data(
     report = DataReport([str(annotations)])
     has_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in content["annotations"])
     checked = check_content(content, ImageFolder(images), has_masks, report)
-    for done, image in enumerate(checked if decode else (), start=1):
+    for image in progress_bar(checked if decode else (), "check", "picture", shown=progress):
         try:
             read_image(image.path, size=(image.width, image.height))
         except ImageSizeError:
             report.add("size_differs", image.image_id)
         except UnreadableImage:
             report.add("unreadable_image", image.image_id)
-        if progress:
-            progress(done, len(checked))
     return report
 
 

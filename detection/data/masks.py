@@ -8,7 +8,6 @@ wrong is told here first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from math import hypot, isfinite
 from operator import mul
 from typing import Any
@@ -146,10 +145,3 @@ def decode_masks(segmentations: Sequence[Segmentation], height: int, width: int)
         return torch.zeros((0, height, width), dtype=torch.uint8)
     pixels = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
-def polygon_box(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
-    """(x, y, width, height) in pixels around polygons."""
-    xs = list(chain.from_iterable(polygon[::2] for polygon in polygons))
-    ys = list(chain.from_iterable(polygon[1::2] for polygon in polygons))
-    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
