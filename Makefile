@@ -18,7 +18,7 @@ DEV_STAMP := $(VENV)/installed-dev-$(KEY)
 $(shell $(PY) -V >/dev/null 2>&1 || rm -f $(VENV)/installed-*)
 INSTALL := $(PY) -m pip install --disable-pip-version-check --editable
 
-.PHONY: help quickstart test prove lint format types wheel clean
+.PHONY: help quickstart test prove reproduce lint format types wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ test: $(DEV_STAMP) ## set up, then run the tests
 
 prove: $(DEV_STAMP) ## run the minutes-long proofs on real data
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+reproduce: $(DEV_STAMP) ## compare the published detectors with the reference's numbers, number by number
+	$(PY) -m pytest -q -m reproduce tests/detection/legacy $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP) ## check style
 	$(PY) -m ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import resource
 import sys
 import time
@@ -24,7 +25,7 @@ class Callback:
         """Before the first iteration (or the first after a resumption)."""
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
-        """After each optimizer step; ``losses`` holds the sum as ``loss`` and its parts."""
+        """After each iteration; ``losses`` holds the sum as ``loss`` and its parts, or nothing if it was left out."""
 
     def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
         """After each evaluation; ``metrics`` is what :func:`vovnet.detection.evaluate` returns."""
@@ -91,7 +92,7 @@ class ProgressBar(Callback):
             f"{name.removeprefix('loss_')} {value:.2f}" for name, value in losses.items() if name != "loss"
         )
         self.bar.set_postfix_str(
-            f"loss {losses['loss']:.3f} ({parts}) lr {run.last_lr:.2g} {self.smoothed:.1f} img/s "
+            f"loss {losses.get('loss', math.nan):.3f} ({parts}) lr {run.last_lr:.2g} {self.smoothed:.1f} img/s "
             f"{memory_in_use(run.device):.1f} GiB",
             refresh=False,
         )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ from vovnet.files import atomic_path
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-# The parts whose shapes follow from the number of classes.
-_PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -80,41 +78,13 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
     folder = find_folder(name_or_folder, revision)
     config = read_config(folder / CONFIG_FILE)
     weights = folder / WEIGHTS_FILE
-    _refuse_differences(weights, _shapes_without_memory(config), weight_shapes(weights))
+    refuse_differences(weights, _shapes_without_memory(config), weight_shapes(weights))
     # The weights are all in the folder; what pretraining decided about norms and freezing stays.
     detector = build_detector(config.model, download=False)
     tensors = read_weights(weights)
-    _refuse_differences(weights, _shapes(detector.state_dict()), _shapes(tensors))
+    refuse_differences(weights, shapes_of(detector.state_dict()), shapes_of(tensors))
     detector.load_state_dict(tensors)
     return attach(detector, config).eval()
-
-
-def load_matching(detector: nn.Module, name_or_folder: str | os.PathLike[str]) -> list[str]:
-    """Start a detector from another one's weights; predictors for another number of classes keep their own start.
-
-    Args:
-        detector: what receives the weights, in place.
-        name_or_folder: as in :func:`load_detector`; only the tensors are read, so its config may be of other classes.
-
-    Returns:
-        The keys that were not loaded because their shapes differ: all in the box and mask predictors.
-
-    Raises:
-        InputError: anything but the predictors differs, or what :func:`load_detector` raises about files.
-    """
-    folder = find_folder(name_or_folder, None)
-    read_config(folder / CONFIG_FILE)
-    weights = folder / WEIGHTS_FILE
-    expected, found = _shapes(detector.state_dict()), weight_shapes(weights)
-    fresh = [
-        key for key, shape in expected.items() if key.startswith(_PREDICTORS) and key in found and found[key] != shape
-    ]
-    # Frozen norms do not count batches and others do; either can start from the other.
-    counters = [key for key in {*expected, *found} if key.endswith(".num_batches_tracked")]
-    _refuse_differences(weights, _without(expected, fresh + counters), _without(found, fresh + counters))
-    tensors = read_weights(weights)
-    detector.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in fresh}, strict=False)
-    return fresh
 
 
 def attach(detector: nn.Module, config: DetectorConfig) -> nn.Module:
@@ -225,7 +195,8 @@ class _opened:
         return InputError(f"{self.path}: not a readable safetensors file ({reason(error)}); fetch or save it again")
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
@@ -234,12 +205,17 @@ def _shapes_without_memory(config: DetectorConfig) -> dict[str, tuple[int, ...]]
     from vovnet.detection.detectors import build_detector
 
     with torch.device("meta"):
-        return _shapes(build_detector(config.model, download=False).state_dict())
+        return shapes_of(build_detector(config.model, download=False).state_dict())
 
 
-def _refuse_differences(
+def refuse_differences(
     path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
+    """Hold the shapes in a file to those that a model has.
+
+    Raises:
+        InputError: the message counts what is missing, left over and of another shape, and names some of each.
+    """
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
     wrong = [
@@ -252,11 +228,6 @@ def _refuse_differences(
     ]
     if parts:
         raise InputError(f"{path}: weights of another model: {'; '.join(parts)}; of {len(expected)} expected tensors")
-
-
-def _without(shapes: Mapping[str, tuple[int, ...]], keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    left_out = set(keys)
-    return {key: shape for key, shape in shapes.items() if key not in left_out}
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

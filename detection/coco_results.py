@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vovnet.errors import InputError
 
@@ -46,8 +46,28 @@ class ImageDetections:
             yield {"image_id": self.image_id, "category_id": category, "segmentation": segmentation, "score": score}
 
 
+BoxForm = Callable[[Tensor], Tensor]
+"""From a detector's boxes (N, 4) to COCO's x, y, width, height (N, 4)."""
+
+
+def corners_to_xywh(boxes: Tensor) -> Tensor:
+    """torchvision's XYXY boxes (N, 4) as COCO's."""
+    # Subtracted in float32, as torchvision's references do, so that results agree to the last bit.
+    return torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1)
+
+
+def box_form(detector: nn.Module) -> BoxForm:
+    """How a detector's boxes become COCO's: its own ``boxes_to_xywh``, else torchvision's XYXY is understood."""
+    own: Any = getattr(detector, "boxes_to_xywh", corners_to_xywh)
+    return own
+
+
 def image_detections(
-    output: Mapping[str, Tensor], image_id: int, size: tuple[int, int], category_ids: Sequence[int]
+    output: Mapping[str, Tensor],
+    image_id: int,
+    size: tuple[int, int],
+    category_ids: Sequence[int],
+    to_xywh: BoxForm = corners_to_xywh,
 ) -> ImageDetections:
     """Convert what a torchvision detector returned for one image.
 
@@ -57,6 +77,7 @@ def image_detections(
         image_id: COCO's id of the image.
         size: height and width of the image.
         category_ids: label k becomes ``category_ids[k - 1]``.
+        to_xywh: what :func:`box_form` gives for the detector.
 
     Raises:
         InputError: a label outside 1..K or a box or score that is not finite.
@@ -72,11 +93,9 @@ def image_detections(
             f"but there are {len(category_ids)} categories; is it a detector of other data?"
         )
     ids = np.asarray(category_ids, dtype=np.int64)
-    # Subtracted in float32, as torchvision's references do, so that results agree to the last bit.
-    xywh = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1).numpy()
     return ImageDetections(
         image_id=image_id,
-        boxes=xywh,
+        boxes=to_xywh(boxes).numpy(),
         scores=scores.numpy(),
         category_ids=ids[labels - 1],
         masks=encode_masks(output["masks"]) if "masks" in output else None,

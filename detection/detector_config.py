@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from vovnet.detection.conventions import MODULES, conventions_of
 from vovnet.detection.recipe import ModelRecipe, model_from_dict
 from vovnet.errors import InputError
 
@@ -34,13 +35,15 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "rpn_pre_nms_top_n_test": (1, 100_000),
     "rpn_post_nms_top_n_train": (1, 100_000),
     "rpn_post_nms_top_n_test": (1, 100_000),
-    "rpn_batch_size_per_image": (1, 100_000),
+    "rpn_batch_size_per_image": (1, 10**9),  # bounds of a random choice, which cost nothing
     "rpn_head_convs": (1, 16),
+    "box_head_convs": (0, 32),
+    "box_head_channels": (1, 4096),
     "box_representation_size": (1, 16_384),
     "box_score_thresh": (0, 1),
     "box_nms_thresh": (0, 1),
     "box_detections_per_img": (1, 100_000),
-    "box_batch_size_per_image": (1, 100_000),
+    "box_batch_size_per_image": (1, 10**9),
     "mask_head_convs": (0, 32),
     "mask_head_channels": (1, 4096),
     "trainable_stages": (0, 64),
@@ -105,10 +108,11 @@ def compose_config(detector: nn.Module, model: ModelRecipe, categories: Sequence
 
 
 def _preprocessing(model: ModelRecipe) -> dict[str, Any]:
+    conventions = conventions_of(model)
     return {
         "in_chans": model.in_chans,
-        "channel_order": {1: "grey", 3: "rgb"}.get(model.in_chans, "as trained"),
-        "range": [0, 1],
+        "channel_order": {1: "grey", 3: conventions.channel_order}.get(model.in_chans, "as trained"),
+        "range": list(conventions.value_range),
         "mean": model.image_mean,
         "std": model.image_std,
         "min_size": model.min_size,
@@ -173,6 +177,8 @@ def _check_model(model: ModelRecipe, where: str) -> None:
         # Written so that NaN is refused too.
         if value is not None and not low <= value <= high:
             raise InputError(f"{where}: model.{name} is {value}, expected {low} to {high}")
+    if model.conventions not in MODULES:
+        raise InputError(f"{where}: model.conventions is '{model.conventions}', expected {' or '.join(MODULES)}")
     if model.num_classes is None:
         raise InputError(f"{where}: model.num_classes is missing; expected the number of categories")
     if any(character in model.backbone for character in ":/\\"):

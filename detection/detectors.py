@@ -1,28 +1,23 @@
 """Faster and Mask R-CNN over any timm backbone, as instances of torchvision's own classes.
 
-``build_detector`` builds what a recipe says. Importing this module also registers a torchvision-style builder for each
-VoVNet, so that ``torchvision.models.get_model("fasterrcnn_vovnet39_fpn")`` finds it.
+``build_detector`` builds what a recipe says; torchvision-style builders are in :mod:`vovnet.detection.builders`.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import warnings
-from collections.abc import Callable
 from typing import Any
 
-from timm.models._registry import get_arch_pretrained_cfgs
-from torchvision.models._api import register_model
+from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from vovnet.adapters import FpnBackbone, fpn_backbone
+from vovnet.adapters.norms import norm_layer
+from vovnet.detection.conventions import conventions_of
 from vovnet.detection.model_checks import check_anchors, check_model
 from vovnet.detection.recipe import ModelRecipe, Recipe
 from vovnet.errors import InputError
@@ -50,7 +45,16 @@ def build_detector(recipe: Recipe | ModelRecipe, *, download: bool = True) -> Fa
     """
     model = recipe.model if isinstance(recipe, Recipe) else recipe
     check_model(model)
-    backbone = _recipe_backbone(model, download)
+    return conventions_of(model).build_detector(model, download)
+
+
+def build_modern_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
+    """Build the detector of a checked recipe by torchvision's conventions."""
+    return assemble(model, recipe_backbone(model, download))
+
+
+def assemble(model: ModelRecipe, backbone: FpnBackbone) -> FasterRCNN:
+    """torchvision's detector around a backbone, with the heads, sizes and thresholds of a recipe."""
     check_anchors(model, len(backbone.level_names))
     return DETECTORS[model.detector](
         backbone,
@@ -65,7 +69,12 @@ def build_detector(recipe: Recipe | ModelRecipe, *, download: bool = True) -> Fa
     )
 
 
-def _recipe_backbone(model: ModelRecipe, download: bool) -> FpnBackbone:
+def recipe_backbone(model: ModelRecipe, download: bool) -> FpnBackbone:
+    """The backbone and pyramid of a recipe.
+
+    Raises:
+        InputError: a field cannot be used; the message begins with its key.
+    """
     try:
         return fpn_backbone(
             model.backbone,
@@ -106,7 +115,7 @@ def _box_parts(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:
     width = model.box_representation_size
     return {
         "box_roi_pool": _roi_pool(backbone, BOX_POOL),
-        "box_head": TwoMLPHead(backbone.out_channels * BOX_POOL**2, width),
+        "box_head": _box_head(model, backbone.out_channels),
         "box_predictor": FastRCNNPredictor(width, _outputs(model)),
         "box_score_thresh": model.box_score_thresh,
         "box_nms_thresh": model.box_nms_thresh,
@@ -115,11 +124,21 @@ def _box_parts(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:
     }
 
 
+def _box_head(model: ModelRecipe, channels: int) -> nn.Module:
+    width = model.box_representation_size
+    if not model.box_head_convs:
+        return TwoMLPHead(channels * BOX_POOL**2, width)
+    convs = [model.box_head_channels] * model.box_head_convs
+    return FastRCNNConvFCHead((channels, BOX_POOL, BOX_POOL), convs, [width], norm_layer(model.head_norm))
+
+
 def _mask_parts(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:
     width = model.mask_head_channels
     return {
         "mask_roi_pool": _roi_pool(backbone, MASK_POOL),
-        "mask_head": MaskRCNNHeads(backbone.out_channels, (width,) * model.mask_head_convs, 1),
+        "mask_head": MaskRCNNHeads(
+            backbone.out_channels, (width,) * model.mask_head_convs, 1, norm_layer(model.head_norm)
+        ),
         "mask_predictor": MaskRCNNPredictor(width, width, _outputs(model)),
     }
 
@@ -131,124 +150,3 @@ def _roi_pool(backbone: FpnBackbone, cells: int) -> MultiScaleRoIAlign:
 def _outputs(model: ModelRecipe) -> int:
     assert model.num_classes is not None  # check_model has seen to it
     return model.num_classes + 1  # the background is class 0
-
-
-COCO_OUTPUTS = 91
-"""COCO's category ids go to 90, and 0 is the background: what torchvision's builders take when nothing is said."""
-STAGES = 5
-"""Of a VoVNet: the stem and four more."""
-DEFAULT_TRAINABLE = 3
-"""Stages that torchvision's ResNet detectors train when they start from pretrained weights."""
-
-
-def _torchvision_style(
-    detector: type[FasterRCNN],
-    architecture: str,
-    *,
-    weights: object,
-    num_classes: int | None,
-    weights_backbone: bool | str | None,
-    trainable_backbone_layers: int | None,
-    settings: dict[str, Any],
-) -> FasterRCNN:
-    """The body of every registered builder, after torchvision's ``fasterrcnn_resnet50_fpn``."""
-    if weights is not None:
-        raise InputError(
-            f"weights must be None, got {weights!r}: no published detector weights are here yet; use weights_backbone "
-            "for a pretrained backbone"
-        )
-    _check_settings(detector, settings)
-    name, pretrained = _backbone_weights(architecture, weights_backbone)
-    if trainable_backbone_layers is not None and not 0 <= trainable_backbone_layers <= STAGES:
-        raise InputError(f"trainable_backbone_layers must be 0 to {STAGES}, got {trainable_backbone_layers}")
-    if not pretrained and trainable_backbone_layers not in (None, STAGES):  # torchvision warns and trains all, too
-        warnings.warn(
-            f"trainable_backbone_layers={trainable_backbone_layers} has no effect without weights_backbone: all train",
-            stacklevel=3,
-        )
-    trainable = DEFAULT_TRAINABLE if trainable_backbone_layers is None else trainable_backbone_layers
-    backbone = fpn_backbone(
-        name,
-        pretrained=pretrained,
-        norm="frozen_bn" if pretrained else "bn",
-        trainable_stages=trainable if pretrained else None,
-    )
-    if num_classes is None and settings.get("box_predictor") is None:
-        num_classes = COCO_OUTPUTS
-    normalisation = {"image_mean": list(backbone.mean), "image_std": list(backbone.std)}
-    return detector(backbone, num_classes, **{**normalisation, **settings})
-
-
-def _backbone_weights(architecture: str, weights: bool | str | None) -> tuple[str, bool]:
-    """timm's name with the tag, and whether to load pretrained weights."""
-    if weights is None or weights is False:
-        return architecture, False
-    if weights is True or weights == "DEFAULT":
-        return architecture, True
-    tags = [tag for tag in get_arch_pretrained_cfgs(architecture) if tag]
-    if not isinstance(weights, str) or f"{architecture}.{weights}" not in tags:
-        raise InputError(
-            f"weights_backbone must be None, True, 'DEFAULT' or a tag of {', '.join(tags)}, got {weights!r}"
-        )
-    return f"{architecture}.{weights}", True
-
-
-def _check_settings(detector: type[FasterRCNN], settings: dict[str, Any]) -> None:
-    """torchvision hands unknown arguments down to its transform, which swallows them; a slip must not go unseen."""
-    known = {*inspect.signature(detector).parameters, *inspect.signature(GeneralizedRCNNTransform).parameters}
-    known = (known | {"_skip_resize"}) - {"backbone", "num_classes", "kwargs"}
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{detector.__name__} has no argument {key!r}{hint}")
-
-
-def _register(name: str, detector: type[FasterRCNN], architecture: str) -> Callable[..., FasterRCNN]:
-    """Make one builder, with torchvision's signature, and register it with torchvision under ``name``."""
-
-    def build(
-        *,
-        weights: None = None,
-        progress: bool = True,
-        num_classes: int | None = None,
-        weights_backbone: bool | str | None = None,
-        trainable_backbone_layers: int | None = None,
-        **kwargs: Any,
-    ) -> FasterRCNN:
-        return _torchvision_style(
-            detector,
-            architecture,
-            weights=weights,
-            num_classes=num_classes,
-            weights_backbone=weights_backbone,
-            trainable_backbone_layers=trainable_backbone_layers,
-            settings=kwargs,
-        )
-
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""{detector.__name__} with a {architecture} backbone and a feature pyramid.
-
-    Args:
-        weights: None; there are no published detector weights here yet.
-        progress: accepted as in torchvision; timm shows its own progress.
-        num_classes: outputs with the background; None is {COCO_OUTPUTS}, as for torchvision's COCO detectors.
-        weights_backbone: None for random weights, True or ``"DEFAULT"`` for timm's default pretrained tag, or a tag.
-        trainable_backbone_layers: how many of the backbone's last stages train, 0 to {STAGES}; with pretrained weights
-            None is {DEFAULT_TRAINABLE}, without them all train.
-        **kwargs: arguments of ``torchvision.models.detection.{detector.__name__}``.
-
-    Raises:
-        InputError: a value is out of its range.
-        TypeError: an unknown argument.
-    """
-    register_model(name)(build)
-    return build
-
-
-fasterrcnn_vovnet27_slim_fpn = _register("fasterrcnn_vovnet27_slim_fpn", FasterRCNN, "vovnet27_slim")
-fasterrcnn_vovnet39_fpn = _register("fasterrcnn_vovnet39_fpn", FasterRCNN, "vovnet39")
-fasterrcnn_vovnet57_fpn = _register("fasterrcnn_vovnet57_fpn", FasterRCNN, "vovnet57")
-maskrcnn_vovnet27_slim_fpn = _register("maskrcnn_vovnet27_slim_fpn", MaskRCNN, "vovnet27_slim")
-maskrcnn_vovnet39_fpn = _register("maskrcnn_vovnet39_fpn", MaskRCNN, "vovnet39")
-maskrcnn_vovnet57_fpn = _register("maskrcnn_vovnet57_fpn", MaskRCNN, "vovnet57")

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vovnet.detection import distributed
 from vovnet.detection.callbacks import Callback, MetricsFile, ProgressBar, TensorBoard
+from vovnet.detection.conventions import conventions_of
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.data.loader import training_loader
 from vovnet.detection.evaluation import evaluate
 from vovnet.detection.plots import plot_curves
 from vovnet.detection.recipe import Recipe, recipe_to_yaml
@@ -105,7 +105,8 @@ def train(
 
 def _loop(run: Run, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Callback]) -> dict[str, Any]:
     solver, log = run.recipe.solver, run.recipe.log
-    batches = training_loader(
+    conventions = conventions_of(run.recipe.model)
+    batches = conventions.training_batches(
         train_dataset,
         run.recipe.data,
         batch_size=solver.batch_size // (distributed.world_size() * solver.accumulate),
@@ -113,6 +114,7 @@ def _loop(run: Run, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Ca
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         start=run.iteration * solver.accumulate,
+        passes=solver.accumulate,
     )
     metrics: dict[str, Any] = {}
     with contextlib.ExitStack() as watched:
@@ -123,7 +125,7 @@ def _loop(run: Run, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Ca
         if run.iteration == solver.max_iterations:  # resumed after its end
             metrics = _evaluate(run, val_dataset, callbacks)
         while run.iteration < solver.max_iterations:
-            losses = step(run, [next(batches) for _ in range(solver.accumulate)])
+            losses = conventions.step(run, [next(batches) for _ in range(solver.accumulate)])
             for callback in callbacks:
                 callback.iteration(run, losses)
             last = run.iteration == solver.max_iterations
@@ -231,7 +233,7 @@ def _datasets(recipe: Recipe, train_dataset: Any, val_dataset: Any) -> tuple[Any
             raise InputError(
                 "data.train: no training data; give it as data.train=[{images: FOLDER, annotations: FILE.json}]"
             )
-        train_dataset = CocoDataset(
+        train_dataset = conventions_of(recipe.model).training_data(
             data.train, masks=masks, training=True, keep_empty=data.keep_empty, channels=channels
         )
     if val_dataset is None and data.val:

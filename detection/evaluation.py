@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vovnet.detection import distributed
 from vovnet.detection.coco_metrics import METRICS, CocoEvaluator, evaluate_results, format_metrics
-from vovnet.detection.coco_results import encode_masks, image_detections
+from vovnet.detection.coco_results import box_form, encode_masks, image_detections
 from vovnet.detection.data.loader import evaluation_loader
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError
@@ -64,6 +64,7 @@ def evaluate(
     collected: list[dict[str, Any]] = []
     evaluator = CocoEvaluator(truth or {"images": [], "annotations": [], "categories": []}, iou_types)
     category_ids = [int(category["id"]) for category in categories]
+    to_xywh = box_form(detector)
     with inference(detector, device) as place:
         batches = evaluation_loader(
             dataset,
@@ -78,7 +79,7 @@ def evaluate(
             outputs = detector([to_input(image, place) for image in images])
             for image, target, found in zip(images, targets, outputs, strict=True):
                 size = (int(image.shape[-2]), int(image.shape[-1]))
-                evaluator.update([image_detections(found, int(target["image_id"]), size, category_ids)])
+                evaluator.update([image_detections(found, int(target["image_id"]), size, category_ids, to_xywh)])
                 if truth is None:
                     collected.append(_truth_of_image(target, size, [int(one["id"]) for one in dataset.categories]))
     if truth is None:

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 from vovnet.adapters.fpn import EXTRA_LEVELS, FPN_NORMS
 from vovnet.adapters.norms import NORMS
+from vovnet.detection.conventions import MODULES
 from vovnet.detection.recipe import ModelRecipe
 from vovnet.errors import InputError
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "detector": ("faster_rcnn", "mask_rcnn"),
+    "conventions": tuple(MODULES),
     "norm": NORMS,
     "fpn_norm": FPN_NORMS,
     "extra_level": tuple(EXTRA_LEVELS),
+    "head_norm": (None, "gn"),
 }
 _POSITIVE = (
     "in_chans",
@@ -27,6 +30,7 @@ _POSITIVE = (
     "rpn_post_nms_top_n_test",
     "rpn_batch_size_per_image",
     "rpn_head_convs",
+    "box_head_channels",
     "box_representation_size",
     "box_detections_per_img",
     "box_batch_size_per_image",
@@ -49,6 +53,8 @@ def check_model(model: ModelRecipe) -> None:
     for key in (*_POSITIVE, "num_classes"):
         if not _is_positive_integer(getattr(model, key)):
             _refuse(key, "a positive integer", getattr(model, key))
+    if model.box_head_convs < 0:
+        _refuse("box_head_convs", "0 or more", model.box_head_convs)
     for key in ("box_score_thresh", "box_nms_thresh"):
         if not 0 <= getattr(model, key) <= 1:
             _refuse(key, "a number from 0 to 1", getattr(model, key))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from vovnet.detection.coco_results import image_detections
+from vovnet.detection.coco_results import box_form, image_detections
 from vovnet.detection.data.images import read_image, to_tensor
 from vovnet.detection.drawing import draw_detections
 from vovnet.detection.evaluation import check_shape, inference, to_input
@@ -153,7 +153,8 @@ def _detect(detector: nn.Module, image: Tensor, device: torch.device, name: str)
     if categories is None:
         labels = int(output["labels"].max()) if len(output["labels"]) else 0
         categories = [{"id": label, "name": str(label)} for label in range(1, labels + 1)]
-    found = image_detections(output, 0, (height, width), [int(category["id"]) for category in categories])
+    ids = [int(category["id"]) for category in categories]
+    found = image_detections(output, 0, (height, width), ids, box_form(detector))
     names = {int(category["id"]): str(category["name"]) for category in categories}
     masks = list(found.results("segm")) if found.masks is not None else []
     results = []

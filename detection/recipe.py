@@ -29,6 +29,8 @@ class ModelRecipe:
 
     detector: str = "faster_rcnn"
     """``faster_rcnn`` or ``mask_rcnn``."""
+    conventions: str = "torchvision"
+    """``torchvision``, or ``legacy``: maskrcnn-benchmark's, for its checkpoints and schedules."""
     backbone: str = "vovnet39"
     """Any timm model with ``features_only``."""
     backbone_args: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +67,9 @@ class ModelRecipe:
     rpn_post_nms_top_n_test: int = 1000
     rpn_batch_size_per_image: int = 256
     rpn_head_convs: int = 1
+    box_head_convs: int = 0
+    """3×3 convolutions before the box head's fully connected layers: two of these without, one with convolutions."""
+    box_head_channels: int = 256
     box_representation_size: int = 1024
     box_score_thresh: float = 0.05
     box_nms_thresh: float = 0.5
@@ -72,6 +77,8 @@ class ModelRecipe:
     box_batch_size_per_image: int = 512
     mask_head_convs: int = 4
     mask_head_channels: int = 256
+    head_norm: str | None = None
+    """Of the convolutions in the box and mask heads: None or ``gn``."""
 
 
 @dataclass

@@ -17,12 +17,13 @@ from torch.optim.swa_utils import PARAM_LIST as ParamList
 from torch.optim.swa_utils import AveragedModel
 
 from vovnet.detection import distributed
-from vovnet.detection.checkpoint import load_matching, save_detector
+from vovnet.detection.checkpoint import save_detector
+from vovnet.detection.conventions import conventions_of
 from vovnet.detection.detector_config import compose_config
 from vovnet.detection.detectors import build_detector
+from vovnet.detection.initial_weights import load_matching
 from vovnet.detection.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from vovnet.detection.run_state import load_state, random_state, restore_random_state, save_state
-from vovnet.detection.schedule import build_optimizer, build_schedule
 from vovnet.errors import InputError
 
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
@@ -75,8 +76,8 @@ class Run:
 
     @property
     def last_lr(self) -> float:
-        """The learning rate of the last finished iteration, of the first parameter group."""
-        return float(self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](max(0, self.iteration - 1)))
+        """The learning rate of the last update, of the first parameter group."""
+        return float(self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](max(0, self.schedule.last_epoch - 1)))
 
     @property
     def published(self) -> nn.Module:
@@ -111,7 +112,8 @@ def prepare(
     detector.to(device)
     if recipe.solver.channels_last:
         detector.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(detector, recipe.solver)
+    conventions = conventions_of(recipe.model)
+    optimizer = conventions.build_optimizer(detector, recipe.solver)
     wrapped: nn.Module = detector
     if distributed.world_size() > 1:
         wrapped = DistributedDataParallel(detector, device_ids=[device] if device.type == "cuda" else None)
@@ -123,7 +125,7 @@ def prepare(
         wrapped=wrapped,
         categories=_plain(categories),
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, recipe.solver),
+        schedule=conventions.build_schedule(optimizer, recipe.solver),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.solver.amp == "fp16"),
         ema=_moving_average(detector, recipe.solver.ema),
     )
@@ -186,7 +188,7 @@ def publish(run: Run) -> None:
 
 def tensors_only(target: Mapping[str, Any]) -> dict[str, Tensor]:
     """What of a target the detector reads."""
-    return {key: target[key] for key in ("boxes", "labels", "masks") if key in target}
+    return {key: target[key] for key in ("boxes", "labels", "masks", "polygons") if key in target}
 
 
 def _check_batch_size(recipe: Recipe) -> None:

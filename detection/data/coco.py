@@ -23,7 +23,7 @@ from vovnet.detection.data.images import (
     read_image,
     to_tensor,
 )
-from vovnet.detection.data.masks import decode_masks
+from vovnet.detection.data.masks import Segmentation, decode_masks
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
 from vovnet.errors import InputError
 
@@ -120,7 +120,7 @@ class CocoDataset(Dataset[Any]):
         before = {kind: len(report.problems.get(kind, ())) for kind in LOST_IMAGE}
         if masks and not self.training:
             masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in content["annotations"])
-        found = check_content(content, ImageFolder(source.images), masks, report, evaluation=not self.training)
+        found = self._usable(content, ImageFolder(source.images), masks)
         for kind in sorted(LOST_IMAGE) if not self.training else ():
             new = report.problems.get(kind, [])[before[kind] :]
             if new:
@@ -131,6 +131,10 @@ class CocoDataset(Dataset[Any]):
                     "needs every image, `vovnet check-data` lists what is wrong"
                 )
         return found
+
+    def _usable(self, content: dict[str, Any], folder: ImageFolder, masks: bool) -> list[CheckedImage]:
+        """The images and objects of a file to go on with, in the dataset's order; the rest is noted in ``dropped``."""
+        return check_content(content, folder, masks, self.dropped, evaluation=not self.training)
 
     def _refuse_nothing(self, images: Sequence[CheckedImage]) -> None:
         if any(not one.crowd for image in images for one in image.objects):
@@ -199,12 +203,21 @@ class CocoDataset(Dataset[Any]):
             "area": torch.from_numpy(self._areas[start:stop].copy()),
             "iscrowd": torch.from_numpy(self._crowds[start:stop].copy()),
         }
-        if self.masks:
-            bounds = self._shape_starts[start : stop + 1]
-            nothing = {"size": [height, width], "counts": [height * width]}  # in evaluation an object may lack a mask
-            shapes = [marshal.loads(self._shapes[a:b]) or nothing for a, b in pairwise(bounds)]
-            target["masks"] = tv_tensors.Mask(decode_masks(shapes, height, width))
-        return tv_tensors.Image(pixels), target
+        return tv_tensors.Image(pixels), target | self._extras(index)
+
+    def _extras(self, index: int) -> dict[str, Any]:
+        """What a target holds beside boxes, labels and the like: masks, where there are masks."""
+        if not self.masks:
+            return {}
+        height, width = self.image_size(index)
+        nothing = {"size": [height, width], "counts": [height * width]}  # in evaluation an object may lack a mask
+        shapes = [shape or nothing for shape in self._segmentations(index)]
+        return {"masks": tv_tensors.Mask(decode_masks(shapes, height, width))}
+
+    def _segmentations(self, index: int) -> list[Segmentation | None]:
+        """Of each object of an image."""
+        bounds = self._shape_starts[self._starts[index] : self._starts[index + 1] + 1]
+        return [marshal.loads(self._shapes[start:stop]) for start, stop in pairwise(bounds)]
 
     def _corners(self, start: int, stop: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """x0, y0, x1, y1 in pixels, clipped to the picture."""

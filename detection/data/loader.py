@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vovnet.detection.data.sampler import BatchStream, Draw, aspect_groups, evaluation_indices
 from vovnet.detection.recipe import DataRecipe
@@ -49,8 +49,20 @@ def training_loader(
     """
     groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
     stream = BatchStream(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
-    samples = _Caught(TransformedDataset(dataset, train_transforms(data)))
-    return _batches(_loader(samples, data.workers, pin_memory, batch_sampler=stream))
+    return batch_loader(dataset, train_transforms(data), stream, workers=data.workers, pin_memory=pin_memory)
+
+
+def batch_loader(
+    dataset: Any,
+    transforms: Callable[..., Any],
+    stream: Sampler[list[Draw]],
+    *,
+    workers: int,
+    pin_memory: bool | None = None,
+) -> Iterator[Batch]:
+    """The batches that a stream names, loaded and transformed in ``workers`` processes."""
+    samples = _Caught(TransformedDataset(dataset, transforms))
+    return _batches(_loader(samples, workers, pin_memory, batch_sampler=stream))
 
 
 def evaluation_loader(

@@ -15,8 +15,9 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
 from vovnet.detection import checkpoint
-from vovnet.detection.checkpoint import load_detector, load_matching, save_detector
+from vovnet.detection.checkpoint import load_detector, save_detector
 from vovnet.detection.detectors import build_detector
+from vovnet.detection.initial_weights import load_matching
 from vovnet.detection.recipe import ModelRecipe
 from vovnet.errors import InputError
 

@@ -14,7 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from vovnet.adapters import fpn_backbone
 from vovnet.detection import build_detector
-from vovnet.detection.detectors import fasterrcnn_vovnet27_slim_fpn
+from vovnet.detection.builders import fasterrcnn_vovnet27_slim_fpn
 from vovnet.detection.recipe import ModelRecipe, Recipe
 from vovnet.errors import InputError
 
@@ -279,7 +279,7 @@ def test_a_pretrained_backbone_is_frozen_as_torchvision_freezes_it(
         asked.append(name)
         return fpn_backbone(name, download=False, **options)
 
-    monkeypatch.setattr("vovnet.detection.detectors.fpn_backbone", without_download)
+    monkeypatch.setattr("vovnet.detection.builders.fpn_backbone", without_download)
     tag = timm.get_pretrained_cfg("vovnet39").tag
     with torch.device("meta"):
         detector = torchvision.models.get_model(

@@ -1,0 +1,69 @@
+"""maskrcnn-benchmark's conventions, gathered for building and training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vovnet.detection import distributed, engine
+from vovnet.detection.conventions import Conventions
+from vovnet.detection.data.loader import Batch, batch_loader
+from vovnet.detection.data.sampler import aspect_groups
+from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
+from vovnet.detection.legacy.detectors import build_legacy_detector
+from vovnet.detection.legacy.sampler import LegacyBatchStream
+from vovnet.detection.legacy.solver import build_legacy_optimizer, build_legacy_schedule
+from vovnet.detection.recipe import DataRecipe
+from vovnet.detection.run import Run
+
+
+def legacy_training_batches(
+    dataset: Any,
+    data: DataRecipe,
+    *,
+    batch_size: int,
+    passes: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Batches in the reference's order; one process with several passes an iteration plays as many of its GPUs.
+
+    Arguments as for :func:`vovnet.detection.data.loader.training_loader`; ``passes`` is how many batches an iteration
+    takes in this process.
+    """
+    groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
+    stream = LegacyBatchStream(
+        groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, passes=passes
+    )
+    return batch_loader(dataset, legacy_train_transforms(data), stream, workers=data.workers)
+
+
+def legacy_step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
+    """One iteration, or none: where a picture has no object the iteration passes without update or schedule step.
+
+    Reference engine/trainer.py:59-61. There each process decides for itself; here all leave the iteration out
+    together, because they would otherwise wait for each other's gradients.
+    """
+    empty = any(not len(target["boxes"]) for _, targets in batches for target in targets)
+    if distributed.world_size() > 1:
+        empty = bool(distributed.mean_over_processes(torch.tensor(float(empty), device=run.device)))
+    if empty:
+        run.iteration += 1
+        return {}
+    return engine.step(run, batches)
+
+
+CONVENTIONS = Conventions(
+    build_detector=build_legacy_detector,
+    channel_order="bgr",
+    value_range=(0, 255),
+    training_data=LegacyCocoDataset,
+    training_batches=legacy_training_batches,
+    build_optimizer=build_legacy_optimizer,
+    build_schedule=build_legacy_schedule,
+    step=legacy_step,
+)

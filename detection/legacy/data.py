@@ -1,0 +1,202 @@
+"""Training data as the reference reads it: inclusive boxes, polygons, its choice of images, Pillow's resize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vovnet.detection.data.checks import CheckedImage, check_content
+from vovnet.detection.data.coco import CocoDataset, Source
+from vovnet.detection.data.images import ImageFolder
+from vovnet.detection.data.masks import decode_masks
+from vovnet.detection.legacy.masks import Polygons
+from vovnet.detection.legacy.transform import resize_image, resized_size
+from vovnet.detection.recipe import DataRecipe
+from vovnet.errors import InputError
+
+NO_SHAPE = ("no_mask", "bad_rle", "rle_size", "rle_sum")
+"""Problems (of :data:`vovnet.detection.data.report.KINDS`) that leave an object without anything to draw."""
+
+
+class LegacyCocoDataset(CocoDataset):
+    """COCO JSON files as the reference trains on them; arguments and errors are those of :class:`CocoDataset`.
+
+    Images come in the order of their ids, source after source. Those without any annotation wider and higher than a
+    pixel (a crowd counts) are left out: reference data/datasets/coco.py:17-56. Objects that the conversion to inclusive
+    boxes leaves no width or height go from every part of the target: coco.py:68-99. Objects whose mask covers no pixel,
+    or whose polygons have too few points, stay, which :class:`CocoDataset` leaves out. An image may end without
+    objects.
+
+    Targets have no ``masks`` but, beside what :class:`CocoDataset` gives,
+
+    - ``corners``: float32 (N, 4), inclusive x0, y0, x1, y1 in pixels (``boxes`` are torchvision's still);
+    - ``polygons``, where masks are asked for: :class:`vovnet.detection.legacy.masks.Polygons` of the N objects.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        masks: bool,
+        training: bool = True,
+        keep_empty: bool = True,
+        channels: int = 3,
+        categories: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        if not training:
+            raise InputError("LegacyCocoDataset: training=False: evaluation needs every image; use CocoDataset")
+        self._left_out = [0, 0]
+        super().__init__(
+            sources, masks=masks, training=True, keep_empty=keep_empty, channels=channels, categories=categories
+        )
+
+    @property
+    def dropped_summary(self) -> str:
+        """One line on what was left out at the start; empty if nothing was."""
+        images, objects = self._left_out
+        parts = [
+            super().dropped_summary,
+            f"{images} images without an annotation over a pixel wide and high" if images else "",
+            f"{objects} objects at most a pixel wide or high" if objects else "",
+        ]
+        return "; ".join(filter(None, parts))
+
+    def _usable(self, content: dict[str, Any], folder: ImageFolder, masks: bool) -> list[CheckedImage]:
+        report = self.dropped
+        before = {kind: len(report.problems.get(kind, ())) for kind in NO_SHAPE}
+        # As for evaluation: the reference knows no masks that cover too little.
+        found = check_content(content, folder, masks, report, evaluation=True)
+        shapeless = {number for kind in NO_SHAPE for number in report.problems.get(kind, [])[before[kind] :]}
+        wanted = {entry["image_id"] for entry in content["annotations"] if _over_a_pixel(entry)}
+        images = sorted((image for image in found if image.image_id in wanted), key=lambda image: image.image_id)
+        self._left_out[0] += len(found) - len(images)
+        objects = [(image, one) for image in images for one in image.objects]
+        corners = inclusive_corners(
+            np.array([one.box for _, one in objects]), np.array([(image.height, image.width) for image, _ in objects])
+        )
+        for image in images:
+            image.objects = []
+        for (image, one), solid in zip(objects, _solid(corners), strict=True):
+            if not one.crowd and one.segmentation is None and one.annotation_id in shapeless:
+                report.dropped_annotations += 1
+            elif one.crowd or solid:
+                image.objects.append(one)
+            else:
+                self._left_out[1] += 1
+        return images
+
+    def _extras(self, index: int) -> dict[str, Any]:
+        height, width = self.image_size(index)
+        boxes = self._boxes[self._starts[index] : self._starts[index + 1]]
+        extras: dict[str, Any] = {"corners": torch.from_numpy(inclusive_corners(boxes, self._sizes[index]))}
+        if self.masks:
+            extras["polygons"] = Polygons(
+                decode_masks([shape], height, width)[0].numpy() if isinstance(shape, dict) else shape or []
+                for shape in self._segmentations(index)
+            )
+        return extras
+
+
+def inclusive_corners(boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The reference's boxes: x1 = x0 + max(w - 1, 0), clipped to the picture's last pixel; all in single precision.
+
+    Reference structures/bounding_box.py:55-89, 214-224. torchvision has x1 = x0 + w, clipped to the width.
+
+    Args:
+        boxes: (N, 4), x, y, width, height in pixels.
+        sizes: (N, 2) or (2,), height and width of each box's picture, or of all boxes'.
+    """
+    x, y, width, height = boxes.reshape(-1, 4).astype(np.float32).T
+    one = np.float32(1)
+    corners = np.stack((x, y, x + np.maximum(width - one, 0), y + np.maximum(height - one, 0)), axis=1)
+    last = sizes.reshape(-1, 2)[:, [1, 0, 1, 0]].astype(np.float32) - one
+    return np.clip(corners, np.float32(0), last)
+
+
+def _solid(corners: Any) -> Any:
+    """Which boxes have a width and a height, for arrays and tensors (N, 4)."""
+    return (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
+
+
+def _over_a_pixel(entry: Any) -> bool:
+    """Whether an annotation, as it stands in the file, has a box wider and higher than a pixel, and an image's id."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int | float):
+        return False
+    box = entry.get("bbox")
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(number, int | float) for number in box)
+        and min(box[2:]) > 1
+    )
+
+
+def legacy_train_transforms(data: DataRecipe) -> Callable[[Tensor, Mapping[str, Any]], tuple[Tensor, dict[str, Any]]]:
+    """What the reference does to a training sample: a resize to a drawn size, then perhaps a flip.
+
+    The result takes a sample of :mod:`vovnet.detection.data` (of :class:`LegacyCocoDataset`, or of any other dataset)
+    and gives the image uint8 (3, H, W) and a target of ``boxes``, float32 (N, 4) inclusive, ``labels``, ``image_id``
+    and, where there are polygons or masks, ``polygons``.
+
+    Raises:
+        InputError: the recipe asks for something that the reference does not have.
+    """
+    foreign = {"vertical_flip": data.vertical_flip, "scale_jitter": data.scale_jitter, "colour": data.colour}
+    for key, value in foreign.items():
+        if value:
+            raise InputError(
+                f"data.{key}: legacy conventions have no such transform; leave it out (got {value}), or set "
+                "model.conventions=torchvision"
+            )
+    return LegacyTransforms(data.train_min_sizes, data.train_max_size, data.flip)
+
+
+class LegacyTransforms:
+    """Resizes to a short side drawn from ``min_sizes``, then flips with a probability.
+
+    Reference data/transforms/build.py:36-45, transforms.py:35-80; structures/bounding_box.py:91-165. Numbers are
+    drawn from torch's generator, where the reference has Python's, unseeded.
+    """
+
+    def __init__(self, min_sizes: Sequence[int], max_size: int, flip: float) -> None:
+        self.min_sizes, self.max_size, self.flip = list(min_sizes), max_size, flip
+
+    def __call__(self, image: Tensor, target: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        pixels = image.as_subclass(Tensor)
+        height, width = pixels.shape[-2:]
+        boxes, labels, polygons = _inclusive(target, height, width)
+        short = self.min_sizes[int(torch.randint(len(self.min_sizes), ()))]
+        size = resized_size(height, width, short, self.max_size)
+        pixels = resize_image(pixels, size)
+        ratio_h, ratio_w = size[0] / height, size[1] / width
+        boxes = boxes * torch.tensor([ratio_w, ratio_h, ratio_w, ratio_h])
+        if polygons is not None:
+            polygons = polygons.resized(ratio_w, ratio_h)
+        if float(torch.rand(())) < self.flip:
+            pixels = pixels.flip(-1)
+            boxes = torch.stack((size[1] - boxes[:, 2] - 1, boxes[:, 1], size[1] - boxes[:, 0] - 1, boxes[:, 3]), dim=1)
+            polygons = None if polygons is None else polygons.flipped(size[1])
+        result = {"boxes": boxes, "labels": labels, "image_id": target["image_id"]}
+        return pixels, result if polygons is None else {**result, "polygons": polygons}
+
+
+def _inclusive(target: Mapping[str, Any], height: int, width: int) -> tuple[Tensor, Tensor, Polygons | None]:
+    """Inclusive boxes, labels and polygons (or bitmaps) of a target, which may be any dataset's."""
+    if "corners" in target:
+        return target["corners"], target["labels"], target.get("polygons")
+    plain = target["boxes"].as_subclass(Tensor).float()
+    sides = torch.cat((plain[:, :2], plain[:, 2:] - plain[:, :2]), dim=1)
+    boxes = torch.from_numpy(inclusive_corners(sides.numpy(), np.array([height, width])))
+    keep = _solid(boxes)
+    if "iscrowd" in target:
+        keep = keep & (target["iscrowd"] == 0)
+    polygons = None
+    if "masks" in target:
+        bitmaps = target["masks"].as_subclass(Tensor)[keep].numpy()
+        polygons = Polygons(list(bitmaps))
+    return boxes[keep], target["labels"][keep], polygons

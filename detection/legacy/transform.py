@@ -1,0 +1,102 @@
+"""From a picture to the network's input and back: Pillow's resize, BGR in 0..255, inclusive boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from vovnet.detection.data.images import to_tensor
+from vovnet.detection.legacy.boxes import resize_boxes
+
+PIXEL_MEAN_BGR = (102.9801, 115.9465, 122.7717)
+"""Of blue, green and red in 0..255. Reference config/defaults.py:51-55."""
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Height and width in pixels after the resize. Reference data/transforms/transforms.py:35-55.
+
+    The short side becomes ``min_size``, or, where the long side would pass ``max_size``, what brings it nearest to
+    that; the long side is truncated. torchvision multiplies both sides by one factor and truncates both
+    (models/detection/transform.py:58-72).
+    """
+    short, long = min(height, width), max(height, width)
+    target = min_size
+    if long / short * min_size > max_size:
+        target = round(max_size * short / long)
+    if short == target:
+        return height, width
+    if width < height:
+        return int(target * height / width), target
+    return target, int(target * width / height)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale uint8 (3, H, W) to ``size`` (height, width) by Pillow's bilinear filter, which averages when it shrinks.
+
+    Reference data/transforms/transforms.py:57-61; torchvision scales floats without such averaging
+    (models/detection/transform.py:65-72).
+    """
+    if tuple(image.shape[-2:]) == size:
+        return image
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
+    return to_tensor(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)).to(image.device)
+
+
+class LegacyTransform(GeneralizedRCNNTransform):
+    """Takes RGB pictures in [0, 1]; gives the network BGR in 0..255 less the mean; scales detections back.
+
+    In training pictures and targets come resized (``vovnet.detection.legacy.data``). Reference
+    data/transforms/build.py:36-45, transforms.py:115-118, structures/image_list.py:49-68.
+    """
+
+    def __init__(self, min_size: int, max_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(min_size, max_size, list(mean), list(std))
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Any]] | None = None
+    ) -> tuple[ImageList, list[dict[str, Any]] | None]:
+        """Pictures (3, H, W), each of its own size, to one padded batch; the sizes without padding go with it."""
+        inputs = [self.normalize(image if self.training else self._resized(image)) for image in images]
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in inputs]
+        return ImageList(self.batch_images(inputs, size_divisible=self.size_divisible), sizes), targets
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """RGB in [0, 1] -> BGR in 0..255, less the mean, over the deviation (which is 1)."""
+        if not image.is_floating_point():
+            raise TypeError(f"expected pictures as floats in [0, 1], got {image.dtype}")
+        mean = image.new_tensor(self.image_mean)[:, None, None]
+        std = image.new_tensor(self.image_std)[:, None, None]
+        return (image.flip(0) * 255 - mean) / std
+
+    def _resized(self, image: Tensor) -> Tensor:
+        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)  # exact for pictures that had 8 bits
+        height, width = image.shape[-2:]
+        short_sides: Any = self.min_size
+        size = resized_size(height, width, short_sides[-1], self.max_size)
+        return resize_image(pixels, size).to(image.dtype) / 255
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Boxes to the given pictures' pixels, still inclusive; masks pasted there (N, 1, H, W).
+
+        Boxes first, then masks: reference data/datasets/evaluation/coco/coco_eval.py:104-155. torchvision's pasting is
+        the reference's own (modeling/roi_heads/mask_head/inference.py:91-159).
+        """
+        if self.training:
+            return result
+        for found, resized, original in zip(result, image_shapes, original_image_sizes, strict=True):
+            found["boxes"] = resize_boxes(found["boxes"], resized, original)
+            if "masks" in found:
+                found["masks"] = paste_masks_in_image(found["masks"], found["boxes"], original)
+        return result

@@ -1,0 +1,29 @@
+"""torchvision's conventions: the rules of every recipe that names no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vovnet.detection import engine, schedule
+from vovnet.detection.conventions import Conventions
+from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.loader import Batch, training_loader
+from vovnet.detection.detectors import build_modern_detector
+
+
+def _batches(*args: Any, passes: int, **kwargs: Any) -> Iterator[Batch]:
+    """Every batch is like any other, whichever of an iteration's passes it is for."""
+    return training_loader(*args, **kwargs)
+
+
+CONVENTIONS = Conventions(
+    build_detector=build_modern_detector,
+    channel_order="rgb",
+    value_range=(0, 1),
+    training_data=CocoDataset,
+    training_batches=_batches,
+    build_optimizer=schedule.build_optimizer,
+    build_schedule=schedule.build_schedule,
+    step=engine.step,
+)

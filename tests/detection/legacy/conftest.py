@@ -1,0 +1,128 @@
+"""The reference's numbers, and detectors with the checkpoints that its rule makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+Row = tuple[str, str, str, str, bool]
+"""What is compared, the expected and the found value, their difference, and whether it is within the bound."""
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """The folder of golden numbers."""
+    return shared / "reference" / "golden"
+
+
+@pytest.fixture(scope="session")
+def units(golden: Path) -> dict[str, Any]:
+    """The reference's unit cases: arrays as tensors, the rest as JSON gives it."""
+    arrays = np.load(golden / "units.npz")
+    return {
+        **json.loads((golden / "units.json").read_text()),
+        **{key: torch.from_numpy(arrays[key]) for key in arrays.files},
+    }
+
+
+@pytest.fixture(scope="session")
+def rule(shared: Path) -> Callable[[str, list[int]], np.ndarray[Any, Any]]:
+    """The rule that makes a checkpoint's array from its key and shape."""
+    spec = importlib.util.spec_from_file_location("reference_rule", shared / "reference" / "rule.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make
+
+
+@pytest.fixture(scope="session")
+def converted(
+    golden: Path, rule: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A configuration's name -> the detector folder that ``convert`` makes of its rule-made published file."""
+    from vovnet.hub import convert_checkpoint
+
+    made: dict[str, Path] = {}
+
+    def make(config: str) -> Path:
+        if config not in made:
+            entries = json.loads((golden / f"keys_{config}.json").read_text())["state_dict"]
+            state = {f"module.{key}": torch.from_numpy(rule(key, shape)) for key, shape, *_ in entries}
+            folder = tmp_path_factory.mktemp(config)
+            torch.save({"model": state, "iteration": 180000}, folder / "published.pth")
+            convert_checkpoint(folder / "published.pth", folder / "detector")
+            (folder / "published.pth").unlink()
+            made[config] = folder / "detector"
+        return made[config]
+
+    return make
+
+
+class Table:
+    """Rows of a comparison, printed when the tests are over."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def values(self, what: str, expected: Any, got: Any, *, relative: float = 0.0, absolute: float = 0.0) -> None:
+        """Compare arrays element by element, and hold the difference to a bound (0: equal to the last bit)."""
+        expected, got = np.asarray(expected, dtype=np.float64), np.asarray(got, dtype=np.float64)
+        if expected.shape != got.shape:
+            self.rows.append((what, f"shape {expected.shape}", f"shape {got.shape}", "shape", False))
+            return
+        difference = np.abs(expected - got)
+        worst = float(difference.max(initial=0.0))
+        scale = float(np.abs(expected).max(initial=0.0))
+        within = bool((difference <= absolute + relative * np.maximum(np.abs(expected), 1e-3 * scale)).all())
+        shown = "equal" if worst == 0 else f"{worst:.2g} (of {scale:.3g})"
+        self.rows.append((what, _short(expected), _short(got), shown, within))
+
+    def same(self, what: str, expected: object, got: object) -> None:
+        """Compare two values for equality."""
+        equal = expected == got
+        self.rows.append((what, _cut(str(expected)), _cut(str(got)), "equal" if equal else "other", equal))
+
+    def check(self, start: int = 0) -> None:
+        """Fail with the rows from ``start`` on that are out of bounds."""
+        wrong = [row for row in self.rows[start:] if not row[-1]]
+        assert not wrong, "\n".join(" | ".join(row[:4]) for row in wrong)
+
+
+def _short(values: np.ndarray[Any, Any]) -> str:
+    if values.ndim == 0 or values.size == 1:
+        return f"{values.item():.9g}"
+    return f"{values.size} values, mean {values.mean():.6g}"
+
+
+def _cut(text: str, length: int = 34) -> str:
+    return text if len(text) <= length else f"{text[: length - 2]} …"
+
+
+TABLE = Table()
+
+
+@pytest.fixture
+def table() -> Iterator[Table]:
+    """The table of the whole session; what a test adds is checked at its end."""
+    start = len(TABLE.rows)
+    yield TABLE
+    TABLE.check(start)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the comparison where it was asked for: ``make reproduce``."""
+    if terminalreporter.config.option.markexpr != "reproduce" or not TABLE.rows:
+        return
+    header = ("what", "expected", "got", "difference")
+    widths = [max(len(header[i]), *(len(row[i]) for row in TABLE.rows)) for i in range(4)]
+    terminalreporter.section("comparison with the reference")
+    for row in [header, *(row[:4] for row in TABLE.rows)]:
+        terminalreporter.write_line("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)))
