@@ -33,6 +33,8 @@ class Conventions:
 
     build_detector: Callable[[ModelRecipe, bool], FasterRCNN]
     """A checked model recipe, and whether to download pretrained weights -> the detector."""
+    category_names: bool
+    """Whether a detector's categories have names that data must agree with; else ids alone decide."""
     channel_order: str
     """Of a three-channel network input."""
     value_range: tuple[float, float]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vovnet.detection import distributed
 from vovnet.detection.coco_metrics import METRICS, CocoEvaluator, evaluate_results, format_metrics
 from vovnet.detection.coco_results import box_form, encode_masks, image_detections
+from vovnet.detection.conventions import conventions_of
 from vovnet.detection.data.loader import evaluation_loader
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError
@@ -129,6 +130,7 @@ def _matching_categories(detector: nn.Module, dataset: Any) -> list[Mapping[str,
     theirs: list[Mapping[str, Any]] | None = getattr(detector, "categories", None)
     if theirs is None:
         return ours
+    names = names_matter(detector)
     data = {int(one["id"]): str(one["name"]) for one in ours}
     known = {int(one["id"]): str(one["name"]) for one in theirs}
     differences = [f"{key} '{known[key]}' only in the detector" for key in known if key not in data]
@@ -136,7 +138,7 @@ def _matching_categories(detector: nn.Module, dataset: Any) -> list[Mapping[str,
     differences += [
         f"{key} is '{known[key]}' in the detector and '{data[key]}' in the data"
         for key in known
-        if key in data and data[key] != known[key]
+        if names and key in data and data[key] != known[key]
     ]
     if differences:
         listed = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
@@ -145,6 +147,12 @@ def _matching_categories(detector: nn.Module, dataset: Any) -> list[Mapping[str,
             "train on these (recipe key 'init' starts from its weights)"
         )
     return theirs
+
+
+def names_matter(detector: nn.Module) -> bool:
+    """Whether a detector's categories have names that data must agree with; see :mod:`vovnet.detection.conventions`."""
+    recipe: Any = getattr(detector, "recipe", None)
+    return recipe is None or conventions_of(recipe).category_names
 
 
 @contextmanager

@@ -19,6 +19,7 @@ def _batches(*args: Any, passes: int, **kwargs: Any) -> Iterator[Batch]:
 
 CONVENTIONS = Conventions(
     build_detector=build_modern_detector,
+    category_names=True,
     channel_order="rgb",
     value_range=(0, 1),
     training_data=CocoDataset,

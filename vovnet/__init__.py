@@ -6,6 +6,7 @@ imported here.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from vovnet import vovnet_v2  # noqa: F401 (registers ese_vovnet19b and ese_vovnet39b_all, 57b_all and 99b_all)
 from vovnet.vovnet import VoVNet
 
 __all__ = ["VoVNet", "__version__"]

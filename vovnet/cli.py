@@ -80,6 +80,7 @@ def evaluate(
     from vovnet.detection import format_metrics
     from vovnet.detection.data.coco import CocoDataset
     from vovnet.detection.distributed import choose_device, default_device
+    from vovnet.detection.evaluation import names_matter
     from vovnet.detection.recipe import DataSource
     from vovnet.files import claim_folder
     from vovnet.hub import load_detector
@@ -91,6 +92,7 @@ def evaluate(
         training=False,
         channels=detector.recipe.in_chans,
         categories=detector.categories,
+        category_names=names_matter(detector),
     )
     claim_folder(output, overwrite=overwrite)
     place = choose_device(device, default_device())
@@ -139,6 +141,19 @@ def check_data(
     report = check(images, annotations, decode=decode, progress=True)
     typer.echo(report.table())
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A published .pth file.")],
+    out: Annotated[Path, typer.Argument(help="Folder for config.json and model.safetensors.")],
+    expect: Annotated[str | None, typer.Option("--expect", help="Recipe or timm model that it has to be of.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands in OUT.")] = False,
+) -> None:
+    """Turn a published checkpoint (detector, classifier or backbone) into a folder that loads here."""
+    from vovnet.hub import convert_checkpoint
+
+    typer.echo(convert_checkpoint(file, out, overwrite=overwrite, expect=expect))
 
 
 @app.command()

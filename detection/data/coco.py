@@ -61,6 +61,7 @@ class CocoDataset(Dataset[Any]):
         keep_empty: keep training images that nothing (or only a crowd) is on.
         channels: 3 for RGB, 1 for grey.
         categories: the label order to use, such as a detector's; the files' categories must all be among them.
+        category_names: whether their names must agree, too; if not, all ids must.
 
     Attributes:
         categories: ``{"id", "name"}`` sorted by id, or as given; label k in 1..K means ``categories[k - 1]``.
@@ -81,6 +82,7 @@ class CocoDataset(Dataset[Any]):
         keep_empty: bool = True,
         channels: int = 3,
         categories: Sequence[Mapping[str, Any]] | None = None,
+        category_names: bool = True,
     ) -> None:
         if not sources:
             raise InputError("data: no annotation files; expected a list of {images: FOLDER, annotations: FILE.json}")
@@ -101,7 +103,9 @@ class CocoDataset(Dataset[Any]):
             images += found
         self.masks = masks and (any_masks or training)
         ours = [{"id": number, "name": name} for number, (name, _) in sorted(known.items())]
-        self.categories: list[Category] = ours if categories is None else match_categories(ours, categories)
+        self.categories: list[Category] = (
+            ours if categories is None else match_categories(ours, categories, category_names)
+        )
         kept = [
             (image, origin)
             for image, origin in zip(images, origins, strict=True)
@@ -240,14 +244,20 @@ class CocoDataset(Dataset[Any]):
         return str(self._files[number]), image_id
 
 
-def match_categories(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> list[Category]:
+def match_categories(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: bool = True
+) -> list[Category]:
     """The categories of a detector, if all those of the data are among them by id and name.
+
+    Without ``names`` equal sets of ids are enough: a detector may not know what its categories are called.
 
     Raises:
         InputError: they are not; the message lists the differences.
     """
     known = {int(one["id"]): str(one["name"]) for one in theirs}
     differences = []
+    if not names and {int(one["id"]) for one in ours} == known.keys():
+        ours = []
     for one in ours:
         if one["id"] not in known:
             differences.append(f"{one['id']} '{one['name']}' is only in the data")

@@ -59,6 +59,7 @@ def legacy_step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
 
 CONVENTIONS = Conventions(
     build_detector=build_legacy_detector,
+    category_names=False,  # a published file holds none: reference datasets/coco.py:59-64 counts ids
     channel_order="bgr",
     value_range=(0, 255),
     training_data=LegacyCocoDataset,

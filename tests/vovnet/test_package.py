@@ -19,7 +19,7 @@ def test_import_is_enough_and_lean(repository: Path) -> None:
         "print([m for m in ('pycocotools', 'matplotlib', 'omegaconf', 'typer') if m in sys.modules])",
         repository,
     )
-    assert output.splitlines() == ["True ['vovnet.arguments', 'vovnet.errors', 'vovnet.vovnet']", "[]"]
+    assert output.splitlines() == ["True ['vovnet.arguments', 'vovnet.errors', 'vovnet.vovnet', 'vovnet.vovnet_v2']", "[]"]
 
 
 def test_version_without_an_install(repository: Path) -> None:

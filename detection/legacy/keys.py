@@ -1,0 +1,273 @@
+"""Published maskrcnn-benchmark checkpoints: which detector a file holds, and its keys onto ours.
+
+The reference's keys are those of ``golden/keys_*.json``, such as ``backbone.body.stem.stem_1/conv.weight``,
+``backbone.fpn.fpn_inner1.weight``, ``rpn.head.conv.weight``, ``roi_heads.box.feature_extractor.fc6.weight``
+(reference utils/checkpoint.py:32-50 for the file; modeling/backbone, modeling/rpn, modeling/roi_heads for the names).
+All is told by keys and shapes: the backbone by its convolutions, masks by their head, group norm by the absence of
+running statistics, the classes by the classifier's outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vovnet.detection.checkpoint import shapes_of
+from vovnet.detection.detectors import build_detector
+from vovnet.detection.legacy.anchors import base_anchors
+from vovnet.detection.recipe import ModelRecipe, load_recipe, recipe_names
+from vovnet.errors import InputError
+from vovnet.vovnet import VoVNet, published_keys
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+BODIES = {
+    "resnet50": "R_50",
+    "resnet101": "R_101",
+    "vovnet27_slim": "V_27_slim",
+    "vovnet39": "V_39",
+    "vovnet57": "V_57",
+}
+"""timm's name of a backbone → its name in recipes."""
+
+PARTS = ("backbone.fpn.", "rpn.", "roi_heads.")
+"""What begins the keys that a detector has and a backbone has not."""
+
+_BODY = "backbone.body."
+_CELL_ANCHORS = re.compile(r"rpn\.anchor_generator\.cell_anchors\.\d+")
+_LEVELS = ((4, 32), (8, 64), (16, 128), (32, 256), (64, 512))  # stride and anchor size, pixels
+_RATIOS = (0.5, 1.0, 2.0)
+_COUNTER = "num_batches_tracked"
+_MOST_OUTPUTS = 20_001  # what config.json may say; reading a file must not take more memory than any detector does
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What keeps a file's tensors from fitting a network; false where nothing does."""
+
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.left_over) + len(self.reshaped)
+
+    def __str__(self) -> str:
+        parts = (("missing", self.missing), ("left over", self.left_over), ("other shapes", self.reshaped))
+        return "; ".join(f"{what}: {', '.join(keys)}" for what, keys in parts if keys)
+
+
+@dataclass(frozen=True)
+class PublishedDetector:
+    """A detector that was told from the keys and shapes of a file."""
+
+    title: str
+    """Such as ``Mask R-CNN V-39-FPN``."""
+    recipe: str | None
+    """A shipped recipe that trains it; None where there is none."""
+    model: ModelRecipe
+    """With ``num_classes``."""
+    names: dict[str, str]
+    """The file's key → ours, for every tensor of the detector."""
+    ignored: dict[str, str]
+    """The keys that are left out on purpose, and why."""
+
+
+def identify_detector(found: Shapes) -> PublishedDetector:
+    """Tell which detector a file holds; every key is then either mapped, once, or ignored on purpose.
+
+    Args:
+        found: names and shapes of a whole detector's tensors, without ``module.``.
+
+    Raises:
+        InputError: a key is missing, left over or of another shape; all are listed.
+    """
+    body = closest({name: _convolutions(_body_shapes(name)) for name in BODIES}, _convolutions(found))
+    title, recipe, model = _recipe_of(body, found)
+    detector = empty_detector(model)
+    names = published_detector_keys(detector, body)
+    ours = shapes_of(detector.state_dict())
+    ignored = _ignored(found, names)
+    rest = {key: shape for key, shape in found.items() if key not in ignored}
+    if differences := compare_shapes({theirs: ours[names[theirs]] for theirs in names}, rest):
+        raise InputError(f"is nearest to {title}, but does not fit it ({differences})")
+    return PublishedDetector(title, recipe, model, names, ignored)
+
+
+def empty_detector(model: ModelRecipe) -> nn.Module:
+    """The detector of a recipe without memory for its tensors."""
+    with torch.device("meta"):
+        return build_detector(model, download=False)
+
+
+def check_cell_anchors(tensors: Mapping[str, Tensor]) -> None:
+    """Hold the anchors that a file stores to those that the detector computes (rpn/anchor_generator.py:220-289).
+
+    Raises:
+        InputError: other anchors, with which the weights would detect something else.
+    """
+    for key, value in tensors.items():
+        if _CELL_ANCHORS.fullmatch(key):
+            level = int(key.rpartition(".")[2])
+            expected = base_anchors(*_LEVELS[level], _RATIOS)
+            if not torch.equal(value.float(), expected):
+                raise InputError(f"{key} is {value.tolist()}, expected the published anchors {expected.tolist()}")
+
+
+def compare_shapes(expected: Shapes, found: Shapes) -> Differences:
+    """What a file lacks, has in addition, and has in other shapes than a network expects."""
+    return Differences(
+        tuple(key for key in expected if key not in found),
+        tuple(key for key in found if key not in expected),
+        tuple(
+            f"{key} is {found[key]} and should be {shape}"
+            for key, shape in expected.items()
+            if key in found and found[key] != shape
+        ),
+    )
+
+
+def closest(candidates: Mapping[str, Shapes], found: Shapes) -> str:
+    """The candidate with the fewest differences; the first of equals."""
+    return min(candidates, key=lambda name: len(compare_shapes(candidates[name], found)))
+
+
+def published_resnet_keys(model: nn.Module) -> dict[str, str]:
+    """maskrcnn-benchmark's name → timm's, for every tensor of a ResNet without a classifier.
+
+    Only the stem has a level of its own there: ``stem.conv1.weight``, ``stem.bn1.bias``, ``layer1.0.conv1.weight``
+    (reference modeling/backbone/resnet.py:347-366).
+    """
+    return {f"stem.{key}" if key.startswith(("conv1.", "bn1.")) else key: key for key in model.state_dict()}
+
+
+def published_detector_keys(detector: nn.Module, body: str) -> dict[str, str]:
+    """The reference's name → ours, for every tensor of a detector; counters of batches have none there.
+
+    Args:
+        detector: built from a recipe with ``conventions: legacy``.
+        body: timm's name of its backbone.
+    """
+    keys = [key for key in detector.state_dict() if not key.endswith(_COUNTER)]
+    layers = _pyramid_layers(keys) | _rpn_layers() | _box_layers(keys) | _mask_layers(keys)
+    names = {}
+    for theirs, ours in _body_keys(_empty_body(body)).items():
+        # features_only flattens the first level of a VoVNet: stem.0 → stem_0
+        names[f"{_BODY}{theirs}"] = _BODY + re.sub(r"^(stem|stages)\.", r"\1_", ours)
+    for theirs, ours in layers.items():
+        names |= {f"{theirs}.{leaf}": f"{ours}.{leaf}" for leaf in ("weight", "bias")}
+    present = set(keys)
+    return {theirs: ours for theirs, ours in names.items() if ours in present}
+
+
+def _body_keys(model: nn.Module) -> dict[str, str]:
+    names = published_keys(model) if isinstance(model, VoVNet) else published_resnet_keys(model)
+    return {theirs: ours for theirs, ours in names.items() if not theirs.endswith(_COUNTER)}
+
+
+def _convolutions(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Of the backbone: what tells one from another, whatever the norms."""
+    return {key: s for key, s in shapes.items() if key.startswith(_BODY) and len(s) == 4}
+
+
+def _body_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    model = _empty_body(name)
+    shapes = shapes_of(model.state_dict())
+    return {f"{_BODY}{theirs}": shapes[ours] for theirs, ours in _body_keys(model).items() if ours in shapes}
+
+
+def _empty_body(name: str) -> nn.Module:
+    return timm.create_model(name, num_classes=0, device="meta")
+
+
+def _conv_layers(theirs: str, ours: str, keys: Iterable[str]) -> dict[str, str]:
+    """A convolution, and its norm where it has one; both then are numbered there, too."""
+    if f"{ours}.1.weight" in keys:
+        return {f"{theirs}.{i}": f"{ours}.{i}" for i in (0, 1)}
+    return {theirs: f"{ours}.0"}
+
+
+def _pyramid_layers(keys: Iterable[str]) -> dict[str, str]:
+    layers: dict[str, str] = {}
+    for i in range(4):
+        layers |= _conv_layers(f"backbone.fpn.fpn_inner{i + 1}", f"backbone.fpn.inner_blocks.{i}", keys)
+        layers |= _conv_layers(f"backbone.fpn.fpn_layer{i + 1}", f"backbone.fpn.layer_blocks.{i}", keys)
+    return layers
+
+
+def _rpn_layers() -> dict[str, str]:
+    return {
+        "rpn.head.conv": "rpn.head.conv.0.0",
+        "rpn.head.cls_logits": "rpn.head.cls_logits",
+        "rpn.head.bbox_pred": "rpn.head.bbox_pred",
+    }
+
+
+def _box_layers(keys: Iterable[str]) -> dict[str, str]:
+    """Two fully connected layers, or convolutions with group norm and one (roi_box_feature_extractors.py:55-135)."""
+    theirs, ours = "roi_heads.box.feature_extractor", "roi_heads.box_head"
+    layers = {f"roi_heads.box.predictor.{part}": f"roi_heads.box_predictor.{part}" for part in _BOX_PREDICTOR}
+    if f"{ours}.fc6.weight" in keys:
+        return layers | {f"{theirs}.{fc}": f"{ours}.{fc}" for fc in ("fc6", "fc7")}
+    convs = sum(re.fullmatch(rf"{re.escape(ours)}\.\d+\.0\.weight", key) is not None for key in keys)
+    for i in range(convs):  # there a convolution, its norm and its ReLU are numbered on: 0, 1, 2, 3, …
+        layers |= {f"{theirs}.xconvs.{3 * i}": f"{ours}.{i}.0", f"{theirs}.xconvs.{3 * i + 1}": f"{ours}.{i}.1"}
+    return layers | {f"{theirs}.fc6": f"{ours}.{convs + 1}"}  # behind torchvision's Flatten
+
+
+_BOX_PREDICTOR = ("cls_score", "bbox_pred")
+
+
+def _mask_layers(keys: Iterable[str]) -> dict[str, str]:
+    theirs, ours = "roi_heads.mask", "roi_heads.mask_head"
+    layers = {f"{theirs}.predictor.{part}": f"roi_heads.mask_predictor.{part}" for part in _MASK_PREDICTOR}
+    for i in range(4):
+        layers |= _conv_layers(f"{theirs}.feature_extractor.mask_fcn{i + 1}", f"{ours}.{i}", keys)
+    return layers
+
+
+_MASK_PREDICTOR = ("conv5_mask", "mask_fcn_logits")
+
+
+def _recipe_of(body: str, found: Shapes) -> tuple[str, str | None, ModelRecipe]:
+    """The title, the shipped recipe if there is one, and the model with the file's classes."""
+    masks = any(key.startswith("roi_heads.mask.") for key in found)
+    grouped = not any(key.endswith(".running_mean") for key in found)
+    detector, part = "mask_rcnn" if masks else "faster_rcnn", BODIES[body]
+    form = "scratch_{}_{}_FPN_3x_gn" if grouped else "{}_{}_FPN_2x"
+    name = form.format(detector, part)
+    shipped = name in recipe_names()
+    model = load_recipe(name if shipped else form.format("mask_rcnn", "V_39")).model
+    model = dataclasses.replace(model, detector=detector, backbone=body, num_classes=_classes(found))
+    title = f"{'Mask' if masks else 'Faster'} R-CNN {part.replace('_', '-')}-FPN{' with group norm' if grouped else ''}"
+    return title, name if shipped else None, model
+
+
+def _classes(found: Shapes) -> int:
+    """Without the background; COCO's where the file does not say, whose lack of a classifier is listed later."""
+    key = "roi_heads.box.predictor.cls_score.weight"
+    shape = found.get(key)
+    if shape is None:
+        return 80
+    if len(shape) != 2 or not 2 <= shape[0] <= _MOST_OUTPUTS:
+        raise InputError(f"{key} is {shape}, expected (classes and background, features)")
+    return shape[0] - 1
+
+
+def _ignored(found: Shapes, names: Mapping[str, str]) -> dict[str, str]:
+    """Anchors, which the detector computes, and counters of batches of norms that it has."""
+    anchors = {f"rpn.anchor_generator.cell_anchors.{level}" for level in range(len(_LEVELS))}
+    ignored = {}
+    for key, shape in found.items():
+        layer, _, leaf = key.rpartition(".")
+        if key in anchors and shape == (len(_RATIOS), 4) and anchors <= found.keys():
+            ignored[key] = "equal to the anchors that are computed here"
+        elif leaf == _COUNTER and shape == () and f"{layer}.weight" in names:
+            ignored[key] = "not used by a frozen or group norm"
+    return ignored

@@ -1,0 +1,129 @@
+"""A published ``.pth`` file → its tensors by name. Nothing in a file is run: only tensors and plain values are read."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vovnet.errors import InputError, reason
+
+WRAPPERS = ("model", "state_dict")
+"""Under which a file may keep its weights, beside an optimizer and the like."""
+
+_COUNTER = ".num_batches_tracked"
+_PREFIX = "module."
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """What a file holds."""
+
+    tensors: dict[str, Tensor]
+    """On the CPU, by the file's keys without ``module.``."""
+    beside: tuple[str, ...]
+    """The entries beside the weights, such as ``optimizer``, which nobody reads."""
+
+
+def read_checkpoint_file(path: str | os.PathLike[str]) -> CheckpointFile:
+    """Read a checkpoint in any of torch's formats: ``{"model": weights, …}``, ``{"state_dict": …}`` or weights alone.
+
+    Raises:
+        InputError: absent, truncated, not a checkpoint, one that would run code, or weights that are not all tensors or
+            of which only some are below ``module.``.
+    """
+    values = _load(Path(path))
+    beside: tuple[str, ...] = ()
+    if isinstance(values, Mapping):
+        wrappers = [name for name in WRAPPERS if isinstance(values.get(name), Mapping)]
+        if len(wrappers) > 1:
+            raise InputError(f"{path}: both {' and '.join(wrappers)} hold weights; save the ones that you mean alone")
+        if wrappers:
+            beside = tuple(str(key) for key in values if key != wrappers[0])
+            values = values[wrappers[0]]
+    if not isinstance(values, Mapping) or not values:
+        what = "nothing" if isinstance(values, Mapping) else f"a {type(values).__name__}"
+        raise InputError(f"{path}: expected tensors by name, or {{'model': tensors by name}}, got {what}")
+    wrong = [f"{key!r} is a {type(value).__name__}" for key, value in values.items() if not _is_weight(key, value)]
+    if wrong:
+        raise InputError(f"{path}: expected tensors by name, but {_some(wrong)}; this is no checkpoint of weights")
+    return CheckpointFile(_without_prefix({key: value.detach() for key, value in values.items()}, path), beside)
+
+
+def to_float32(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights as float32 and counters as int64, and a line for each type that was converted.
+
+    Raises:
+        InputError: weights that are not floating-point numbers, or that are not finite; the keys are named.
+    """
+    converted: dict[str, list[str]] = {}
+    result = {}
+    for key, tensor in tensors.items():
+        counter = key.endswith(_COUNTER)
+        if tensor.is_floating_point() == counter:
+            kind = "an integer" if counter else "floating-point numbers"
+            raise InputError(f"{key} is {tensor.dtype}, expected {kind}")
+        wanted = torch.int64 if counter else torch.float32
+        if tensor.dtype != wanted:
+            converted.setdefault(f"{tensor.dtype} → {wanted}".replace("torch.", ""), []).append(key)
+        result[key] = tensor.to(wanted).contiguous()
+    broken = [key for key, tensor in result.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(f"NaN or infinity in {', '.join(broken)}; the file is of a training that diverged")
+    return result, [f"{types}: {len(keys)} tensors" for types, keys in converted.items()]
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path}: {what}; expected a checkpoint file (.pth)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch on pickle protocols: the error below says more
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception as error:  # what a damaged or hostile file raises in an unpickler is anyone's guess
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            raise InputError(
+                f"{path}: refused: it holds '{foreign[1]}' and not tensors and plain values alone, so reading it could "
+                "run code; take a file of the weights alone"
+            ) from error
+        if "weights_only" in str(error):
+            raise InputError(f"{path}: not a PyTorch checkpoint; expected a file that torch.save wrote") from error
+        cause = f"truncated or damaged: {reason(error)}" if path.stat().st_size else "it is empty"
+        raise InputError(f"{path}: cannot be read as a checkpoint ({cause}); fetch it again") from error
+
+
+def _is_weight(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and _plain(value)
+
+
+def _plain(value: Tensor) -> bool:
+    return not value.is_quantized and value.device.type == "cpu"
+
+
+def _without_prefix(tensors: dict[str, Tensor], path: object) -> dict[str, Tensor]:
+    """Without the ``module.`` of a model that was trained on several GPUs (utils/model_serialization.py:60-67)."""
+    bare = [key for key in tensors if not key.startswith(_PREFIX)]
+    if len(bare) == len(tensors):
+        return tensors
+    if bare:
+        raise InputError(
+            f"{path}: {len(tensors) - len(bare)} keys begin with '{_PREFIX}' and {len(bare)} do not ({_some(bare)}); "
+            "expected all or none"
+        )
+    return {key.removeprefix(_PREFIX): value for key, value in tensors.items()}
+
+
+def _some(texts: list[str]) -> str:
+    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")

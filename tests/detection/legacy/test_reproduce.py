@@ -1,0 +1,240 @@
+"""Whole detectors against what the reference computed with the same checkpoints: ``make reproduce`` prints a table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+
+from vovnet.detection.coco_results import image_detections
+from vovnet.detection.conventions import conventions_of
+from vovnet.detection.data.images import read_image, to_tensor
+from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
+from vovnet.detection.legacy.keys import published_detector_keys
+from vovnet.detection.recipe import DataRecipe, DataSource, load_recipe
+from vovnet.detection.run import Run, prepare
+from vovnet.detection.transforms import TransformedDataset
+from vovnet.hub import load_detector
+
+pytestmark = pytest.mark.reproduce
+
+FLOATS = 1e-4
+"""Relative bound of what the order of float operations may change; equal numbers show as "equal"."""
+
+TESTED = [("frcn_v39", "synth"), ("frcn_v39", "coffee"), ("mrcn_v57", "synth"), ("frcn_r50", "synth")]
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """The reference's numbers come from two threads; the order of sums, and so the last bit, depends on it."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(former)
+
+
+@contextmanager
+def recorded(detector: Any) -> Iterator[dict[str, Any]]:
+    """What passes through a detector's parts, under the names of the golden file."""
+    seen: dict[str, Any] = {}
+    handles = []
+
+    def keep(module: nn.Module, name: str, pick: Callable[[Any], Any] = lambda value: value) -> None:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+            seen[name] = pick(output)
+
+        handles.append(module.register_forward_hook(hook))
+
+    body = detector.backbone.body
+    keep(body.stem_2 if hasattr(body, "stem_2") else body.maxpool, "stem", lambda value: value.clone())
+    keep(body, "C")
+    keep(detector.backbone, "P", lambda levels: list(levels.values()))
+    keep(detector.rpn.head, "rpn")
+    keep(detector.rpn, "proposals", lambda value: value[0])
+    keep(detector.roi_heads.box_roi_pool, "box_pool")
+    keep(detector.roi_heads.box_head, "box_feat")
+    keep(detector.roi_heads.box_predictor, "predicted")
+    keep(detector.roi_heads, "found", lambda value: [dict(one) for one in value[0]])
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sample(values: Tensor) -> np.ndarray[Any, Any]:
+    """The golden files' 1,024 places of a large tensor."""
+    flat = values.detach().flatten().numpy()
+    return flat[np.linspace(0, flat.size - 1, min(1024, flat.size)).astype(int)]
+
+
+@pytest.mark.parametrize(("config", "image"), TESTED)
+def test_detections(config: str, image: str, golden: Path, converted: Callable[[str], Path], table: Any) -> None:
+    expected = np.load(golden / f"test_{config}_{image}.npz")
+    detector: Any = load_detector(converted(config))
+    picture = to_tensor(read_image(golden / "images" / f"{image}.png"))
+    with torch.no_grad(), recorded(detector) as seen:
+        (output,) = detector([picture.float() / 255])
+    name = f"{config} {image}:"
+    maps = {f"C{level}": value for level, value in enumerate(seen["C"], start=2)}
+    maps |= {f"P{level}": value for level, value in enumerate(seen["P"], start=2)}
+    for part, values in zip(("rpn_logits", "rpn_deltas"), seen["rpn"], strict=True):
+        maps |= {f"{part}{level}": value for level, value in enumerate(values, start=2)}
+    for key, value in {
+        "stem": seen["stem"],
+        **maps,
+        "box_pool": seen["box_pool"],
+        "box_feat": seen["box_feat"],
+    }.items():
+        table.same(f"{name} {key} shape", expected[f"{key}.shape"].tolist(), list(value.shape))
+        table.values(f"{name} {key}", expected[f"{key}.sample"], sample(value), relative=FLOATS)
+    table.values(f"{name} class logits", expected["cls_logits.sample"], sample(seen["predicted"][0]), relative=FLOATS)
+    proposals = seen["proposals"][0].numpy()
+    order, wanted_order = (np.lexsort(boxes.T) for boxes in (proposals, expected["proposals"]))
+    table.values(f"{name} proposals (as a set)", expected["proposals"][wanted_order], proposals[order], relative=FLOATS)
+    (found,) = seen["found"]
+    table.same(f"{name} number of detections", len(expected["det_scores"]), len(found["scores"]))
+    table.same(f"{name} labels", expected["det_labels"].tolist(), found["labels"].tolist())
+    table.values(f"{name} scores", expected["det_scores"], found["scores"], relative=FLOATS)
+    table.values(f"{name} boxes, network", expected["det_boxes_net"], found["boxes"], relative=FLOATS)
+    table.values(f"{name} boxes, picture", expected["det_boxes"], output["boxes"], relative=FLOATS)
+    if "masks" in found:
+        table.values(f"{name} mask probabilities", expected["det_masks"], found["masks"], relative=FLOATS)
+    compare_results(
+        table, name, json.loads((golden / f"test_{config}_{image}_coco.json").read_text()), detector, output
+    )
+
+
+def compare_results(table: Any, name: str, expected: Any, detector: Any, output: Any) -> None:
+    """COCO results as the evaluation writes them; the reference lists them in the detections' order."""
+    height, width = expected["segm"][0]["segmentation"]["size"] if "segm" in expected else (0, 0)
+    ids = [category["id"] for category in detector.categories]
+    found = image_detections(output, 0, (height, width), ids, detector.boxes_to_xywh)
+    boxes = list(found.results("bbox"))
+    table.same(
+        f"{name} results' categories",
+        [one["category_id"] for one in expected["bbox"]],
+        [one["category_id"] for one in boxes],
+    )
+    for key in ("bbox", "score"):
+        table.values(
+            f"{name} results' {key}",
+            [one[key] for one in expected["bbox"]],
+            [one[key] for one in boxes],
+            relative=FLOATS,
+        )
+    if "segm" in expected:
+        pairs = zip(expected["segm"], found.results("segm"), strict=True)
+        changed = [different_pixels(one["segmentation"], other["segmentation"]) for one, other in pairs]
+        table.same(f"{name} pasted masks' pixels that differ", 0, sum(changed))
+
+
+def different_pixels(first: dict[str, Any], second: dict[str, Any]) -> int:
+    return int((coco_mask.decode(first) != coco_mask.decode(second)).sum())
+
+
+@pytest.fixture(scope="module")
+def pictures(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """minicoco's pictures; scikit-image has the astronaut, which is not among the golden files."""
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image's pictures (vovnet[dev])")
+    folder = tmp_path_factory.mktemp("minicoco")
+    for name in ("coffee.png", "synth.png"):
+        shutil.copy(golden / "images" / name, folder / name)
+    Image.fromarray(data.astronaut()).save(folder / "astronaut.png")
+    return folder
+
+
+def training_batch(golden: Path, pictures: Path, masks: bool) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Image 11 as it is and image 12 flipped, short side 400, as the training loader would give them."""
+    source = DataSource(str(pictures), str(golden / "minicoco.json"))
+    dataset = LegacyCocoDataset([source], masks=masks, training=True)
+    images, targets = [], []
+    for index, flip in ((0, 0.0), (1, 1.0)):
+        transforms = legacy_train_transforms(DataRecipe(train_min_sizes=[400], train_max_size=667, flip=flip))
+        image, target = TransformedDataset(dataset, transforms)[index]
+        images.append(image.as_subclass(Tensor))
+        targets.append(target)
+    return images, targets
+
+
+RECIPES = {"frcn_v39": "faster_rcnn_V_39_FPN_2x", "mrcn_v57": "mask_rcnn_V_57_FPN_2x"}
+
+
+@pytest.mark.parametrize("config", RECIPES)
+@pytest.mark.parametrize("sampling", ["all", "arange", "iterations"])
+def test_training(
+    config: str,
+    sampling: str,
+    golden: Path,
+    pictures: Path,
+    converted: Callable[[str], Path],
+    tmp_path: Path,
+    table: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = json.loads((golden / f"train_{config}.json").read_text())
+    arrays = np.load(golden / f"train_{config}.npz")
+    monkeypatch.setattr(torch, "randperm", lambda count, **options: torch.arange(count, device=options.get("device")))
+    settings = [f"init={converted(config)}", "solver.base_lr=0.002", "solver.batch_size=2", "solver.accumulate=1"]
+    settings += ["solver.reference_batch_size=2", "data.workers=0"]
+    if sampling == "all":
+        settings += ["model.rpn_batch_size_per_image=10000000", "model.box_batch_size_per_image=10000000"]
+    recipe = load_recipe(RECIPES[config], settings)
+    categories = load_detector(converted(config)).categories
+    run = prepare(recipe, tmp_path, torch.device("cpu"), categories, resume=False)
+    batch = training_batch(golden, pictures, masks=config.startswith("mrcn"))
+    name = f"{config} training, {sampling}:"
+    for number, target in enumerate(batch[1]):
+        table.values(f"{name} boxes of picture {number}", arrays[f"target{number}.boxes"], target["boxes"])
+        table.same(f"{name} labels", arrays[f"target{number}.labels"].tolist(), target["labels"].tolist())
+    if sampling == "iterations":
+        check_iterations(table, name, expected, run, batch)
+    else:
+        check_gradients(table, name, expected[sampling], run, batch)
+
+
+def check_gradients(table: Any, name: str, expected: Any, run: Run, batch: Any) -> None:
+    detector: Any = run.detector.train()
+    losses = detector([image.float() / 255 for image in batch[0]], batch[1])
+    compare_losses(table, name, expected["losses"], {key: value.item() for key, value in losses.items()})
+    torch.stack(list(losses.values())).sum().backward()
+    names = published_detector_keys(detector, run.recipe.model.backbone)
+    parameters = dict(detector.named_parameters())
+    found = [float(parameters[names[key]].grad.double().norm()) for key in expected["grad_norm"]]
+    table.same(f"{name} trained parameters", len(parameters), len(found))
+    table.values(f"{name} gradient norms", list(expected["grad_norm"].values()), found, relative=1e-5)
+
+
+def check_iterations(table: Any, name: str, expected: Any, run: Run, batch: Any) -> None:
+    names = published_detector_keys(run.detector, run.recipe.model.backbone)
+    parameters = dict(run.detector.named_parameters())
+    start = {key: value.detach().clone() for key, value in parameters.items()}
+    step = conventions_of(run.recipe.model).step
+    for iteration in expected["iterations"]:
+        losses = step(run, [batch])
+        table.same(f"{name} learning rate {run.iteration}", iteration["lr_first_group"], run.last_lr)
+        losses.pop("loss")
+        compare_losses(table, f"{name} {run.iteration},", iteration["losses"], losses, bound=1e-4)
+    for what, values in (
+        ("norms of parameters", parameters),
+        ("norms of their changes", {key: value - start[key] for key, value in parameters.items()}),
+    ):
+        key = "param_l2_after_3" if what == "norms of parameters" else "param_delta_l2_after_3"
+        found = [float(values[names[theirs]].detach().double().norm()) for theirs in expected[key]]
+        table.values(f"{name} {what} after 3", list(expected[key].values()), found, relative=1e-4)
+
+
+def compare_losses(table: Any, name: str, expected: Any, found: Any, bound: float = 1e-5) -> None:
+    table.same(f"{name} losses", sorted(expected), sorted(found))
+    for key, value in expected.items():
+        table.values(f"{name} {key}", value, found[key], relative=bound)

@@ -1,0 +1,419 @@
+"""`vovnet convert`: published files into folders that load here, each value unchanged and used once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pickle
+import runpy
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+
+from vovnet.cli import main
+from vovnet.detection.legacy.keys import empty_detector, published_detector_keys, published_resnet_keys
+from vovnet.detection.recipe import load_recipe
+from vovnet.errors import InputError
+from vovnet.hub import convert_checkpoint, load_detector
+from vovnet.vovnet import published_keys
+from vovnet.vovnet_v2 import published_v2_keys
+
+SLIM = "vovnet27_slim"
+ANCHORS = [f"rpn.anchor_generator.cell_anchors.{i}" for i in range(5)]
+FIRST = "stem.stem_1/conv.weight"
+MAKE = Callable[[str, tuple[int, ...]], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def make(shared: Path) -> MAKE:
+    """The rule that turns a published key and a shape into an array."""
+    return functools.lru_cache(maxsize=None)(runpy.run_path(str(shared / "reference" / "rule.py"))["make"])
+
+
+def golden(shared: Path, name: str) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Published key → shape and crc32."""
+    rows = json.loads((shared / "reference" / "golden" / f"keys_{name}.json").read_text())["state_dict"]
+    return {row[0]: (tuple(row[1]), row[-1]) for row in rows}
+
+
+def rule_made(shared: Path, make: MAKE, name: str) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(make(key, shape)) for key, (shape, _) in golden(shared, name).items()}
+
+
+def crc(tensor: Tensor) -> int:
+    return zlib.crc32(np.ascontiguousarray(tensor.numpy()).tobytes())
+
+
+def save(path: Path, value: Any, **kwargs: Any) -> Path:
+    torch.save(value, path, **kwargs)
+    return path
+
+
+def constant(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Tensors of one stored number each: files of any network take a few kilobytes."""
+    return {
+        key: torch.tensor(3)
+        if key.endswith("num_batches_tracked")
+        else torch.full((1,), 0.5, dtype=dtype).expand(shape)
+        for key, shape in shapes.items()
+    }
+
+
+def published_shapes(name: str, num_classes: int = 0) -> dict[str, tuple[int, ...]]:
+    """Of a network that timm knows, under its published names."""
+    model = timm.create_model(name, num_classes=num_classes, device="meta")
+    ours = model.state_dict()
+    kinds = {"v": published_keys, "e": published_v2_keys, "r": published_resnet_keys}
+    return {theirs: tuple(ours[key].shape) for theirs, key in kinds[name[0]](model).items() if key in ours}
+
+
+def detector_shapes(recipe: str, classes: int = 80) -> dict[str, tuple[int, ...]]:
+    model = load_recipe(recipe, [f"model.num_classes={classes}"]).model
+    detector = empty_detector(model)
+    ours = detector.state_dict()
+    return {t: tuple(ours[o].shape) for t, o in published_detector_keys(detector, model.backbone).items()}
+
+
+def random_slim(seed: int = 3) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    model = timm.create_model(SLIM)
+    state = model.state_dict()
+    return {theirs: state[key] for theirs, key in published_keys(model).items()}
+
+
+def refused(path: Path, tmp_path: Path, **kwargs: Any) -> str:
+    """The message, after seeing that nothing was written."""
+    out = tmp_path / "refused"
+    with pytest.raises(InputError) as error:
+        convert_checkpoint(path, out, **kwargs)
+    assert not out.exists()
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_a_golden_detector_keeps_every_value(shared: Path, make: MAKE, tmp_path: Path) -> None:
+    reference = golden(shared, "frcn_v39")
+    file = {f"module.{key}": value for key, value in rule_made(shared, make, "frcn_v39").items()}
+    path = save(tmp_path / "model_final.pth", {"model": file, "optimizer": {"lr": [0.1]}, "iteration": 180000})
+    result = convert_checkpoint(path, tmp_path / "out", expect="faster_rcnn_V_39_FPN_1x")
+
+    assert result.title == "Faster R-CNN V-39-FPN, 80 classes"
+    assert result.name == "faster_rcnn_V_39_FPN_2x"
+    assert set(result.ignored) == set(ANCHORS)
+    assert "not read, beside the weights: optimizer, iteration" in result.notes
+    assert str(result).count("\nignored: ") == 5
+
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    model = load_recipe("faster_rcnn_V_39_FPN_2x", ["model.num_classes=80"]).model
+    names = published_detector_keys(empty_detector(model), "vovnet39")
+    assert set(names) | set(ANCHORS) == set(reference)
+    assert sorted(names.values()) == sorted(written)
+    assert {theirs: crc(written[ours]) for theirs, ours in names.items()} == {t: reference[t][1] for t in names}
+
+    detector = load_detector(tmp_path / "out")
+    assert isinstance(detector, FasterRCNN)
+    categories: Any = detector.categories
+    assert len(categories) == 80
+    assert [categories[i] for i in (0, 11, 79)] == [
+        {"id": 1, "name": "person"},
+        {"id": 13, "name": "stop sign"},
+        {"id": 90, "name": "toothbrush"},
+    ]
+
+
+def test_a_detector_of_other_classes_in_the_old_format(tmp_path: Path) -> None:
+    """Mask R-CNN with group norm, half precision, 3 classes, torch 1.1's file format, weights alone."""
+    shapes = detector_shapes("scratch_mask_rcnn_V_39_FPN_3x_gn", classes=3)
+    path = save(tmp_path / "old.pth", constant(shapes, torch.float16), _use_new_zipfile_serialization=False)
+    result = convert_checkpoint(path, tmp_path / "out")
+    assert result.name == "scratch_mask_rcnn_V_39_FPN_3x_gn"
+    assert result.ignored == {}
+    assert f"float16 → float32: {len(shapes)} tensors" in result.notes
+    assert any("does not name its 3 classes" in note for note in result.notes)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["categories"] == [{"id": i, "name": str(i)} for i in (1, 2, 3)]
+    assert config["model"]["head_norm"] == "gn"
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.float32}
+    assert all((value == 0.5).all() for value in written.values())
+
+
+def test_a_golden_classifier_gives_the_golden_logits(shared: Path, make: MAKE, tmp_path: Path) -> None:
+    path = save(tmp_path / "vovnet39_torchvision.pth", rule_made(shared, make, "cls_vovnet39"))
+    result = convert_checkpoint(path, tmp_path / "out", expect="vovnet39")
+    assert (result.title, result.name) == ("VoVNet-39, 1000 classes", "vovnet39")
+    assert not result.ignored
+    assert not result.notes
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    x = (60 * np.random.default_rng(7).standard_normal((2, 3, 224, 224))).astype(np.float32)
+    reference = np.load(shared / "reference" / "golden" / "cls_vovnet39.npz")
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(x))
+    torch.testing.assert_close(logits, torch.from_numpy(reference["logits"]), rtol=1e-4, atol=1e-4)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architecture"] == "vovnet39"
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 1000
+    assert config["pretrained_cfg"]["license"] == "unknown"
+    assert config["pretrained_cfg"]["first_conv"] == "stem.0.conv"
+    assert "vovnet39_torchvision.pth" in config["pretrained_cfg"]["description"]
+
+
+@pytest.mark.parametrize("name", [SLIM, "vovnet57"])
+def test_the_other_classifiers_keep_every_value(shared: Path, make: MAKE, name: str, tmp_path: Path) -> None:
+    reference = golden(shared, f"cls_{name}")
+    file = {f"module.{key}": value for key, value in rule_made(shared, make, f"cls_{name}").items()}
+    path = save(tmp_path / "file.pth", {"epoch": 90, "arch": name, "state_dict": file})
+    result = convert_checkpoint(path, tmp_path / "out")
+    assert result.name == name
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    names = published_keys(timm.create_model(name, device="meta"))
+    assert sorted(names.values()) == sorted(written)
+    assert {theirs: crc(written[ours]) for theirs, ours in names.items()} == {t: c for t, (_, c) in reference.items()}
+
+
+def test_a_detection_backbone_has_no_classifier_and_no_counters(tmp_path: Path) -> None:
+    file = {key: value for key, value in random_slim().items() if "/" in key and "num_batches" not in key}
+    result = convert_checkpoint(save(tmp_path / "vovnet27_statedict_norm.pth", file), tmp_path / "out")
+    assert result.title == "VoVNet-27-slim, a backbone without a classifier"
+    assert any("BGR" in note for note in result.notes)
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, features_only=True)
+    names, state = published_keys(timm.create_model(SLIM, device="meta")), model.state_dict()
+    for theirs, value in file.items():
+        ours = names[theirs].replace("stem.", "stem_").replace("stages.", "stages_")
+        assert torch.equal(state[ours], value), theirs
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 0
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=5).num_classes == 5
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.body.", "module."])
+def test_a_resnet_backbone_says_where_its_stride_is(prefix: str, tmp_path: Path) -> None:
+    shapes = {prefix + k: s for k, s in published_shapes("resnet50").items() if "num_batches" not in k}
+    assert f"{prefix}stem.conv1.weight" in shapes
+    assert f"{prefix}layer1.0.downsample.1.running_var" in shapes
+    result = convert_checkpoint(save(tmp_path / "r50.pth", constant(shapes)), tmp_path / "out", expect="resnet50")
+    assert (result.title, result.name) == ("ResNet-50, a backbone without a classifier", "resnet50")
+    assert any("stride is in the 1x1" in note for note in result.notes)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert any("stride is in the 1x1" in note for note in config["pretrained_cfg"]["notes"])
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).conv1.weight.flatten()[0] == 0.5
+
+
+V2 = {
+    "ese_vovnet19b_slim_dw": "VoVNetV2-19-slim-dw",
+    "ese_vovnet19b_dw": "VoVNetV2-19-dw",
+    "ese_vovnet19b_slim": "VoVNetV2-19-slim",
+    "ese_vovnet19b": "VoVNetV2-19",
+    "ese_vovnet39b_all": "VoVNetV2-39",
+    "ese_vovnet57b_all": "VoVNetV2-57",
+    "ese_vovnet99b_all": "VoVNetV2-99",
+}
+
+
+@pytest.mark.parametrize(("name", "title"), V2.items())
+def test_vovnet_v2_lands_in_timms_networks(name: str, title: str, tmp_path: Path) -> None:
+    """Each value lands where vovnet-detectron2's name says; what the networks compute is in tests/vovnet."""
+    shapes = {key: shape for key, shape in published_shapes(name).items() if "num_batches" not in key}
+    numbers = {key: float(i) for i, key in enumerate(shapes)}
+    file = {key: torch.full((1,), numbers[key]).expand(shape) for key, shape in shapes.items()}
+    result = convert_checkpoint(save(tmp_path / "v2.pth", {"model": file}), tmp_path / "out", expect=name)
+    assert (result.title, result.name) == (f"{title}, a backbone without a classifier", name)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architecture"] == name
+    assert config["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
+    state = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).state_dict()
+    names = published_v2_keys(timm.create_model(name, device="meta"))
+    assert {key: float(state[names[key]].flatten()[0]) for key in shapes} == numbers
+
+
+def test_of_a_detectron2_detector_the_backbone_is_taken(tmp_path: Path) -> None:
+    """Its depthwise norms stay batch norms with counters where the others are frozen (vovnet-detectron2)."""
+    shapes = published_shapes("ese_vovnet19b_slim_dw")
+    body = {k: s for k, s in shapes.items() if "num_batches" not in k or "pw_norm" in k}
+    others = {"pixel_mean": (3, 1, 1), "backbone.fpn_lateral2.weight": (8, 112, 1, 1), "roi_heads.box_head.x": (1,)}
+    file = constant({f"backbone.bottom_up.{key}": shape for key, shape in body.items()} | others)
+    result = convert_checkpoint(save(tmp_path / "d2.pth", {"model": file, "__author__": "x"}), tmp_path / "out")
+    assert result.name == "ese_vovnet19b_slim_dw"
+    assert set(result.ignored) == set(others)
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    counters = {key: int(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
+    assert {key for key, value in counters.items() if value == 3} == {
+        key
+        for key in counters
+        if "conv_mid" in key or key in ("stem.1.bn.num_batches_tracked", "stem.2.bn.num_batches_tracked")
+    }
+
+
+def test_what_a_file_is_not_is_said_with_what_it_is(tmp_path: Path) -> None:
+    mask_v39 = save(tmp_path / "mask.pth", constant(detector_shapes("mask_rcnn_V_39_FPN_2x")))
+    message = refused(mask_v39, tmp_path, expect="mask_rcnn_V_57_FPN_2x")
+    assert "is Mask R-CNN V-39-FPN, 80 classes (mask_rcnn_V_39_FPN_2x), not mask_rcnn_V_57_FPN_2x" in message
+    assert "the link that is published for Mask R-CNN V-57 leads to the file of V-39" in message
+    assert "not faster_rcnn_V_39_FPN_2x" in refused(mask_v39, tmp_path, expect="faster_rcnn_V_39_FPN_2x")
+    assert "not mask_rcnn_vovnet39_fpn" in refused(mask_v39, tmp_path, expect="mask_rcnn_vovnet39_fpn")
+    assert "not vovnet57" in refused(mask_v39, tmp_path, expect="vovnet57")
+    v39 = save(tmp_path / "v39.pth", constant(published_shapes("vovnet39", 1000)))
+    assert "is VoVNet-39, 1000 classes (vovnet39), not vovnet57" in refused(v39, tmp_path, expect="vovnet57.in1k")
+    v2 = save(tmp_path / "v2.pth", constant(published_shapes("ese_vovnet57b_all")))
+    assert "last block of a stage alone" in refused(v2, tmp_path, expect="ese_vovnet57b")
+    with pytest.raises(
+        InputError, match="--expect 'vovnet93' is neither a recipe nor a timm model; did you mean vovnet"
+    ):
+        convert_checkpoint(v39, tmp_path / "out", expect="vovnet93")
+
+
+def test_an_expected_recipe_may_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {detector: faster_rcnn, backbone: vovnet57}\n")
+    path = save(tmp_path / "f.pth", constant(detector_shapes("faster_rcnn_V_57_FPN_2x")))
+    assert "mine.yaml" in refused(path, tmp_path, expect=str(tmp_path / "mine.yaml"))
+
+
+def test_keys_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    file = random_slim()
+    del file["stage3.OSA3_1.layers.0.OSA3_1_0/norm.bias"], file["classifier.bias"]
+    file |= {"extra": torch.zeros(1), FIRST: torch.zeros(64, 3, 7, 7)}
+    message = refused(save(tmp_path / "f.pth", file), tmp_path)
+    assert "is nearest to VoVNet-27-slim" in message
+    assert "missing: stage3.OSA3_1.layers.0.OSA3_1_0/norm.bias, classifier.bias;" in message
+    assert "left over: extra;" in message
+    assert f"{FIRST} is (64, 3, 7, 7) and should be (64, 3, 3, 3)" in message
+
+
+def test_a_file_of_none_of_the_forms(tmp_path: Path) -> None:
+    message = refused(save(tmp_path / "f.pth", timm.create_model("resnet18").state_dict()), tmp_path)
+    assert "nearest to ResNet-50" in message
+    message = refused(save(tmp_path / "g.pth", {"weight": torch.zeros(3), "bias": torch.zeros(3)}), tmp_path)
+    assert "holds none of the published forms (its keys begin with weight, bias)" in message
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(bad: float, tmp_path: Path) -> None:
+    file = random_slim()
+    file["classifier.bias"][7] = bad
+    assert "NaN or infinity in classifier.bias;" in refused(save(tmp_path / "f.pth", file), tmp_path)
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    file = random_slim()
+    file[FIRST] = torch.zeros(64, 3, 3, 3, dtype=torch.int64)
+    assert f"{FIRST} is torch.int64" in refused(save(tmp_path / "f.pth", file), tmp_path)
+
+
+def test_other_anchors_are_refused(tmp_path: Path) -> None:
+    file = constant(detector_shapes("faster_rcnn_V_39_FPN_2x")) | dict.fromkeys(ANCHORS, torch.zeros(3, 4))
+    assert "expected the published anchors" in refused(save(tmp_path / "f.pth", file), tmp_path)
+
+
+def test_a_mixture_of_prefixes(tmp_path: Path) -> None:
+    file = random_slim()
+    file[f"module.{FIRST}"] = file.pop(FIRST)
+    message = refused(save(tmp_path / "f.pth", file), tmp_path)
+    assert "1 keys begin with 'module.'" in message
+    assert "expected all or none" in message
+
+
+class Evil:
+    """Unpickling it would make a folder."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_would_run_code(zipped: bool, tmp_path: Path) -> None:
+    file = {"model": random_slim() | {"evil": Evil(tmp_path / "trace")}}
+    path = save(tmp_path / "evil.pth", file, _use_new_zipfile_serialization=zipped)
+    assert "refused: it holds '" in refused(path, tmp_path)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.pth", random_slim()).read_bytes()
+    old = save(tmp_path / "old.pth", random_slim(), _use_new_zipfile_serialization=False).read_bytes()
+    contents = {
+        "empty": (b"", "it is empty"),
+        "page": (b"<!DOCTYPE html><html></html>", "not a PyTorch checkpoint"),
+        "pickle": (pickle.dumps({"a": 1}), "not a PyTorch checkpoint"),
+        "cut": (whole[: len(whole) // 2], "truncated or damaged"),
+        "old_cut": (old[: len(old) - 100], "truncated or damaged"),
+    }
+    for name, (content, expected) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert expected in refused(tmp_path / name, tmp_path), name
+    assert "does not exist" in refused(tmp_path / "absent.pth", tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert "is a folder" in refused(tmp_path / "folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([torch.zeros(2)], "got a list"),
+        ({}, "got nothing"),
+        ({"model": {}}, "got nothing"),
+        ({"epoch": 3, FIRST: torch.zeros(1)}, "'epoch' is a int"),
+        ({0: torch.zeros(1)}, "0 is a Tensor"),
+        ({"model": {"a": torch.zeros(1)}, "state_dict": {"a": torch.zeros(1)}}, "both model and state_dict"),
+        ({"a": torch.zeros(3).to_sparse()}, "'a' is a Tensor"),
+    ],
+)
+def test_values_that_are_no_state_dict(value: Any, expected: str, tmp_path: Path) -> None:
+    assert expected in refused(save(tmp_path / "f.pth", value), tmp_path)
+
+
+def test_a_folder_that_is_not_empty_is_kept_unless_told(tmp_path: Path) -> None:
+    path, out = save(tmp_path / "f.pth", random_slim()), tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("mine")
+    with pytest.raises(InputError, match="is not empty"):
+        convert_checkpoint(path, out)
+    assert (out / "config.json").read_text() == "mine"
+    convert_checkpoint(path, out, overwrite=True)
+    assert sorted(entry.name for entry in out.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vovnet.hub import networks
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path, out = save(tmp_path / "f.pth", random_slim()), tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("mine")
+    monkeypatch.setattr(networks, "save_for_hf", fail)
+    with pytest.raises(OSError, match="No space left"):
+        convert_checkpoint(path, out, overwrite=True)
+    assert [(entry.name, entry.read_text()) for entry in out.iterdir()] == [("config.json", "mine")]
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "f.pth", random_slim())
+    command = ["vovnet", "convert", str(tmp_path / "f.pth"), str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert "VoVNet-27-slim, 1000 classes (vovnet27_slim)" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command, "--overwrite", "--expect", "vovnet39"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "is VoVNet-27-slim" in error
+    assert error.count("\n") == 1
