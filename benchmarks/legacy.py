@@ -29,14 +29,17 @@ LEGACY, MODERN = "legacy", "torchvision"
 
 
 def build_pair(options: argparse.Namespace) -> dict[str, nn.Module]:
-    """The two detectors, with equal weights."""
+    """The two detectors, with equal weights but for the first convolution, whose pixels are 57 times larger in one."""
     kind = "mask" if options.mask else "faster"
     model = replace(load_recipe(f"{kind}_rcnn_{options.network}_FPN_2x").model, num_classes=CLASSES)
     torch.manual_seed(0)
     legacy: Any = build_detector(model, download=False)
-    nn.init.normal_(legacy.roi_heads.box_predictor.cls_score.weight, std=0.3)
+    nn.init.normal_(legacy.roi_heads.box_predictor.cls_score.weight, std=0.05)
     modern = build_detector(replace(model, conventions="torchvision"), download=False)
     modern.load_state_dict(legacy.state_dict())
+    first = next(parameter for parameter in legacy.backbone.body.parameters() if parameter.dim() == 4)
+    with torch.no_grad():
+        first /= 57  # 255 times ImageNet's standard deviation
     return {LEGACY: legacy.to(options.device), MODERN: modern.to(options.device)}
 
 

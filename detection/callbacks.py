@@ -51,7 +51,7 @@ class MetricsFile(Callback):
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
-        if run.iteration % self.log_every == 0 or run.iteration == run.recipe.solver.max_iterations:
+        if losses and (run.iteration % self.log_every == 0 or run.iteration == run.recipe.solver.max_iterations):
             self._write({"iteration": run.iteration, **losses, "lr": run.last_lr})
 
     def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
     from vovnet.detection.data.loader import Batch
-    from vovnet.detection.recipe import ModelRecipe, SolverRecipe
+    from vovnet.detection.recipe import ModelRecipe, Recipe, SolverRecipe
     from vovnet.detection.run import Run
 
 MODULES = {"torchvision": "vovnet.detection.modern", "legacy": "vovnet.detection.legacy.conventions"}
@@ -33,6 +33,8 @@ class Conventions:
 
     build_detector: Callable[[ModelRecipe, bool], FasterRCNN]
     """A checked model recipe, and whether to download pretrained weights -> the detector."""
+    check_training: Callable[[Recipe, bool], None]
+    """A recipe, and whether its run resumes; raises ``InputError`` where these conventions cannot train it."""
     category_names: bool
     """Whether a detector's categories have names that data must agree with; else ids alone decide."""
     channel_order: str

@@ -79,6 +79,7 @@ def train(
         TrainingInterrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
     check_recipe(recipe)
+    conventions_of(recipe.model).check_training(recipe, resume)
     output = Path(output)
     device = distributed.choose_device(device, distributed.default_device())
     with distributed.process_group(device):

@@ -69,13 +69,14 @@ def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
     """timm's keys into a timm feature extractor, which lacks the classifier and joins the first two parts of a name."""
     body: Any = detector.get_submodule("backbone.body")
     expected = shapes_of(body.state_dict())
+    parts = {key.partition(".")[0] for key in expected}
     tensors: dict[str, Tensor] = {}
     for key, tensor in read_weights(weights).items():
         joined = key.replace(".", "_", 1)
-        tensors[joined if joined in expected else key] = tensor
-    unused = [key for key in tensors if key not in expected]
-    counters = [key for key in expected if key.endswith(".num_batches_tracked")]
-    # A classifier, and stages behind the last level, have no place in a detector; anything that is missing is an error.
+        tensors[joined if joined.partition(".")[0] in parts else key] = tensor
+    counters = [key for key in {*expected, *tensors} if key.endswith(".num_batches_tracked")]
+    # A classifier, and stages behind the last level, have no place in a detector; more of a stage is another network.
+    unused = [key for key in tensors if key.partition(".")[0] not in parts]
     found = _without(shapes_of(tensors), unused + counters)
     refuse_differences(weights, _without(expected, counters), found)
     body.load_state_dict({key: tensors[key] for key in found}, strict=False)

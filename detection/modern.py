@@ -10,6 +10,7 @@ from vovnet.detection.conventions import Conventions
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import Batch, training_loader
 from vovnet.detection.detectors import build_modern_detector
+from vovnet.detection.recipe import Recipe
 
 
 def _batches(*args: Any, passes: int, **kwargs: Any) -> Iterator[Batch]:
@@ -17,8 +18,13 @@ def _batches(*args: Any, passes: int, **kwargs: Any) -> Iterator[Batch]:
     return training_loader(*args, **kwargs)
 
 
+def _any_training(recipe: Recipe, resume: bool) -> None:
+    """Whatever a recipe can say is good; its values are checked as they are used."""
+
+
 CONVENTIONS = Conventions(
     build_detector=build_modern_detector,
+    check_training=_any_training,
     category_names=True,
     channel_order="rgb",
     value_range=(0, 1),

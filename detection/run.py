@@ -98,6 +98,7 @@ def prepare(
     state = _load_whole_state(output / "last.pt", categories) if resume else None
     if state is not None:
         _check_same_run(recipe, state, output)
+    conventions = conventions_of(recipe.model)
     torch.manual_seed(recipe.solver.seed)
     if recipe.solver.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses cuBLAS
@@ -112,7 +113,6 @@ def prepare(
     detector.to(device)
     if recipe.solver.channels_last:
         detector.to(memory_format=torch.channels_last)
-    conventions = conventions_of(recipe.model)
     optimizer = conventions.build_optimizer(detector, recipe.solver)
     wrapped: nn.Module = detector
     if distributed.world_size() > 1:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import pickle
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,3 +91,94 @@ def test_the_example_of_a_coco_file_is_sound(tmp_path: Path) -> None:
     report = check_data(tmp_path, tmp_path / "a.json")
     assert report.ok, report.table()
     assert report.masks == 1
+
+
+def fenced(page: str, language: str) -> list[str]:
+    """The contents of a page's code blocks in a language."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_published_numbers_are_those_of_the_recipes() -> None:
+    folder = ROOT / "detection" / "recipes"
+    header, *table = rows("reproduce.md", "## The published numbers")
+    assert header[:2] == ["recipe", "box AP"]
+    assert {row[0].strip("`") for row in table} == {path.stem for path in folder.glob("*_FPN_2x.yaml")}
+    for name, box, _, _, _, mask, *_ in table:
+        numbers = f"box / mask AP {box} / {mask} on" if mask else f"box AP {box} on"
+        assert numbers in (folder / f"{name.strip('`')}.yaml").read_text(encoding="utf-8"), name
+
+
+def test_the_schedules_for_one_gpu_are_eight_times_as_long() -> None:
+    from vovnet.detection.recipe import load_recipe
+
+    names = {"1x": "mask_rcnn_R_50_FPN_1x", "2x": "mask_rcnn_R_50_FPN_2x"}
+    names["scratch 3x"] = "scratch_mask_rcnn_V_57_FPN_3x_gn"
+    table = {row[0]: row[1:] for row in rows("reproduce.md", "### On one GPU, by the linear rule")[1:]}
+    assert table.keys() == names.keys()
+    for schedule, (iterations, steps) in table.items():
+        solver = load_recipe(names[schedule]).solver
+        assert int(iterations) == 8 * solver.max_iterations
+        assert json.loads(steps.strip("`")) == [8 * step for step in solver.steps]
+
+
+@pytest.mark.parametrize("page", ["reproduce.md", "training.md"])
+def test_commands_for_many_processes_name_recipes_that_exist(page: str) -> None:
+    from vovnet.detection.recipe import load_recipe
+
+    lines = "\n".join(fenced(page, "sh")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("torchrun ")]
+    assert commands
+    for command in commands:
+        recipe, *rest = command[command.index("vovnet.detection.train") + 1 :]
+        if not recipe.isupper():
+            load_recipe(recipe, [word for word in rest if re.match(r"[a-z_.]+=", word)])
+
+
+def caffe2_blobs() -> dict[str, Any]:
+    """A ResNet-50 in Detectron's names: convolutions, norms' scales and biases, and a classifier."""
+    draw = np.random.default_rng(0).standard_normal
+    blobs: dict[str, Any] = {"fc1000_w": draw((1000, 2048), dtype=np.float32), "conv1_b": np.zeros(64, np.float32)}
+
+    def layer(conv: str, norm: str, shape: tuple[int, ...]) -> None:
+        blobs[f"{conv}_w"] = draw(shape, dtype=np.float32)
+        blobs.update({f"{norm}_{leaf}": draw(shape[0], dtype=np.float32) for leaf in "sb"})
+
+    layer("conv1", "res_conv1_bn", (64, 3, 7, 7))
+    channels = 64
+    for stage, (count, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=2):
+        for number in range(count):
+            shapes = {"2a": (width, channels, 1, 1), "2b": (width, width, 3, 3), "2c": (4 * width, width, 1, 1)}
+            if number == 0:
+                shapes["1"] = (4 * width, channels, 1, 1)
+            for branch, shape in shapes.items():
+                name = f"res{stage}_{number}_branch{branch}"
+                layer(name, f"{name}_bn", shape)
+            channels = 4 * width
+    return blobs
+
+
+def test_the_snippet_for_detectrons_resnets_makes_what_convert_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.numpy import load_file
+
+    from vovnet.hub import convert_checkpoint
+
+    (snippet,) = (block for block in fenced("reproduce.md", "python") if ".pkl" in block)
+    blobs = caffe2_blobs()
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "reproduce.md", "exec"), {})
+    convert_checkpoint("R-50.pth", "weights", expect="resnet50")
+    weights = load_file("weights/model.safetensors")
+    for key, blob in {
+        "conv1.weight": "conv1_w",
+        "bn1.weight": "res_conv1_bn_s",
+        "layer2.0.downsample.1.bias": "res3_0_branch1_bn_b",
+        "layer3.5.conv2.weight": "res4_5_branch2b_w",
+        "layer4.2.bn3.weight": "res5_2_branch2c_bn_s",
+    }.items():
+        np.testing.assert_array_equal(weights[key], blobs[blob], err_msg=key)
+    assert set(weights["layer1.0.bn1.running_var"]) == {1}
+    assert set(weights["layer1.0.bn1.running_mean"]) == {0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,9 +15,10 @@ from vovnet.detection.data.sampler import aspect_groups
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
 from vovnet.detection.legacy.detectors import build_legacy_detector
 from vovnet.detection.legacy.sampler import LegacyBatchStream
-from vovnet.detection.legacy.solver import build_legacy_optimizer, build_legacy_schedule
-from vovnet.detection.recipe import DataRecipe
+from vovnet.detection.legacy.solver import build_legacy_optimizer, build_legacy_schedule, check_legacy_solver
+from vovnet.detection.recipe import DataRecipe, Recipe
 from vovnet.detection.run import Run
+from vovnet.errors import InputError
 
 
 def legacy_training_batches(
@@ -42,6 +44,21 @@ def legacy_training_batches(
     return batch_loader(dataset, legacy_train_transforms(data), stream, workers=data.workers)
 
 
+def check_legacy_training(recipe: Recipe, resume: bool) -> None:
+    """Refuse what the reference cannot do, and a pretrained backbone without ``init``.
+
+    timm's weights are for other pictures and other strides: the reference starts from networks trained on BGR in 0..255
+    and, for ResNets, with strides in the 1×1.
+    """
+    legacy_train_transforms(recipe.data)
+    check_legacy_solver(recipe.solver)
+    if recipe.model.pretrained and recipe.init is None and not resume:
+        raise InputError(
+            "init: conventions: legacy needs the published ImageNet backbone (or a detector); convert it with "
+            "`vovnet convert FILE FOLDER` and give init=FOLDER (docs/reproduce.md)"
+        )
+
+
 def legacy_step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
     """One iteration, or none: where a picture has no object the iteration passes without update or schedule step.
 
@@ -53,12 +70,16 @@ def legacy_step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
         empty = bool(distributed.mean_over_processes(torch.tensor(float(empty), device=run.device)))
     if empty:
         run.iteration += 1
+        if distributed.rank() == 0:
+            ids = [int(target["image_id"]) for _, targets in batches for target in targets]
+            print(f"iteration {run.iteration} left out: a picture of {ids} has no object", file=sys.stderr)
         return {}
     return engine.step(run, batches)
 
 
 CONVENTIONS = Conventions(
     build_detector=build_legacy_detector,
+    check_training=check_legacy_training,
     category_names=False,  # a published file holds none: reference datasets/coco.py:59-64 counts ids
     channel_order="bgr",
     value_range=(0, 255),

@@ -181,6 +181,9 @@ class LegacyTransforms:
             pixels = pixels.flip(-1)
             boxes = torch.stack((size[1] - boxes[:, 2] - 1, boxes[:, 1], size[1] - boxes[:, 0] - 1, boxes[:, 3]), dim=1)
             polygons = None if polygons is None else polygons.flipped(size[1])
+        keep = _solid(boxes)  # single precision may have taken the width of a sliver, which torchvision refuses
+        boxes, labels = boxes[keep], labels[keep]
+        polygons = None if polygons is None else polygons[keep]
         result = {"boxes": boxes, "labels": labels, "image_id": target["image_id"]}
         return pixels, result if polygons is None else {**result, "polygons": polygons}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from timm.layers import FrozenBatchNormAct2d
@@ -21,7 +22,7 @@ from vovnet.errors import InputError
 
 
 def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
-    """Build the detector of a checked recipe with ``conventions: legacy``.
+    """Build the detector of a checked recipe with ``conventions: legacy``, with random weights.
 
     The result takes RGB pictures in [0, 1] like any torchvision detector. Its boxes are inclusive (both corners are
     pixels of the object) and its detections are in the reference's order, by class and then by proposal.
@@ -30,7 +31,13 @@ def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
         InputError: a field cannot be used, or has no counterpart in the reference.
     """
     _check_counterparts(model)
-    backbone = exact_backbone(recipe_backbone(model, download))
+    if download and model.pretrained:
+        warnings.warn(
+            "conventions: legacy: no weights are downloaded, as timm's are for other pictures and strides; load a "
+            "converted checkpoint (vovnet.hub.load_detector, or init in a recipe)",
+            stacklevel=3,
+        )
+    backbone = exact_backbone(recipe_backbone(model, download=False))
     detector: Any = assemble(model, backbone)
     _published_start(detector)
     strides = backbone.strides
@@ -79,11 +86,12 @@ def exact_backbone(backbone: FpnBackbone) -> FpnBackbone:
 
 
 def _published_start(detector: FasterRCNN) -> None:
-    """Random weights of the box head as the reference draws them; the rest starts alike in torchvision.
+    """Random weights as the reference draws them, where torchvision's start otherwise: box head and predictors.
 
-    Reference modeling/make_layers.py:95-120, roi_box_feature_extractors.py:55-115, roi_box_predictors.py:35-57.
+    Reference modeling/make_layers.py:95-120, roi_box_feature_extractors.py:55-115, roi_box_predictors.py:35-57,
+    roi_mask_predictors.py:18-31.
     """
-    heads = detector.roi_heads
+    heads: Any = detector.roi_heads
     head: Any = heads.box_head
     for layer in head.modules():
         if isinstance(layer, nn.Linear):
@@ -96,6 +104,10 @@ def _published_start(detector: FasterRCNN) -> None:
     for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=deviation)
         nn.init.zeros_(layer.bias)
+    if heads.has_mask():
+        masks: Any = heads.mask_predictor
+        nn.init.zeros_(masks.conv5_mask.bias)
+        nn.init.zeros_(masks.mask_fcn_logits.bias)
 
 
 def _rebuilt_rpn(rpn: Any, anchors: LegacyAnchorGenerator) -> LegacyRegionProposalNetwork:

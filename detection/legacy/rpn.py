@@ -56,6 +56,8 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
         """
         positive, negative = (torch.where(torch.cat(part))[0] for part in self.fg_bg_sampler(labels))
         sampled = torch.cat((positive, negative))
+        if not len(sampled):  # no anchor lies in any picture; the reference's mean of nothing is NaN
+            return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
         wanted = torch.cat(regression_targets)[positive]
         distance = smooth_l1(pred_bbox_deltas[positive] - wanted, beta=1 / 9).sum() / sampled.numel()
         classes = torch.cat(labels)[sampled]

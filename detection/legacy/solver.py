@@ -11,6 +11,19 @@ from vovnet.detection.schedule import learning_rate_factor, scaled_learning_rate
 from vovnet.errors import InputError
 
 
+def check_legacy_solver(solver: SolverRecipe) -> None:
+    """Refuse a decay of norms alone, which would need a third group.
+
+    Raises:
+        InputError: the recipe wants one.
+    """
+    if solver.norm_weight_decay is not None:
+        raise InputError(
+            f"solver.norm_weight_decay: legacy conventions treat norms' weights like others; expected null, got "
+            f"{solver.norm_weight_decay:g} (model.conventions=torchvision has it)"
+        )
+
+
 def build_legacy_optimizer(model: nn.Module, solver: SolverRecipe) -> SGD:
     """SGD with momentum over every parameter that trains, in at most two groups: weights, biases.
 
@@ -20,11 +33,7 @@ def build_legacy_optimizer(model: nn.Module, solver: SolverRecipe) -> SGD:
     Raises:
         InputError: the recipe wants another decay for norms, which would need a third group.
     """
-    if solver.norm_weight_decay is not None:
-        raise InputError(
-            f"solver.norm_weight_decay: legacy conventions treat norms' weights like others; expected null, got "
-            f"{solver.norm_weight_decay:g} (model.conventions=torchvision has it)"
-        )
+    check_legacy_solver(solver)
     lr, decay = scaled_learning_rate(solver), solver.weight_decay
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     weights = [parameter for name, parameter in trained if name.rpartition(".")[2] != "bias"]

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from vovnet.detection import checkpoint
 from vovnet.detection.checkpoint import load_detector, save_detector
 from vovnet.detection.detectors import build_detector
-from vovnet.detection.initial_weights import load_matching
 from vovnet.detection.recipe import ModelRecipe
 from vovnet.errors import InputError
 
@@ -240,38 +239,6 @@ def test_weights_of_another_model_are_counted_and_named(folder):
     assert missing[0] in message
     assert "1 left over (stray.weight)" in message
     assert "roi_heads.box_head.fc6.bias (5,), not (32,)" in message
-
-
-def test_fine_tuning_starts_everything_but_the_predictors(detector, saved):
-    torch.manual_seed(5)
-    other = build_detector(dataclasses.replace(MODEL, num_classes=5))
-    before = {key: value.clone() for key, value in other.state_dict().items()}
-    fresh = load_matching(other, saved)
-    assert fresh == [
-        "roi_heads.box_predictor.cls_score.weight",
-        "roi_heads.box_predictor.cls_score.bias",
-        "roi_heads.box_predictor.bbox_pred.weight",
-        "roi_heads.box_predictor.bbox_pred.bias",
-        "roi_heads.mask_predictor.mask_fcn_logits.weight",
-        "roi_heads.mask_predictor.mask_fcn_logits.bias",
-    ]
-    theirs = detector.state_dict()
-    for key, value in other.state_dict().items():
-        assert torch.equal(value, before[key] if key in fresh else theirs[key])
-
-
-def test_fine_tuning_with_the_same_classes_starts_everything(detector, saved):
-    other = build_detector(MODEL)
-    assert load_matching(other, saved) == []
-    assert all(torch.equal(value, detector.state_dict()[key]) for key, value in other.state_dict().items())
-
-
-def test_fine_tuning_from_another_architecture_is_refused(saved):
-    other = build_detector(dataclasses.replace(MODEL, fpn_channels=8))
-    before = {key: value.clone() for key, value in other.state_dict().items()}
-    with pytest.raises(InputError, match="weights of another model"):
-        load_matching(other, saved)
-    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
 
 
 def test_a_missing_file_is_named(folder):
