@@ -31,7 +31,9 @@ LEGACY, MODERN = "legacy", "torchvision"
 def build_pair(options: argparse.Namespace) -> dict[str, nn.Module]:
     """The two detectors, with equal weights but for the first convolution, whose pixels are 57 times larger in one."""
     kind = "mask" if options.mask else "faster"
-    model = replace(load_recipe(f"{kind}_rcnn_{options.network}_FPN_2x").model, num_classes=CLASSES)
+    model = replace(
+        load_recipe(f"{kind}_rcnn_{options.network}_FPN_2x").model, num_classes=CLASSES, min_size=options.min_size
+    )
     torch.manual_seed(0)
     legacy: Any = build_detector(model, download=False)
     nn.init.normal_(legacy.roi_heads.box_predictor.cls_score.weight, std=0.05)
@@ -109,7 +111,7 @@ def compare(options: argparse.Namespace) -> list[Ratio]:
     kind = f"{'Mask' if options.mask else 'Faster'} R-CNN {options.network}"
     found = []
     jobs = {
-        f"inference of {kind}, a {options.picture[0]}x{options.picture[1]} picture resized to 800": (
+        f"inference of {kind}, a {options.picture[0]}x{options.picture[1]} picture resized to {options.min_size}": (
             {name: inference(detector, options) for name, detector in pair.items()},
             1,
             INFERENCE_GOAL,
@@ -142,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--mask", action="store_true", help="Mask R-CNN instead of Faster R-CNN")
     options.add_argument("--network", choices=["R_50", "R_101", "V_39", "V_57"], default="V_39")
     options.add_argument("--picture", type=positive, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
+    options.add_argument("--min-size", type=positive, default=800, help="short side that it is resized to")
     options.add_argument("--size", type=positive, nargs=2, default=[320, 416], metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--batch-size", type=positive, default=2)
     options.add_argument("--rounds", type=positive, default=7, help="pairs that count")

@@ -18,7 +18,7 @@ def benchmarks() -> Iterator[Namespace]:
     """The modules, which are found from the repository's root."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        names = ("common", "evaluation", "loader", "pictures", "training")
+        names = ("common", "evaluation", "legacy", "loader", "pictures", "training")
         yield Namespace(**{name: import_module(f"benchmarks.{name}") for name in names})
         for name in names:
             sys.modules.pop(f"benchmarks.{name}")
@@ -77,6 +77,22 @@ def test_training_runs(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]
     ratio = benchmarks.training.main(["--size", "64", "96", "--batch-size", "1", "--rounds", "1", "--warmup", "0"])
     assert ratio.value > 0
     assert "vovnet / torchvision over timm" in capsys.readouterr().out
+
+
+def test_the_conventions_are_compared_on_the_same_objects(benchmarks: Namespace) -> None:
+    legacy = benchmarks.legacy
+    _, targets = benchmarks.training.make_batch(0, size=(64, 96), images=1, objects=3, masks=True)
+    (target,) = legacy.legacy_targets(targets)
+    assert torch.equal(target["boxes"][:, 2:] + 1, targets[0]["boxes"][:, 2:])
+    assert len(target["polygons"]) == len(target["labels"]) == 3
+
+
+def test_the_conventions_benchmark_runs(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--picture", "48", "64", "--min-size", "64", "--size", "64", "96", "--batch-size", "1"]
+    ratios = benchmarks.legacy.main(["--mask", *sizes, "--rounds", "1", "--warmup", "0"])
+    assert len(ratios) == 2
+    assert all(ratio.value > 0 for ratio in ratios)
+    assert "legacy / torchvision" in capsys.readouterr().out
 
 
 def test_generated_pictures_are_sound_data(benchmarks: Namespace, tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_training_gives_every_parameter_a_gradient() -> None:
 
 def test_a_picture_too_small_for_any_anchor_gives_losses_of_nothing() -> None:
     """No anchor lies in it, so that none is sampled; the reference's mean of nothing is NaN."""
-    found = built().train()
+    found = built(norm="frozen_bn", pretrained=True).train()
     targets = [
         {
             "boxes": torch.tensor([[2.0, 3, 14, 15]]),

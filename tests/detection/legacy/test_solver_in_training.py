@@ -301,7 +301,13 @@ def test_a_sliver_that_single_precision_takes_away_does_not_stop_the_training(tm
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"] = [0.3, 5, 1.000001, 40]
     path.write_text(json.dumps(content))
-    settings = ("data.flip=1.0", "solver.batch_size=1", "solver.max_iterations=2", "data.train_min_sizes=[72]")
+    settings = (
+        "data.val=[]",
+        "data.flip=1.0",
+        "solver.batch_size=1",
+        "solver.max_iterations=2",
+        "data.train_min_sizes=[72]",
+    )
     train(recipe_of(RECIPES[1], data[0], *settings), tmp_path / "run", progress=False)
     assert len(losses_of(tmp_path / "run")) == 1
 
