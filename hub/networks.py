@@ -34,6 +34,9 @@ NETWORKS = {
     "ese_vovnet39b_all": "VoVNetV2-39",
     "ese_vovnet57b_all": "VoVNetV2-57",
     "ese_vovnet99b_all": "VoVNetV2-99",
+    "ese_vovnet39b": "VoVNetV2-39 as timm has it",
+    "ese_vovnet57b": "VoVNetV2-57 as timm has it",
+    "ese_vovnet99b": "VoVNetV2-99 as timm has it",
     "resnet50": "ResNet-50",
     "resnet101": "ResNet-101",
 }

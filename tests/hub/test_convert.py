@@ -215,6 +215,7 @@ V2 = {
     "ese_vovnet19b_dw": "VoVNetV2-19-dw",
     "ese_vovnet19b_slim": "VoVNetV2-19-slim",
     "ese_vovnet19b": "VoVNetV2-19",
+    "ese_vovnet39b": "VoVNetV2-39 as timm has it",
     "ese_vovnet39b_all": "VoVNetV2-39",
     "ese_vovnet57b_all": "VoVNetV2-57",
     "ese_vovnet99b_all": "VoVNetV2-99",
