@@ -162,6 +162,8 @@ def _register_legacy(detector: str, depth: int) -> Callable[..., FasterRCNN]:
                     "folder with vovnet.hub.load_detector"
                 )
         outputs = LEGACY_OUTPUTS if num_classes is None else num_classes
+        if outputs < 2:
+            raise InputError(f"num_classes counts the background and must be 2 or more, got {outputs}")
         model = load_recipe(recipe).model
         _check_fields(name, kwargs)
         return build_detector(replace(model, num_classes=outputs - 1, **kwargs), download=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import resource
 import sys
 import time
@@ -84,6 +83,9 @@ class ProgressBar(Callback):
         )
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
+        if not losses:
+            self.bar.update()
+            return
         now = time.monotonic()
         speed = run.recipe.solver.batch_size / max(now - self.last, 1e-9)
         self.last = now
@@ -92,7 +94,7 @@ class ProgressBar(Callback):
             f"{name.removeprefix('loss_')} {value:.2f}" for name, value in losses.items() if name != "loss"
         )
         self.bar.set_postfix_str(
-            f"loss {losses.get('loss', math.nan):.3f} ({parts}) lr {run.last_lr:.2g} {self.smoothed:.1f} img/s "
+            f"loss {losses['loss']:.3f} ({parts}) lr {run.last_lr:.2g} {self.smoothed:.1f} img/s "
             f"{memory_in_use(run.device):.1f} GiB",
             refresh=False,
         )

@@ -20,12 +20,15 @@ from vovnet.detection.checkpoint import (
     weight_shapes,
 )
 from vovnet.detection.detector_config import read_config
+from vovnet.errors import InputError
 
 # The parts whose shapes follow from the number of classes.
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
 
 
-def load_matching(detector: nn.Module, name_or_folder: str | os.PathLike[str]) -> list[str]:
+def load_matching(
+    detector: nn.Module, name_or_folder: str | os.PathLike[str], conventions: str | None = None
+) -> list[str]:
     """Start a detector from another one's weights, or its backbone from a timm model's.
 
     Predictors for another number of classes keep their own start, and with a backbone all the rest does.
@@ -34,6 +37,7 @@ def load_matching(detector: nn.Module, name_or_folder: str | os.PathLike[str]) -
         detector: what receives the weights, in place.
         name_or_folder: as in :func:`vovnet.hub.load_detector`; only the tensors are read, so its config may be of
             other classes. A folder in timm's form holds a backbone.
+        conventions: those that a detector's weights must be of; None takes any.
 
     Returns:
         What was not loaded: keys in the box and mask predictors whose shapes differ, or the parts beside the backbone.
@@ -44,7 +48,12 @@ def load_matching(detector: nn.Module, name_or_folder: str | os.PathLike[str]) -
     folder = find_folder(name_or_folder, None)
     if _is_timm(folder):
         return _load_backbone(detector, folder / WEIGHTS_FILE)
-    read_config(folder / CONFIG_FILE)
+    theirs = read_config(folder / CONFIG_FILE).model.conventions
+    if conventions not in (None, theirs):
+        raise InputError(
+            f"init: '{name_or_folder}' is of conventions: {theirs}, whose pictures and boxes are not those of "
+            f"conventions: {conventions}; train with model.conventions={theirs}"
+        )
     weights = folder / WEIGHTS_FILE
     expected, found = shapes_of(detector.state_dict()), weight_shapes(weights)
     fresh = [

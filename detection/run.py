@@ -106,7 +106,7 @@ def prepare(
     # On resumption the backbone's weights come from the checkpoint: they are not fetched again.
     detector = build_detector(recipe.model, download=state is None and recipe.init is None)
     if recipe.init is not None and state is None:
-        renewed = load_matching(detector, recipe.init)
+        renewed = load_matching(detector, recipe.init, recipe.model.conventions)
         if distributed.rank() == 0:
             print(f"init: weights from {recipe.init}; started anew: {', '.join(renewed) or 'nothing'}")
     compose_config(detector, recipe.model, categories)  # what cannot be stored is refused before the training

@@ -65,14 +65,12 @@ def legacy_step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
     Reference engine/trainer.py:59-61. There each process decides for itself; here all leave the iteration out
     together, because they would otherwise wait for each other's gradients.
     """
-    empty = any(not len(target["boxes"]) for _, targets in batches for target in targets)
-    if distributed.world_size() > 1:
-        empty = bool(distributed.mean_over_processes(torch.tensor(float(empty), device=run.device)))
-    if empty:
+    empty = [int(target["image_id"]) for _, targets in batches for target in targets if not len(target["boxes"])]
+    if distributed.mean_over_processes(torch.tensor(float(len(empty)), device=run.device)) > 0:
+        ids = [number for part in distributed.gather(empty) for number in part]
         run.iteration += 1
         if distributed.rank() == 0:
-            ids = [int(target["image_id"]) for _, targets in batches for target in targets]
-            print(f"iteration {run.iteration} left out: a picture of {ids} has no object", file=sys.stderr)
+            print(f"iteration {run.iteration} left out: no object is on image {ids}", file=sys.stderr)
         return {}
     return engine.step(run, batches)
 

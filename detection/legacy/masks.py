@@ -34,8 +34,8 @@ class Polygons:
     def __init__(self, objects: Iterable[Sequence[npt.ArrayLike] | npt.NDArray[Any]]) -> None:
         self.objects: list[Shape] = []
         for shape in objects:
-            if isinstance(shape, np.ndarray) and shape.ndim == 2 and shape.dtype == np.uint8:
-                self.objects.append(shape)
+            if isinstance(shape, np.ndarray) and shape.ndim == 2:
+                self.objects.append((shape != 0).astype(np.uint8))
                 continue
             parts = [np.asarray(part, dtype=np.float32) for part in shape]
             self.objects.append([part for part in parts if len(part) >= 6])

@@ -29,7 +29,7 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
     short, long = min(height, width), max(height, width)
     target = min_size
     if long / short * min_size > max_size:
-        target = round(max_size * short / long)
+        target = max(1, round(max_size * short / long))
     if short == target:
         return height, width
     if width < height:

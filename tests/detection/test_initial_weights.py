@@ -175,3 +175,15 @@ def test_a_config_that_is_neither_is_refused(saved: Path, text: str, tmp_path: P
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):
         load_matching(built(), tmp_path)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("legacy", "torchvision"), ("torchvision", "legacy")])
+def test_weights_for_other_pictures_are_refused(theirs: str, ours: str, tmp_path: Path) -> None:
+    other = dataclasses.replace(MODEL, conventions=theirs)
+    save_detector(tmp_path, built(conventions=theirs), other, [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
+    ready = built(conventions=ours)
+    before = copied(ready)
+    with pytest.raises(InputError, match=f"conventions: {theirs}.*model.conventions={theirs}"):
+        load_matching(ready, tmp_path, ours)
+    assert unchanged(ready, before)
+    assert load_matching(built(conventions=theirs), tmp_path, theirs) == []

@@ -24,7 +24,9 @@ from vovnet.detection.callbacks import Callback
 from vovnet.detection.conventions import conventions_of
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.engine import TrainingInterrupted, train
-from vovnet.detection.recipe import DataSource, Recipe, load_recipe, recipe_to_yaml
+from vovnet.detection.legacy.data import legacy_train_transforms
+from vovnet.detection.legacy.masks import mask_targets
+from vovnet.detection.recipe import DataRecipe, DataSource, Recipe, load_recipe, recipe_to_yaml
 from vovnet.detection.run import Run, prepare
 from vovnet.detection.schedule import learning_rate_factor
 from vovnet.errors import InputError
@@ -230,6 +232,16 @@ def test_a_users_own_dataset_trains(name: str, tmp_path: Path) -> None:
     metrics = train(recipe, tmp_path / "run", train_dataset=Own(), val_dataset=Own(), progress=False)
     assert len(losses_of(tmp_path / "run")) == 2
     assert ("segm" in metrics) == name.startswith("mask")
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.int64, torch.float32])
+def test_masks_of_any_type_are_bitmaps(kind: torch.dtype) -> None:
+    """The protocol asks for uint8; the modern path takes the others, too."""
+    image, target = Own()[1]
+    target["masks"] = tv_tensors.Mask(target["masks"].to(kind))
+    _, made = legacy_train_transforms(DataRecipe(train_min_sizes=[64], train_max_size=64, flip=0.0))(image, target)
+    drawn = mask_targets(made["polygons"], torch.tensor([0]), made["boxes"], 28, (64, 64))
+    assert float(drawn.mean()) > 0.9
 
 
 class Watcher(Callback):

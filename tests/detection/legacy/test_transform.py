@@ -25,6 +25,11 @@ def test_sizes_equal_the_reference(units: dict[str, Any]) -> None:
         assert list(resized_size(height, width, 800, 1333)) == wanted
 
 
+def test_a_line_of_pixels_stays_one() -> None:
+    assert resized_size(2, 600, 96, 96) == (1, 300)
+    assert resized_size(600, 2, 96, 96) == (300, 1)
+
+
 def test_resizing_is_pillows() -> None:
     image = picture(40, 30)
     wanted = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((15, 20), Image.Resampling.BILINEAR)
