@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import io
 import json
 import os
 import re
@@ -13,18 +12,16 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from support import Outcome, command, contents
 
-from vovnet.cli import main
 from vovnet.detection.checkpoint import save_detector
 from vovnet.detection.detectors import build_detector
 from vovnet.detection.recipe import load_recipe
@@ -60,45 +57,6 @@ solver:
   warmup_iterations: 1
 log: {{log_every: 1, evaluate_every: 0, checkpoint_every: 100}}
 """
-
-
-@dataclass
-class Outcome:
-    """What a command left behind: exit code, stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    def refused(self, *words: object) -> str:
-        """Check that the command failed with one line of error that contains ``words``; give the line."""
-        assert self.code != 0, self.out + self.err
-        assert "Traceback" not in self.err + self.out, self.err
-        errors = [line for line in self.err.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1, self.err
-        for word in words:
-            assert str(word) in errors[0], errors[0]
-        return errors[0]
-
-
-def command(*arguments: object) -> Outcome:
-    """Run ``vovnet ARGUMENTS`` in this process: importing torch anew for each would take most of the time."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", ["vovnet", *map(str, arguments)]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return Outcome(code, out.getvalue(), err.getvalue())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too: what was there, and what was left behind."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_data(root: Path, size: tuple[int, int] = (64, 64), count: int = 4) -> Path:

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from PIL import Image
+from support import command
 
-from vovnet.cli import main
 from vovnet.detection import load_recipe
 from vovnet.detection.checkpoint import save_detector
 from vovnet.detection.detectors import build_detector
 
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
-
-
-def vovnet(*arguments: object) -> tuple[int, str]:
-    """Run ``vovnet ARGUMENTS`` in this process: its exit code and what it prints to stdout."""
-    out, code = io.StringIO(), 0
-    with mock.patch.object(sys, "argv", ["vovnet", *map(str, arguments)]), redirect_stdout(out):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return code, out.getvalue()
 
 
 def read(path: Path) -> Any:
@@ -42,8 +27,9 @@ def read(path: Path) -> Any:
 @pytest.mark.timeout(1800)
 def test_the_quickstart_learns_shapes(tmp_path: Path) -> None:
     run = tmp_path / "quickstart"
-    code, printed = vovnet("quickstart", "--output", run)
-    assert code == 0
+    done = command("quickstart", "--output", run)
+    assert done.code == 0, done.err
+    printed = done.out
     assert read(run / "metrics.json")["bbox"]["AP50"] >= 0.80
     for name in (*RUN_FILES, "predictions.png"):
         assert (run / name).stat().st_size > 0, name
@@ -54,8 +40,8 @@ def test_the_quickstart_learns_shapes(tmp_path: Path) -> None:
         assert str(run / name) in printed or str(run) in printed
     # What is left is a detector that predicts.
     picture = next((run / "data" / "val").iterdir())
-    code, _ = vovnet("predict", picture, "--weights", run, "--output", tmp_path / "out")
-    assert code == 0
+    done = command("predict", picture, "--weights", run, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
     assert read(tmp_path / "out" / f"{picture.stem}.json")
 
 
@@ -72,11 +58,11 @@ def test_a_mask_rcnn_learns_eight_real_pictures_by_heart(shared: Path, tmp_path:
     (tmp_path / "eight.json").write_text(json.dumps(content))
     source = f"[{{images: '{coco / 'train2017'}', annotations: '{tmp_path / 'eight.json'}'}}]"
     run, output = tmp_path / "run", tmp_path / "out"
-    code, _ = vovnet("train", "coco_tiny", f"data.train={source}", f"data.val={source}", "--output", run)
-    assert code == 0
+    done = command("train", "coco_tiny", f"data.train={source}", f"data.val={source}", "--output", run)
+    assert done.code == 0, done.err
     data = ("--images", coco / "train2017", "--annotations", tmp_path / "eight.json")
-    code, _ = vovnet("evaluate", "--weights", run, *data, "--output", output)
-    assert code == 0
+    done = command("evaluate", "--weights", run, *data, "--output", output)
+    assert done.code == 0, done.err
     metrics = read(output / "metrics.json")
     assert metrics["bbox"]["AP"] >= 0.6
     assert metrics["segm"]["AP"] >= 0.5
@@ -92,11 +78,11 @@ def test_the_blood_cells_are_found(shared: Path, tmp_path: Path) -> None:
     }
     run, output = tmp_path / "run", tmp_path / "out"
     settings = (f"data.{split}={source}" for split, source in sources.items())
-    code, _ = vovnet("train", "bccd", *settings, "--output", run)
-    assert code == 0
+    done = command("train", "bccd", *settings, "--output", run)
+    assert done.code == 0, done.err
     data = ("--images", cells / "images", "--annotations", cells / "annotations" / "instances_val.json")
-    code, _ = vovnet("evaluate", "--weights", run, *data, "--output", output)
-    assert code == 0
+    done = command("evaluate", "--weights", run, *data, "--output", output)
+    assert done.code == 0, done.err
     assert read(output / "metrics.json")["bbox"]["AP50"] >= 0.88
 
 
@@ -112,8 +98,9 @@ def test_coco_is_evaluated_with_all_its_oddities(shared: Path, tmp_path: Path) -
     torch.manual_seed(0)
     save_detector(tmp_path / "detector", build_detector(recipe), recipe, truth["categories"])
     data = ("--images", coco / "val2017", "--annotations", annotations, "--workers", 0)
-    code, printed = vovnet("evaluate", "--weights", tmp_path / "detector", *data, "--output", tmp_path / "out")
-    assert code == 0
+    done = command("evaluate", "--weights", tmp_path / "detector", *data, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    printed = done.out
     metrics = read(tmp_path / "out" / "metrics.json")
     for kind in ("bbox", "segm"):
         assert set(TWELVE) <= set(metrics[kind])
@@ -132,8 +119,9 @@ def test_coco_passes_the_check_of_its_data(split: str, shared: Path) -> None:
     """Real data are never perfect; but every picture is there, decodes and has its size, and crowds are sound."""
     coco = shared / "data" / "coco_tiny_cc"
     annotations = coco / "annotations" / f"instances_{split}.json"
-    code, printed = vovnet("check-data", "--images", coco / split, "--annotations", annotations)
-    assert code in (0, 1)
+    done = command("check-data", "--images", coco / split, "--annotations", annotations)
+    assert done.code in (0, 1), done.err
+    printed = done.out
     content = read(annotations)
     assert str(len(content["images"])) in printed
     assert str(len(content["annotations"])) in printed

@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import Sampler
 
-from vovnet.detection.data.sampler import Draw, draw_seed
+from vovnet.detection.data.sampler import BatchStream, Draw, draw_seed
 from vovnet.errors import InputError
 
 
-class LegacyBatchStream(Sampler[list[Draw]]):
+class LegacyBatchStream(BatchStream):
     """An endless stream of batches whose images share a group, in the order of the reference's training.
 
     Reference data/build.py:70-105,143-146 and data/samplers. Each process goes through the data pass by pass: it
@@ -48,26 +47,18 @@ class LegacyBatchStream(Sampler[list[Draw]]):
         start: int = 0,
         passes: int = 1,
     ) -> None:
-        if not len(groups):
-            raise InputError("training data: the dataset has no images")
-        if batch_size < 1:
-            raise InputError(f"batch size: expected at least one image for each process and pass, got {batch_size}")
-        if not 0 <= rank < world_size:
-            raise InputError(f"rank: expected 0..{world_size - 1}, got {rank}")
-        if start < 0:
-            raise InputError(f"start: expected the number of batches already taken, got {start}")
+        super().__init__(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
         if passes < 1:
             raise InputError(f"passes: expected the batches of an iteration in this process, got {passes}")
-        self.groups, self.batch_size, self.seed = list(groups), batch_size, seed
-        self.rank, self.world_size, self.start, self.passes = rank, world_size, start, passes
+        self.passes = passes
 
     def __iter__(self) -> Iterator[list[Draw]]:
         played = range(self.rank * self.passes, (self.rank + 1) * self.passes)
-        iterations = zip(*(self._batches(rank) for rank in played), strict=True)
+        iterations = zip(*(self._batches_of(rank) for rank in played), strict=True)
         for batch, iteration in itertools.islice(itertools.chain.from_iterable(iterations), self.start, None):
             yield [(index, draw_seed(self.seed, iteration, index)) for index in batch]
 
-    def _batches(self, rank: int) -> Iterator[tuple[list[int], int]]:
+    def _batches_of(self, rank: int) -> Iterator[tuple[list[int], int]]:
         """One of the reference's processes: batches, and the iteration at which their pass started."""
         iteration = 0
         while True:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from unittest import mock
 
 import pytest
 import timm
@@ -24,10 +21,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
+from support import Outcome, command, contents
 from timm.models import save_for_hf
 
 import vovnet  # noqa: F401 (registers our models)
-from vovnet.cli import main
 
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 90, "name": "bar"}]
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -68,46 +65,12 @@ log: {{log_every: 1, evaluate_every: 0, checkpoint_every: 100}}
 """
 
 
-@dataclass
-class Outcome:
-    """What a command left behind: exit code, stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    def error(self) -> str:
-        """The one line that says what went wrong."""
-        (line,) = (line for line in self.err.splitlines() if line.startswith("error:"))
-        assert "Traceback" not in self.err
-        return line
-
-
-def command(*arguments: object) -> Outcome:
-    """Run ``vovnet ARGUMENTS`` in this process: importing torch anew for each would take most of the time."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", ["vovnet", *map(str, arguments)]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return Outcome(code, out.getvalue(), err.getvalue())
-
-
 def lines_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses_of(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines_of(run) if "loss" in line]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def rectangle(left: int, top: int, width: int, height: int) -> dict[str, Any]:
