@@ -57,7 +57,8 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
 
     Returns:
         A torchvision detector in eval mode with ``categories``, ``preprocessing`` and ``recipe``; it takes a list of
-        float tensors (C, H, W) in [0, 1] and returns boxes as XYXY pixels.
+        float tensors (C, H, W) in [0, 1] and returns boxes as XYXY pixels; those of a detector with ``conventions:
+        legacy`` are inclusive, and its ``boxes_to_xywh`` makes COCO's of them.
 
     Raises:
         InputError: not found, offline, damaged, or of a format that this version does not read.
