@@ -85,11 +85,15 @@ def _check_settings(detector: type[FasterRCNN], settings: dict[str, Any]) -> Non
     """torchvision hands unknown arguments down to its transform, which swallows them; a slip must not go unseen."""
     known = {*inspect.signature(detector).parameters, *inspect.signature(GeneralizedRCNNTransform).parameters}
     known = (known | {"_skip_resize"}) - {"backbone", "num_classes", "kwargs"}
+    _refuse_unknown(detector.__name__, settings, known)
+
+
+def _refuse_unknown(name: str, settings: dict[str, Any], known: set[str]) -> None:
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{detector.__name__} has no argument {key!r}{hint}")
+            raise TypeError(f"{name} has no argument {key!r}{hint}")
 
 
 def _register(name: str, detector: type[FasterRCNN], architecture: str) -> Callable[..., FasterRCNN]:
@@ -165,7 +169,8 @@ def _register_legacy(detector: str, depth: int) -> Callable[..., FasterRCNN]:
         if outputs < 2:
             raise InputError(f"num_classes counts the background and must be 2 or more, got {outputs}")
         model = load_recipe(recipe).model
-        _check_fields(name, kwargs)
+        fixed = {"detector", "conventions", "backbone", "num_classes"}
+        _refuse_unknown(name, kwargs, {field.name for field in fields(ModelRecipe)} - fixed)
         return build_detector(replace(model, num_classes=outputs - 1, **kwargs), download=False)
 
     build.__name__ = build.__qualname__ = name
@@ -184,15 +189,6 @@ def _register_legacy(detector: str, depth: int) -> Callable[..., FasterRCNN]:
     """
     register_model(name)(build)
     return build
-
-
-def _check_fields(name: str, settings: dict[str, Any]) -> None:
-    known = {field.name for field in fields(ModelRecipe)} - {"detector", "conventions", "backbone", "num_classes"}
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{name} has no argument {key!r}{hint}")
 
 
 fasterrcnn_legacy_resnet50_fpn = _register_legacy("faster_rcnn", 50)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vovnet.detection.detector_config import DetectorConfig, compose_config, read_config
 from vovnet.detection.recipe import ModelRecipe
+from vovnet.detection.tensor_shapes import Shapes, compare_shapes, shapes_of
 from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path
 
@@ -195,11 +196,6 @@ class _opened:
         return InputError(f"{self.path}: not a readable safetensors file ({reason(error)}); fetch or save it again")
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor."""
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-
-
 def _shapes_without_memory(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
     """The shapes that a config asks for, before any memory is taken for them."""
     from vovnet.detection.detectors import build_detector
@@ -208,26 +204,16 @@ def _shapes_without_memory(config: DetectorConfig) -> dict[str, tuple[int, ...]]
         return shapes_of(build_detector(config.model, download=False).state_dict())
 
 
-def refuse_differences(
-    path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> None:
+def refuse_differences(path: Path, expected: Shapes, found: Shapes) -> None:
     """Hold the shapes in a file to those that a model has.
 
     Raises:
         InputError: the message counts what is missing, left over and of another shape, and names some of each.
     """
-    missing = [key for key in expected if key not in found]
-    extra = [key for key in found if key not in expected]
-    wrong = [
-        f"{key} {found[key]}, not {expected[key]}" for key in expected if key in found and found[key] != expected[key]
-    ]
-    parts = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for what, keys in (("missing", missing), ("left over", extra), ("of another shape", wrong))
-        if keys
-    ]
-    if parts:
-        raise InputError(f"{path}: weights of another model: {'; '.join(parts)}; of {len(expected)} expected tensors")
+    if differences := compare_shapes(expected, found):
+        raise InputError(
+            f"{path}: weights of another model: {differences.brief()}; of {len(expected)} expected tensors"
+        )
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

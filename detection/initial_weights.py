@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from vovnet.detection.checkpoint import (
     find_folder,
     read_weights,
     refuse_differences,
-    shapes_of,
     weight_shapes,
 )
 from vovnet.detection.detector_config import read_config
+from vovnet.detection.tensor_shapes import Shapes, shapes_of
 from vovnet.errors import InputError
 
 # The parts whose shapes follow from the number of classes.
@@ -92,6 +92,6 @@ def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
     return sorted({f"{name}.*" for name in ("backbone.fpn", "rpn", "roi_heads")})
 
 
-def _without(shapes: Mapping[str, tuple[int, ...]], keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
+def _without(shapes: Shapes, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
     left_out = set(keys)
     return {key: shape for key, shape in shapes.items() if key not in left_out}

@@ -18,10 +18,11 @@ import timm
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from vovnet.detection.checkpoint import save_detector, shapes_of
+from vovnet.detection.checkpoint import save_detector
 from vovnet.detection.detectors import build_detector
 from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, identify_detector
 from vovnet.detection.recipe import ModelRecipe, load_recipe, recipe_names
+from vovnet.detection.tensor_shapes import shapes_of
 from vovnet.errors import InputError
 from vovnet.files import claim_folder
 from vovnet.hub.checkpoint_file import read_checkpoint_file, to_float32

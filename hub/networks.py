@@ -16,8 +16,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from vovnet.detection.checkpoint import CONFIG_FILE, WEIGHTS_FILE, shapes_of
-from vovnet.detection.legacy.keys import Shapes, closest, compare_shapes, published_resnet_keys
+from vovnet.detection.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from vovnet.detection.legacy.keys import published_resnet_keys
+from vovnet.detection.tensor_shapes import Shapes, closest, compare_shapes, shapes_of
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
 from vovnet.vovnet import VoVNet, published_keys
@@ -194,6 +195,7 @@ def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
     return {
         "architecture": network.name,
         "num_classes": network.num_classes,
+        # As the authors test; timm's entries may be for weights of its own, with other sizes and statistics.
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
         "crop_pct": 0.875,

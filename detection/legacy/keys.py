@@ -18,14 +18,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vovnet.detection.checkpoint import shapes_of
 from vovnet.detection.detectors import build_detector
 from vovnet.detection.legacy.anchors import base_anchors
 from vovnet.detection.recipe import ModelRecipe, load_recipe, recipe_names
+from vovnet.detection.tensor_shapes import Shapes, closest, compare_shapes, shapes_of
 from vovnet.errors import InputError
 from vovnet.vovnet import VoVNet, published_keys
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 BODIES = {
     "resnet50": "R_50",
@@ -45,22 +43,6 @@ _LEVELS = ((4, 32), (8, 64), (16, 128), (32, 256), (64, 512))  # stride and anch
 _RATIOS = (0.5, 1.0, 2.0)
 _COUNTER = "num_batches_tracked"
 _MOST_OUTPUTS = 20_001  # what config.json may say; reading a file must not take more memory than any detector does
-
-
-@dataclass(frozen=True)
-class Differences:
-    """What keeps a file's tensors from fitting a network; false where nothing does."""
-
-    missing: tuple[str, ...]
-    left_over: tuple[str, ...]
-    reshaped: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.missing) + len(self.left_over) + len(self.reshaped)
-
-    def __str__(self) -> str:
-        parts = (("missing", self.missing), ("left over", self.left_over), ("other shapes", self.reshaped))
-        return "; ".join(f"{what}: {', '.join(keys)}" for what, keys in parts if keys)
 
 
 @dataclass(frozen=True)
@@ -118,24 +100,6 @@ def check_cell_anchors(tensors: Mapping[str, Tensor]) -> None:
             expected = base_anchors(*_LEVELS[level], _RATIOS)
             if not torch.equal(value.float(), expected):
                 raise InputError(f"{key} is {value.tolist()}, expected the published anchors {expected.tolist()}")
-
-
-def compare_shapes(expected: Shapes, found: Shapes) -> Differences:
-    """What a file lacks, has in addition, and has in other shapes than a network expects."""
-    return Differences(
-        tuple(key for key in expected if key not in found),
-        tuple(key for key in found if key not in expected),
-        tuple(
-            f"{key} is {found[key]} and should be {shape}"
-            for key, shape in expected.items()
-            if key in found and found[key] != shape
-        ),
-    )
-
-
-def closest(candidates: Mapping[str, Shapes], found: Shapes) -> str:
-    """The candidate with the fewest differences; the first of equals."""
-    return min(candidates, key=lambda name: len(compare_shapes(candidates[name], found)))
 
 
 def published_resnet_keys(model: nn.Module) -> dict[str, str]:

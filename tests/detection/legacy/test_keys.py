@@ -11,8 +11,6 @@ import torch
 
 from vovnet.detection.legacy.keys import (
     check_cell_anchors,
-    closest,
-    compare_shapes,
     empty_detector,
     identify_detector,
     published_detector_keys,
@@ -163,11 +161,3 @@ def test_without_a_classifier_it_is_listed_as_missing() -> None:
     del shapes["roi_heads.box.predictor.cls_score.weight"]
     with pytest.raises(InputError, match=r"missing: roi_heads\.box\.predictor\.cls_score\.weight\)"):
         identify_detector(shapes)
-
-
-def test_differences_are_counted_and_false_when_there_are_none() -> None:
-    assert not compare_shapes({"a": (1,)}, {"a": (1,)})
-    differences = compare_shapes({"a": (1,), "b": (2,)}, {"b": (3,), "c": (4,)})
-    assert len(differences) == 3
-    assert str(differences) == "missing: a; left over: c; other shapes: b is (3,) and should be (2,)"
-    assert closest({"one": {"a": (1,)}, "two": {"a": (1,), "b": (2,)}}, {"b": (2,), "a": (1,)}) == "two"
