@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vovnet.errors import InputError
+
 if TYPE_CHECKING:
     from vovnet.detection.run import Run
 
@@ -62,6 +64,27 @@ class MetricsFile(Callback):
                 file.write(json.dumps(values) + "\n")
         except OSError as error:  # a failed write does not know its file's name
             raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a run's ``metrics.jsonl`` in order, without lines that are none, such as a half-written last one.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
+            records.append(record)
+    return records
 
 
 class ProgressBar(Callback):

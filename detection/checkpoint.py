@@ -8,25 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vovnet.detection.detector_config import DetectorConfig, compose_config, read_config
 from vovnet.detection.recipe import ModelRecipe
 from vovnet.detection.tensor_shapes import Shapes, compare_shapes, shapes_of
+from vovnet.downloads import hub_files
 from vovnet.errors import InputError, reason
-from vovnet.files import atomic_path
+from vovnet.files import atomic_path, refuse_foreign_link
+from vovnet.timm_folder import limited_building
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def save_detector(
@@ -78,13 +78,14 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
 
     folder = find_folder(name_or_folder, revision)
     config = read_config(folder / CONFIG_FILE)
-    weights = folder / WEIGHTS_FILE
-    refuse_differences(weights, _shapes_without_memory(config), weight_shapes(weights))
-    # The weights are all in the folder; what pretraining decided about norms and freezing stays.
-    detector = build_detector(config.model, download=False)
-    tensors = read_weights(weights)
-    refuse_differences(weights, shapes_of(detector.state_dict()), shapes_of(tensors))
-    detector.load_state_dict(tensors)
+    with open_weights(folder / WEIGHTS_FILE) as weights:
+        with limited_building(len(weights.shapes()), str(weights.path)):
+            expected = _shapes_without_memory(config)
+        weights.refuse_differences(expected)
+        with _Uninitialised():
+            # What pretraining decided about norms and freezing stays; the weights are all in the folder.
+            detector = build_detector(config.model, download=False)
+        detector.load_state_dict(weights.tensors())
     return attach(detector, config).eval()
 
 
@@ -100,100 +101,89 @@ def find_folder(name_or_folder: str | os.PathLike[str], revision: str | None = N
     """Turn a local folder's path or a Hub name into a local folder that holds both files.
 
     Raises:
-        InputError: neither, or a file is missing, or the Hub cannot give it.
+        InputError: neither, or a file is missing or a link that leads elsewhere, or the Hub cannot give it.
     """
+    files = (CONFIG_FILE, WEIGHTS_FILE)
     folder = Path(name_or_folder)
     if not folder.exists():
-        folder = _download(os.fspath(name_or_folder), revision)
-        source = f"repository '{os.fspath(name_or_folder)}'"
-    elif revision is not None:
+        return hub_files(os.fspath(name_or_folder), files, revision)
+    if revision is not None:
         raise InputError(
             f"revision '{revision}' was given, but '{folder}' is a local path; revisions exist only on the Hub"
         )
-    elif not folder.is_dir():
+    if not folder.is_dir():
         raise InputError(f"'{folder}' is a file; expected the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
-    else:
-        source = f"folder '{folder}'"
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    for name in files:
+        refuse_foreign_link(folder, name)
         if not (folder / name).is_file():
-            raise InputError(f"{source} has no {name}; expected a detector folder, as `vovnet train` leaves one")
+            raise InputError(
+                f"folder '{folder}' has no {name}; expected a detector folder, as `vovnet train` leaves one"
+            )
     return folder
 
 
-def _download(name: str, revision: str | None) -> Path:
-    if not _HUB_NAME.fullmatch(name):
-        raise InputError(f"'{name}' is neither a folder here nor a Hub name ORG/NAME; check the path")
-    from huggingface_hub import errors, snapshot_download
+class WeightsFile:
+    """An open safetensors file, from :func:`open_weights`."""
 
-    asked = f"'{name}'" + (f" at revision '{revision}'" if revision else "")
-    mend = f"or download {CONFIG_FILE} and {WEIGHTS_FILE} elsewhere and give their folder"
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except errors.GatedRepoError as error:
-        raise InputError(f"Hub repository {asked} is gated: accept its terms, `hf auth login`, {mend}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"no folder '{name}' here and no such repository on the Hub (or a private one): check the name, "
-            f"`hf auth login`, {mend}"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"Hub repository '{name}' has no revision '{revision}'; check its name") from error
-    except (OSError, ValueError, RuntimeError, errors.HfHubHTTPError) as error:
-        raise InputError(
-            f"no folder '{name}' here, and Hub repository {asked} cannot be reached ({reason(error)}): connect (or "
-            f"unset HF_HUB_OFFLINE), {mend}"
-        ) from error
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path = path
+        self._file = file
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes, from the header alone."""
+        return {key: tuple(self._file.get_slice(key).get_shape()) for key in self._file.keys()}  # noqa: SIM118
+
+    def refuse_differences(self, expected: Shapes) -> None:
+        """Hold the file to the shapes that a model has, before anything is read but the header.
+
+        Raises:
+            InputError: the message counts what is missing, left over and of another shape, and names some of each.
+        """
+        refuse_differences(self.path, expected, self.shapes())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, held to the checksum that :func:`save_detector` stored, if any.
+
+        Raises:
+            InputError: they do not fit their checksum.
+        """
+        tensors = {key: self._file.get_tensor(key) for key in self._file.keys()}  # noqa: SIM118
+        checksum = (self._file.metadata() or {}).get("sha256")
+        if checksum is not None and checksum != _checksum(tensors):
+            raise InputError(
+                f"{self.path}: the weights do not fit their checksum; the file is damaged, fetch or save it again"
+            )
+        return tensors
 
 
-def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, from its header alone.
+@contextmanager
+def open_weights(path: Path) -> Iterator[WeightsFile]:
+    """Open a safetensors file once, to look at its header and to read it.
 
     Raises:
         InputError: the file cannot be read, is truncated or is not safetensors.
     """
-    with _opened(path) as stack_file:
-        return {key: tuple(stack_file.get_slice(key).get_shape()) for key in stack_file.keys()}  # noqa: SIM118
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield WeightsFile(path, file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({reason(error)}); fetch or save it again"
+        ) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, held to the checksum that :func:`save_detector` stored, if any.
+class _Uninitialised(TorchFunctionMode):
+    """Leave out the random start of parameters that are about to be loaded: it takes longer than reading them."""
 
-    Raises:
-        InputError: the file cannot be read, is truncated, is not safetensors or does not fit its checksum.
-    """
-    with _opened(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        checksum = (file.metadata() or {}).get("sha256")
-    if checksum is not None and checksum != _checksum(tensors):
-        raise InputError(f"{path}: the weights do not fit their checksum; the file is damaged, fetch or save it again")
-    return tensors
+    # The functions of nn.init that hand over to a mode as a whole, and what the others call.
+    _RANDOM = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_})
 
-
-class _opened:
-    """``safetensors.safe_open`` whose errors are ours, on opening and while reading."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Any:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self.file = safe_open(self.path, framework="pt")
-            return self.file.__enter__()
-        except (SafetensorError, OSError) as error:
-            raise self.damaged(error) from error
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        from safetensors import SafetensorError
-
-        self.file.__exit__(kind, error, traceback)
-        if isinstance(error, SafetensorError):
-            raise self.damaged(error) from error
-
-    def damaged(self, error: Exception) -> InputError:
-        """One line for what went wrong."""
-        return InputError(f"{self.path}: not a readable safetensors file ({reason(error)}); fetch or save it again")
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _shapes_without_memory(config: DetectorConfig) -> dict[str, tuple[int, ...]]:

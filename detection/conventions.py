@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from vovnet.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from pathlib import Path
+
+    from torch import Tensor, nn
     from torch.optim import SGD
     from torch.optim.lr_scheduler import LambdaLR
     from torchvision.models.detection import FasterRCNN
@@ -50,6 +52,8 @@ class Conventions:
     build_schedule: Callable[[SGD, SolverRecipe], LambdaLR]
     step: Callable[[Run, Sequence[Batch]], dict[str, float]]
     """One iteration, as :func:`vovnet.detection.engine.step`; no losses where it leaves the batches out."""
+    read_published: Callable[[str, Path], dict[str, Tensor]] | None = None
+    """A recipe and a file that its authors published -> the detector's state; None where none are published."""
 
 
 def conventions_of(model: ModelRecipe) -> Conventions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from torch import nn
 from vovnet.detection.conventions import MODULES, conventions_of
 from vovnet.detection.recipe import ModelRecipe, model_from_dict
 from vovnet.errors import InputError
+from vovnet.timm_folder import FORBIDDEN_ARGS, read_json
 
 FORMAT = "vovnet-detector"
 FORMAT_VERSION = 1
 
 _KEYS = {"format", "format_version", "model", "categories", "preprocessing"}
 _PREPROCESSING_KEYS = {"in_chans", "channel_order", "range", "mean", "std", "min_size", "max_size"}
-_MAX_BYTES = 16 * 2**20
 
 # What a stored number may be: wide enough for any real detector, narrow enough that building one from a hostile file
 # cannot take the machine's memory or hours.
@@ -49,8 +48,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "trainable_stages": (0, 64),
 }
 _MAX_LIST = 64
-# Arguments of timm.create_model that read files or the network; the rest shape the network and are plain values.
-_FORBIDDEN_BACKBONE_ARGS = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+_FORBIDDEN = FORBIDDEN_ARGS | {"num_classes"}  # a detector's network has no classifier
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def compose_config(detector: nn.Module, model: ModelRecipe, categories: Sequence
     if model.num_classes is not None and model.num_classes != len(kept):
         raise InputError(f"categories: expected model.num_classes = {model.num_classes} of them, got {len(kept)}")
     # Where the backbone's first weights came from is not part of the detector, which has its own.
-    arguments = {key: value for key, value in model.backbone_args.items() if key not in _FORBIDDEN_BACKBONE_ARGS}
+    arguments = {key: value for key, value in model.backbone_args.items() if key not in _FORBIDDEN}
     stored = dataclasses.replace(
         model,
         num_classes=len(kept),
@@ -128,7 +126,7 @@ def read_config(path: Path) -> DetectorConfig:
             out of bounds, categories that do not fit, or a preprocessing part that contradicts the model part.
     """
     where = str(path)
-    values = _read_json(path)
+    values = read_json(path)
     if values.get("format") != FORMAT:
         raise InputError(
             f"{where}: 'format' is {values.get('format')!r}, expected '{FORMAT}'; this is no detector folder"
@@ -141,25 +139,14 @@ def read_config(path: Path) -> DetectorConfig:
     _check_keys(values, _KEYS, where)
     if not isinstance(values["model"], dict):
         raise InputError(f"{where}: 'model' must be an object, got {type(values['model']).__name__}")
+    for name, value in values["model"].items():
+        if isinstance(value, list | dict):  # before OmegaConf reads them, which takes minutes for a long one
+            _check_values(value, f"{where}: model.{name}")
     model = model_from_dict(values["model"], f"{where}: model")
     _check_model(model, where)
     categories = _check_categories(values["categories"], model, where)
     _check_preprocessing(values["preprocessing"], model, where)
     return DetectorConfig(model, categories, values["preprocessing"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path}: larger than {_MAX_BYTES // 2**20} MiB, which no detector's config is")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); the file is damaged or was edited") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
 
 
 def _check_keys(values: Mapping[str, Any], expected: set[str], where: str) -> None:
@@ -183,7 +170,7 @@ def _check_model(model: ModelRecipe, where: str) -> None:
         raise InputError(f"{where}: model.num_classes is missing; expected the number of categories")
     if any(character in model.backbone for character in ":/\\"):
         raise InputError(f"{where}: model.backbone is '{model.backbone}', expected the plain name of a timm model")
-    if forbidden := sorted(_FORBIDDEN_BACKBONE_ARGS & set(model.backbone_args)):
+    if forbidden := sorted(_FORBIDDEN & set(model.backbone_args)):
         raise InputError(f"{where}: model.backbone_args.{forbidden[0]} is not allowed in a stored detector")
     for name in ("out_indices", "anchor_sizes", "aspect_ratios", "image_mean", "image_std", "backbone_args"):
         _check_values(getattr(model, name), f"{where}: model.{name}")

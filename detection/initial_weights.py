@@ -14,9 +14,8 @@ from vovnet.detection.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     find_folder,
-    read_weights,
+    open_weights,
     refuse_differences,
-    weight_shapes,
 )
 from vovnet.detection.detector_config import read_config
 from vovnet.detection.tensor_shapes import Shapes, shapes_of
@@ -54,15 +53,18 @@ def load_matching(
             f"init: '{name_or_folder}' is of conventions: {theirs}, whose pictures and boxes are not those of "
             f"conventions: {conventions}; train with model.conventions={theirs}"
         )
-    weights = folder / WEIGHTS_FILE
-    expected, found = shapes_of(detector.state_dict()), weight_shapes(weights)
-    fresh = [
-        key for key, shape in expected.items() if key.startswith(_PREDICTORS) and key in found and found[key] != shape
-    ]
-    # Frozen norms do not count batches and others do; either can start from the other.
-    counters = [key for key in {*expected, *found} if key.endswith(".num_batches_tracked")]
-    refuse_differences(weights, _without(expected, fresh + counters), _without(found, fresh + counters))
-    tensors = read_weights(weights)
+    expected = shapes_of(detector.state_dict())
+    with open_weights(folder / WEIGHTS_FILE) as weights:
+        found = weights.shapes()
+        fresh = [
+            key
+            for key, shape in expected.items()
+            if key.startswith(_PREDICTORS) and key in found and found[key] != shape
+        ]
+        # Frozen norms do not count batches and others do; either can start from the other.
+        counters = [key for key in {*expected, *found} if key.endswith(".num_batches_tracked")]
+        refuse_differences(weights.path, _without(expected, fresh + counters), _without(found, fresh + counters))
+        tensors = weights.tensors()
     detector.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in fresh}, strict=False)
     return fresh
 
@@ -80,9 +82,10 @@ def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
     expected = shapes_of(body.state_dict())
     parts = {key.partition(".")[0] for key in expected}
     tensors: dict[str, Tensor] = {}
-    for key, tensor in read_weights(weights).items():
-        joined = key.replace(".", "_", 1)
-        tensors[joined if joined.partition(".")[0] in parts else key] = tensor
+    with open_weights(weights) as file:
+        for key, tensor in file.tensors().items():
+            joined = key.replace(".", "_", 1)
+            tensors[joined if joined.partition(".")[0] in parts else key] = tensor
     counters = [key for key in {*expected, *tensors} if key.endswith(".num_batches_tracked")]
     # A classifier, and stages behind the last level, have no place in a detector; more of a stage is another network.
     unused = [key for key in tensors if key.partition(".")[0] not in parts]

@@ -5,7 +5,6 @@ Matplotlib is used through ``Figure`` objects alone: no display, no global state
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
+from vovnet.detection.callbacks import read_metrics
 from vovnet.detection.drawing import category_colour, prediction_sheet
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
@@ -42,7 +42,7 @@ def plot_curves(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLik
     Raises:
         InputError: the file is missing or has no losses or AP.
     """
-    records = _read_log(Path(metrics_jsonl))
+    records = read_metrics(Path(metrics_jsonl))
     losses = _series(records, lambda key: key == "loss" or key.startswith("loss_"))
     scores = _series(
         records, lambda key: key in ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
@@ -57,22 +57,6 @@ def plot_curves(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLik
     if scores:
         _plot_scores(figure.add_subplot(grid[:, 1]), scores)
     _save(figure, out_png)
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
-            records.append(record)
-    return records
 
 
 def _series(records: Iterable[Mapping[str, Any]], wanted: Any) -> dict[str, tuple[list[int], list[float]]]:

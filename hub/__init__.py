@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vovnet.hub.convert import Conversion
+    from vovnet.hub.publishing import Publication
+    from vovnet.hub.verification import Verification
 
-__all__ = ["convert_checkpoint", "load_detector"]
+__all__ = ["convert_checkpoint", "load_detector", "publish", "verify"]
 
 
 def convert_checkpoint(
@@ -19,6 +21,7 @@ def convert_checkpoint(
     *,
     overwrite: bool = False,
     expect: str | None = None,
+    architecture: str = "timm",
 ) -> Conversion:
     """Read a published checkpoint and write a folder that loads here.
 
@@ -28,11 +31,16 @@ def convert_checkpoint(
     (``timm.create_model("local-dir:OUT", pretrained=True)`` after ``import vovnet``). The file is a state dict, or
     ``{"model": …}`` with an optimizer and the like beside it, with ``module.`` before all keys or none.
 
+    Beside ``config.json`` and ``model.safetensors`` stand a model card, ``manifest.json`` (the file's SHA-256, and
+    outputs for :func:`verify`) and ``SHA256SUMS``.
+
     Args:
         path: the ``.pth`` file. Only tensors and plain values are read, so nothing in it can run.
-        out: the folder for ``config.json`` and ``model.safetensors``; created if need be.
+        out: the folder for the result; created if need be.
         overwrite: replace what stands in a folder that is not empty.
         expect: a recipe's or timm model's name that the file has to be of.
+        architecture: how ``config.json`` calls a VoVNet: ``timm`` (as timm's ``vovnet39a`` with arguments, which loads
+            without this package, too) or ``vovnet`` (by its name here). The outputs are equal.
 
     Returns:
         What the file was, what to know about it, and the keys that were left out on purpose; ``str()`` tells it all.
@@ -44,7 +52,7 @@ def convert_checkpoint(
     """
     from vovnet.hub import convert
 
-    return convert.convert_checkpoint(path, out, overwrite=overwrite, expect=expect)
+    return convert.convert_checkpoint(path, out, overwrite=overwrite, expect=expect, architecture=architecture)
 
 
 def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> nn.Module:
@@ -66,3 +74,62 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
     from vovnet.detection import checkpoint
 
     return checkpoint.load_detector(name_or_folder, revision)
+
+
+def publish(
+    folder: str | os.PathLike[str],
+    repository: str,
+    *,
+    yes: bool = False,
+    private: bool = True,
+    license: str | None = None,
+    dataset: str | None = None,
+    architecture: str = "timm",
+) -> Publication:
+    """Upload a folder's model to the Hugging Face Hub, with a model card, checksums and recorded outputs.
+
+    Exactly ``README.md``, ``config.json``, ``model.safetensors``, ``manifest.json`` and ``SHA256SUMS`` go there, in one
+    commit; whatever else the folder holds stays.
+
+    Args:
+        folder: of a training run, of :func:`convert_checkpoint`, or in timm's form.
+        repository: ``ORG/NAME``; created if need be.
+        yes: False uploads nothing and needs no network: the result says what would go.
+        private: whether a new repository is private; one that exists stays as it is.
+        license: an identifier of the Hub's, such as ``apache-2.0``; ``other`` for weights whose authors state none.
+            Needed for converted weights.
+        dataset: what the card calls the data that the model was trained and evaluated on.
+        architecture: as in :func:`convert_checkpoint`.
+
+    Returns:
+        Files, sizes, what to know, and the commit; ``str()`` tells it all.
+
+    Raises:
+        InputError: the folder cannot be loaded or was changed since its conversion, its configuration holds a local
+            path, a licence is missing or contradicts the source's, or the Hub refuses.
+    """
+    from pathlib import Path
+
+    from vovnet.hub.published_folder import Description
+    from vovnet.hub.publishing import publish_folder
+
+    description = Description(repository, license, dataset, architecture)
+    return publish_folder(Path(folder), description, yes=yes, private=private)
+
+
+def verify(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> Verification:
+    """Check that a published folder is whole and computes here what it did where it was published.
+
+    The files are held to ``SHA256SUMS``, loaded, and run on a picture that is made by rule; the outputs are held to
+    those in ``manifest.json``.
+
+    Args:
+        name_or_folder: a local folder, else ``ORG/NAME`` on the Hub.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: anything is missing, damaged or different; all of it is named.
+    """
+    from vovnet.hub.verification import verify_folder
+
+    return verify_folder(name_or_folder, revision)

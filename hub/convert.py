@@ -12,26 +12,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from vovnet.checkpoint_file import read_checkpoint_file, to_float32
 from vovnet.detection.checkpoint import save_detector
 from vovnet.detection.detectors import build_detector
 from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, identify_detector
+from vovnet.detection.published import COCO_CLASSES, coco_categories
 from vovnet.detection.recipe import ModelRecipe, load_recipe, recipe_names
 from vovnet.detection.tensor_shapes import shapes_of
 from vovnet.errors import InputError
-from vovnet.files import claim_folder
-from vovnet.hub.checkpoint_file import read_checkpoint_file, to_float32
+from vovnet.files import claim_folder, flush_folder, flush_to_disk
+from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, Source, sha256_of
 from vovnet.hub.networks import BOTTOM_UP, PublishedNetwork, identify_network, write_network
-
-COCO_CLASSES = 80
-
-_STRUCTURE = ("detector", "conventions", "backbone", "norm", "fpn_norm", "box_head_convs", "head_norm")
-"""What tells one published model recipe from another."""
+from vovnet.hub.published_folder import Description, check_architecture, describe
+from vovnet.licences import V1_NOTICE, V2_NOTICE
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,15 @@ def convert_checkpoint(
     *,
     overwrite: bool = False,
     expect: str | None = None,
+    architecture: str = "timm",
 ) -> Conversion:
     """The body of :func:`vovnet.hub.convert_checkpoint`, which documents it."""
-    wanted = None if expect is None else _expected_structure(expect)
+    check_architecture(architecture)
+    wanted = None if expect is None else _expected(expect)
     file = read_checkpoint_file(path)
     try:
         published = _identify(file.tensors)
-        if expect is not None and wanted != _structure(published):
+        if expect is not None and wanted is not None and not _is(published, wanted):
             raise InputError(_is_something_else(published, expect))
         check_cell_anchors(file.tensors)
         values, notes = to_float32({theirs: file.tensors[theirs] for theirs in published.names})
@@ -75,12 +76,26 @@ def convert_checkpoint(
     tensors = {published.names[theirs]: value for theirs, value in values.items()}
     if file.beside:
         notes.append(f"not read, beside the weights: {', '.join(file.beside)}")
-    if isinstance(published, PublishedNetwork):
-        write_network(folder, published, tensors, Path(path).name)
-        notes = [*published.notes, *notes]
-    else:
-        notes = [*_write_detector(folder, published, tensors), *notes]
-    return Conversion(_full_title(published), _name(published), folder, tuple(notes), published.ignored)
+    licence = published.licence if isinstance(published, PublishedNetwork) else "unknown"
+    source = Source(Path(path).name, sha256_of(Path(path)), _full_title(published), published.name, licence)
+    with TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
+        staged = Path(scratch)
+        if isinstance(published, PublishedNetwork):
+            write_network(staged, published, tensors, source.file)
+            notes = [*published.notes, *notes]
+        else:
+            notes = [*_write_detector(staged, published, tensors), *notes]
+        known = licence if licence != "unknown" else "other"
+        describe(staged, staged, source, Description(license=known, architecture=architecture))
+        (folder / SUMS_FILE).unlink(missing_ok=True)  # of what stood here; the new ones come last
+        for name in PUBLISHED_FILES:
+            flush_to_disk(staged / name)
+        for name in PUBLISHED_FILES:
+            os.replace(staged / name, folder / name)
+    flush_folder(folder)
+    notice = V1_NOTICE if licence == "unknown" else V2_NOTICE
+    notes.append(f"{source.file}, SHA-256 {source.sha256}: {notice}")
+    return Conversion(source.title, source.name, folder, tuple(notes), published.ignored)
 
 
 def _identify(tensors: Mapping[str, Tensor]) -> PublishedDetector | PublishedNetwork:
@@ -103,28 +118,23 @@ def _write_detector(folder: Path, published: PublishedDetector, tensors: Mapping
     return [f"the file does not name its {classes} classes: config.json calls them 1 to {classes}"]
 
 
-def coco_categories() -> list[dict[str, Any]]:
-    """COCO's 80 object categories in the order of their ids, which is that of the labels 1 to 80."""
-    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by id; what has no object is N/A
-    return [{"id": i, "name": name} for i, name in enumerate(names) if i > 0 and name != "N/A"]
-
-
 def _numbered(classes: int | None) -> list[dict[str, Any]]:
     return [{"id": i, "name": str(i)} for i in range(1, (classes or 0) + 1)]
 
 
 def _is_something_else(published: PublishedDetector | PublishedNetwork, expect: str) -> str:
+    if isinstance(published, PublishedDetector):
+        return f"{published.is_not(expect)}; nothing was written"
     hint = ""
-    if expect.startswith("mask_rcnn_V_57") and published.title == "Mask R-CNN V-39-FPN":
-        hint = "; the link that is published for Mask R-CNN V-57 leads to the file of V-39"
-    elif isinstance(published, PublishedNetwork) and published.name == f"{expect}_all":
+    if published.name == f"{expect}_all":
         hint = f": timm's {expect} has the attention in the last block of a stage alone"
-    return f"is {_full_title(published)} ({_name(published)}), not {expect}{hint}; nothing was written"
+    return f"is {_full_title(published)} ({published.name}), not {expect}{hint}; nothing was written"
 
 
-def _expected_structure(expect: str) -> object:
+def _expected(expect: str) -> ModelRecipe | str:
+    """The model of a recipe, or timm's name of a network."""
     if expect in recipe_names() or expect.endswith((".yaml", ".yml")):
-        return _model_structure(load_recipe(expect).model)
+        return load_recipe(expect).model
     architecture = expect.partition(".")[0]  # without a tag such as .in1k
     if timm.is_model(architecture):
         return architecture
@@ -134,22 +144,14 @@ def _expected_structure(expect: str) -> object:
     raise InputError(f"--expect '{expect}' is neither a recipe nor a timm model{hint}")
 
 
-def _structure(published: PublishedDetector | PublishedNetwork) -> object:
-    return published.name if isinstance(published, PublishedNetwork) else _model_structure(published.model)
-
-
-def _model_structure(model: ModelRecipe) -> tuple[object, ...]:
-    return tuple(getattr(model, key) for key in _STRUCTURE)
+def _is(published: PublishedDetector | PublishedNetwork, wanted: ModelRecipe | str) -> bool:
+    if isinstance(published, PublishedDetector):
+        return isinstance(wanted, ModelRecipe) and published.has_structure_of(wanted)
+    return published.name == wanted
 
 
 def _full_title(published: PublishedDetector | PublishedNetwork) -> str:
-    if isinstance(published, PublishedNetwork):
-        classes = published.num_classes
-        return f"{published.title}, {f'{classes} classes' if classes else 'a backbone without a classifier'}"
-    return f"{published.title}, {published.model.num_classes} classes"
-
-
-def _name(published: PublishedDetector | PublishedNetwork) -> str:
-    if isinstance(published, PublishedNetwork):
-        return published.name
-    return published.recipe or f"no shipped recipe; model.backbone={published.model.backbone}"
+    if isinstance(published, PublishedDetector):
+        return published.full_title
+    classes = published.num_classes
+    return f"{published.title}, {f'{classes} classes' if classes else 'a backbone without a classifier'}"

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import save_for_hf
+from timm.models.vovnet import model_cfgs as timm_vovnets
 from torch import Tensor, nn
 
-from vovnet.detection.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from vovnet.detection.legacy.keys import published_resnet_keys
 from vovnet.detection.tensor_shapes import Shapes, closest, compare_shapes, shapes_of
 from vovnet.errors import InputError
-from vovnet.files import atomic_path
 from vovnet.vovnet import VoVNet, published_keys
+from vovnet.vovnet import model_cfgs as vovnets
 from vovnet.vovnet_v2 import published_v2_keys
 
 NETWORKS = {
@@ -128,10 +125,10 @@ def network_keys(model: nn.Module) -> dict[str, str]:
 
 
 def write_network(folder: Path, network: PublishedNetwork, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Write timm's ``config.json`` and ``model.safetensors``; on any error the files that were there stay as they were.
+    """Write timm's ``config.json`` and ``model.safetensors``.
 
     Args:
-        folder: an existing folder.
+        folder: an existing, empty folder.
         network: what the tensors are of.
         tensors: by timm's keys; batch counters may be missing.
         source: the name of the file that they come from.
@@ -141,12 +138,56 @@ def write_network(folder: Path, network: PublishedNetwork, tensors: Mapping[str,
     )
     counters = {key: torch.zeros_like(value) for key, value in model.state_dict().items() if key.endswith(_COUNTER)}
     model.load_state_dict({**counters, **tensors})
-    with ExitStack() as both, TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
-        # Both are complete on the disk before either takes its place.
-        places = {name: both.enter_context(atomic_path(folder / name)) for name in (CONFIG_FILE, WEIGHTS_FILE)}
-        save_for_hf(model, scratch, safe_serialization=True)
-        for name, place in places.items():
-            os.replace(Path(scratch) / name, place)
+    save_for_hf(model, str(folder), safe_serialization=True)
+
+
+PLAIN_TIMM = "vovnet39a"
+"""timm's architecture of which every VoVNet here is a case, with ``residual`` (timm 0.9.16 and newer)."""
+
+
+def stored_config(config: Mapping[str, Any], *, portable: bool) -> dict[str, Any]:
+    """timm's ``config.json`` with a VoVNet under timm's name, which plain timm loads, or under ours; else unchanged.
+
+    Both networks have the same keys and outputs.
+    """
+    name = own_architecture(config)
+    if name not in vovnets or portable == (config["architecture"] == PLAIN_TIMM):
+        return dict(config)
+    arguments = dict(config.get("model_args", {}))
+    shape = {key: _as_list(value) for key, value in vovnets[name].items()}
+    if portable:
+        base = {key: _as_list(value) for key, value in timm_vovnets[PLAIN_TIMM].items()}
+        # What is said beside the arguments, too, or is what every network has when nothing is said.
+        arguments = {k: v for k, v in arguments.items() if (k, v) not in _DEFAULTS and k != "num_classes"}
+        arguments |= {"residual": True} | {key: value for key, value in shape.items() if base.get(key) != value}
+    else:
+        arguments = {key: value for key, value in arguments.items() if key != "residual" and key not in shape}
+    rest = {key: value for key, value in config.items() if key not in ("architecture", "model_args")}
+    return {
+        "architecture": PLAIN_TIMM if portable else name,
+        **({"model_args": arguments} if arguments else {}),
+        **rest,
+    }
+
+
+_DEFAULTS = (("in_chans", 3), ("global_pool", "avg"))
+
+
+def own_architecture(config: Mapping[str, Any]) -> str:
+    """The name here of the network that timm's ``config.json`` describes; timm's own name where it is not ours."""
+    name: str = config["architecture"]
+    arguments = config.get("model_args", {})
+    if name != PLAIN_TIMM or arguments.get("residual") is not True:
+        return name
+    for ours, shape in vovnets.items():
+        described = {**timm_vovnets[PLAIN_TIMM], **arguments}
+        if all(_as_list(described.get(key)) == _as_list(value) for key, value in shape.items()):
+            return ours
+    return name
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _network_part(found: Shapes) -> tuple[str, Shapes, dict[str, str]]:

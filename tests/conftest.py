@@ -1,10 +1,24 @@
-"""What every test folder shares."""
+"""What every test folder shares. No test reaches the real Hub, or the user's caches: they are set aside here, first."""
 
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import local_hub
 import pytest
+from local_hub import Hub
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Before any test imports huggingface_hub, which reads where the Hub is only then.
+_HUB, _HOME = local_hub.start()
+
+
+def pytest_unconfigure() -> None:
+    """End what was started above."""
+    _HUB.stop()
+    _HOME.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +34,50 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the real data in {folder}, which is not here")
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub where huggingface_hub looks for it, cold caches in ``tmp_path``, and no pause between retries."""
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import _http
+
+    cache = str(tmp_path / "hub-cache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setenv("HF_HUB_CACHE", cache)  # for processes that the test starts
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for module in (file_download, _http):
+        monkeypatch.setattr(module, "time", SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None}))
+    assert _HUB.endpoint == constants.ENDPOINT
+    _HUB.reset()
+    yield _HUB
+    _HUB.reset()
+
+
+@pytest.fixture
+def token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who asks the Hub from here on is known to it, and may read and write everything."""
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    return hub.token
+
+
+@pytest.fixture
+def offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function that does what ``HF_HUB_OFFLINE=1`` does, from its call on, here and in processes started then."""
+    from huggingface_hub import constants
+
+    def go_offline() -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    return go_offline
+
+
+@pytest.fixture
+def impatient(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub waits 0.3 seconds for an answer instead of ten and more; see ``Hub.slow``."""
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", 0.3)

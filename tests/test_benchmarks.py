@@ -1,5 +1,6 @@
 """The benchmarks run, at sizes at which their numbers mean nothing, and compare what they say they compare."""
 
+import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from local_hub import Hub
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,7 +20,7 @@ def benchmarks() -> Iterator[Namespace]:
     """The modules, which are found from the repository's root."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        names = ("common", "evaluation", "legacy", "loader", "pictures", "training")
+        names = ("common", "evaluation", "legacy", "loader", "loading", "pictures", "training")
         yield Namespace(**{name: import_module(f"benchmarks.{name}") for name in names})
         for name in names:
             sys.modules.pop(f"benchmarks.{name}")
@@ -135,3 +137,31 @@ def test_evaluation_runs_each_in_its_own_process(benchmarks: Namespace, capsys: 
     ratio = benchmarks.evaluation.main(["--images", "4", "--detections", "6", "--objects", "2", "--rounds", "1"])
     assert ratio.value > 0
     assert "equal in all 2 runs" in capsys.readouterr().out
+
+
+def test_loading_compares_equal_detectors_from_the_cache(
+    benchmarks: Namespace, hub: Hub, offline: Callable[[], None]
+) -> None:
+    from huggingface_hub import constants
+
+    offline()
+    loading, cache = benchmarks.loading, Path(constants.HF_HUB_CACHE)
+    options = loading.parser().parse_args(["--mask", "--backbone", "vovnet27_slim", "--rounds", "1", "--warmup", "0"])
+    ratio = loading.compare(options, cache)
+    assert ratio.value > 0
+    snapshot = cache / "models--somebody--detector" / "snapshots" / loading.COMMIT
+    model = loading.model_of(options)
+    load = loading.loaders(snapshot, model)
+    assert not any(one().training for one in load.values())
+    (snapshot / "model.safetensors").unlink()
+    for one in load.values():  # each had read this very file
+        with pytest.raises((OSError, ValueError), match=r"model\.safetensors"):
+            one()
+    assert hub.log() == []
+
+
+def test_loading_runs_without_a_network(hub: Hub) -> None:
+    command = [sys.executable, "-m", "benchmarks.loading", "--backbone", "vovnet27_slim", "--rounds", "1"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    assert "load_detector / by hand" in done.stdout
+    assert hub.log() == []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pickle
 import re
 import shlex
@@ -141,7 +142,7 @@ def caffe2_blobs() -> dict[str, Any]:
     blobs: dict[str, Any] = {"fc1000_w": draw((1000, 2048), dtype=np.float32), "conv1_b": np.zeros(64, np.float32)}
 
     def layer(conv: str, norm: str, shape: tuple[int, ...]) -> None:
-        blobs[f"{conv}_w"] = draw(shape, dtype=np.float32)
+        blobs[f"{conv}_w"] = draw(shape, dtype=np.float32) / math.sqrt(math.prod(shape[1:]))
         blobs.update({f"{norm}_{leaf}": draw(shape[0], dtype=np.float32) for leaf in "sb"})
 
     layer("conv1", "res_conv1_bn", (64, 3, 7, 7))

@@ -1,7 +1,6 @@
 """Classify pictures with any timm model: its own preprocessing, its own class names."""
 
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,7 +12,9 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 
+from vovnet.downloads import hub_files
 from vovnet.errors import InputError
+from vovnet.timm_folder import TIMM_FILES, load_timm_folder
 
 _BATCH = 32  # pictures through the network at once: bounds the memory, whatever the number of pictures
 
@@ -36,12 +37,12 @@ def load_classifier(name_or_folder: str | Path) -> nn.Module:
     Raises:
         InputError: no such model or folder, no weights for it, or weights that cannot be fetched, read or fitted.
     """
-    name = _timm_name(str(name_or_folder))
+    name, folder = _resolve(str(name_or_folder))
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True)
+        model = load_timm_folder(folder) if folder else timm.create_model(name, pretrained=True)
     except InputError:
         raise
-    # What a folder or a download can bring about: unreachable, unreadable, other keys and shapes, an odd config.
+    # What a download can bring about: unreachable, unreadable, other keys and shapes.
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"cannot load the classifier {str(name_or_folder)!r}: {cause}") from error
@@ -121,17 +122,17 @@ def _probabilities(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
     return logits.float().softmax(dim=1).cpu()
 
 
-def _timm_name(given: str) -> str:
-    """What ``timm.create_model`` reads, after checks that end in a message which helps."""
+def _resolve(given: str) -> tuple[str, Path | None]:
+    """A timm model's name, or the folder that holds a model; after checks that end in a message which helps."""
     source, _, rest = given.partition(":")
     if source == "hf-hub":
-        return given
+        return given, hub_files(rest, TIMM_FILES)
     if source == "local-dir" or Path(given).is_dir():
-        return f"local-dir:{_checked_folder(Path(rest if source == 'local-dir' else given))}"
+        return given, Path(rest if source == "local-dir" else given)
     if "/" in given:
         # 'owner/name' is a repository of the Hub; anything else with a slash can only have meant a folder.
         if given.count("/") == 1 and not given.startswith((".", "/", "~")) and not given.endswith("/"):
-            return f"hf-hub:{given}"
+            return given, hub_files(given, TIMM_FILES)
         raise InputError(f"no folder {given!r}: expected timm's config.json and model.safetensors in it")
     architecture, _, tag = given.partition(".")
     if not timm.is_model(architecture):
@@ -143,19 +144,4 @@ def _timm_name(given: str) -> str:
         raise InputError(f"{given!r} has no published weights: give a folder with config.json and model.safetensors")
     if tag and tag not in tags:
         raise InputError(f"{architecture!r} has no weights called {tag!r}: expected one of {', '.join(tags)}")
-    return given
-
-
-def _checked_folder(folder: Path) -> Path:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no config.json: expected a folder that timm or the Hub wrote") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    if isinstance(config, dict) and config.get("format") == "vovnet-detector":
-        raise InputError(f"{folder} holds a detector, not a classifier: load it with vovnet.hub.load_detector")
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise InputError(f"{path} names no timm 'architecture': expected a config.json that timm wrote")
-    return folder
+    return given, None

@@ -30,7 +30,12 @@ class UsageMistake(StoppedError):
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that stand in --output.")]
 Device = Annotated[str | None, typer.Option("--device", help="Such as cpu or cuda:0; the GPU where there is one.")]
-Weights = Annotated[str, typer.Option("--weights", "-w", help="A detector's folder (a run), or ORG/NAME on the Hub.")]
+Weights = Annotated[
+    str, typer.Option("--weights", "-w", help="A detector's folder (a run), or ORG/NAME[@REVISION] on the Hub.")
+]
+Architecture = Annotated[
+    str, typer.Option("--architecture", help="How a VoVNet is stored: timm (plain timm loads it, too) or vovnet.")
+]
 
 
 @app.command()
@@ -149,11 +154,48 @@ def convert(
     out: Annotated[Path, typer.Argument(help="Folder for config.json and model.safetensors.")],
     expect: Annotated[str | None, typer.Option("--expect", help="Recipe or timm model that it has to be of.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands in OUT.")] = False,
+    architecture: Architecture = "timm",
 ) -> None:
     """Turn a published checkpoint (detector, classifier or backbone) into a folder that loads here."""
     from vovnet.hub import convert_checkpoint
 
-    typer.echo(convert_checkpoint(file, out, overwrite=overwrite, expect=expect))
+    typer.echo(convert_checkpoint(file, out, overwrite=overwrite, expect=expect, architecture=architecture))
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Of a training run, of `vovnet convert`, or in timm's form.")],
+    repository: Annotated[str, typer.Argument(help="ORG/NAME on the Hub.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Upload; without it only what would go is printed.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    license: Annotated[str | None, typer.Option("--license", help="Such as apache-2.0, cc-by-nc-4.0 or other.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="What the card calls the training data.")] = None,
+    architecture: Architecture = "timm",
+) -> None:
+    """Upload a model to the Hugging Face Hub: weights, configuration, model card and checksums, nothing else."""
+    from vovnet.hub import publish as publish_model
+
+    done = publish_model(
+        folder,
+        repository,
+        yes=yes,
+        private=not public,
+        license=license,
+        dataset=dataset,
+        architecture=architecture,
+    )
+    typer.echo(done)
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help="A folder of `vovnet convert`, or ORG/NAME on the Hub.")],
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
+) -> None:
+    """Hold a published model to its checksums and its recorded outputs; the exit code is 1 if anything differs."""
+    from vovnet.hub import verify as verify_model
+
+    typer.echo(verify_model(name, revision))
 
 
 @app.command()
@@ -165,20 +207,19 @@ def env() -> None:
 
 
 def _is_classifier(weights: str) -> bool:
-    """Whether a name or folder is timm's: a known model, one of timm's prefixes, or a folder with timm's config."""
-    import json
-
+    """Whether a name is timm's: a known model, one of timm's prefixes, or a folder or repository with timm's config."""
     import timm
 
     import vovnet  # noqa: F401 (registers our models)
+    from vovnet.downloads import HUB_NAME, hub_files
+    from vovnet.timm_folder import CONFIG_FILE, read_json
 
-    config = Path(weights) / "config.json"
-    if config.is_file():
-        try:
-            return "architecture" in json.loads(config.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
-            raise InputError(f"--weights '{weights}': config.json is not valid JSON; copy the folder anew") from error
-    return weights.startswith(("hf-hub:", "local-dir:", "timm/")) or timm.is_model(weights)
+    folder = Path(weights)
+    if weights.startswith(("hf-hub:", "local-dir:")) or (not folder.exists() and timm.is_model(weights.split(".")[0])):
+        return True
+    if not folder.exists() and HUB_NAME.fullmatch(weights.partition("@")[0]):
+        folder = hub_files(weights, [CONFIG_FILE])
+    return (folder / CONFIG_FILE).is_file() and "architecture" in read_json(folder / CONFIG_FILE)
 
 
 def _classify(weights: str, paths: list[Path], device: str | None) -> None:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "typer")
+_REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "jinja2", "typer")
 _DETECTION = ("omegaconf", "pycocotools", "matplotlib", "tqdm")
 _OPTIONAL = ("tensorboard",)
 _COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 DETECTION_EXTRA = {"omegaconf", "pycocotools", "matplotlib", "tqdm", "yaml"}
 
@@ -65,6 +66,14 @@ def one_line_errors() -> Iterator[None]:
             if error.name not in DETECTION_EXTRA:
                 raise
             message = f"this needs '{error.name}'; install it with: pip install 'vovnet[detection]'"
+        _end_progress_bars()
         rank = os.environ.get("RANK", "0")
         print(f"{'error' if rank == '0' else f'error (rank {rank})'}: {message}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _end_progress_bars() -> None:
+    """Let the message begin on a line of its own where a progress bar was cut off by the error."""
+    tqdm: Any = sys.modules.get("tqdm")
+    for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
+        bar.close()

@@ -108,3 +108,21 @@ def claim_folder(folder: str | os.PathLike[str], *, overwrite: bool = False, res
             "--resume)"
         )
     return folder
+
+
+def refuse_foreign_link(folder: Path, name: str) -> None:
+    """Refuse a file that is a link out of its folder, as a hostile archive may hold one.
+
+    huggingface_hub's cache is made of links, from ``snapshots/COMMIT/`` into ``blobs/`` beside it; those are followed.
+
+    Raises:
+        InputError: the link leads elsewhere.
+    """
+    path = folder / name
+    if not path.is_symlink():
+        return
+    home = folder.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    if not path.resolve().is_relative_to(home):
+        raise InputError(f"{path}: a link that leads out of its folder; put the file itself there")

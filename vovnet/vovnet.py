@@ -13,6 +13,7 @@ Weights start as the authors' do (Kaiming normal over the fan-in for convolution
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 from vovnet.arguments import check_head, check_input, check_layers, check_rates, check_widths
 from vovnet.errors import InputError
+from vovnet.pretrained import pretrained_source
 
 __all__ = ["OsaBlock", "OsaStage", "VoVNet", "checkpoint_filter_fn", "published_keys"]  # timm adds the entry points
 
@@ -423,14 +425,15 @@ model_cfgs: dict[str, dict[str, Any]] = {
 
 def _create_vovnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VoVNet:
     feature_cfg = {"flatten_sequential": True} | (kwargs.pop("feature_cfg", None) or {})
-    return build_model_with_cfg(
-        VoVNet,
-        variant,
-        pretrained,
-        feature_cfg=feature_cfg,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **(model_cfgs[variant] | kwargs),
-    )
+    with pretrained_source(variant, kwargs) if pretrained else nullcontext(kwargs) as sourced:
+        return build_model_with_cfg(
+            VoVNet,
+            variant,
+            pretrained,
+            feature_cfg=feature_cfg,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            **(model_cfgs[variant] | sourced),
+        )
 
 
 def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
@@ -453,16 +456,19 @@ def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
+PUBLISHED_TOP1_ERROR = {"vovnet39": 23.23, "vovnet57": 22.27}
+"""In percent on ImageNet-1k's validation pictures at 224×224, as the authors report it."""
+
 default_cfgs = generate_default_cfgs(
     {
         "vovnet27_slim.untrained": _cfg(license="apache-2.0"),
         "vovnet39.in1k": _cfg(
             url="https://dl.dropbox.com/s/1lnzsgnixd8gjra/vovnet39_torchvision.pth?dl=1",
-            description="ImageNet-1k, top-1 error 23.23 % at 224x224, by the authors",
+            description=f"ImageNet-1k, top-1 error {PUBLISHED_TOP1_ERROR['vovnet39']} % at 224x224, by the authors",
         ),
         "vovnet57.in1k": _cfg(
             url="https://dl.dropbox.com/s/6bfu9gstbwfw31m/vovnet57_torchvision.pth?dl=1",
-            description="ImageNet-1k, top-1 error 22.27 % at 224x224, by the authors",
+            description=f"ImageNet-1k, top-1 error {PUBLISHED_TOP1_ERROR['vovnet57']} % at 224x224, by the authors",
         ),
     }
 )

@@ -14,6 +14,7 @@ from vovnet.detection.data.loader import Batch, batch_loader
 from vovnet.detection.data.sampler import aspect_groups
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
 from vovnet.detection.legacy.detectors import build_legacy_detector
+from vovnet.detection.legacy.published_file import read_published
 from vovnet.detection.legacy.sampler import LegacyBatchStream
 from vovnet.detection.legacy.solver import build_legacy_optimizer, build_legacy_schedule, check_legacy_solver
 from vovnet.detection.recipe import DataRecipe, Recipe
@@ -86,4 +87,5 @@ CONVENTIONS = Conventions(
     build_optimizer=build_legacy_optimizer,
     build_schedule=build_legacy_schedule,
     step=legacy_step,
+    read_published=read_published,
 )

@@ -37,6 +37,9 @@ BODIES = {
 PARTS = ("backbone.fpn.", "rpn.", "roi_heads.")
 """What begins the keys that a detector has and a backbone has not."""
 
+_STRUCTURE = ("detector", "conventions", "backbone", "norm", "fpn_norm", "box_head_convs", "head_norm")
+"""What tells one published model recipe from another."""
+
 _BODY = "backbone.body."
 _CELL_ANCHORS = re.compile(r"rpn\.anchor_generator\.cell_anchors\.\d+")
 _LEVELS = ((4, 32), (8, 64), (16, 128), (32, 256), (64, 512))  # stride and anchor size, pixels
@@ -59,6 +62,27 @@ class PublishedDetector:
     """The file's key → ours, for every tensor of the detector."""
     ignored: dict[str, str]
     """The keys that are left out on purpose, and why."""
+
+    @property
+    def full_title(self) -> str:
+        """With the classes, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
+        return f"{self.title}, {self.model.num_classes} classes"
+
+    @property
+    def name(self) -> str:
+        """The shipped recipe, or what stands in for its name."""
+        return self.recipe or f"no shipped recipe; model.backbone={self.model.backbone}"
+
+    def has_structure_of(self, model: ModelRecipe) -> bool:
+        """Whether a model recipe describes this detector, up to classes and settings that are not in its weights."""
+        return all(getattr(self.model, key) == getattr(model, key) for key in _STRUCTURE)
+
+    def is_not(self, recipe: str) -> str:
+        """Say what this is instead of what a recipe describes."""
+        text = f"is {self.full_title} ({self.name}), not {recipe}"
+        if recipe.startswith("mask_rcnn_V_57") and self.title == "Mask R-CNN V-39-FPN":
+            text += "; the link that is published for Mask R-CNN V-57 leads to the file of V-39"
+        return text
 
 
 def identify_detector(found: Shapes) -> PublishedDetector:

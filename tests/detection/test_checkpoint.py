@@ -1,18 +1,28 @@
 """Detector folders: what is written comes back, and nothing wrong gets in."""
 
+import ctypes
 import dataclasses
 import errno
 import json
 import os
 import pickle
+import random
+import shutil
 import stat
+import struct
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
-from huggingface_hub import errors as hub_errors
+from local_hub import ALWAYS
 from safetensors.torch import load_file, save_file
+from support import contents
 
 from vovnet.detection import checkpoint
 from vovnet.detection.checkpoint import load_detector, save_detector
@@ -258,41 +268,310 @@ def test_a_revision_needs_the_hub(folder):
 
 
 @pytest.mark.parametrize("name", ["nothing-here", "a/b/c", "../x", "/no/such/folder", ""])
-def test_neither_a_folder_nor_a_hub_name(name, monkeypatch):
-    def unreachable(*arguments, **options):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+def test_neither_a_folder_nor_a_hub_name(name, hub):
     with pytest.raises(InputError):
         load_detector(name)
+    assert hub.log() == []
 
 
-def test_hub_names_are_downloaded(saved, monkeypatch):
-    asked = []
+# From the Hub; tests/vovnet/test_downloads.py has the rest of what can go wrong on the way.
 
-    def download(name, *, revision, allow_patterns):
-        asked.append((name, revision, allow_patterns))
-        return str(saved)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert load_detector("someone/detector", revision="v1").categories[0]["name"] == "cat"
-    assert asked == [("someone/detector", "v1", ["config.json", "model.safetensors"])]
+def equal(loaded, detector):
+    """Parameters and buffers, also those that are not saved, such as the anchors."""
+    for kind in ("named_parameters", "named_buffers"):
+        got, expected = dict(getattr(loaded, kind)()), dict(getattr(detector, kind)())
+        assert got.keys() == expected.keys()
+        for key, value in expected.items():
+            assert got[key].device == value.device
+            assert got[key].requires_grad == value.requires_grad
+            assert torch.equal(got[key], value), key
+    return True
+
+
+def test_hub_names_and_revisions(saved, detector, hub, tmp_path):
+    first = hub.create("someone/detector", {**contents(saved), "last.pt": b"a pickle"})
+    hub.tag("someone/detector", "v1")
+    changed = {"config.json": (saved / "config.json").read_bytes().replace(b'"cat"', b'"lynx"')}
+    second = hub.commit("someone/detector", changed)
+    for name, revision, category in (
+        ("someone/detector", None, "lynx"),
+        ("someone/detector", "main", "lynx"),
+        ("someone/detector", second, "lynx"),
+        ("someone/detector", "v1", "cat"),
+        ("someone/detector", first, "cat"),
+        ("someone/detector@v1", None, "cat"),
+        (f"someone/detector@{first}", None, "cat"),
+    ):
+        loaded = load_detector(name, revision=revision)
+        assert loaded.categories[0]["name"] == category
+        assert equal(loaded, detector)
+    asked = {Path(request.path).name for request in hub.log()}
+    assert asked == {"config.json", "model.safetensors"}
+
+
+def test_both_files_are_of_one_commit(saved, detector, hub, monkeypatch):
+    hub.create("someone/detector", contents(saved))
+    download = huggingface_hub.hf_hub_download
+
+    def and_someone_pushes(repository, filename, **options):
+        path = download(repository, filename, **options)
+        hub.commit("someone/detector", {"config.json": b"of another", "model.safetensors": b"detector"})
+        return path
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", and_someone_pushes)
+    assert equal(load_detector("someone/detector"), detector)
+
+
+def test_a_warm_cache_needs_no_hub(saved, detector, hub, offline):
+    hub.create("someone/detector", contents(saved))
+    load_detector("someone/detector")
+    hub.down()
+    assert equal(load_detector("someone/detector"), detector)
+    offline()
+    assert equal(load_detector("someone/detector"), detector)
+
+
+def private(hub, files):
+    hub.create("someone/detector", files, private=True)
+
+
+def gated(hub, files):
+    hub.create("someone/detector", files, gated=True)
+
+
+def without_weights(hub, files):
+    hub.create("someone/detector", {"config.json": files["config.json"]})
+
+
+def of_another_kind(hub, files):
+    hub.create("someone/detector", {**files, "config.json": b'{"architecture": "vovnet39"}'})
+
+
+def down(hub, files):
+    hub.create("someone/detector", files)
+    hub.down()
+
+
+def failing(hub, files):
+    hub.create("someone/detector", files)
+    hub.fail("safetensors", times=ALWAYS, status=503)
+
+
+def cut_off(hub, files):
+    hub.create("someone/detector", files)
+    hub.cut("safetensors", times=ALWAYS)
+
+
+WAYS_OUT = ("HF_ENDPOINT", "folder", "cache folder models--someone--detector")
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("prepare", "words"),
     [
-        (ConnectionError("no route\nto host"), "cannot be reached.*no route.*unset HF_HUB_OFFLINE"),
-        (hub_errors.LocalEntryNotFoundError("nothing cached"), "cannot be reached.*nothing cached"),
-        (hub_errors.HFValidationError("bad name"), "bad name"),
+        (lambda hub, files: None, ("someone/detector", "no such repository", "hf auth login")),
+        (private, ("someone/detector", "private", "hf auth login")),
+        (gated, ("someone/detector", "gated", "terms")),
+        (without_weights, ("someone/detector", "has no model.safetensors")),
+        (of_another_kind, ("config.json", "'format'")),
+        (down, ("someone/detector", "config.json", *WAYS_OUT)),
+        (failing, ("someone/detector", "model.safetensors", "503", *WAYS_OUT)),
+        (cut_off, ("someone/detector", "model.safetensors", *WAYS_OUT)),
     ],
 )
-def test_hub_errors_say_what_to_do(monkeypatch, error, says):
-    def fail(*arguments, **options):
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(InputError, match=says) as caught:
+def test_hub_errors_say_what_to_do(saved, hub, prepare, words):
+    prepare(hub, contents(saved))
+    with pytest.raises(InputError) as caught:
         load_detector("someone/detector")
-    assert "'someone/detector'" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_an_unknown_revision_is_named(saved, hub):
+    hub.create("someone/detector", contents(saved))
+    with pytest.raises(InputError, match=r"'someone/detector' has no revision 'v9'"):
+        load_detector("someone/detector", revision="v9")
+
+
+def test_a_private_repository_with_a_token(saved, detector, hub, token):
+    private(hub, contents(saved))
+    assert equal(load_detector("someone/detector"), detector)
+
+
+def test_a_flipped_bit_on_the_way_is_found(saved, detector, hub, tmp_path):
+    hub.create("someone/detector", contents(saved))
+    hub.flip("safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors.*checksum.*again"):
+        load_detector("someone/detector")
+    # What "again" takes: the client keeps what it has.
+    shutil.rmtree(tmp_path / "hub-cache" / "models--someone--detector")
+    assert equal(load_detector("someone/detector"), detector)
+
+
+# What loading costs.
+
+
+class Opened:
+    """Counts what a safetensors file is opened and read with."""
+
+    def __init__(self, monkeypatch):
+        self.files, self.tensors, self.python = [], [], []
+        self.watching = False
+        real = safetensors.safe_open
+        counter = self
+
+        class Counted:
+            def __init__(self, filename, *arguments, **options):
+                counter.files.append(str(filename))
+                self._file = real(filename, *arguments, **options)
+
+            def __enter__(self):
+                self._file.__enter__()
+                return self
+
+            def __exit__(self, *error):
+                return self._file.__exit__(*error)
+
+            def __getattr__(self, name):
+                return getattr(self._file, name)
+
+            def get_tensor(self, key):
+                counter.tensors.append(key)
+                return self._file.get_tensor(key)
+
+        def audit(event, arguments):
+            # Hooks cannot be taken off again; this one sleeps when its test is done.
+            if self.watching and event == "open" and str(arguments[0]).endswith("model.safetensors"):
+                self.python.append(arguments[0])
+
+        monkeypatch.setattr(safetensors, "safe_open", Counted)
+        for name in ("load", "load_file"):
+            monkeypatch.setattr(safetensors.torch, name, None)
+        sys.addaudithook(audit)
+
+    @contextmanager
+    def counting(self):
+        self.watching = True
+        try:
+            yield
+        finally:
+            self.watching = False
+
+
+def openings_of(path, call):
+    """What the system did with a file during a call, whoever in the process asked: opened it or closed it.
+
+    inotify tells; equal events in a row count once, so this is how often the file is opened and closed again.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.inotify_init1(os.O_NONBLOCK)
+    assert descriptor >= 0
+    try:
+        closed, opened = 0x10, 0x20
+        assert libc.inotify_add_watch(descriptor, os.fsencode(path), closed | opened) >= 0
+        call()
+        events, masks = b"", []
+        with suppress(BlockingIOError):
+            while True:
+                events += os.read(descriptor, 4096)
+        while events:
+            _, mask, _, length = struct.unpack_from("iIII", events)
+            masks.append(mask)
+            events = events[16 + length :]
+        return masks
+    finally:
+        os.close(descriptor)
+
+
+def test_the_weights_are_read_once(saved, detector, monkeypatch):
+    """One ``safe_open`` for header and tensors, each tensor once, and no other read of the file."""
+    opened = Opened(monkeypatch)
+    with opened.counting():
+        load_detector(saved)
+    assert opened.files == [str(saved / "model.safetensors")]
+    assert sorted(opened.tensors) == sorted(detector.state_dict())
+    assert opened.python == []
+
+
+def test_a_download_is_read_once(saved, detector, hub, monkeypatch):
+    hub.create("someone/detector", contents(saved))
+    load_detector("someone/detector")
+    opened = Opened(monkeypatch)
+    with opened.counting():
+        load_detector("someone/detector")
+    assert len(opened.files) == 1
+    assert len(opened.tensors) == len(detector.state_dict())
+    assert opened.python == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_the_system_opens_the_file_as_for_one_reading_by_hand(saved, detector):
+    path = saved / "model.safetensors"
+
+    def by_hand():
+        with safetensors.safe_open(path, framework="pt") as file:
+            for key in detector.state_dict():
+                file.get_tensor(key)
+
+    once = openings_of(path, by_hand)
+    assert once
+    assert openings_of(path, lambda: (by_hand(), by_hand())) != once
+    assert openings_of(path, lambda: load_detector(saved)) == once
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"detector": "faster_rcnn", "norm": "frozen_bn", "trainable_stages": 2, "pretrained": True},
+        {"backbone": "resnet18", "norm": "gn", "fpn_norm": "gn", "head_norm": "gn", "box_head_convs": 2},
+        {"conventions": "legacy", "backbone_args": {"drop_path_rate": 0.1}},
+        {"detector": "faster_rcnn", "extra_level": "p6p7"},
+        {"backbone": "ese_vovnet19b_slim", "pretrained": True, "norm": "bn"},
+    ],
+)
+def test_nothing_is_left_uninitialised(tmp_path, change):
+    """The result is that of building and loading by hand, with whatever memory held before."""
+    model = dataclasses.replace(MODEL, **change)
+    torch.manual_seed(5)
+    made = build_detector(model, download=False).eval()
+    save_detector(tmp_path, made, model, CATEGORIES)
+    by_hand = build_detector(model, download=False).eval()
+    by_hand.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)  # memory that nobody has written to is then NaN
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        loaded = load_detector(tmp_path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+    assert equal(loaded, by_hand)
+    assert equal(loaded, made)
+    assert not loaded.training
+
+
+def test_randomness_is_left_alone(saved):
+    """Whoever seeded goes on as if nothing had been loaded."""
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    load_detector(saved)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert str(np.random.get_state()) == str(before[2])
+
+
+def test_a_detector_is_loaded_after_a_failure_as_before(folder, detector):
+    """What loading changes for its time, it puts back also when it fails."""
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(flip_a_bit(whole))
+    with pytest.raises(InputError):
+        load_detector(folder)
+    torch.manual_seed(0)
+    assert equal(build_detector(MODEL).eval(), detector)
+    (folder / "model.safetensors").write_bytes(whole)
+    assert equal(load_detector(folder), detector)

@@ -259,7 +259,7 @@ def test_a_mistyped_argument_is_named_with_its_neighbour() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": "DEFAULT"}, "weights must be None"),
+        ({"weights": "DEFAULT"}, "weights='DEFAULT': nothing is published of this detector"),
         ({"weights_backbone": "no_such_tag"}, "weights_backbone must be None, True, 'DEFAULT' or a tag"),
         ({"trainable_backbone_layers": 6}, "trainable_backbone_layers must be 0 to 5, got 6"),
     ],

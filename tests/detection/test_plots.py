@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 from torchvision import tv_tensors
 
-from vovnet.detection.plots import _read_log, _series, _smooth, plot_curves, plot_precision_recall, plot_predictions
+from vovnet.detection.callbacks import read_metrics
+from vovnet.detection.plots import _series, _smooth, plot_curves, plot_precision_recall, plot_predictions
 from vovnet.errors import InputError
 
 
@@ -55,7 +56,7 @@ def test_nothing_to_plot_is_said(tmp_path, text):
 def test_series_leave_out_what_is_no_number(tmp_path):
     records = [{"iteration": 1, "loss": float("nan")}, {"iteration": 2, "loss": 3}, {"iteration": 3, "loss": -1}]
     assert _series(records, lambda key: key == "loss") == {"loss": ([2], [3.0])}
-    assert len(_read_log(write_log(tmp_path / "m.jsonl"))) == 42
+    assert len(read_metrics(write_log(tmp_path / "m.jsonl"))) == 42
 
 
 def test_smoothing_keeps_constants_and_length():

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 from torch.nn import functional as F
@@ -145,8 +146,9 @@ def test_a_wrong_name(name: str, message: str) -> None:
     ("config", "message"),
     [
         (None, "has no config.json"),
-        ("{", "cannot read"),
-        ("[]", "names no timm 'architecture'"),
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object, got list"),
+        ("{}", "names no timm 'architecture'"),
         ('{"format": "vovnet-detector", "format_version": 1}', "holds a detector"),
         ('{"architecture": "vovnet93"}', "vovnet93"),
         (
@@ -158,6 +160,7 @@ def test_a_wrong_name(name: str, message: str) -> None:
 def test_a_wrong_folder(tmp_path: Path, config: str | None, message: str) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=message) as error:
         load_classifier(tmp_path)
     assert "\n" not in str(error.value)
@@ -169,16 +172,16 @@ def test_weights_that_are_missing_truncated_or_another_models(model: nn.Module, 
     whole = weights.read_bytes()
     for broken in (whole[: len(whole) // 2], b"", b"not safetensors at all"):
         weights.write_bytes(broken)
-        with pytest.raises(InputError, match="cannot load the classifier"):
+        with pytest.raises(InputError, match=r"model\.safetensors: truncated or damaged"):
             load_classifier(folder)
     weights.unlink()
-    with pytest.raises(InputError, match="No suitable checkpoints"):
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
         load_classifier(folder)
     weights.write_bytes(whole)
     config = json.loads((folder / "config.json").read_text())
     config["architecture"] = "vovnet39"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="cannot load the classifier"):
+    with pytest.raises(InputError, match="weights of another model"):
         load_classifier(folder)
 
 
@@ -187,7 +190,7 @@ def test_a_model_without_classes(tmp_path: Path) -> None:
         load_classifier(save(timm.create_model("vovnet27_slim", num_classes=0), tmp_path / "m"))
 
 
-def test_names_that_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_timm_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def unreachable(name: str, **kwargs: Any) -> nn.Module:
@@ -195,7 +198,7 @@ def test_names_that_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("we are offline\nand will stay so")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    for name in ("timm/resnet50.a1_in1k", "hf-hub:me/mine@v1", "vovnet39", "vovnet39.in1k"):
+    for name in ("vovnet39", "vovnet39.in1k"):
         with pytest.raises(InputError, match="we are offline and will stay so"):
             load_classifier(name)
-    assert asked == ["hf-hub:timm/resnet50.a1_in1k", "hf-hub:me/mine@v1", "vovnet39", "vovnet39.in1k"]
+    assert asked == ["vovnet39", "vovnet39.in1k"]

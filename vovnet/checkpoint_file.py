@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vovnet.errors import InputError, reason
@@ -56,6 +57,22 @@ def read_checkpoint_file(path: str | os.PathLike[str]) -> CheckpointFile:
     if wrong:
         raise InputError(f"{path}: expected tensors by name, but {_some(wrong)}; this is no checkpoint of weights")
     return CheckpointFile(_without_prefix({key: value.detach() for key, value in values.items()}, path), beside)
+
+
+def refuse_unreadable(path: Path) -> None:
+    """Read a checkpoint, or a safetensors file's header, to say what is wrong with it.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        read_checkpoint_file(path)
+        return
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: truncated or damaged ({reason(error)}); fetch it again") from error
 
 
 def to_float32(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -1,0 +1,39 @@
+"""A published detector's file as the state of the detector that a recipe describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from vovnet.checkpoint_file import read_checkpoint_file, to_float32
+from vovnet.detection.legacy.keys import check_cell_anchors, identify_detector
+from vovnet.detection.published import published_model
+from vovnet.detection.tensor_shapes import shapes_of
+from vovnet.errors import InputError
+
+
+def read_published(recipe: str, path: Path) -> dict[str, Tensor]:
+    """Read a published file as the state of the detector that a recipe describes.
+
+    Args:
+        recipe: of a row in :data:`vovnet.detection.published.PUBLISHED_ROWS`.
+        path: the ``.pth`` file.
+
+    Returns:
+        Every tensor by the detector's own names, in float32.
+
+    Raises:
+        InputError: the file cannot be read safely, or holds another detector, classes or anchors.
+    """
+    wanted = published_model(recipe)
+    tensors = read_checkpoint_file(path).tensors
+    try:
+        found = identify_detector(shapes_of(tensors))
+        if not found.has_structure_of(wanted) or found.model.num_classes != wanted.num_classes:
+            raise InputError(f"{found.is_not(recipe)} with {wanted.num_classes} classes")
+        check_cell_anchors(tensors)
+        values, _ = to_float32({theirs: tensors[theirs] for theirs in found.names})
+    except InputError as error:
+        raise InputError(f"{path}: {error}; remove the file to fetch it again") from error
+    return {found.names[theirs]: value for theirs, value in values.items()}

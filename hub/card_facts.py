@@ -1,0 +1,275 @@
+"""What a model card says, gathered from a folder and the model that it holds; nothing is taken on trust or made up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from vovnet.detection.callbacks import read_metrics
+from vovnet.detection.complexity import classifier_gmacs, detector_gmacs
+from vovnet.detection.detectors import DETECTORS
+from vovnet.detection.published import PublishedRow, published_row
+from vovnet.detection.recipe import Recipe, load_recipe, recipe_names
+from vovnet.downloads import HUB_NAME
+from vovnet.hub.manifest import Source
+from vovnet.hub.markdown import code, plain
+from vovnet.vovnet import PUBLISHED_TOP1_ERROR, default_cfgs
+
+RECIPE_FILE, METRICS_FILE = "recipe.yaml", "metrics.jsonl"
+_AUTHORS = "the authors' table, not measured by us"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Numbers of one task on one dataset."""
+
+    task: str
+    """As the Hub calls it."""
+    dataset: str
+    dataset_type: str
+    values: Mapping[str, float]
+    """In percent."""
+    claimed_by: str | None = None
+    """Who says so, where it was not measured here; with :attr:`address`."""
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the template is filled with."""
+
+    title: str
+    summary: str
+    task: str
+    """The Hub's pipeline tag."""
+    library: str
+    rows: Mapping[str, str]
+    training: str
+    citations: tuple[str, ...]
+    tags: tuple[str, ...]
+    categories: tuple[str, ...] = ()
+    metrics: tuple[Metrics, ...] = ()
+    datasets: tuple[str, ...] = ()
+    """The Hub's names of what it was trained on, where they are known."""
+    base_model: str | None = None
+    """A Hub repository that the training started from."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Of a network: ``architecture`` (timm's name here), ``stored_architecture``, ``num_classes``, and ``ours``:
+    whether only this package registers it."""
+
+
+def detector_facts(folder: Path, detector: Any, source: Source | None, dataset: str | None) -> Facts:
+    """Of a detector folder: a converted file's, or a training run's with its recipe and metrics."""
+    model, preprocessing = detector.recipe, detector.preprocessing
+    row = published_row(source.name) if source else None
+    published = row if row and source and source.file == row.file else None
+    run = load_recipe(folder / RECIPE_FILE) if source is None and (folder / RECIPE_FILE).is_file() else None
+    name = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}[model.detector]
+    task = "image-segmentation" if model.detector == "mask_rcnn" else "object-detection"
+    inclusive = ", both corners inside" if hasattr(detector, "boxes_to_xywh") else ""
+    rows = {
+        "detector": f"torchvision's `{DETECTORS[model.detector].__name__}` with a feature pyramid",
+        "backbone": f"`{model.backbone}`",
+        "conventions": f"{model.conventions} (of boxes, anchors and selection)",
+        "parameters": f"{_parameters(detector):,}",
+        "GMACs": f"{detector_gmacs(detector):.1f} for one 800×1344 picture and 1,000 proposals",
+        "input": "a list of RGB pictures (3, H, W) as floats in 0..1"
+        if model.in_chans == 3
+        else f"a list of pictures ({model.in_chans}, H, W) as floats in 0..1",
+        "preprocessing": f"inside the detector: {_preprocessing(preprocessing)}",
+        "output": f"boxes (x1, y1, x2, y2) in pixels{inclusive}, labels, scores"
+        + (", masks" if model.detector == "mask_rcnn" else ""),
+    }
+    return Facts(
+        title=f"{name}, {model.backbone}, {len(detector.categories)} categories",
+        summary=f"A {name} detector over `{model.backbone}` with a feature pyramid, as an "
+        "ordinary torchvision detector."
+        + (f" Converted from the published file {code(source.file)}: {plain(source.title)}." if source else ""),
+        task=task,
+        library="vovnet",
+        rows=rows,
+        training=_detector_training(source, published, run, dataset),
+        citations=(_network_family(model.backbone), model.detector),
+        tags=tuple(sorted({"vovnet", "torchvision", "object-detection", task})),
+        categories=tuple(str(category["name"]) for category in detector.categories),
+        metrics=_published_metrics(published) if published else _run_metrics(folder, run, dataset),
+        datasets=("coco",) if published else (),
+        base_model=_start_on_the_hub(run),
+    )
+
+
+def network_facts(config: Mapping[str, Any], model: Any, source: Source | None, architecture: str) -> Facts:
+    """Of a timm folder.
+
+    Args:
+        config: its ``config.json``.
+        model: the timm model with its weights.
+        source: the published file that it was converted from.
+        architecture: timm's name of the network here, which the file may call otherwise for plain timm.
+    """
+    cfg = config.get("pretrained_cfg", {})
+    classes = int(model.num_classes)
+    size = tuple(cfg.get("input_size", (3, 224, 224)))
+    rows = {
+        "architecture": f"`{architecture}`"
+        + (f", stored as timm's `{config['architecture']}`" if config["architecture"] != architecture else ""),
+        "parameters": f"{_parameters(model):,}",
+        "GMACs": f"{classifier_gmacs(model):.2f} at {size[1]}×{size[2]}",
+        "classes": str(classes) if classes else "none: a backbone without a classifier",
+        "input": f"{size[0]}×{size[1]}×{size[2]}, crop {plain(cfg.get('crop_pct', 0.875))}, "
+        f"{plain(cfg.get('interpolation'))}",
+        "mean, deviation": f"{_numbers(cfg.get('mean'))}; {_numbers(cfg.get('std'))}",
+    }
+    notes = cfg.get("notes") or []
+    known = _published_classifier(architecture, source)
+    return Facts(
+        title=f"{architecture}, {f'{classes} classes' if classes else 'backbone'}",
+        summary=f"The network `{architecture}` as an ordinary timm model."
+        + (f" Converted from the published file {code(source.file)}: {plain(source.title)}." if source else "")
+        + "".join(f"\n\nNote: {plain(note)}." for note in notes),
+        task="image-classification" if classes else "image-feature-extraction",
+        library="timm",
+        rows=rows,
+        training=(
+            "By its authors, on ImageNet-1k."
+            if known
+            else "The file does not say how it was trained."
+            if source
+            else "Its publisher has not described the training here."
+        ),
+        citations=(_network_family(architecture),),
+        tags=("timm", "vovnet", "image-classification" if classes else "feature-extraction"),
+        metrics=known,
+        datasets=("imagenet-1k",) if known else (),
+        details={
+            "architecture": architecture,
+            "stored_architecture": config["architecture"],
+            "num_classes": classes,
+            "ours": timm.model_entrypoint(architecture).__module__.startswith("vovnet."),
+        },
+    )
+
+
+def _start_on_the_hub(run: Recipe | None) -> str | None:
+    """The repository that a training started from, if it was one: places on this machine are nobody's business."""
+    if run is None or not run.init or Path(run.init).exists():
+        return None
+    repository = run.init.partition("@")[0]
+    return repository if HUB_NAME.fullmatch(repository) else None
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _network_family(name: str) -> str:
+    family = name.partition("_")[0]
+    return "ese" if family == "ese" else "resnet" if family.startswith("resnet") else "vovnet"
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(f"{value:.7g}" for value in values or ())
+
+
+def _preprocessing(values: Mapping[str, Any]) -> str:
+    low, high = values["range"]
+    return (
+        f"short side to {values['min_size']}, long side at most {values['max_size']}, {values['channel_order']} in "
+        f"{low:g}..{high:g}, less ({_numbers(values['mean'])}), over ({_numbers(values['std'])})"
+    )
+
+
+def _detector_training(
+    source: Source | None, published: PublishedRow | None, run: Recipe | None, dataset: str | None
+) -> str:
+    if run is not None:
+        begin = (
+            "other weights (`init`)"
+            if run.init
+            else "an ImageNet backbone"
+            if run.model.pretrained
+            else "random weights"
+        )
+        data = plain(dataset) if dataset else "data that its publisher has not named"
+        return f"By `vovnet train` on {data}: {_schedule(run)}; from {begin}."
+    if source is None:
+        return "Its publisher has not described the training here."
+    if source.name not in recipe_names():
+        return "The file does not say how it was trained."
+    recipe = _schedule(load_recipe(source.name))
+    if published:
+        return f"By its authors, on COCO 2014: {recipe}. The recipe is `{source.name}`."
+    return f"The file does not say how it was trained. The recipe of this structure, `{source.name}`: {recipe}."
+
+
+def _schedule(recipe: Recipe) -> str:
+    solver = recipe.solver
+    steps = ", ".join(f"{step:,}" for step in solver.steps)
+    drops = f" × {solver.gamma:g} at {steps}" if solver.schedule == "steps" else ""
+    return (
+        f"{solver.max_iterations:,} iterations of {solver.batch_size} pictures, SGD, learning rate "
+        f"{solver.base_lr:g} ({solver.schedule}{drops}), weight decay {solver.weight_decay:g}"
+    )
+
+
+def _published_metrics(row: PublishedRow) -> tuple[Metrics, ...]:
+    tables = {"object-detection": ("box", row.box), "image-segmentation": ("mask", row.mask)}
+    names = ("AP", "APs", "APm", "APl")
+    return tuple(
+        Metrics(
+            task,
+            "COCO 2014 minival",
+            "coco",
+            {f"{kind} {name}": value for name, value in zip(names, values, strict=True)},
+            _AUTHORS,
+            "https://github.com/stigma0617/maskrcnn-benchmark-vovnet",
+        )
+        for task, (kind, values) in tables.items()
+        if values
+    )
+
+
+def _run_metrics(folder: Path, run: Recipe | None, dataset: str | None) -> tuple[Metrics, ...]:
+    """Those of the evaluation that the run's weights were kept by: the best, by mask AP or else by box AP."""
+    path = folder / METRICS_FILE
+    if run is None or not path.is_file():
+        return ()
+    key = "mask_ap" if run.model.detector == "mask_rcnn" else "box_ap"
+    rows = [row for row in read_metrics(path) if _is_counted(row.get(key))]
+    best = max(rows, key=lambda row: row[key], default=None)
+    if best is None:
+        return ()
+    names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}
+    found = []
+    for task, kind in (("object-detection", "box"), ("image-segmentation", "mask")):
+        values = {
+            f"{kind} {name}": round(100 * best[f"{kind}_{short}"], 2)
+            for short, name in names.items()
+            if _is_counted(best.get(f"{kind}_{short}"))
+        }
+        if values:
+            found.append(Metrics(task, dataset or "the publisher's validation data", "custom", values))
+    return tuple(found)
+
+
+def _is_counted(value: object) -> bool:
+    """Whether an entry of a run's metrics is a number; -1 says that there was nothing to count."""
+    return isinstance(value, int | float) and value >= 0
+
+
+def _published_classifier(architecture: str, source: Source | None) -> tuple[Metrics, ...]:
+    """The authors' top-1 accuracy, where the file has the name of theirs."""
+    error = PUBLISHED_TOP1_ERROR.get(architecture)
+    if source is None or error is None:
+        return ()
+    url = str(default_cfgs[architecture].default.url)
+    if source.file != url.partition("?")[0].rpartition("/")[2]:
+        return ()
+    values = {"accuracy": round(100 - error, 2)}
+    address = "https://github.com/stigma0617/VoVNet.pytorch"
+    return (Metrics("image-classification", "ImageNet-1k validation, top-1", "imagenet-1k", values, _AUTHORS, address),)

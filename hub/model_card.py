@@ -1,0 +1,157 @@
+"""Model cards: a repository's page on the Hub, from the template ``model_card.md`` and what a folder really holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from vovnet.hub.card_facts import Facts, Metrics
+from vovnet.hub.manifest import Source
+from vovnet.hub.markdown import code, plain
+from vovnet.licences import V1_NOTICE, V2_NOTICE
+
+UNKNOWN_REPOSITORY = "ORG/NAME"
+"""What a card calls the repository before it is published."""
+
+_CITATIONS = {
+    "vovnet": """@inproceedings{lee2019vovnet,
+  title     = {An Energy and {GPU}-Computation Efficient Backbone Network for Real-Time Object Detection},
+  author    = {Lee, Youngwan and Hwang, Joong-won and Lee, Sangrok and Bae, Yuseok and Park, Jongyoul},
+  booktitle = {CVPR Workshops},
+  year      = {2019}
+}""",
+    "ese": """@inproceedings{lee2020centermask,
+  title     = {{CenterMask}: Real-Time Anchor-Free Instance Segmentation},
+  author    = {Lee, Youngwan and Park, Jongyoul},
+  booktitle = {CVPR},
+  year      = {2020}
+}""",
+    "resnet": """@inproceedings{he2016resnet,
+  title     = {Deep Residual Learning for Image Recognition},
+  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
+  booktitle = {CVPR},
+  year      = {2016}
+}""",
+    "faster_rcnn": """@inproceedings{ren2015faster,
+  title     = {Faster {R-CNN}: Towards Real-Time Object Detection with Region Proposal Networks},
+  author    = {Ren, Shaoqing and He, Kaiming and Girshick, Ross and Sun, Jian},
+  booktitle = {NeurIPS},
+  year      = {2015}
+}""",
+    "mask_rcnn": """@inproceedings{he2017mask,
+  title     = {Mask {R-CNN}},
+  author    = {He, Kaiming and Gkioxari, Georgia and Doll{\\'a}r, Piotr and Girshick, Ross},
+  booktitle = {ICCV},
+  year      = {2017}
+}""",
+}
+
+
+def compose_card(
+    facts: Facts, *, repository: str = UNKNOWN_REPOSITORY, license: str | None, source: Source | None, version: str
+) -> ModelCard:
+    """The card of a folder.
+
+    Args:
+        facts: what it holds.
+        repository: ``ORG/NAME``.
+        license: an identifier of the Hub's, such as ``apache-2.0``; ``other`` for a file whose authors state none;
+            None where the publisher says nothing.
+        source: the published file that the weights come from.
+        version: this package's.
+    """
+    return ModelCard.from_template(
+        _card_data(facts, repository, license),
+        template_path=str(Path(__file__).with_name("model_card.md")),
+        title=plain(facts.title),
+        summary=facts.summary,
+        loading=_loading(facts, repository),
+        facts=facts.rows.items(),
+        categories=[plain(name) for name in facts.categories],
+        training=facts.training,
+        metrics=_metrics(facts.metrics),
+        licence=_licence(license, source),
+        repository=repository,
+        origin=None if source is None else f"{code(source.file)}, SHA-256 {code(source.sha256)}",
+        version=version,
+        citation="\n".join(_CITATIONS[key] for key in facts.citations),
+    )
+
+
+def _card_data(facts: Facts, repository: str, license: str | None) -> ModelCardData:
+    other = license == "other"
+    return ModelCardData(
+        model_name=repository.partition("/")[2],
+        license=license,
+        license_name="not-stated" if other else None,
+        license_link=f"https://huggingface.co/{repository}#licence" if other else None,
+        library_name=facts.library,
+        pipeline_tag=facts.task,
+        tags=list(facts.tags),
+        datasets=list(facts.datasets) or None,
+        base_model=facts.base_model,
+        eval_results=[
+            EvalResult(
+                task_type=metrics.task,
+                dataset_type=metrics.dataset_type,
+                dataset_name=metrics.dataset,
+                metric_type=name,
+                metric_name=name,
+                metric_value=value,
+                verified=False,
+                source_name=metrics.claimed_by,
+                source_url=metrics.address,
+            )
+            for metrics in facts.metrics
+            for name, value in metrics.values.items()
+        ]
+        or None,
+    )
+
+
+def _loading(facts: Facts, repository: str) -> list[dict[str, str]]:
+    if not facts.details:
+        code = (
+            "from vovnet.detection import predict\nfrom vovnet.hub import load_detector\n\n"
+            f'detector = load_detector("{repository}")\ndetections = predict(detector, ["photo.jpg"])'
+        )
+        return [{"text": "With vovnet and what its `detection` extra installs:", "code": code}]
+    architecture, stored = facts.details["architecture"], facts.details["stored_architecture"]
+    features = f'features = timm.create_model("hf-hub:{repository}", pretrained=True, features_only=True)'
+    by_name = f'import timm\n\nmodel = timm.create_model("hf-hub:{repository}", pretrained=True).eval()\n{features}'
+    if stored == architecture and not facts.details["ours"]:
+        return [{"text": "With timm alone:", "code": by_name}]
+    if stored == architecture:
+        return [{"text": "With timm and vovnet:", "code": f"import vovnet  # registers {stored}\n{by_name}"}]
+    classes = facts.details["num_classes"]
+    overlay = f'dict(hf_hub_id="{repository}", num_classes={classes})'
+    with_ours = (
+        f'import timm\nimport vovnet  # registers {architecture}\n\nmodel = timm.create_model("{architecture}", '
+        f"pretrained=True, num_classes={classes},\n    pretrained_cfg_overlay={overlay})"
+    )
+    return [
+        {"text": "With timm alone (0.9.16 or newer):", "code": by_name},
+        {"text": "With vovnet installed, as its own class; the outputs are equal:", "code": with_ours},
+    ]
+
+
+def _metrics(found: Sequence[Metrics]) -> str:
+    if not found:
+        return "None are recorded."
+    parts = []
+    for metrics in found:
+        claim = f" ({metrics.claimed_by}: {metrics.address})" if metrics.claimed_by else ""
+        rows = (metrics.values, ["---"] * len(metrics.values), map(str, metrics.values.values()))
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        parts.append(f"{plain(metrics.dataset)}, in percent{claim}:\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _licence(license: str | None, source: Source | None) -> str:
+    said = "The publisher states none." if license is None else f"`{license}`."
+    if source is None:
+        return said
+    notice = V2_NOTICE if source.license == "cc-by-nc-4.0" else V1_NOTICE
+    return f"{said} Of the file that these weights come from, {notice}."

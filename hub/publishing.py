@@ -1,0 +1,180 @@
+"""Upload a folder to the Hugging Face Hub: a fixed list of files, in one commit, after a look at what would go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, errors
+from huggingface_hub.utils import validate_repo_id
+
+from vovnet.downloads import HUB_NAME
+from vovnet.errors import InputError, reason
+from vovnet.files import refuse_foreign_link
+from vovnet.hub.manifest import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    PUBLISHED_FILES,
+    Source,
+    check_sums,
+    read_manifest,
+)
+from vovnet.hub.published_folder import Description, check_architecture, describe
+from vovnet.timm_folder import CONFIG_FILE, WEIGHTS_FILE, read_json
+
+NONCOMMERCIAL = "cc-by-nc-4.0"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What was uploaded, or would be; ``str()`` of it tells the user."""
+
+    repository: str
+    files: tuple[tuple[str, int], ...]
+    """Names and sizes in bytes."""
+    notes: tuple[str, ...]
+    commit: str | None = None
+    """The address of the commit; None for a dry run."""
+
+    def __str__(self) -> str:
+        lines = [f"{size:>13,}  {name}" for name, size in self.files]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.commit is None:
+            return "\n".join([f"would upload to {self.repository}:", *lines, "nothing was uploaded; --yes does it"])
+        return "\n".join([f"uploaded to {self.repository} ({self.commit}):", *lines])
+
+
+def publish_folder(
+    folder: Path, description: Description, *, yes: bool, private: bool, token: str | None = None
+) -> Publication:
+    """The body of :func:`vovnet.hub.publish`, which documents it."""
+    _check_name(description.repository)
+    check_architecture(description.architecture)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        refuse_foreign_link(folder, name)
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}; expected a folder of `vovnet train`, `vovnet convert` or timm")
+    source = _source(folder)
+    notes = _licence_notes(source, _stated_licence(folder, source), description.license)
+    with TemporaryDirectory(prefix="vovnet-publish-") as scratch:
+        staged = Path(scratch)
+        describe(folder, staged, source, description)
+        places = {name: folder / name if name == WEIGHTS_FILE else staged / name for name in PUBLISHED_FILES}
+        if not (staged / CONFIG_FILE).is_file():
+            places[CONFIG_FILE] = folder / CONFIG_FILE
+        files = tuple((name, path.stat().st_size) for name, path in places.items())
+        visibility = "private" if private else "public"
+        if not yes:
+            notes.append(f"the repository would be {visibility} if it does not exist yet")
+            return Publication(description.repository, files, tuple(notes))
+        api = HfApi(token=token, library_name="vovnet")
+        with _upload_errors(description.repository):
+            existed, commit = _upload(api, description.repository, places, private)
+        notes += _look_back(api, description.repository, existed, set(places))
+        return Publication(description.repository, files, tuple(notes), commit)
+
+
+def _check_name(repository: str) -> None:
+    try:
+        validate_repo_id(repository)
+        valid = HUB_NAME.fullmatch(repository) is not None
+    except errors.HFValidationError:
+        valid = False
+    if not valid:
+        raise InputError(f"repository: expected ORG/NAME on the Hub, got '{repository}'")
+
+
+def _source(folder: Path) -> Source | None:
+    """Where a converted folder's weights come from, once it is sure that they are still those."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    check_sums(folder, (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE))
+    return read_manifest(folder).source
+
+
+def _stated_licence(folder: Path, source: Source | None) -> str | None:
+    """The licence that the weights came under, as far as the folder tells."""
+    if source is not None:
+        return source.license
+    cfg = read_json(folder / CONFIG_FILE).get("pretrained_cfg")
+    return cfg.get("license") if isinstance(cfg, dict) else None
+
+
+def _licence_notes(source: Source | None, stated: str | None, license: str | None) -> list[str]:
+    if license is None:
+        if source is not None:
+            known = NONCOMMERCIAL if source.license == NONCOMMERCIAL else "other"
+            raise InputError(
+                f"--license: these weights were converted from '{source.file}', which others published; say under what "
+                f"licence you may pass them on (of this file: --license {known})"
+            )
+        return ["no --license was given: the card says that you state none, so nobody may use the weights"]
+    notes = []
+    if stated == NONCOMMERCIAL and license != NONCOMMERCIAL:
+        what = f"'{source.file}' is" if source else f"{CONFIG_FILE} says that the weights are"
+        raise InputError(f"--license {license}: {what} under CC BY-NC 4.0; give --license {NONCOMMERCIAL}")
+    if "-nc" in license:
+        notes.append(f"warning: {license} forbids commercial use of the weights")
+    if source is not None and stated == "unknown":
+        notes.append(
+            f"warning: the authors of '{source.file}' state no licence that we know of, so whether you may pass it on "
+            "is for you to find out; the card links the terms of ImageNet and COCO"
+        )
+    return notes
+
+
+def _upload(api: HfApi, repository: str, places: dict[str, Path], private: bool) -> tuple[bool, str]:
+    """Create the repository if need be, and add all files in one commit, so that nobody sees half of them.
+
+    Returns:
+        Whether the repository existed, and the commit's address.
+    """
+    existed = api.repo_exists(repository)
+    card = ModelCard.load(places[CARD_FILE])
+    card.validate(repo_type="model")
+    if not existed:
+        api.create_repo(repository, private=private, exist_ok=True)
+    info: Any = api.create_commit(
+        repository,
+        operations=[CommitOperationAdd(name, path) for name, path in places.items()],
+        commit_message=f"Publish weights with vovnet ({len(places)} files)",
+    )
+    return existed, str(info.commit_url)
+
+
+def _look_back(api: HfApi, repository: str, existed: bool, names: set[str]) -> list[str]:
+    """What is to be said of the repository once the files are there."""
+    try:
+        after = api.model_info(repository)
+    except (errors.HTTPError, ConnectionError, TimeoutError) as error:
+        return [f"the Hub took the files, but does not answer what else is there ({reason(error)})"]
+    others = sorted({entry.rfilename for entry in after.siblings or ()} - {*names, ".gitattributes"})
+    seen = "private" if after.private else "public"
+    said = [f"the repository {'was there and' if existed else 'is new and'} is {seen}"]
+    if others:
+        said.append(f"left alone, though not ours: {', '.join(others[:10])}{' …' if len(others) > 10 else ''}")
+    return said
+
+
+@contextmanager
+def _upload_errors(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:  # the card, by the Hub's own rules
+        raise InputError(f"{repository}: the Hub refuses the model card ({' '.join(str(error).split())})") from error
+    except (errors.HTTPError, OSError, RuntimeError) as error:
+        # The client wraps what went wrong with a file in a RuntimeError.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        mend = (
+            "check HF_TOKEN or `hf auth login`, and that you may write there" if status in (401, 403) else "try again"
+        )
+        raise InputError(
+            f"{repository}: the upload failed and no file of it is on the Hub ({reason(cause)}); {mend}"
+        ) from error
