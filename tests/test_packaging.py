@@ -108,6 +108,7 @@ def probe(python: Path, cwd: Path) -> dict[str, Path]:
     All in one process, because each would import torch.
     """
     names = ["vovnet", *(f"vovnet.{room}" for room in ROOMS), "vovnet.detection.data", "vovnet.detection.train"]
+    names += ["vovnet.ops"]
     code = (
         "import importlib, runpy, sys\n"
         f"for name in {names}: print('FILE', name, importlib.import_module(name).__file__)\n"

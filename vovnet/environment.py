@@ -49,6 +49,7 @@ def environment_report() -> str:
         ("machine", _machine),
         ("torch", _torch),
         ("compilers", _compilers),
+        ("operators", _operators),
         ("folders", _folders),
         ("environment variables", _variables),
         ("missing", _missing),
@@ -159,9 +160,13 @@ def _folders() -> list[tuple[str, str]]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     hub = os.environ.get("HF_HUB_CACHE") or os.path.join(os.environ.get("HF_HOME") or cache / "huggingface", "hub")
     torch_home = os.environ.get("TORCH_HOME") or str(cache / "torch")
-    extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or str(cache / "torch_extensions")
-    rows = [("Hub downloads", hub), ("torch downloads", torch_home), ("compiled operators", extensions)]
+    rows = [("Hub downloads", hub), ("torch downloads", torch_home)]
     return [(name, f"{path}{'' if os.path.isdir(path) else ' (not there yet)'}") for name, path in rows]
+
+
+def _operators() -> list[tuple[str, str]]:
+    native: Any = importlib.import_module("vovnet.ops.native")
+    return native.state()
 
 
 def _variables() -> list[tuple[str, str]]:

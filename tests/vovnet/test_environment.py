@@ -14,7 +14,16 @@ def test_names_versions_devices_and_compilers():
     assert metadata.version("torch") in text
     assert metadata.version("timm") in text
     assert torch.backends.cpu.get_cpu_capability() in text
-    for section in ("versions", "machine", "torch", "compilers", "folders", "environment variables", "missing"):
+    for section in (
+        "versions",
+        "machine",
+        "torch",
+        "compilers",
+        "operators",
+        "folders",
+        "environment variables",
+        "missing",
+    ):
         assert f"[{section}]" in text
     assert "failed" not in text
     assert len(text.splitlines()) < 70

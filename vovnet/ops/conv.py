@@ -1,0 +1,212 @@
+"""A convolution with a frozen norm folded into it, and a ReLU: what autograd keeps is its input and its output.
+
+Norm and ReLU apart, the plain way keeps three maps and walks over the output three times more. The folded weight is
+made anew in the backward pass: kept, it would double the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vovnet.ops import cuda
+from vovnet.ops.arguments import check_conv, conv_shape, pair
+from vovnet.ops.bits import in_strides_of, is_channels_last
+from vovnet.ops.registration import refuse_second_derivative, refuse_vmap, under_autocast
+
+Pair = int | Sequence[int]
+
+
+def conv_affine_relu(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    relu: bool = True,
+) -> Tensor:
+    """``relu(conv2d(x, weight) · scale + shift)``, computed as a convolution with ``weight · scale``.
+
+    Args:
+        x: (N, C, H, W), floating-point, contiguous or channels-last (others are copied).
+        weight: (out channels, C / groups, height, width), of ``x``'s type, or float32 beside float16 and bfloat16.
+        scale: (out channels,), of the weight's type: ``γ / √(variance + ε)`` of a frozen norm; None is 1.
+        shift: (out channels,): ``β - mean · scale``; None is 0.
+        stride: one integer, or those of height and width.
+        padding: zeros on each side, as ``stride``.
+        dilation: steps between the kernel's taps, as ``stride``.
+        groups: of the channels.
+        relu: whether there is a ReLU.
+
+    Returns:
+        (N, out channels, H', W'), channels-last if ``x`` or the weight is.
+
+    Raises:
+        InputError: a shape, type, device or number does not fit; the message names the argument.
+    """
+    out: Tensor = torch.ops.vovnet.conv_affine_relu(
+        x,
+        weight,
+        scale,
+        shift,
+        pair("stride", stride),
+        pair("padding", padding),
+        pair("dilation", dilation),
+        groups,
+        relu,
+    )
+    return out
+
+
+@torch.library.custom_op("vovnet::conv_affine_relu", mutates_args=())
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    check_conv(x, weight, scale, shift, stride, padding, dilation, groups)
+    layout = _layout(x, weight)
+    x, folded = x.contiguous(memory_format=layout), fold(weight, scale, x.dtype, layout)
+    bias = None if shift is None else shift.to(x.dtype)
+    geometry = (stride, padding, dilation, groups)
+    if relu and bias is not None and _has_fused_cudnn(x):
+        return torch.cudnn_convolution_relu(x, folded, bias, *geometry).contiguous(memory_format=layout)
+    out = F.conv2d(x, folded, bias, *geometry).contiguous(memory_format=layout)
+    return out.relu_() if relu else out
+
+
+@_conv.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    check_conv(x, weight, scale, shift, stride, padding, dilation, groups)
+    shape = conv_shape(x, weight, stride, padding, dilation)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x, weight))
+
+
+def fold(weight: Tensor, scale: Tensor | None, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    """``weight · scale`` in the maps' type and layout."""
+    folded = weight if scale is None else weight * scale[:, None, None, None]
+    return folded.to(dtype).contiguous(memory_format=layout)
+
+
+def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """Channels-last where the map or the weight is, as PyTorch's own convolutions."""
+    last = is_channels_last(x) or is_channels_last(weight)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _has_fused_cudnn(x: Tensor) -> bool:
+    return x.is_cuda and torch.backends.cudnn.enabled and x.dtype in (torch.float16, torch.float32) and x.numel() > 0
+
+
+@torch.library.custom_op("vovnet::conv_affine_relu_backward", mutates_args=())
+def _conv_backward(
+    grad: Tensor,
+    kept: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the map, the weight, the scale and the shift (an empty tensor where one is not wanted).
+
+    ``kept`` is what :func:`vovnet.ops.bits.relu_backward` takes: the output, or its bits.
+    """
+    wants_x, wants_weight, wants_scale, wants_shift = wanted
+    layout = _layout(x, weight)
+    g, total = cuda.gradient_before_relu(grad.contiguous(memory_format=layout), kept, wants_shift)
+    wants_folded = wants_weight or wants_scale
+    # The reference sums over the map: convolution_backward may add in the map's own type.
+    d_x, d_folded, _ = torch.ops.aten.convolution_backward(
+        g,
+        x.contiguous(memory_format=layout),
+        fold(weight, scale, x.dtype, layout),
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0],
+        groups,
+        [wants_x, wants_folded, False],
+    )
+    none = weight.new_empty(0)
+    d_weight, d_scale, d_shift = none, none.clone(), none.clone()
+    if wants_folded:
+        d_folded = d_folded.to(weight.dtype)
+    if wants_scale:
+        d_scale = (d_folded * weight).sum((1, 2, 3))
+    if wants_weight:
+        d_weight = d_folded.mul_(scale[:, None, None, None]) if scale is not None else d_folded
+        d_weight = in_strides_of(weight, d_weight)
+    if wants_shift:
+        d_shift = g.sum((0, 2, 3), dtype=weight.dtype) if total is None else total.to(weight.dtype)
+    return d_x if wants_x else x.new_empty(0), d_weight, d_scale, d_shift
+
+
+@_conv_backward.register_fake
+def _(
+    grad: Tensor,
+    kept: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layout, channels = _layout(x, weight), weight.shape[0]
+    return (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout) if wanted[0] else x.new_empty(0),
+        torch.empty_like(weight) if wanted[1] else weight.new_empty(0),
+        weight.new_empty(channels if wanted[2] else 0),
+        weight.new_empty(channels if wanted[3] else 0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, scale, _, *geometry, relu = inputs
+    ctx.geometry, ctx.has_scale = geometry, scale is not None
+    ctx.save_for_backward(x, weight, scale, output if relu else None)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, scale, kept = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:4])
+    gradients = torch.ops.vovnet.conv_affine_relu_backward(grad, kept, x, weight, scale, *ctx.geometry, wanted)
+    return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None, None, None, None
+
+
+_conv.register_autograd(_differentiate, setup_context=_save)
+under_autocast("conv_affine_relu", lambda cast, x, *rest: (cast(x), *rest))
+for _op in (_conv, _conv_backward):
+    refuse_vmap(_op)
+refuse_second_derivative(_conv_backward)

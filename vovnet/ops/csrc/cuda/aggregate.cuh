@@ -1,0 +1,296 @@
+// The matrix kernel: one block makes one 128 x 128 tile of the output. Three products use it:
+//   Forward          out (pixels, O)   = sum_i x_i W_i^T    depth: the columns of the inputs, one after the other
+//   InputGradients   dx_i (pixels, Ci) = g W_i              depth: the columns of g, the rows of W
+//   WeightGradient   dW (O, sum C)     = g^T x_i            depth: the rows of g and of the inputs, split over blocks
+#pragma once
+
+#include "operand.cuh"
+
+namespace vovnet {
+
+struct Forward {
+  static constexpr Depth kA = Depth::kColumns, kB = Depth::kColumns;
+  static constexpr bool kStreamed = true;  // the output
+  template <class T>
+  using Out = T;
+};
+struct InputGradients {
+  static constexpr Depth kA = Depth::kColumns, kB = Depth::kRows;
+  static constexpr bool kStreamed = true;  // the output
+  template <class T>
+  using Out = T;
+};
+struct WeightGradient {
+  static constexpr Depth kA = Depth::kRows, kB = Depth::kRows;
+  static constexpr bool kStreamed = false;
+  template <class T>
+  using Out = float;  // partial sums, one matrix a split
+};
+
+struct Problem {
+  Panels<const void> a, b;
+  Panels<void> out;
+  const void* bias;      // (columns) of the storage type, or null
+  const void* residual;  // (rows, columns) of the storage type, or null
+  uint8_t* mask;         // ceil(rows * columns / 8), or null
+  bool relu;
+  int64_t rows;                 // of the output
+  int columns;                  // of the output
+  int row_tiles, column_tiles;  // of the output
+  int64_t depth;                // rows of depth in all, where depth lies in rows
+  int64_t split_depth;          // of these, what a split takes
+  int64_t split_stride;         // elements from a split's output to the next's
+  int steps;                    // of a split's loop over depth, at most
+  int phases;                   // 1, or in how many places rows of tiles begin their loop over depth
+};
+
+constexpr int kWarpTile = 64;
+constexpr int kFragments = kWarpTile / 16;            // of a warp, each way
+constexpr int kStageStride = kWarpTile + 8;           // floats of a line where a warp lays out what it made
+constexpr int kStageBytes = 16 * kStageStride * 4;    // 16 lines at once
+
+template <class Number, class Product>
+struct Layout {
+  using T = typename Number::Storage;
+  using A = Operand<Number, Product::kA>;
+  using B = Operand<Number, Product::kB>;
+  using Fragments = typename Number::template Fragments<Product::kA, Product::kB>;
+  static constexpr int kTileBytes = A::kBytes + B::kBytes;
+  static constexpr int shared_bytes(int architecture) {
+    const int tiles = stage_count(architecture) * kTileBytes;
+    return tiles > 4 * kStageBytes ? tiles : 4 * kStageBytes;
+  }
+};
+
+// Which tile a block makes: neighbours in launch order share rows of A, and at most 8 tiles of columns lie between
+// blocks that share columns of B, so that both are read from DRAM once while they are in the L2 cache.
+struct Place {
+  int64_t row;
+  int column;
+  int64_t split;
+  unsigned row_tile;
+};
+__device__ inline Place place_of(const Problem& problem, unsigned block) {
+  const unsigned rows = static_cast<unsigned>(problem.row_tiles);
+  const unsigned columns = static_cast<unsigned>(problem.column_tiles);
+  const unsigned widest = min(8u, columns);
+  const unsigned split = block / (rows * columns);
+  block %= rows * columns;
+  const unsigned first = block / (rows * widest) * widest;
+  block %= rows * widest;
+  const unsigned width = min(widest, columns - first);
+  const unsigned row = block / width;
+  return {static_cast<int64_t>(row) * kTile, static_cast<int>(first + block % width) * kTile, split, row};
+}
+
+// Blocks that run at the same time advance alike. If all began with the same columns of the weight, these would have
+// left a small L2 cache before the next blocks begin; so rows of tiles begin in `phases` places, and every part of the
+// weight is read again soon.
+template <class Number>
+__device__ Walk<Number> walk_of(const Problem& problem, const Place& place, Depth depth) {
+  constexpr int kStep = Walk<Number>::kStep;
+  if (depth == Depth::kRows) {
+    const int64_t begin = place.split * problem.split_depth;
+    return {0, begin, min(begin + problem.split_depth, problem.depth)};
+  }
+  const unsigned phase = place.row_tile % static_cast<unsigned>(problem.phases);
+  int step = static_cast<int>(phase * static_cast<unsigned>(problem.steps) / static_cast<unsigned>(problem.phases));
+  int panel = 0;
+  while (step * kStep >= problem.a.columns[panel]) step -= (problem.a.columns[panel++] + kStep - 1) / kStep;
+  return {panel, step * kStep, problem.depth};
+}
+
+__device__ inline int warp_row() { return static_cast<int>(threadIdx.x / 64) * kWarpTile; }
+__device__ inline int warp_column() { return static_cast<int>(threadIdx.x / 32 % 2) * kWarpTile; }
+
+// sums += A B over the tiles' depth, for the warp's 64 x 64.
+template <class Number, class Product, class Sum>
+__device__ void multiply(const typename Number::Storage* a_tile, const typename Number::Storage* b_tile,
+                         Sum (&sums)[kFragments][kFragments]) {
+  using L = Layout<Number, Product>;
+#pragma unroll Number::kUnroll
+  for (int depth = 0; depth < L::A::kStep; depth += Number::kDepth) {
+    typename L::Fragments::A a[kFragments];
+#pragma unroll
+    for (int i = 0; i < kFragments; ++i) {
+      load_fragment(a[i], L::A::at(a_tile, warp_row() + 16 * i, depth), L::A::kStride);
+    }
+#pragma unroll
+    for (int j = 0; j < kFragments; ++j) {
+      typename L::Fragments::B b;
+      load_fragment(b, L::B::at(b_tile, warp_column() + 16 * j, depth), L::B::kStride);
+#pragma unroll
+      for (int i = 0; i < kFragments; ++i) multiply_add(sums[i][j], a[i], b);
+    }
+  }
+}
+
+// The loop over depth: while a tile is multiplied, the next ones are on their way.
+template <class Number, class Product, class Sum>
+__device__ void accumulate(const Problem& problem, const Place& place, Sum (&sums)[kFragments][kFragments]) {
+  using L = Layout<Number, Product>;
+  using T = typename Number::Storage;
+  constexpr bool kAsync = async_copies(kArchitecture);
+  constexpr int kStages = stage_count(kArchitecture);
+  constexpr int kAhead = kAsync ? kStages - 1 : 1;
+  typename L::A a(problem.a, place.row, problem.rows);
+  typename L::B b(problem.b, place.column, problem.columns);
+  Walk<Number> walk = walk_of<Number>(problem, place, Product::kA);
+  const auto a_tile = [](int step) {
+    return reinterpret_cast<T*>(shared_memory() + step % kStages * L::kTileBytes);
+  };
+  const auto b_tile = [](int step) {
+    return reinterpret_cast<T*>(shared_memory() + step % kStages * L::kTileBytes + L::A::kBytes);
+  };
+  const auto fetch = [&](int step) {
+    if (step < problem.steps) {
+      a.fetch(walk, a_tile(step));
+      b.fetch(walk, b_tile(step));
+      walk.next(problem.a, Product::kA);
+    }
+    if constexpr (kAsync) commit_copies();  // a group a step, though it be empty, keeps the count right
+  };
+#pragma unroll
+  for (int step = 0; step < kAhead; ++step) fetch(step);
+  for (int step = 0; step < problem.steps; ++step) {
+    if constexpr (kAsync) {
+      wait_copies<kStages - 2>();
+      block_barrier();  // this step's tile is there, and no warp still reads the one that fetch overwrites
+    } else {
+      block_barrier();  // no warp still reads the tile
+      a.put(a_tile(step));
+      b.put(b_tile(step));
+      block_barrier();  // the tile is there
+    }
+    fetch(step + kAhead);
+    multiply<Number, Product>(a_tile(step), b_tile(step), sums);
+  }
+}
+
+template <class T>
+struct alignas(kVectorBytes) Vector {
+  static constexpr int kCount = kVectorBytes / static_cast<int>(sizeof(T));
+  T at[kCount];
+};
+
+// 8 neighbouring elements: one vector of 16 bits, or two of float32, which may belong to different panels.
+constexpr int kRun = 8;
+template <class T>
+__device__ void load_run(float (&values)[kRun], const T* source) {
+  constexpr int kCount = Vector<T>::kCount;
+#pragma unroll
+  for (int v = 0; v < kRun; v += kCount) {
+    const auto vector = load(reinterpret_cast<const Vector<T>*>(source + v));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[v + i] = to_float(vector.at[i]);
+  }
+}
+
+// Where a thread's 8 columns of the output lie: constant over the rows of a tile.
+template <class Out, bool kStreamed>
+struct Target {
+  static constexpr int kVectors = kRun / Vector<Out>::kCount;
+  Out* first_row[kVectors];  // null: beyond the last column
+  int64_t stride[kVectors];
+
+  __device__ Target(const Panels<void>& out, int column, int64_t split_offset) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const Column place = find_column(out, column + v * Vector<Out>::kCount);
+      first_row[v] =
+          place.panel < 0 ? nullptr : static_cast<Out*>(out.data[place.panel]) + place.offset + split_offset;
+      stride[v] = place.panel < 0 ? 0 : out.stride[place.panel];
+    }
+  }
+  __device__ void write(int64_t row, const float (&values)[kRun]) const {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      if (first_row[v] == nullptr) continue;
+      Vector<Out> vector;
+#pragma unroll
+      for (int i = 0; i < Vector<Out>::kCount; ++i) {
+        vector.at[i] = from_float<Out>(values[v * Vector<Out>::kCount + i]);
+      }
+      Out* place = first_row[v] + row * stride[v];
+      if constexpr (kStreamed) {
+        Bits16 bits;
+        memcpy(&bits, &vector, sizeof bits);
+        store_streamed(reinterpret_cast<Bits16*>(place), bits);
+      } else {
+        store(reinterpret_cast<Vector<Out>*>(place), vector);
+      }
+    }
+  }
+};
+
+// Bias, mask, ReLU and residual, on the float32 sums of one run. The mask and ReLU's NaN follow PyTorch: what is not
+// <= 0 is kept.
+template <class T>
+__device__ void finish(const Problem& problem, int64_t row, int column, const float (&bias)[kRun],
+                       float (&values)[kRun]) {
+  const int64_t element = row * problem.columns + column;
+  unsigned bits = 0;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    values[i] += bias[i];
+    // As the output has it: what rounds to 0 has no gradient.
+    bits |= to_float(from_float<T>(values[i])) <= 0.0f ? 0u : 1u << i;
+    if (problem.relu && values[i] <= 0.0f) values[i] = 0.0f;
+  }
+  if (problem.mask != nullptr) store(problem.mask + element / 8, static_cast<uint8_t>(bits));
+  if (problem.residual != nullptr) {
+    float residual[kRun];
+    load_run(residual, static_cast<const T*>(problem.residual) + element);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) values[i] += residual[i];
+  }
+}
+
+// Lays out the warp's sums in shared memory, 16 rows at a time, and writes them row by row.
+template <class Number, class Product, class Sum>
+__device__ void write_out(const Problem& problem, const Place& place, const Sum (&sums)[kFragments][kFragments]) {
+  using T = typename Number::Storage;
+  using Out = typename Product::template Out<T>;
+  constexpr bool kForward = std::is_same_v<Product, Forward>;
+  constexpr int kRuns = kWarpTile / kRun;  // of a row
+  float* stage = reinterpret_cast<float*>(shared_memory() + threadIdx.x / 32 * kStageBytes);
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int run = lane % kRuns * kRun;
+  const int column = place.column + warp_column() + run;
+  const Target<Out, Product::kStreamed> target(problem.out, column, place.split * problem.split_stride);
+  float bias[kRun] = {};
+  if constexpr (kForward) {
+    if (problem.bias != nullptr && column < problem.columns) load_run(bias, static_cast<const T*>(problem.bias) + column);
+  }
+#pragma unroll
+  for (int i = 0; i < kFragments; ++i) {
+    warp_barrier();  // all lanes have read the rows before these
+#pragma unroll
+    for (int j = 0; j < kFragments; ++j) store_fragment(stage + 16 * j, sums[i][j], kStageStride);
+    warp_barrier();
+    for (int line = lane / kRuns; line < 16; line += 32 / kRuns) {
+      const int64_t row = place.row + warp_row() + 16 * i + line;
+      if (row >= problem.rows || column >= problem.columns) continue;
+      const auto* staged = reinterpret_cast<const Vector<float>*>(stage + line * kStageStride + run);
+      const Vector<float> halves[2] = {load_shared(staged), load_shared(staged + 1)};
+      float values[kRun];
+#pragma unroll
+      for (int v = 0; v < kRun; ++v) values[v] = halves[v / 4].at[v % 4];
+      if constexpr (kForward) finish<T>(problem, row, column, bias, values);
+      target.write(row, values);
+    }
+  }
+}
+
+template <class Number, class Product>
+__global__ void __launch_bounds__(kThreads, 2) aggregate_kernel(const __grid_constant__ Problem problem) {
+  if constexpr (kArchitecture >= Number::kOldestArchitecture) {
+    const Place place = place_of(problem, blockIdx.x);
+    typename Layout<Number, Product>::Fragments::Sum sums[kFragments][kFragments] = {};
+    accumulate<Number, Product>(problem, place, sums);
+    block_barrier();  // the tiles' memory becomes the warps' stages
+    write_out<Number, Product>(problem, place, sums);
+  }
+}
+
+}  // namespace vovnet

@@ -1,0 +1,206 @@
+// The kinds of numbers that the matrix kernel multiplies, each with its fragments: tensor cores, or plain FFMA.
+#pragma once
+
+#include "device.cuh"
+
+namespace vovnet {
+
+// How an operand lies in memory: its columns are the depth of the product (neighbours in memory are neighbours in
+// depth), or its rows are.
+enum class Depth : int { kColumns = 0, kRows = 1 };
+
+// Fragments are parts of a product, spread over the lanes of a warp: A is (16, depth), B (depth, 16), their sum (16, 16)
+// in float32. `kContiguousDepth` says which way the operand lies in shared memory. All lanes take part in each call.
+
+// Fragments for tensor cores, in the registers that the matrix instructions want. `Type` tells the instruction what
+// they hold, T is what lies in memory.
+namespace tensor {
+
+__device__ inline int group() { return static_cast<int>(threadIdx.x % 32 / 4); }
+__device__ inline int pair() { return static_cast<int>(threadIdx.x % 4); }
+
+template <class Type, bool kContiguousDepth>
+struct FragmentA {
+  unsigned words[4];  // rows 0-7 and 8-15 of the first half of depth, then of the second
+};
+template <class Type, bool kContiguousDepth>
+struct FragmentB {
+  unsigned words[4];  // columns 0-7 of the first and of the second half of depth, then columns 8-15
+};
+struct Accumulator {
+  float sums[2][4];  // columns 0-7, 8-15
+};
+
+// Loads words (line half, depth half): lines are A's rows or B's columns. `kLineFirst`: lines' halves alternate first.
+template <bool kContiguousDepth, bool kLineFirst, class T>
+__device__ void load_words(unsigned (&words)[4], const T* source, int stride) {
+  constexpr int kHalf = 16 / static_cast<int>(sizeof(T));  // of depth
+  if constexpr (kContiguousDepth || sizeof(T) == 2) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int row = lane % 8;
+    const int matrix = lane / 8;
+    const int line_half = kLineFirst ? matrix % 2 : matrix / 2;
+    const int depth_half = kLineFirst ? matrix / 2 : matrix % 2;
+    const T* address = kContiguousDepth ? source + (row + 8 * line_half) * stride + kHalf * depth_half
+                                        : source + (row + kHalf * depth_half) * stride + 8 * line_half;
+    load_matrices<!kContiguousDepth>(words, address);
+  } else {  // transposing moves 16-bit elements only
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int line_half = kLineFirst ? i % 2 : i / 2;
+      const int depth_half = kLineFirst ? i / 2 : i % 2;
+      words[i] = load_shared(reinterpret_cast<const unsigned*>(source + (pair() + kHalf * depth_half) * stride +
+                                                               group() + 8 * line_half));
+    }
+  }
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (unsigned& word : words) word = round_to_tf32(word);
+  }
+}
+
+template <class Type, bool kContiguousDepth, class T>
+__device__ void load_fragment(FragmentA<Type, kContiguousDepth>& a, const T* source, int stride) {
+  load_words<kContiguousDepth, true>(a.words, source, stride);
+}
+template <class Type, bool kContiguousDepth, class T>
+__device__ void load_fragment(FragmentB<Type, kContiguousDepth>& b, const T* source, int stride) {
+  load_words<kContiguousDepth, false>(b.words, source, stride);
+}
+template <class Type, bool kA, bool kB>
+__device__ void multiply_add(Accumulator& sum, const FragmentA<Type, kA>& a, const FragmentB<Type, kB>& b) {
+  multiply_matrices<Type>(sum.sums[0], a.words, b.words);
+  multiply_matrices<Type>(sum.sums[1], a.words, b.words + 2);
+}
+__device__ inline void store_fragment(float* target, const Accumulator& sum, int stride) {
+  struct alignas(8) Two {
+    float at[2];
+  };
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {  // two columns of rows 0-7 and 8-15, for both halves of the columns
+    float* place = target + (group() + 8 * (i % 2)) * stride + 8 * (i / 2) + 2 * pair();
+    store_shared(reinterpret_cast<Two*>(place), Two{{sum.sums[i / 2][2 * (i % 2)], sum.sums[i / 2][2 * (i % 2) + 1]}});
+  }
+}
+
+}  // namespace tensor
+
+// Fragments of exact float32 for plain FFMA, with depth 4: a lane owns 2 rows of A and 4 columns of B,
+// so that 8 x 4 lanes cover 16 x 16. Lanes read at most 16 bytes at once, and never two lines of one bank.
+namespace exact {
+
+constexpr int kDepth = 4;
+
+// The lane's r-th line: side by side where that makes one wide read, spread where each line is a read of its own.
+template <bool kContiguousDepth, int kLanes, int kOwn>
+__device__ int line_of(int lane, int r) {
+  return kContiguousDepth ? lane + kLanes * r : lane * kOwn + r;
+}
+
+template <int kOwn>
+struct alignas(4 * kOwn) Floats {
+  float at[kOwn];
+};
+
+template <bool kContiguousDepth, int kLanes, int kOwn>
+__device__ void load_lines(float (&value)[kOwn][kDepth], const float* source, int stride, int lane) {
+  if constexpr (kContiguousDepth) {
+#pragma unroll
+    for (int r = 0; r < kOwn; ++r) {
+      const auto line = load_shared(
+          reinterpret_cast<const Floats<kDepth>*>(source + line_of<true, kLanes, kOwn>(lane, r) * stride));
+#pragma unroll
+      for (int k = 0; k < kDepth; ++k) value[r][k] = line.at[k];
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      const auto lines = load_shared(reinterpret_cast<const Floats<kOwn>*>(source + k * stride + lane * kOwn));
+#pragma unroll
+      for (int r = 0; r < kOwn; ++r) value[r][k] = lines.at[r];
+    }
+  }
+}
+
+__device__ inline int row_lane() { return static_cast<int>(threadIdx.x % 32 / 4); }
+__device__ inline int column_lane() { return static_cast<int>(threadIdx.x % 4); }
+
+template <bool kContiguousDepth>
+struct FragmentA {
+  float lines[2][kDepth];
+};
+template <bool kContiguousDepth>
+struct FragmentB {
+  float lines[4][kDepth];
+};
+// Where the lane's elements lie depends on both operands' layouts.
+template <bool kContiguousA, bool kContiguousB>
+struct Accumulator {
+  float sums[2][4];
+};
+
+template <bool kContiguousDepth>
+__device__ void load_fragment(FragmentA<kContiguousDepth>& fragment, const float* source, int stride) {
+  load_lines<kContiguousDepth, 8, 2>(fragment.lines, source, stride, row_lane());
+}
+template <bool kContiguousDepth>
+__device__ void load_fragment(FragmentB<kContiguousDepth>& fragment, const float* source, int stride) {
+  load_lines<kContiguousDepth, 4, 4>(fragment.lines, source, stride, column_lane());
+}
+template <bool kA, bool kB>
+__device__ void multiply_add(Accumulator<kA, kB>& sum, const FragmentA<kA>& a, const FragmentB<kB>& b) {
+#pragma unroll
+  for (int k = 0; k < kDepth; ++k) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sum.sums[r][c] = fmaf(a.lines[r][k], b.lines[c][k], sum.sums[r][c]);
+    }
+  }
+}
+template <bool kA, bool kB>
+__device__ void store_fragment(float* target, const Accumulator<kA, kB>& sum, int stride) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      store_shared(target + line_of<kA, 8, 2>(row_lane(), r) * stride + line_of<kB, 4, 4>(column_lane(), c),
+                   sum.sums[r][c]);
+    }
+  }
+}
+
+}  // namespace exact
+
+// A kind of number: how it is stored, how deep a fragment is, and the oldest architecture that has it.
+template <class T, class Type, int kFragmentDepth, int kOldest>
+struct TensorNumber {
+  using Storage = T;
+  static constexpr int kDepth = kFragmentDepth;
+  static constexpr int kUnroll = 2;  // of the loop over a tile's depth: all of it
+  static constexpr int kOldestArchitecture = kOldest;
+  template <Depth kA, Depth kB>
+  struct Fragments {
+    using A = tensor::FragmentA<Type, kA == Depth::kColumns>;
+    using B = tensor::FragmentB<Type, kB == Depth::kColumns>;
+    using Sum = tensor::Accumulator;
+  };
+};
+struct Float16 : TensorNumber<Half, Half, 16, 75> {};
+struct BFloat16s : TensorNumber<BFloat16, BFloat16, 16, 80> {};
+struct TensorFloat32 : TensorNumber<float, Tf32, 8, 80> {};
+
+struct Float32 {
+  using Storage = float;
+  static constexpr int kDepth = exact::kDepth;
+  static constexpr int kUnroll = 1;  // a step has enough independent work; more would not fit the registers
+  static constexpr int kOldestArchitecture = 75;
+  template <Depth kA, Depth kB>
+  struct Fragments {
+    using A = exact::FragmentA<kA == Depth::kColumns>;
+    using B = exact::FragmentB<kB == Depth::kColumns>;
+    using Sum = exact::Accumulator<kA == Depth::kColumns, kB == Depth::kColumns>;
+  };
+};
+
+}  // namespace vovnet

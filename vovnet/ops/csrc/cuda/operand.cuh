@@ -1,0 +1,145 @@
+// The two operands of a product: lists of matrices in global memory, brought tile by tile into shared memory.
+#pragma once
+
+#include "numbers.cuh"
+
+namespace vovnet {
+
+constexpr int kTile = 128;          // rows and columns of the output that a block makes
+constexpr int kThreads = 128;       // 2 x 2 warps of 64 x 64
+constexpr int kLineBytes = 64;      // the depth of a step, where depth is contiguous: two sectors of DRAM
+constexpr int kVectorBytes = 16;    // what a thread moves at once
+
+// The tiles held in shared memory. Before 8.0 a copy waits in registers while the one tile before it is multiplied; from
+// 8.0 on copies are asynchronous, and as many are under way as let two blocks share a multiprocessor: 4 where it has
+// 164 KB or more, 2 where it has 100 KB.
+__host__ __device__ constexpr bool async_copies(int architecture) { return architecture >= 80; }
+__host__ __device__ constexpr int stage_count(int architecture) {
+  if (!async_copies(architecture)) return 1;
+  return architecture == 80 || (architecture >= 90 && architecture < 120) ? 4 : 2;
+}
+
+// Matrices side by side: the columns of one follow those of another. Pointer is `const void` or `void`.
+template <class Pointer>
+struct Panels {
+  Pointer* data[kMaxInputs];   // each (rows, columns[i]) of the number's storage type; 16-byte aligned
+  int64_t stride[kMaxInputs];  // elements from a row to the next; a multiple of 16 bytes
+  int columns[kMaxInputs];     // a multiple of 16 bytes
+  int count;
+};
+
+// The matrix and the column in it that a column of the row of panels is; `panel` is -1 behind the last.
+struct Column {
+  int panel;
+  int offset;
+};
+template <class Pointer>
+__device__ Column find_column(const Panels<Pointer>& panels, int column) {
+  for (int i = 0; i < panels.count; ++i) {
+    if (column < panels.columns[i]) return {i, column};
+    column -= panels.columns[i];
+  }
+  return {-1, 0};
+}
+
+// Where the loop over depth stands: in the columns of a panel, around which it goes, or in the rows.
+template <class Number>
+struct Walk {
+  static constexpr int kStep = kLineBytes / static_cast<int>(sizeof(typename Number::Storage));
+  int panel;
+  int64_t offset;
+  int64_t end;  // of the rows
+
+  __device__ void next(const Panels<const void>& panels, Depth depth) {
+    offset += kStep;
+    if (depth == Depth::kColumns && offset >= panels.columns[panel]) {
+      panel = panel + 1 < panels.count ? panel + 1 : 0;
+      offset = 0;
+    }
+  }
+};
+
+// One operand of a block. In shared memory a tile is kLines lines of kWidth elements, padded so that lines start in
+// different banks.
+template <class Number, Depth kDepth>
+class Operand {
+ public:
+  using T = typename Number::Storage;
+  static constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));
+  static constexpr int kStep = Walk<Number>::kStep;
+  static constexpr int kWidth = kDepth == Depth::kColumns ? kStep : kTile;
+  static constexpr int kLines = kDepth == Depth::kColumns ? kTile : kStep;
+  static constexpr int kStride = kWidth + (kDepth == Depth::kColumns ? kVector : 8);
+  static constexpr int kBytes = kLines * kStride * static_cast<int>(sizeof(T));
+
+  // first: of the block's rows (depth in columns) or columns (depth in rows), which end at `limit`.
+  __device__ Operand(const Panels<const void>& panels, int64_t first, int64_t limit) : panels_(panels) {
+    const int thread = static_cast<int>(threadIdx.x);
+    chunk_ = thread % kChunks * kVector;
+    line_ = thread / kChunks;
+    if constexpr (kDepth == Depth::kColumns) {
+      first_ = first;
+      limit_ = limit;
+    } else {
+      const Column column = find_column(panels, static_cast<int>(first) + chunk_);
+      valid_ = column.panel >= 0;
+      source_ = static_cast<const T*>(panels.data[valid_ ? column.panel : 0]) + column.offset;
+      stride_ = panels.stride[valid_ ? column.panel : 0];
+    }
+  }
+
+  // Starts the copy of a tile: into shared memory, or into registers for `put`.
+  __device__ void fetch(const Walk<Number>& walk, T* tile) {
+    const T* source = source_;
+    int64_t stride = stride_;
+    bool valid = valid_;
+    if constexpr (kDepth == Depth::kColumns) {
+      const int column = static_cast<int>(walk.offset) + chunk_;
+      valid = column < panels_.columns[walk.panel];
+      stride = panels_.stride[walk.panel];
+      source = static_cast<const T*>(panels_.data[walk.panel]) + column;
+    }
+    const int64_t first = kDepth == Depth::kColumns ? first_ : walk.offset;
+    const int64_t limit = kDepth == Depth::kColumns ? limit_ : walk.end;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int line = line_ + i * kLineStep;
+      const bool inside = valid && first + line < limit;
+      const T* from = inside ? source + (first + line) * stride : static_cast<const T*>(panels_.data[0]);
+      if constexpr (async_copies(kArchitecture)) {
+        copy_async(tile + line * kStride + chunk_, from, inside);
+      } else {
+        held_[i] = inside ? load(reinterpret_cast<const Bits16*>(from)) : Bits16{0, 0, 0, 0};
+      }
+    }
+  }
+
+  __device__ void put(T* tile) const {
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      store_shared(reinterpret_cast<Bits16*>(tile + (line_ + i * kLineStep) * kStride + chunk_), held_[i]);
+    }
+  }
+
+  // The place of (line of the output's rows or columns, depth) in a tile.
+  __device__ static const T* at(const T* tile, int line, int depth) {
+    return kDepth == Depth::kColumns ? tile + line * kStride + depth : tile + depth * kStride + line;
+  }
+
+ private:
+  static constexpr int kChunks = kWidth / kVector;
+  static constexpr int kLineStep = kThreads / kChunks;
+  static constexpr int kCopies = kLines / kLineStep;
+  static_assert(kThreads % kChunks == 0 && kLines % kLineStep == 0, "every thread copies equally much");
+
+  const Panels<const void>& panels_;
+  int chunk_;                // the thread's first element in each of its lines
+  int line_;                 // its first line
+  int64_t first_ = 0, limit_ = 0;
+  bool valid_ = true;
+  const T* source_ = nullptr;
+  int64_t stride_ = 0;
+  Bits16 held_[async_copies(kArchitecture) ? 1 : kCopies];
+};
+
+}  // namespace vovnet

@@ -1,0 +1,72 @@
+"""The aggregation's products by oneDNN's convolutions, the fastest way to them on a CPU in float32 (but for large plain
+maps, which they would reorder first, an input at a time).
+
+Measured on AMD Zen 5 by ``python -m benchmarks.memory --time``: MKL's matrix products reach half their speed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LARGE = 10_000
+"""Pixels of a plain (N, C, H, W) map from which matrix products are faster."""
+
+
+def serves(x: Tensor, layout: torch.memory_format) -> bool:
+    """Whether to take this way for maps like ``x`` that are dense in ``layout``."""
+    known = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    # Inductor's operator for fused convolutions, which adds in place; torch names no public one.
+    ready = bool(torch.backends.mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
+    return known and ready and (layout == torch.channels_last or x.shape[2] * x.shape[3] < _LARGE)
+
+
+def convolution_sum(
+    inputs: Sequence[Tensor], blocks: Sequence[Tensor], bias: Tensor | None, layout: torch.memory_format
+) -> Tensor:
+    """``Σᵢ conv1x1(xᵢ, Wᵢ) + bias``; each convolution adds to what the ones before it left, in one pass.
+
+    Args:
+        inputs: (N, Cᵢ, H, W), dense in ``layout``.
+        blocks: (out channels, Cᵢ).
+        bias: (out channels,).
+        layout: of the result, too.
+    """
+    out = F.conv2d(inputs[0], _kernel(blocks[0]), bias).contiguous(memory_format=layout)
+    for x, block in zip(inputs[1:], blocks[1:], strict=True):
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            out, x, _kernel(block), None, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, None, [], None
+        )
+    return out
+
+
+def convolution_gradients(
+    g: Tensor, inputs: Sequence[Tensor], blocks: Sequence[Tensor], wanted: Sequence[bool], wants_weight: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the inputs and of the blocks (empty tensors where they are not wanted).
+
+    Args:
+        g: (N, out channels, H, W), of the sum.
+        inputs: (N, Cᵢ, H, W).
+        blocks: (out channels, Cᵢ).
+        wanted: for each input.
+        wants_weight: for the blocks.
+    """
+    d_inputs, d_blocks = [], []
+    for x, block, want in zip(inputs, blocks, wanted, strict=True):
+        d_x: Tensor | None = None
+        d_block: Tensor | None = None
+        if want or wants_weight:
+            d_x, d_block, _ = torch.ops.aten.convolution_backward(
+                g, x, _kernel(block), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [want, wants_weight, False]
+            )
+        d_inputs.append(x.new_empty(0) if d_x is None or not want else d_x)
+        d_blocks.append(x.new_empty(0) if d_block is None or not wants_weight else d_block.flatten(1))
+    return d_inputs, d_blocks
+
+
+def _kernel(block: Tensor) -> Tensor:
+    return block[:, :, None, None].contiguous()
