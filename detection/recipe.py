@@ -143,6 +143,8 @@ class SolverRecipe:
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.999; evaluated and published instead of them."""
     channels_last: bool = True
+    memory: str = "normal"
+    """For a backbone with OSA blocks: ``normal`` or ``low``, as of :func:`vovnet.memory_efficient`, or ``plain``."""
     seed: int = 0
     deterministic: bool = False
     """Ask torch for deterministic kernels (slower on a GPU)."""

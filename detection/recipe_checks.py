@@ -25,6 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
 def _check_solver(solver: SolverRecipe) -> None:
     _one_of("solver.schedule", solver.schedule, ("steps", "cosine"))
     _one_of("solver.amp", solver.amp, ("none", "auto", "bf16", "fp16"))
+    _one_of("solver.memory", solver.memory, ("plain", "normal", "low"))
     for name in ("max_iterations", "batch_size", "reference_batch_size", "accumulate"):
         _at_least(f"solver.{name}", getattr(solver, name), 1)
     for name in ("warmup_iterations", "seed", "base_lr", "gamma", "weight_decay", "bias_lr_factor"):

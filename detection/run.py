@@ -25,6 +25,7 @@ from vovnet.detection.initial_weights import load_matching
 from vovnet.detection.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from vovnet.detection.run_state import load_state, random_state, restore_random_state, save_state
 from vovnet.errors import InputError
+from vovnet.memory import has_osa_blocks, memory_efficient
 
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
 
@@ -111,6 +112,8 @@ def prepare(
             print(f"init: weights from {recipe.init}; started anew: {', '.join(renewed) or 'nothing'}")
     compose_config(detector, recipe.model, categories)  # what cannot be stored is refused before the training
     detector.to(device)
+    if recipe.solver.memory != "plain" and has_osa_blocks(detector):
+        memory_efficient(detector, recipe.solver.memory)
     if recipe.solver.channels_last:
         detector.to(memory_format=torch.channels_last)
     optimizer = conventions.build_optimizer(detector, recipe.solver)

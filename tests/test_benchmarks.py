@@ -20,7 +20,7 @@ def benchmarks() -> Iterator[Namespace]:
     """The modules, which are found from the repository's root."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        names = ("common", "evaluation", "legacy", "loader", "loading", "pictures", "training")
+        names = ("common", "evaluation", "legacy", "loader", "loading", "memory", "operators", "pictures", "training")
         yield Namespace(**{name: import_module(f"benchmarks.{name}") for name in names})
         for name in names:
             sys.modules.pop(f"benchmarks.{name}")
@@ -165,3 +165,196 @@ def test_loading_runs_without_a_network(hub: Hub) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     assert "load_detector / by hand" in done.stdout
     assert hub.log() == []
+
+
+def test_the_operators_benchmark_needs_a_gpu(benchmarks: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="needs an NVIDIA GPU") as stop:
+        benchmarks.operators.main([])
+    assert isinstance(stop.value.code, str)  # printed to stderr; the exit code is 1
+    assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize("size", [(800, 1344), (811, 1331)])
+def test_the_aggregations_are_those_of_the_network(benchmarks: Namespace, size: tuple[int, int]) -> None:
+    import timm
+
+    import vovnet  # noqa: F401
+
+    with torch.device("meta"):
+        model: Any = timm.create_model("vovnet39")
+    found: list[Any] = []
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.conv_concat.register_forward_hook(
+                lambda _, given, out, identity=block.identity: found.append((given[0].shape, out.shape, identity))
+            )
+    model(torch.empty(2, 3, *size, device="meta"))
+    cases = benchmarks.operators.aggregations(2, size)
+    assert len({case.name for case in cases}) == len(cases) == 6
+    for case, (given, out, identity) in zip(cases, found, strict=True):
+        n, h, w = case.shape
+        assert (n, sum(case.widths), h, w) == given
+        assert (n, case.out_channels, h, w) == out
+        assert case.residual == identity
+
+
+def test_bytes_and_operations_by_hand(benchmarks: Namespace) -> None:
+    operators = benchmarks.operators
+    case = operators.Aggregation("a stage", (1, 2, 4), (8, 16), 32, True)
+    # 8 pixels, 24 channels to 32, of 2 bytes: inputs 384, weight and bias 1600, output 512; 32 bytes of bits.
+    assert case.operations(False) == 8 * 2 * 24 * 32
+    assert case.operations(True) == 3 * case.operations(False)
+    forward = 384 + 1600 + 512
+    assert case.least_bytes(2, False) == forward
+    assert case.least_bytes(2, True) == forward + 32 + (512 + 32 + 384 + 1600) + (384 + 1600)
+    timings = [
+        operators.Timing(case, "fp16", False, "one", [2e-6, 1e-6, 9e-6]),
+        operators.Timing(case, "fp16", False, "another", [5e-6]),
+    ]
+    assert timings[0].bandwidth == pytest.approx(forward / 2e-6)
+    assert timings[0].rate == pytest.approx(12288 / 2e-6)
+    _, heading, *rows = operators.table(timings).splitlines()
+    assert heading == "a stage: 1x2x4, 24 -> 32 + residual"
+    assert [row.split() for row in rows] == [
+        ["one", "2.0", "1.0", "1.2", "0.01", "1.00"],
+        ["another", "5.0", "5.0", "0.5", "0.00", "2.50"],
+    ]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+def stand_in(operators: Any) -> Any:
+    """A device whose clock says a microsecond, whatever runs."""
+
+    def clock(work: Callable[[], object]) -> float:
+        work()
+        return 1e-6
+
+    return operators.Gpu(torch.device("cpu"), 0, clock)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_all_ways_of_the_operators_benchmark_compute_the_same(
+    benchmarks: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operators = benchmarks.operators
+    options = operators.parser().parse_args(["--size", "64", "96", "--rounds", "2", "--warmup", "1"])
+    timings = operators.compare(options, stand_in(operators), ["bf16", "fp32"])
+    assert len(timings) == 2 * 2 * 6 * 4
+    assert all(timing.seconds == [1e-6, 1e-6] for timing in timings)
+    shown = capsys.readouterr().out
+    assert "bf16, forward and backward, 1 x 64x96" in shown
+    assert shown.count("stage 4, block 2: 1x4x6, 1728 -> 768 + residual") == 4
+    assert shown.count("osa_aggregate (no kernel: plain PyTorch)") == 2 * 2 * 6
+
+
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("fault", ["value", "gradient", "nan"])
+def test_a_way_that_computes_something_else_is_not_measured(
+    benchmarks: Namespace, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    operators, right = benchmarks.operators, benchmarks.operators.fused
+
+    def wrong(*arguments: Any) -> torch.Tensor:
+        out = right(*arguments)
+        changed = {"value": out * 1.1, "gradient": out.detach() + 0.9 * (out - out.detach()), "nan": out * float("nan")}
+        return changed[fault]
+
+    monkeypatch.setattr(operators, "fused", wrong)
+    options = operators.parser().parse_args(["--size", "32", "32", "--rounds", "1", "--warmup", "0"])
+    with pytest.raises(RuntimeError, match="osa_aggregate differs from eager in fp32"):
+        operators.compare(options, stand_in(operators), ["fp32"])
+
+
+def test_only_what_the_gpu_computes_with_is_measured(benchmarks: Namespace) -> None:
+    kinds = ["fp16", "bf16", "fp32", "tf32"]
+    usable = benchmarks.operators.usable_kinds
+    assert usable(kinds, (7, 5), True) == ["fp16", "fp32"]
+    assert usable(kinds, (8, 0), True) == kinds
+    assert usable(kinds, (9, 0), False) == ["fp16", "bf16", "fp32"]
+
+
+def test_the_precision_is_set_and_given_back(benchmarks: Namespace) -> None:
+    from vovnet.ops.cuda import _tf32
+
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    for kind in ("fp32", "tf32"):
+        with benchmarks.operators.precision(kind):
+            assert _tf32() == (kind == "tf32")
+    assert (conv.fp32_precision, matmul.fp32_precision) == before
+
+
+def test_kept_bytes_are_those_of_a_network_that_can_be_counted_by_hand(benchmarks: Namespace) -> None:
+    kept_bytes = benchmarks.memory.kept_bytes
+    x = torch.rand(2, 3, 8, 8)
+    conv, relu, last = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 1)
+    a_map = 2 * 4 * 8 * 8 * 4  # float32
+    assert kept_bytes(conv, x) == 0  # its input and its weight are there anyway
+    assert kept_bytes(torch.nn.Sequential(conv, relu), x) == a_map
+    assert kept_bytes(torch.nn.Sequential(conv, relu, last), x) == a_map  # by two, in one memory
+    norm = torch.nn.BatchNorm2d(4).eval()
+    assert kept_bytes(torch.nn.Sequential(conv, norm, relu, last), x) == 2 * a_map
+    pool = torch.nn.MaxPool2d(2)  # of its outputs' indices, 8 bytes each
+    assert kept_bytes(torch.nn.Sequential(conv, pool), x) == a_map + a_map // 4 * 2
+
+
+def test_what_a_dropped_graph_kept_is_not_counted(benchmarks: Namespace) -> None:
+    x = torch.rand(4, requires_grad=True)
+    with benchmarks.memory.Kept([x]) as kept:
+        first = x.exp()
+        second = x.exp()
+        assert kept.bytes() == 32
+        del first
+    assert kept.bytes() == 16
+    second.sum().backward()
+    assert torch.equal(x.grad, second)
+
+
+@pytest.mark.parametrize("memory", [None, "normal", "low"])
+def test_fake_and_real_tensors_count_alike(benchmarks: Namespace, memory: str | None) -> None:
+    module = benchmarks.memory
+    network = module.Network("vovnet27_slim", memory)
+    real = module.backbone_memory(network, (64, 96), real=True)
+    assert 0 < real.activations < real.peak
+    model = module.build_backbone(network)
+    assert module.kept_bytes(model, torch.rand(1, 3, 64, 96)) == real.kept
+    with module.fake(model):
+        x = torch.rand(1, 3, 64, 96)
+        assert module.measure(model, [x], lambda: module.total(model(x))) == real
+        assert module.kept_bytes(model, torch.rand(1, 3, 64, 96)) == real.kept
+
+
+def test_the_goals_of_memory_are_met(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    ratios = benchmarks.memory.main(["--networks", "vovnet39", "--of", "backbone"])  # counted, so the same anywhere
+    assert [ratio.bound for ratio in ratios] == [0.58, 0.40]
+    assert all(ratio.met for ratio in ratios)
+    rows = capsys.readouterr().out.split("of it activations\n")[1].splitlines()[:5]
+    timm, plain, normal, low, checkpointed = (float(row.split("blocks")[-1].split()[-4]) for row in rows)
+    assert checkpointed < low < normal < timm < plain
+
+
+def test_times_of_rounds_make_the_ratio(benchmarks: Namespace) -> None:
+    ratio = benchmarks.memory.time_ratio([1.0, 3.0, 8.0], [2.0, 4.0, 4.0], "ours", "theirs", "low")
+    assert (ratio.value, ratio.bound, ratio.met) == (0.75, 1.08, True)
+    assert not benchmarks.memory.time_ratio([5.0], [4.0], "ours", "theirs", "low").met
+
+
+def test_a_detector_keeps_less_by_memory_efficient(benchmarks: Namespace) -> None:
+    module = benchmarks.memory
+    plain, ours = (
+        module.detector_memory(module.Network("vovnet27_slim", memory), (64, 64)) for memory in (None, "low")
+    )
+    assert 0 < ours.kept < plain.kept < plain.peak
+
+
+def test_the_times_of_saving_memory_are_compared(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--size", "64", "64", "--rounds", "1", "--warmup", "0"]
+    ratios = benchmarks.memory.main(["--of", *few, "--time", "--channels-last"])
+    assert [ratio.bound for ratio in ratios] == [1.0, 1.08]
+    assert all(ratio.value > 0 for ratio in ratios)
+    assert "seconds, timm vovnet39a, low / timm vovnet39a" in capsys.readouterr().out

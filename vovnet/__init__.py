@@ -5,13 +5,26 @@ imported here.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from vovnet import vovnet_v2  # noqa: F401 (registers ese_vovnet19b and ese_vovnet39b_all, 57b_all and 99b_all)
 from vovnet.vovnet import VoVNet
 
-__all__ = ["VoVNet", "__version__"]
+if TYPE_CHECKING:
+    from vovnet.memory import memory_efficient
+
+__all__ = ["VoVNet", "__version__", "memory_efficient"]
 
 try:
     __version__ = version("vovnet")
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """Load what only some need, such as the operators, when it is asked for."""
+    if name == "memory_efficient":
+        from vovnet.memory import memory_efficient
+
+        return memory_efficient
+    raise AttributeError(f"module 'vovnet' has no attribute {name!r}")

@@ -1,0 +1,344 @@
+"""What a training step keeps in memory: ours by ``vovnet.memory_efficient`` against timm's and torchvision's networks.
+
+    python -m benchmarks.memory [--time [--channels-last]]
+
+Backbones are counted over fake tensors, which have shapes and no numbers; a detector, whose boxes depend on numbers,
+over real ones. The counts are of tensors and the same on every machine; what a library takes inside of an operator
+(oneDNN's and cuDNN's workspaces) is in none of them, what our operators allocate in Python is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+import timm
+import torch
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models import resnet
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from benchmarks.common import Ratio, environment, interleave, positive, throughput_table, timed
+from benchmarks.training import CLASSES, make_batch
+from vovnet.detection.detectors import build_detector
+from vovnet.detection.recipe import load_recipe
+from vovnet.memory import memory_efficient
+from vovnet.ops import aggregate, conv
+from vovnet.vovnet import OsaStage
+
+KEPT_GOALS = {"normal": 0.58, "low": 0.40}
+TIME_GOALS = {"normal": 1.0, "low": 1.08}
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Network:
+    """A row: a network of timm's, ours or torchvision's, and what is done to it."""
+
+    name: str
+    memory: str | None = None
+    checkpoint: bool = False
+
+    def __str__(self) -> str:
+        whose = "torchvision" if self.name.startswith("resnet") else "timm" if self.name.endswith("a") else "ours"
+        with_checkpoints = ", checkpointed blocks" if self.checkpoint else ""
+        return f"{whose} {self.name}{f', {self.memory}' if self.memory else ''}{with_checkpoints}"
+
+
+NETWORKS = {
+    "vovnet39": [
+        Network("vovnet39a"),
+        Network("vovnet39"),
+        Network("vovnet39", "normal"),
+        Network("vovnet39", "low"),
+        Network("vovnet39", "normal", checkpoint=True),
+    ],
+    "resnet": [Network("resnet50"), Network("resnet101")],
+    "vovnet57": [Network("vovnet57a"), Network("vovnet57"), Network("vovnet57", "normal"), Network("vovnet57", "low")],
+}
+"""Rows by what ``--networks`` calls them; those of a network are divided by its first, timm's."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one forward and backward pass."""
+
+    kept: int
+    """What autograd keeps between the two, without parameters, buffers and the input."""
+    peak: int
+    """The most that there is at once, with everything."""
+    activations: int
+    """Of the peak: neither parameters, buffers, their gradients nor the input."""
+
+
+class Kept:
+    """Within it, forward passes; :meth:`bytes` then says what their graphs keep at that moment.
+
+    Args:
+        free: tensors that are there anyway and not counted, nor is what shares their memory.
+    """
+
+    def __init__(self, free: Iterable[Tensor]) -> None:
+        self._free = {_key(x) for x in free}
+        self._alive: WeakSet[_Saved] = WeakSet()  # a graph that is dropped drops what it saved
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
+
+    def __enter__(self) -> Kept:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    def bytes(self) -> int:
+        """Of every memory that a saved tensor refers to, once and whole."""
+        storages = {_key(saved.tensor): saved.tensor.untyped_storage() for saved in self._alive}
+        return sum(storage.nbytes() for key, storage in storages.items() if key not in self._free)
+
+    def _pack(self, tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor.detach())  # an output that knows its graph would keep that alive, and itself
+        self._alive.add(saved)
+        return saved
+
+
+class _Saved:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _key(x: Tensor) -> int:
+    """Of the memory under a tensor, as long as there is one; fake tensors have no address."""
+    return x.untyped_storage()._cdata
+
+
+class OpenedOperators(TorchDispatchMode):
+    """Runs the bodies of our operators as PyTorch calls, so that what they allocate is seen by the modes outside."""
+
+    _bodies: ClassVar[dict[str, Callable[..., Any]]] = {
+        op._qualname: op._init_fn
+        for op in (aggregate._aggregate, aggregate._aggregate_backward, conv._conv, conv._conv_backward)
+    }
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the body, or the operator."""
+        if func.namespace == "mkldnn" and isinstance(args[0], FakeTensor):
+            return args[0]  # vovnet.ops.onednn's convolution in place, which has no fake
+        body = self._bodies.get(func._schema.name)
+        if body is None:
+            return func(*args, **(kwargs or {}))
+        with self:
+            return body(*args, **(kwargs or {}))
+
+
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd keeps after ``model(x)``, without parameters, buffers and ``x``; real or fake tensors."""
+    with Kept([*model.parameters(), *model.buffers(), x]) as kept:
+        out = model(x)
+    count = kept.bytes()
+    del out
+    return count
+
+
+def measure(model: nn.Module, inputs: Sequence[Tensor], loss: Callable[[], Tensor]) -> Memory:
+    """Count one pass forward, which ``loss`` makes of ``inputs``, and backward; real or fake tensors."""
+    tracker = MemTracker()
+    tracker.track_external(model, *inputs)
+    with tracker, OpenedOperators():
+        with Kept([*model.parameters(), *model.buffers(), *inputs]) as kept:
+            total = loss()
+        count = kept.bytes()
+        total.backward()
+    peak = {str(kind.value): size for kind, size in _on(tracker, inputs[0].device).items() if kind != "Total"}
+    return Memory(count, sum(peak.values()), peak["Activation"] + peak["Temp"])
+
+
+def _on(tracker: MemTracker, device: torch.device) -> dict[Any, int]:
+    return tracker.get_tracker_snapshot("peak")[device]
+
+
+@contextmanager
+def fake(model: nn.Module) -> Iterator[None]:
+    """Within it, new tensors are fake, as the model's are from now on."""
+    mode = FakeTensorMode()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            value = mode.from_tensor(parameter.detach())
+            setattr(module, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, mode.from_tensor(buffer))
+    with mode:
+        yield
+
+
+def build_backbone(network: Network) -> nn.Module:
+    """Pictures (N, 3, H, W) -> maps of the strides 4 to 32; norms frozen, all parameters training."""
+    if network.name.startswith("resnet"):
+        net = resnet.__dict__[network.name](norm_layer=FrozenBatchNorm2d)
+        return IntermediateLayerGetter(net, {f"layer{i}": str(i - 1) for i in range(1, 5)}).train()
+    net = timm.create_model(network.name, features_only=True, out_indices=(1, 2, 3, 4))
+    return _prepared(freeze_batch_norm_2d(net), network).train()
+
+
+def build_whole(network: Network) -> nn.Module:
+    """Faster R-CNN of the shipped recipe over it, or torchvision's over torchvision's; random weights, norms frozen."""
+    if network.name.startswith("resnet"):
+        backbone = resnet_fpn_backbone(
+            backbone_name=network.name, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5
+        )
+        return FasterRCNN(backbone, CLASSES + 1, _skip_resize=True).train()
+    model = load_recipe("faster_rcnn_vovnet39_fpn").model
+    detector = build_detector(replace(model, backbone=network.name, num_classes=CLASSES), download=False)
+    return _prepared(detector, network).train()
+
+
+def _prepared(model: nn.Module, network: Network) -> nn.Module:
+    if network.memory:
+        memory_efficient(model, network.memory)
+    for module in model.modules():
+        if isinstance(module, OsaStage):  # what set_grad_checkpointing of the whole network does
+            module.grad_checkpointing = network.checkpoint
+    return model
+
+
+def backbone_memory(network: Network, size: Sequence[int], *, real: bool = False) -> Memory:
+    """Of the backbone alone; the loss is the maps' sum."""
+    model = build_backbone(network)
+    with nullcontext() if real else fake(model):
+        x = torch.rand(1, 3, *size)
+        return measure(model, [x], lambda: total(model(x)))
+
+
+def detector_memory(network: Network, size: tuple[int, int]) -> Memory:
+    """Of the whole detector, over real tensors: its proposals depend on numbers. The loss is the losses' sum."""
+    torch.manual_seed(0)
+    model = build_whole(network)
+    images, targets = make_batch(0, size=size, images=1, objects=8, masks=False)
+    images = [image / 255 for image in images]
+    return measure(model, images, lambda: total(model(images, targets)))
+
+
+def total(outputs: Any) -> Tensor:
+    """The sum of tensors in a list or a dictionary."""
+    values = outputs.values() if isinstance(outputs, dict) else outputs
+    return torch.stack([value.sum() for value in values]).sum()
+
+
+def table(title: str, groups: Sequence[Sequence[Network]], count: Callable[[Network], Memory]) -> list[Ratio]:
+    """Print a line a network; the ratios to timm's of the two ways in which ours saves memory."""
+    width = max(len(str(network)) for group in groups for network in group)
+    print(f"\n{title}\n{'':{width}}  kept MiB  / timm's  peak MiB  of it activations", flush=True)
+    ratios = []
+    for group in groups:
+        theirs: Memory | None = None
+        for network in group:
+            gc.collect()  # the last network's tensors, where references go in circles
+            memory = count(network)
+            shown = ""
+            if network.name.startswith("vovnet"):
+                theirs = theirs or memory
+                ratio = memory.kept / theirs.kept
+                shown = f"{ratio:.3f}"
+                if network.memory and not network.checkpoint:
+                    name = f"kept, {network} / {group[0]}"
+                    ratios.append(Ratio(name, ratio, KEPT_GOALS[network.memory], at_least=False))
+            sizes = f"{memory.peak / MIB:8.1f}  {memory.activations / MIB:17.1f}"
+            print(f"{network!s:{width}}  {memory.kept / MIB:8.1f}  {shown:>8}  {sizes}", flush=True)
+    return ratios
+
+
+def compare_times(options: argparse.Namespace) -> list[Ratio]:
+    """Forward and backward of timm's ``vovnet39a`` as it is and made to save memory, from the same weights."""
+    x = torch.rand(1, 3, *options.size)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    x = x.contiguous(memory_format=layout)
+    theirs = Network("vovnet39a")
+    start = build_backbone(theirs).state_dict()
+
+    def contestant(network: Network) -> Callable[[int], float]:
+        model = build_backbone(network)
+        model.load_state_dict(start)
+        model.to(memory_format=layout)
+
+        def one_round(number: int) -> float:
+            model.zero_grad(set_to_none=True)
+            return timed(lambda: total(model(x)).backward())
+
+        return one_round
+
+    networks = [theirs, *(replace(theirs, memory=memory) for memory in TIME_GOALS)]
+    seconds = interleave(
+        {str(network): contestant(network) for network in networks}, options.rounds, warmup=options.warmup
+    )
+    height, width = options.size
+    print(
+        f"\nforward and backward of the backbone, 1 x {height}x{width} pixels, frozen norms, "
+        f"{'channels-last' if options.channels_last else 'contiguous'}, by converting timm's vovnet39a\n"
+        f"{throughput_table(seconds, dict.fromkeys(seconds, 1))}"
+    )
+    return [time_ratio(seconds[str(n)], seconds[str(theirs)], str(n), str(theirs), n.memory) for n in networks[1:]]
+
+
+def time_ratio(ours: Sequence[float], theirs: Sequence[float], name: str, their_name: str, memory: Any) -> Ratio:
+    """The median of single rounds' ratios, in which both met the same machine."""
+    rounds = [one / other for one, other in zip(ours, theirs, strict=True)]
+    note = (
+        f"of medians {statistics.median(ours) / statistics.median(theirs):.3f}, of the least "
+        f"{min(ours) / min(theirs):.3f}, of single rounds from {min(rounds):.3f} to {max(rounds):.3f} in {len(rounds)}"
+    )
+    value = statistics.median(rounds)
+    return Ratio(f"seconds, {name} / {their_name}", value, TIME_GOALS[memory], at_least=False, note=note)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").split("\n")[0])
+    options.add_argument("--size", type=positive, nargs=2, default=[800, 1344], metavar=("HEIGHT", "WIDTH"))
+    options.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    options.add_argument(
+        "--of", nargs="*", choices=["backbone", "detector"], default=["backbone", "detector"], help="what to count"
+    )
+    options.add_argument("--time", action="store_true", help="compare times, too, on real tensors")
+    options.add_argument("--channels-last", action="store_true", help="pictures and weights of all contestants in time")
+    options.add_argument("--rounds", type=positive, default=7, help="of the comparison of times that count")
+    options.add_argument("--warmup", type=int, default=1, help="rounds before them")
+    options.add_argument("--threads", type=positive, help="torch threads; by default torch's own choice")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Ratio]:
+    """Parse the command line and run; print the ratios that have goals and return them."""
+    options = parser().parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(environment("vovnet", "torch", "torchvision", "timm", threads=torch.get_num_threads()))
+    groups = [NETWORKS[name] for name in options.networks]
+    height, width = options.size
+    step = f"forward and backward, 1 x {height}x{width} pixels, float32, frozen norms"
+    ratios: list[Ratio] = []
+    if "backbone" in options.of:
+        title = f"backbone, {step}, all parameters training, over fake tensors"
+        ratios += table(title, groups, lambda network: backbone_memory(network, options.size))
+    if "detector" in options.of:
+        title = f"Faster R-CNN, {step}, over real tensors (its boxes depend on numbers)"
+        table(title, groups, lambda network: detector_memory(network, (height, width)))
+    if options.time:
+        ratios += compare_times(options)
+    print("", *ratios, sep="\n")
+    return ratios
+
+
+if __name__ == "__main__":
+    main()

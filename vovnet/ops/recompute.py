@@ -1,0 +1,337 @@
+"""Layers that keep less for the backward pass than autograd would, and compute some of it again.
+
+An activation may come with its :class:`Source`: what it can be computed from. Layers that take it then keep the
+tensors of the source, which something else keeps anyway, instead of the activation. All that is kept goes through
+autograd's ``save_for_backward``, so that checkpointing and saved-tensor hooks see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from vovnet.ops.bits import format_of, pack_positive
+
+_sources: Any = WeakTensorKeyDictionary()
+"""An activation -> its source and its version then. No attribute of it: it would be pickled along."""
+
+Geometry = tuple[list[int], list[int], list[int], int]
+"""Stride, padding, dilation and groups."""
+
+
+class Source(NamedTuple):
+    """What an activation can be computed from again: ``compute(*tensors)``."""
+
+    compute: Callable[..., Tensor]
+    tensors: tuple[Tensor | None, ...]
+
+
+class Affine(NamedTuple):
+    """A norm with fixed statistics, and what follows it: ``relu?(x · scale + shift)``."""
+
+    scale: Tensor
+    shift: Tensor
+    relu: bool
+
+
+def give_source(x: Tensor, source: Source) -> Tensor:
+    """Let ``x`` be computed again instead of kept, by whatever takes it next."""
+    _sources[x] = source, x._version
+    return x
+
+
+def source_of(x: Tensor) -> Source | None:
+    """The source of an activation that has one and was not changed since."""
+    if torch.compiler.is_compiling() or x not in _sources:
+        return None
+    source, version = _sources[x]
+    return source if version == x._version else None
+
+
+def lowered(x: Tensor) -> Tensor:
+    """The tensor in autocast's type, where autocast is on; its source's result follows."""
+    device = x.device.type
+    if (
+        not _knows_autocast(device)
+        or not torch.is_autocast_enabled(device)
+        or not x.is_floating_point()
+        or x.dtype == torch.float64
+    ):
+        return x
+    wanted = torch.get_autocast_dtype(device)
+    return x if x.dtype == wanted else x.to(wanted)
+
+
+def _knows_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)  # not on "meta"
+
+
+def _exactly(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, for tensors on the device of ``x``."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if _knows_autocast(device) else nullcontext()
+
+
+def conv_affine(x: Tensor, weight: Tensor, geometry: Geometry, affine: Affine | None, *, recompute: bool) -> Tensor:
+    """A convolution, a fixed norm and a ReLU; keeps its input (or the input's source) and its output.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (out channels, C / groups, height, width).
+        geometry: of the convolution.
+        affine: None for the convolution alone.
+        recompute: give the output a source: the input's and this layer. It is then not kept here either, but a bit an
+            element of it.
+    """
+    x = lowered(x)
+    scale, shift, relu = affine or (None, None, False)
+    weight = weight if scale is None else weight.to(scale.dtype)  # of lowered models whose norms are not
+    source = source_of(x)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not (recompute or source):
+        return torch.ops.vovnet.conv_affine_relu(x, weight, scale, shift, *geometry, relu)
+    source = source or Source(_identity, (x.detach(),))
+    out: Tensor = _Conv.apply(x, weight, scale, shift, geometry, relu, source, recompute)
+    if recompute:
+        compute_input, count = source.compute, len(source.tensors)  # of the source no tensor: autograd keeps those
+
+        def compute(*tensors: Tensor) -> Tensor:
+            again, *layer = compute_input(*tensors[:count]), *tensors[count:]
+            return torch.ops.vovnet.conv_affine_relu(again, *layer, *geometry, relu)
+
+        layer = (weight.detach(), *(None if value is None else value.detach() for value in (scale, shift)))
+        give_source(out, Source(compute, (*source.tensors, *layer)))
+    return out
+
+
+def aggregate_features(
+    features: Sequence[Tensor], weight: Tensor, affine: Affine | None, residual: Tensor | None = None
+) -> Tensor:
+    """:func:`vovnet.ops.osa_aggregate` with a fixed norm, over features or, where they have them, their sources."""
+    features = [lowered(x) for x in features]
+    residual = None if residual is None else lowered(residual)
+    scale, shift, relu = affine or (None, None, False)
+    weight = weight if scale is None else weight.to(scale.dtype)  # of lowered models whose norms are not
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        folded = _folded(weight, scale)
+        return torch.ops.vovnet.osa_aggregate(features, folded, shift, residual, relu, torch.is_grad_enabled())[0]
+    sources = [source_of(x) or Source(_identity, (x.detach(),)) for x in features]
+    out: Tensor = _Aggregate.apply(weight, scale, shift, residual, relu, sources, *features)
+    return out
+
+
+def norm_relu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    *,
+    relu: bool,
+) -> Tensor:
+    """Batch norm by the batch's statistics and a ReLU; keeps its input alone, from which its output has its source.
+
+    Args and errors as of ``torch.nn.functional.batch_norm``; the running statistics are updated in place.
+    """
+    if x.numel() == x.shape[1]:  # as torch.nn.functional.batch_norm
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+    out, mean, invstd = _Norm.apply(x, weight, bias, running_mean, running_var, momentum, eps, relu)
+    if not torch.is_grad_enabled():
+        return out
+
+    def compute(z: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return _normalised(z, mean, invstd, weight, bias, relu)
+
+    tensors = (x.detach(), mean, invstd, *(None if value is None else value.detach() for value in (weight, bias)))
+    return give_source(out, Source(compute, tensors))
+
+
+def max_pool(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
+) -> Tensor:
+    """``max_pool2d``, which keeps a byte an output: where in its window the largest value is (autograd's takes eight).
+
+    Args:
+        x: (N, C, H, W).
+        kernel: height and width of the window, at most 255 places.
+        stride: of the window.
+        padding: around the map.
+        ceil_mode: windows may begin inside and end outside.
+    """
+    keeps = x.requires_grad and torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not keeps:
+        return F.max_pool2d(x, list(kernel), list(stride), list(padding), 1, ceil_mode)
+    out: Tensor = _MaxPool.apply(x, list(kernel), list(stride), list(padding), ceil_mode)
+    return out
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _folded(weight: Tensor, scale: Tensor | None) -> Tensor:
+    return weight if scale is None else weight * scale[:, None, None, None]
+
+
+class _Conv(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        geometry: Geometry,
+        relu: bool,
+        source: Source,
+        keep_bits: bool,
+    ) -> Tensor:
+        with _exactly(x):
+            out: Tensor = torch.ops.vovnet.conv_affine_relu(x, weight, scale, shift, *geometry, relu)
+        kept = None if not relu else pack_positive(out) if keep_bits else out
+        ctx.compute, ctx.geometry = source.compute, geometry
+        ctx.save_for_backward(weight, scale, kept, *source.tensors)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        weight, scale, kept, *tensors = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:4])
+        with _exactly(grad):
+            x = ctx.compute(*tensors)
+            gradients = torch.ops.vovnet.conv_affine_relu_backward(grad, kept, x, weight, scale, *ctx.geometry, wanted)
+        return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None, None, None
+
+
+class _Aggregate(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        sources: Sequence[Source],
+        *features: Tensor,
+    ) -> Tensor:
+        with _exactly(weight):
+            out, bits = torch.ops.vovnet.osa_aggregate(
+                list(features), _folded(weight, scale), shift, residual, relu, relu
+            )
+        ctx.computes = [(source.compute, len(source.tensors)) for source in sources]
+        ctx.save_for_backward(weight, scale, bits if relu else None, *(t for s in sources for t in s.tensors))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        weight, scale, bits, *tensors = ctx.saved_tensors
+        wants_weight, wants_scale, wants_shift, wants_residual, _, _, *wanted = ctx.needs_input_grad
+        rest = iter(tensors)
+        with _exactly(grad):
+            features = [compute(*(next(rest) for _ in range(count))) for compute, count in ctx.computes]
+            d_features, d_folded, d_shift = torch.ops.vovnet.osa_aggregate_backward(
+                grad, bits, features, _folded(weight, scale), wanted, wants_weight or wants_scale, wants_shift
+            )
+            d_scale = (d_folded * weight).sum((1, 2, 3)) if wants_scale else None
+            d_weight = _folded(d_folded, scale) if wants_weight else None
+        return (
+            d_weight,
+            d_scale,
+            d_shift if wants_shift else None,
+            grad if wants_residual else None,
+            None,
+            None,
+            *(d if want else None for d, want in zip(d_features, wanted, strict=True)),
+        )
+
+
+class _Norm(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        relu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out, mean, invstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
+        if relu:
+            out.relu_()
+        ctx.eps, ctx.relu = eps, relu
+        ctx.save_for_backward(x, weight, bias, mean, invstd)
+        ctx.mark_non_differentiable(mean, invstd)
+        return out, mean, invstd
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        x, weight, bias, mean, invstd = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=format_of(x))
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, _normalised(x, mean, invstd, weight, bias, True), 0)
+        wanted = list(ctx.needs_input_grad[:3])
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, invstd, True, ctx.eps, wanted
+        )
+        return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), *[None] * 5
+
+
+def _normalised(
+    x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, relu: bool
+) -> Tensor:
+    scale = invstd if weight is None else weight * invstd
+    shift = -mean * scale if bias is None else bias - mean * scale
+    out = torch.addcmul(shift[:, None, None], x.to(scale.dtype), scale[:, None, None])
+    return (out.relu_() if relu else out).to(x.dtype)
+
+
+class _MaxPool(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool
+    ) -> Tensor:
+        out, indices = F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode, return_indices=True)
+        ctx.arguments = kernel, stride, padding, ceil_mode
+        ctx.shape, ctx.layout = x.shape, format_of(x)
+        height, width = x.shape[2:]
+        if height * width < 2**31:  # half the bytes to go through
+            indices = indices.to(torch.int32)
+        # A place's row and column in its window, counted through the window.
+        first = _first_places(out, stride, padding, kernel[1]).to(indices.dtype)
+        rows = indices.div(width, rounding_mode="floor")
+        ctx.save_for_backward(indices.sub_(rows.mul_(width - kernel[1])).sub_(first).to(torch.uint8))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (places,) = ctx.saved_tensors
+        kernel, stride, padding, ceil_mode = ctx.arguments
+        width = ctx.shape[3]
+        rows = places.div(kernel[1], rounding_mode="floor")  # bytes
+        indices = places.to(torch.int64).add_(rows.to(torch.int64), alpha=width - kernel[1])
+        indices.add_(_first_places(grad, stride, padding, width))
+        # Of the input only its shape and layout are read, so that no memory is touched for it.
+        like = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout)
+        result = torch.ops.aten.max_pool2d_with_indices_backward(
+            grad.contiguous(memory_format=ctx.layout), like, kernel, stride, padding, [1, 1], ceil_mode, indices
+        )
+        return result, None, None, None, None
+
+
+def _first_places(out: Tensor, stride: Sequence[int], padding: Sequence[int], width: int) -> Tensor:
+    """(H', W') where each window begins, counted through rows of ``width``."""
+    rows = torch.arange(out.shape[2], device=out.device) * stride[0] - padding[0]
+    columns = torch.arange(out.shape[3], device=out.device) * stride[1] - padding[1]
+    return rows[:, None] * width + columns
