@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from hostile import Memory, RunsCode
 from local_hub import Hub
 from safetensors.torch import load_file, save_file
 from support import command, contents
 from torch.nn.modules.module import register_module_module_registration_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vovnet.detection.checkpoint import save_detector
 from vovnet.detection.detectors import build_detector
@@ -64,21 +64,6 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     config = json.loads(path.read_text())
     change(config)
     path.write_text(json.dumps(config))
-
-
-class Memory(TorchDispatchMode):
-    """The largest tensor that any operation makes, meta tensors aside, which take no memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                self.largest = max(self.largest, value.numel())
-        return result
 
 
 @contextmanager
@@ -275,14 +260,6 @@ def test_damaged_weights(folder: Path, damage: str) -> None:
     assert damaged != whole
     path.write_bytes(damaged)
     refused(folder, "model.safetensors")
-
-
-class RunsCode:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 def malicious(mark: Path, **more: Any) -> bytes:

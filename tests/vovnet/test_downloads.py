@@ -9,13 +9,13 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from hostile import refused
 from huggingface_hub import constants, errors
 from local_hub import ALWAYS, Hub
 from support import contents
 
 from vovnet import downloads
 from vovnet.downloads import fetch, hub_files
-from vovnet.errors import InputError
 
 BODY = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -24,17 +24,6 @@ FILES = {"config.json": b'{"a": 1}\n', "model.safetensors": BODY}
 WANTED = ("config.json", "model.safetensors")
 WAYS_OUT = ("HF_ENDPOINT", "folder", "cache")
 """A mirror, the files in a local folder, and another machine's cache."""
-
-
-def refused(call: Callable[[], object], *words: str) -> str:
-    """The one line of the InputError that a call ends in, which has these words."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
 
 
 # The authors' files.

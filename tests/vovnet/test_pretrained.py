@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from hostile import RunsCode, refused
 from local_hub import ALWAYS, Hub
 from safetensors.torch import save
 from timm.models import _registry, save_for_hf
 from torch import nn
 
 import vovnet  # noqa: F401  (registers the models)
-from vovnet.errors import InputError
 from vovnet.pretrained import NAMESPACE_VARIABLE
 from vovnet.vovnet import published_keys
 
@@ -95,16 +94,6 @@ def same(model: nn.Module, expected: nn.Module) -> bool:
 
 def asked(hub: Hub) -> set[str]:
     return {request.path for request in hub.log()}
-
-
-def refused(call: Callable[[], object], *words: str) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
 
 
 # The authors' file.
@@ -319,16 +308,6 @@ def test_a_repository_that_fails_is_named(url: str, namespace: str, hub: Hub) ->
 
 
 # Files that are damaged, or want to be more than data.
-
-
-class RunsCode:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 def malicious(mark: Path) -> bytes:

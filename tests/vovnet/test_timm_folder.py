@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from hostile import Memory, RunsCode
 from local_hub import Hub
 from safetensors.torch import load_file, save_file
 from support import contents
 from timm.models import save_for_hf
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import vovnet  # noqa: F401  (registers the models)
 from vovnet.classification import load_classifier
@@ -58,21 +58,6 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def equal(loaded: nn.Module, model: nn.Module) -> bool:
     state, expected = loaded.state_dict(), model.state_dict()
     return state.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in state.items())
-
-
-class Memory(TorchDispatchMode):
-    """The largest tensor that any operation makes, meta tensors aside, which take no memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                self.largest = max(self.largest, value.numel())
-        return result
 
 
 @contextmanager
@@ -356,14 +341,6 @@ def test_weights_of_another_network(model: nn.Module, folder: Path) -> None:
     for wrong in (renamed, turned, {**state, "more": torch.zeros(1)}):
         save_file(wrong, path)
         refused(folder)
-
-
-class RunsCode:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth", "model.bin", "last.pt")
