@@ -111,7 +111,7 @@ def _blocks(weight: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _sum(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``Σᵢ Wᵢ xᵢ + b``, added up in float32 at least."""
+    """``Σᵢ Wᵢ xᵢ + b``, added up in float32 at least, but for oneDNN's bfloat16, which rounds after each input."""
     layout = format_of(inputs[0])
     if onednn.serves(inputs[0], layout):
         return onednn.convolution_sum(inputs, _blocks(weight, inputs), bias, layout)
@@ -149,7 +149,7 @@ def _aggregate_backward(
     if onednn.serves(g, layout):
         d_inputs, d_blocks = onednn.convolution_gradients(g, inputs, _blocks(weight, inputs), wanted, wants_weight)
         d_inputs = [d.contiguous(memory_format=layout) if want else d for d, want in zip(d_inputs, wanted, strict=True)]
-        whole = torch.cat(d_blocks, dim=1).view(weight.shape) if wants_weight else None
+        whole = torch.cat(d_blocks, dim=1).to(weight.dtype).view(weight.shape) if wants_weight else None
     else:
         blocks = zip(inputs, _blocks(weight.to(g.dtype), inputs), wanted, strict=True)
         d_inputs = [_input_gradient(g, b, x, layout) if want else x.new_empty(0) for x, b, want in blocks]

@@ -1,7 +1,8 @@
-"""The aggregation's products by oneDNN's convolutions, the fastest way to them on a CPU in float32 (but for large plain
-maps, which they would reorder first, an input at a time).
+"""The aggregation's products by oneDNN's convolutions, the fastest way to them on a CPU.
 
-Measured on AMD Zen 5 by ``python -m benchmarks.memory --time``: MKL's matrix products reach half their speed there.
+In float32, and in bfloat16 where the CPU has instructions for it; but for large plain maps, which oneDNN would reorder
+first, an input at a time. Measured on AMD Zen 5 by ``python -m benchmarks.memory --time``: MKL's matrix products reach
+half their speed there.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ _LARGE = 10_000
 
 def serves(x: Tensor, layout: torch.memory_format) -> bool:
     """Whether to take this way for maps like ``x`` that are dense in ``layout``."""
-    known = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    known = x.device.type == "cpu" and x.numel() > 0 and (x.dtype == torch.float32 or _computes_with(x.dtype))
     # Inductor's operator for fused convolutions, which adds in place; torch names no public one.
     ready = bool(torch.backends.mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
     return known and ready and (layout == torch.channels_last or x.shape[2] * x.shape[3] < _LARGE)
+
+
+def _computes_with(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def convolution_sum(
@@ -35,10 +40,11 @@ def convolution_sum(
         bias: (out channels,).
         layout: of the result, too.
     """
-    out = F.conv2d(inputs[0], _kernel(blocks[0]), bias).contiguous(memory_format=layout)
+    bias = None if bias is None else bias.to(inputs[0].dtype)
+    out = F.conv2d(inputs[0], _kernel(blocks[0], inputs[0]), bias).contiguous(memory_format=layout)
     for x, block in zip(inputs[1:], blocks[1:], strict=True):
         torch.ops.mkldnn._convolution_pointwise_.binary(
-            out, x, _kernel(block), None, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, None, [], None
+            out, x, _kernel(block, x), None, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, None, [], None
         )
     return out
 
@@ -61,12 +67,12 @@ def convolution_gradients(
         d_block: Tensor | None = None
         if want or wants_weight:
             d_x, d_block, _ = torch.ops.aten.convolution_backward(
-                g, x, _kernel(block), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [want, wants_weight, False]
+                g, x, _kernel(block, x), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [want, wants_weight, False]
             )
         d_inputs.append(x.new_empty(0) if d_x is None or not want else d_x)
         d_blocks.append(x.new_empty(0) if d_block is None or not wants_weight else d_block.flatten(1))
     return d_inputs, d_blocks
 
 
-def _kernel(block: Tensor) -> Tensor:
-    return block[:, :, None, None].contiguous()
+def _kernel(block: Tensor, x: Tensor) -> Tensor:
+    return block[:, :, None, None].to(x.dtype).contiguous()

@@ -55,6 +55,15 @@ def source_of(x: Tensor) -> Source | None:
     return source if version == x._version else None
 
 
+def _asked(source: Source | None, x: Tensor) -> Source:
+    """What a layer that takes ``x`` keeps of it."""
+    if source is None:
+        return Source(_identity, (x.detach(),))
+    if isinstance(source.compute, _NormAgain):
+        source.compute.askers += 1
+    return source
+
+
 def lowered(x: Tensor) -> Tensor:
     """The tensor in autocast's type, where autocast is on; its source's result follows."""
     device = x.device.type
@@ -96,7 +105,7 @@ def conv_affine(x: Tensor, weight: Tensor, geometry: Geometry, affine: Affine | 
     source = source_of(x)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not (recompute or source):
         return torch.ops.vovnet.conv_affine_relu(x, weight, scale, shift, *geometry, relu)
-    source = source or Source(_identity, (x.detach(),))
+    source = _asked(source, x)
     out: Tensor = _Conv.apply(x, weight, scale, shift, geometry, relu, source, recompute)
     if recompute:
         compute_input, count = source.compute, len(source.tensors)  # of the source no tensor: autograd keeps those
@@ -121,7 +130,7 @@ def aggregate_features(
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         folded = _folded(weight, scale)
         return torch.ops.vovnet.osa_aggregate(features, folded, shift, residual, relu, torch.is_grad_enabled())[0]
-    sources = [source_of(x) or Source(_identity, (x.detach(),)) for x in features]
+    sources = [_asked(source_of(x), x) for x in features]
     out: Tensor = _Aggregate.apply(weight, scale, shift, residual, relu, sources, *features)
     return out
 
@@ -143,15 +152,12 @@ def norm_relu(
     """
     if x.numel() == x.shape[1]:  # as torch.nn.functional.batch_norm
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-    out, mean, invstd = _Norm.apply(x, weight, bias, running_mean, running_var, momentum, eps, relu)
+    again = _NormAgain(eps, relu)
+    out, mean, invstd = _Norm.apply(x, weight, bias, running_mean, running_var, momentum, again)
     if not torch.is_grad_enabled():
         return out
-
-    def compute(z: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return _normalised(z, mean, invstd, weight, bias, relu)
-
     tensors = (x.detach(), mean, invstd, *(None if value is None else value.detach() for value in (weight, bias)))
-    return give_source(out, Source(compute, tensors))
+    return give_source(out, Source(again, tensors))
 
 
 def max_pool(
@@ -254,6 +260,32 @@ class _Aggregate(Function):
         )
 
 
+class _NormAgain:
+    """Computes a norm's output again, once for all who ask for it in a backward pass, and forgets it with the last.
+
+    It is asked for by the layers that took the output, and for the ReLU's own gradient.
+    """
+
+    def __init__(self, eps: float, relu: bool) -> None:
+        self.eps = eps
+        self.relu = relu
+        self.askers = int(relu)
+        self._left = 0
+        self._result: Tensor | None = None
+
+    def __call__(self, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        result = self._result
+        if result is None:
+            variance = invstd.square().reciprocal_().sub_(self.eps)
+            result = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, self.eps)[0]
+            if self.relu:
+                result.relu_()
+            self._left = self.askers
+        self._left -= 1
+        self._result = result if self._left > 0 else None
+        return result
+
+
 class _Norm(Function):
     @staticmethod
     def forward(
@@ -264,13 +296,14 @@ class _Norm(Function):
         running_mean: Tensor | None,
         running_var: Tensor | None,
         momentum: float,
-        eps: float,
-        relu: bool,
+        again: _NormAgain,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        out, mean, invstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
-        if relu:
+        out, mean, invstd = torch.native_batch_norm(
+            x, weight, bias, running_mean, running_var, True, momentum, again.eps
+        )
+        if again.relu:
             out.relu_()
-        ctx.eps, ctx.relu = eps, relu
+        ctx.again = again
         ctx.save_for_backward(x, weight, bias, mean, invstd)
         ctx.mark_non_differentiable(mean, invstd)
         return out, mean, invstd
@@ -279,22 +312,13 @@ class _Norm(Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         x, weight, bias, mean, invstd = ctx.saved_tensors
         grad = grad.contiguous(memory_format=format_of(x))
-        if ctx.relu:
-            grad = torch.ops.aten.threshold_backward(grad, _normalised(x, mean, invstd, weight, bias, True), 0)
+        if ctx.again.relu:
+            grad = torch.ops.aten.threshold_backward(grad, ctx.again(x, mean, invstd, weight, bias), 0)
         wanted = list(ctx.needs_input_grad[:3])
         gradients = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, None, None, mean, invstd, True, ctx.eps, wanted
+            grad, x, weight, None, None, mean, invstd, True, ctx.again.eps, wanted
         )
-        return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), *[None] * 5
-
-
-def _normalised(
-    x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, relu: bool
-) -> Tensor:
-    scale = invstd if weight is None else weight * invstd
-    shift = -mean * scale if bias is None else bias - mean * scale
-    out = torch.addcmul(shift[:, None, None], x.to(scale.dtype), scale[:, None, None])
-    return (out.relu_() if relu else out).to(x.dtype)
+        return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), *[None] * 4
 
 
 class _MaxPool(Function):
