@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.errors import InputError
-from vovnet.ops.recompute import Affine, Geometry, aggregate_features, conv_affine, max_pool, norm_relu
+from vovnet.ops.pooling import max_pool
+from vovnet.ops.recompute import Affine, Geometry, aggregate_features, conv_affine, norm_relu
 from vovnet.vovnet import OsaBlock
 
 LEVELS = {"normal": 1, "low": 2}
