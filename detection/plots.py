@@ -50,13 +50,13 @@ def plot_curves(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLik
     rates = _series(records, lambda key: key == "lr")
     if not losses and not scores:
         raise InputError(f"{metrics_jsonl}: no losses and no AP in it; expected a run's metrics.jsonl")
-    figure = _figure(12 if scores else 7, 5.2)
+    figure = new_figure(12 if scores else 7, 5.2)
     grid = figure.add_gridspec(2, 2 if scores else 1, height_ratios=[4, 1])
     _plot_losses(figure.add_subplot(grid[0, 0]), losses)
     _plot_rate(figure.add_subplot(grid[1, 0]), rates)
     if scores:
         _plot_scores(figure.add_subplot(grid[:, 1]), scores)
-    _save(figure, out_png)
+    save_figure(figure, out_png)
 
 
 def _series(records: Iterable[Mapping[str, Any]], wanted: Any) -> dict[str, tuple[list[int], list[float]]]:
@@ -151,12 +151,12 @@ def plot_precision_recall(
         names = [
             str(category["name"]) for category in sorted(source.ground_truth["categories"], key=lambda one: one["id"])
         ]
-    figure = _figure(6.2 * len(panels), 5.4)
+    figure = new_figure(6.2 * len(panels), 5.4)
     for position, (kind, precision) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), position)
         _plot_precision(axes, precision, names)
         axes.set_title(f"precision over recall, {_KINDS.get(kind, kind)}", loc="left")
-    _save(figure, out_png)
+    save_figure(figure, out_png)
 
 
 def _plot_precision(axes: Axes, precision: np.ndarray[Any, Any], names: Sequence[str] | None) -> None:
@@ -215,7 +215,12 @@ def plot_predictions(
     prediction_sheet(samples, out_png, threshold)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, outside of pyplot's global state.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -226,9 +231,10 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, out_png: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, out: str | os.PathLike[str]) -> None:
+    """Write a figure atomically, in the form that the suffix names (``.png``, ``.svg``), in the house's style."""
     for axes in figure.axes:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    with atomic_path(out_png) as temporary:
-        figure.savefig(temporary, format="png")
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary)

@@ -84,9 +84,12 @@ def test_commands_and_options_exist(page: Path) -> None:
 
     group = typer.main.get_command(app)
     for command in commands(page):
-        known = getattr(group, "commands", {})
-        assert command[1] in known, f"vovnet {command[1]}"
-        options = {option for parameter in known[command[1]].params for option in parameter.opts}
+        named = group
+        for word in command[1:]:
+            if known := getattr(named, "commands", None):
+                assert word in known, f"vovnet … {word}"
+                named = known[word]
+        options = {option for parameter in named.params for option in parameter.opts}
         given = {word.partition("=")[0] for word in command if word.startswith("--")}
         assert given <= options | {"--help"}, command
 

@@ -11,9 +11,10 @@ from vovnet import vovnet_v2  # noqa: F401 (registers ese_vovnet19b and ese_vovn
 from vovnet.vovnet import VoVNet
 
 if TYPE_CHECKING:
+    from vovnet.fusion import fuse
     from vovnet.memory import memory_efficient
 
-__all__ = ["VoVNet", "__version__", "memory_efficient"]
+__all__ = ["VoVNet", "__version__", "fuse", "memory_efficient"]
 
 try:
     __version__ = version("vovnet")
@@ -23,6 +24,10 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 
 def __getattr__(name: str) -> Any:
     """Load what only some need, such as the operators, when it is asked for."""
+    if name == "fuse":
+        from vovnet.fusion import fuse
+
+        return fuse
     if name == "memory_efficient":
         from vovnet.memory import memory_efficient
 

@@ -17,6 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+benchmark = typer.Typer(help="Measure how fast networks run on this machine.")
+app.add_typer(benchmark, name="benchmark")
+
 UsageError: Any = typer.BadParameter.__base__
 """What Typer raises for a mistyped command line; Typer has no public name for it."""
 
@@ -30,6 +33,7 @@ class UsageMistake(StoppedError):
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that stand in --output.")]
 Device = Annotated[str | None, typer.Option("--device", help="Such as cpu or cuda:0; the GPU where there is one.")]
+Fuse = Annotated[bool, typer.Option("--fuse", help="Run vovnet.fuse's copy of the model, on the CPU: faster there.")]
 Weights = Annotated[
     str, typer.Option("--weights", "-w", help="A detector's folder (a run), or ORG/NAME[@REVISION] on the Hub.")
 ]
@@ -79,17 +83,18 @@ def evaluate(
     overwrite: Overwrite = False,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Loader processes.")] = 2,
     device: Device = None,
+    fuse: Fuse = False,
 ) -> None:
     """Evaluate a detector: COCO's twelve numbers, AP for each class, results in COCO's form, precision-recall plot."""
     from vovnet.detection import evaluate as evaluate_detector
     from vovnet.detection import format_metrics
     from vovnet.detection.data.coco import CocoDataset
-    from vovnet.detection.distributed import choose_device, default_device
     from vovnet.detection.evaluation import names_matter
     from vovnet.detection.recipe import DataSource
     from vovnet.files import claim_folder
     from vovnet.hub import load_detector
 
+    place = _place(device, fuse)
     detector: Any = load_detector(weights)
     dataset = CocoDataset(
         [DataSource(str(images), str(annotations))],
@@ -100,8 +105,7 @@ def evaluate(
         category_names=names_matter(detector),
     )
     claim_folder(output, overwrite=overwrite)
-    place = choose_device(device, default_device())
-    metrics = evaluate_detector(detector, dataset, output, device=place, workers=workers, progress=True)
+    metrics = evaluate_detector(_ready(detector, fuse), dataset, output, device=place, workers=workers, progress=True)
     typer.echo(format_metrics(metrics))
 
 
@@ -114,24 +118,25 @@ def predict(
     threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
     overwrite: Overwrite = False,
     device: Device = None,
+    fuse: Fuse = False,
 ) -> None:
     """Detect objects in pictures (OUT/STEM.png, OUT/STEM.json), or name them with a classifier's weights."""
     from vovnet.detection.data.images import list_images
 
     paths = [path for entry in images for path in (list_images(entry) if folder else [entry])]
     if _is_classifier(weights):
-        _classify(weights, paths, device)
+        _classify(weights, paths, device, fuse)
         return
     if output is None:
         raise InputError("--output: a folder for the drawings and JSON files is needed")
-    from vovnet.detection.distributed import choose_device, default_device
     from vovnet.detection.prediction import predict_files
     from vovnet.files import claim_folder
     from vovnet.hub import load_detector
 
+    place = _place(device, fuse)
     detector = load_detector(weights)
     claim_folder(output, overwrite=overwrite)
-    predict_files(detector, paths, output, threshold, device=choose_device(device, default_device()))
+    predict_files(_ready(detector, fuse), paths, output, threshold, device=place)
 
 
 @app.command("check-data")
@@ -198,6 +203,30 @@ def verify(
     typer.echo(verify_model(name, revision))
 
 
+@benchmark.command("cpu")
+def benchmark_cpu(
+    cases: Annotated[list[str] | None, typer.Option("--case", help="One of the cases; may be repeated.")] = None,
+    contestants: Annotated[
+        list[str] | None, typer.Option("--contestant", help="One of the contestants; may be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="In each, every contestant has a turn.")] = 15,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of every contestant.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for table, numbers and chart.")] = None,
+    overwrite: Overwrite = False,
+    huge_pages: Annotated[bool, typer.Option(help="Ask for transparent huge pages, for all alike.")] = True,
+) -> None:
+    """Time vovnet.fuse, PyTorch, torch.compile, ONNX Runtime and OpenVINO on backbones and a detector, in turns."""
+    from vovnet.detection.cpu_benchmark import run_benchmark
+    from vovnet.detection.cpu_benchmark.machine import restart_with_huge_pages
+    from vovnet.files import claim_folder
+
+    if huge_pages:
+        restart_with_huge_pages()
+    if output is not None:
+        claim_folder(output, overwrite=overwrite)
+    run_benchmark(cases or [], contestants or [], rounds, threads=threads, output=output, say=typer.echo)
+
+
 @app.command()
 def env() -> None:
     """Versions, devices, what is compiled and what is missing: a page to paste into a bug report."""
@@ -222,14 +251,29 @@ def _is_classifier(weights: str) -> bool:
     return (folder / CONFIG_FILE).is_file() and "architecture" in read_json(folder / CONFIG_FILE)
 
 
-def _classify(weights: str, paths: list[Path], device: str | None) -> None:
+def _place(device: str | None, fuse: bool) -> Any:
+    """The torch device to run on; a fused copy is for the CPU."""
+    from vovnet.detection.distributed import choose_device, default_device
+
+    if fuse and device not in (None, "cpu"):
+        raise InputError(f"--device {device}: --fuse is for the CPU; leave one of the two out")
+    return choose_device("cpu" if fuse else device, default_device())
+
+
+def _ready(model: Any, fuse: bool) -> Any:
+    """The model, or its fused copy."""
+    import vovnet
+
+    return vovnet.fuse(model) if fuse else model
+
+
+def _classify(weights: str, paths: list[Path], device: str | None, fuse: bool) -> None:
     """Print the five likeliest classes of each picture; those that cannot be read are an error after the others."""
     from vovnet.classification import classify, load_classifier
     from vovnet.detection.data.images import read_image
-    from vovnet.detection.distributed import choose_device, default_device
 
-    model: Any = load_classifier(weights)
-    model.to(choose_device(device, default_device()))
+    place = _place(device, fuse)
+    model: Any = _ready(load_classifier(weights), fuse).to(place)
     failed = []
     for path in paths:
         try:

@@ -19,6 +19,7 @@ _OPTIONAL = ("tensorboard",)
 _COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
 _VARIABLES = (
     "VOVNET_OPS",
+    "VOVNET_ISA",
     "VOVNET_HUB_NAMESPACE",
     "CUDA_VISIBLE_DEVICES",
     "CUDA_HOME",
@@ -85,7 +86,7 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _machine() -> list[tuple[str, str]]:
-    rows = [("platform", platform.platform()), ("processor", _processor())]
+    rows = [("platform", platform.platform()), ("processor", processor_name())]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows.append(("CPU cores", f"{usable} usable of {os.cpu_count()}"))
     if memory := _memory():
@@ -93,7 +94,8 @@ def _machine() -> list[tuple[str, str]]:
     return rows
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """What the processor calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

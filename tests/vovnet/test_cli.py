@@ -122,8 +122,8 @@ def run_folder(trained: tuple[Path, Outcome]) -> Path:
     [
         ("quickstart", ["--output", "--overwrite"]),
         ("train", ["--output", "--resume", "--overwrite"]),
-        ("evaluate", ["--weights", "--images", "--annotations", "--output", "--overwrite"]),
-        ("predict", ["--weights", "--output", "--folder", "--threshold", "--overwrite"]),
+        ("evaluate", ["--weights", "--images", "--annotations", "--output", "--overwrite", "--fuse"]),
+        ("predict", ["--weights", "--output", "--folder", "--threshold", "--overwrite", "--fuse"]),
         ("check-data", ["--images", "--annotations"]),
         ("env", []),
     ],
@@ -267,6 +267,19 @@ def test_results_have_cocos_form_and_the_datas_ids(evaluated: tuple[Path, Outcom
         assert coco_mask.decode(entry["segmentation"]).shape == (64, 64)
 
 
+def test_evaluating_the_fused_copy(
+    evaluated: tuple[Path, Outcome], run_folder: Path, workplace: Path, tmp_path: Path, way: str
+) -> None:
+    data = ("--images", workplace / "images", "--annotations", workplace / "instances.json", "--workers", 0)
+    outcome = command("evaluate", "--weights", run_folder, *data, "--output", tmp_path / "out", "--fuse")
+    assert outcome.code == 0, outcome.err
+    plain, fused = (json.loads((folder / "metrics.json").read_text()) for folder in (evaluated[0], tmp_path / "out"))
+    for kind in ("bbox", "segm"):
+        assert {name: fused[kind][name] for name in TWELVE} == pytest.approx(
+            {name: plain[kind][name] for name in TWELVE}, abs=0.01
+        )
+
+
 def check_predictions(path: Path) -> list[dict[str, Any]]:
     """A file of predictions in the form that the design fixes."""
     found: list[dict[str, Any]] = json.loads(path.read_text())
@@ -294,6 +307,36 @@ def test_predicting_leaves_a_drawing_and_a_list_for_each_picture(
     for picture in pictures:
         assert check_predictions(tmp_path / "out" / f"{picture.stem}.json")
         assert Image.open(tmp_path / "out" / picture.name).size == (64, 64)
+
+
+def test_predicting_with_the_fused_copy(run_folder: Path, workplace: Path, tmp_path: Path, way: str) -> None:
+    picture = workplace / "images" / "picture2.png"
+    answers = []
+    for extra in ((), ("--fuse",)):
+        output = tmp_path / f"out{len(extra)}"
+        outcome = command("predict", picture, "--weights", run_folder, "--output", output, *extra)
+        assert outcome.code == 0, outcome.err
+        answers.append(check_predictions(output / "picture2.json"))
+    plain, fused = answers
+    assert len(plain) == len(fused)
+    for one in fused:
+        alike = [other for other in plain if other["category_id"] == one["category_id"]]
+        assert any(
+            other["bbox"] == pytest.approx(one["bbox"], abs=0.1) and abs(other["score"] - one["score"]) < 1e-3
+            for other in alike
+        )
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_fused_copy_is_for_the_cpu(name: str, run_folder: Path, workplace: Path, tmp_path: Path) -> None:
+    data = {
+        "predict": (workplace / "images" / "picture2.png",),
+        "evaluate": ("--images", workplace / "images", "--annotations", workplace / "instances.json"),
+    }
+    given = (name, *data[name], "--weights", run_folder, "--output", tmp_path / "out", "--fuse")
+    command(*given, "--device", "cuda").refused("--device cuda", "--fuse is for the CPU")
+    assert not (tmp_path / "out").exists()
+    assert command(*given, "--device", "cpu").code == 0
 
 
 def test_the_threshold_affects_only_the_drawing(run_folder: Path, workplace: Path, tmp_path: Path) -> None:
@@ -331,7 +374,9 @@ def test_folders_of_pictures_and_equal_stems(run_folder: Path, workplace: Path, 
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
-def test_a_classifiers_weights_print_the_five_likeliest_classes(prefix: str, workplace: Path, tmp_path: Path) -> None:
+def test_a_classifiers_weights_print_the_five_likeliest_classes(
+    prefix: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     names = [f"class{number}" for number in range(9)]
     model = timm.create_model("vovnet27_slim", num_classes=9)
@@ -351,6 +396,9 @@ def test_a_classifiers_weights_print_the_five_likeliest_classes(prefix: str, wor
         assert scores == sorted(scores, reverse=True)
         assert sum(scores) >= 5 / 9 - 0.01
         assert sum(scores) <= 1.01
+    monkeypatch.setenv("VOVNET_OPS", "off")
+    fused = command("predict", *pictures, "--weights", f"{prefix}{tmp_path}", "--fuse")
+    assert fused.out == outcome.out
     (tmp_path / "notes.png").write_text("this is no picture")
     refused = command("predict", tmp_path / "notes.png", *pictures, "--weights", f"{prefix}{tmp_path}")
     assert refused.code == 1

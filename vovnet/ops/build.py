@@ -1,14 +1,18 @@
-"""``python -m vovnet.ops.build``: compile the operators ahead of time, and report what the kernels cost."""
+"""``python -m vovnet.ops.build``: compile the operators ahead of time, and report what CUDA kernels cost."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vovnet.errors import InputError, StoppedError, one_line_errors
+
+if TYPE_CHECKING:
+    from vovnet.ops.compiler import Build
+    from vovnet.ops.report import KernelReport
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,19 +28,31 @@ class UsageMistake(StoppedError):
 
 @app.command()
 def build_operators(
-    cuda: Annotated[bool, typer.Option("--cuda", help="Build the CUDA operators; needs nvcc, but no GPU.")] = False,
+    cuda: Annotated[
+        bool, typer.Option("--cuda", help="Build the CUDA operators instead; needs nvcc, but no GPU.")
+    ] = False,
     arch: Annotated[
         str | None, typer.Option("--arch", help="Compute capabilities such as 8.0,9.0+PTX; all, where not given.")
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="JSON file for registers, spills, occupancy.")] = None,
 ) -> None:
-    """Compile the operators for every supported GPU into the cache, where they are found without a compiler."""
-    if not cuda:
-        if arch is not None or report is not None:
-            raise InputError("--arch and --report tell of the CUDA operators: give --cuda, too")
-        typer.echo("nothing to build: the operators have no C++ sources for the CPU; --cuda builds those for GPUs")
+    """Compile the operators for the CPU, or for every supported GPU, into the cache: it is found without a compiler."""
+    if cuda:
+        _build_cuda(arch, report)
         return
+    if arch is not None or report is not None:
+        raise InputError("--arch and --report tell of the CUDA operators: give --cuda, too")
     # Torch is imported after the arguments are known to be right.
+    from vovnet.ops.cache import build_once
+    from vovnet.ops.sources import CPU, NO_GPU
+
+    made = build_once(CPU, NO_GPU)
+    if made.left_out:
+        typer.echo(f"left out, as the compiler does not know the instructions: {', '.join(made.left_out)}")
+    _conclude(made, [])
+
+
+def _build_cuda(arch: str | None, report: Path | None) -> None:
     from vovnet.ops.sources import parse_targets
 
     targets = parse_targets(arch)
@@ -56,8 +72,15 @@ def build_operators(
     if report is not None:
         reports.write_report(report, entries, made.warnings)
     typer.echo(reports.table(entries))
-    names = ", ".join(targets.binary) + (" and PTX" if targets.ptx else "")
-    typer.echo(f"{len(made.warnings)} warnings; built for {names} in {made.seconds:.0f} s: {made.path}")
+    _conclude(made, entries)
+
+
+def _conclude(made: Build, entries: list[KernelReport]) -> None:
+    """Say what stands where; a warning or a defective kernel is an error."""
+    from vovnet.ops import report as reports
+    from vovnet.ops.toolchain import BuildError
+
+    typer.echo(f"{len(made.warnings)} warnings; built for {made.targets.words} in {made.seconds:.0f} s: {made.path}")
     if found := reports.defects(entries, made.warnings):
         raise BuildError(f"the build is not clean, {len(found)} in all: {'; '.join(found[:5])}")
 

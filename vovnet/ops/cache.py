@@ -1,8 +1,8 @@
 """The folder of compiled operators: what is built, and building what is not, once for all processes of a machine.
 
-A library stands in ``ROOT/vovnet/NAME-KEY/TARGETS``: the key names its sources and flags, the targets its GPUs. A
-folder appears by one rename when it is complete, so a reader needs no lock; builders take turns by a lock that the
-system takes back from a process that dies.
+A library stands in ``ROOT/vovnet/NAME-KEY/TARGETS``: the key names its sources and flags, the targets its GPUs, or the
+CPU. A folder appears by one rename when it is complete, so a reader needs no lock; builders take turns by a lock that
+the system takes back from a process that dies.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def library_folder(library: Library) -> Path:
     Raises:
         BuildError: when the installed Torch can have none.
     """
-    return cache_root() / f"{library.name}-{library.key(cuda_major())}"
+    return cache_root() / f"{library.name}-{library.key(cuda_major(library))}"
 
 
 def find_builds(library: Library) -> list[Build]:
@@ -75,7 +75,7 @@ def build_once(library: Library, targets: Targets) -> Build:
     if (build := find_exact(library, targets)) is not None:
         return build
     # Whatever can be known at once is every process's own error, rather than a wait for another's.
-    Toolchain.find()
+    Toolchain.find(library)
     folder = library_folder(library)
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,9 +90,8 @@ def build_once(library: Library, targets: Targets) -> Build:
 
 
 def _build(library: Library, targets: Targets, folder: Path, log: Path) -> Build:
-    names = ", ".join(targets.binary) + (" and PTX" if targets.ptx else "")
     print(
-        f"vovnet: compiling the operators ({library.name}) for {names} into {folder}; this happens once",
+        f"vovnet: compiling the operators ({library.name}) for {targets.words} into {folder}; this happens once",
         file=sys.stderr,
         flush=True,
     )
@@ -101,6 +100,8 @@ def _build(library: Library, targets: Targets, folder: Path, log: Path) -> Build
     try:
         with _writable(folder):
             compile_library(library, targets, scratch)
+            if library_folder(library) != folder:
+                raise BuildError(f"the sources in {library.folder} changed while they were compiled: build again")
             scratch.chmod(0o755)
             # What stands there is no build, or it would have been found: half of one, say, that somebody copied.
             shutil.rmtree(folder / str(targets), ignore_errors=True)

@@ -13,10 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vovnet.ops.sources import CXX_FLAGS, LINK_FLAGS, NVCC_FLAGS, Library, Targets, parse_capability
+from vovnet.ops.sources import (
+    INSTRUCTION_SETS,
+    LINK_FLAGS,
+    OPTIONAL,
+    WITHOUT_OPTIONAL,
+    Library,
+    Targets,
+    instruction_set,
+    parse_capability,
+)
 from vovnet.ops.toolchain import BuildError, Toolchain
 
 RECORD = "build.json"
+PROBE = 'void probe() { asm volatile("vdpbf16ps %zmm0, %zmm0, %zmm0"); }'
+"""An instruction of the optional set: the assembler, too, must know it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class Build:
         kernels: What each kernel costs on each architecture.
         warnings: Every warning of the compilers, a line each.
         seconds: How long compiling took.
+        left_out: Sources whose instructions the compiler did not know.
     """
 
     path: Path
@@ -55,6 +67,7 @@ class Build:
     kernels: list[KernelCost]
     warnings: list[str]
     seconds: float
+    left_out: list[str]
 
     @classmethod
     def read(cls, folder: Path) -> Build | None:
@@ -66,7 +79,8 @@ class Build:
                 return None
             targets = Targets(tuple(record["binary"]), record["ptx"])
             kernels = [KernelCost(**entry) for entry in record["kernels"]]
-            return cls(path, targets, kernels, list(record["warnings"]), float(record["seconds"]))
+            warnings, left_out = list(record["warnings"]), list(record["left_out"])
+            return cls(path, targets, kernels, warnings, float(record["seconds"]), left_out)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -79,6 +93,7 @@ class Build:
             "kernels": [asdict(kernel) for kernel in self.kernels],
             "warnings": self.warnings,
             "seconds": round(self.seconds, 1),
+            "left_out": self.left_out,
         }
         (self.path.parent / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -89,32 +104,52 @@ def compile_library(library: Library, targets: Targets, folder: Path) -> Build:
     Raises:
         BuildError: with the compiler's first lines of error; ``folder/build.log`` then holds all that it said.
     """
-    tools = Toolchain.find()
+    tools = Toolchain.find(library)
     begin = time.monotonic()
     jobs = usable_cores()
     # One source for many GPUs is best split by GPU, many sources for one GPU by source.
-    threads = min(jobs, len(targets.binary))
+    threads = max(1, min(jobs, len(targets.binary)))
+    left_out = _unknown_sources(library, tools, folder)
     commands = {}
     for source in library.sources:
+        if source in left_out:
+            continue
         target = folder / f"{source.name}.o"
-        if source.suffix == ".cu":
-            machine = [*targets.nvcc_flags, f"-ccbin={tools.cxx}", f"--threads={threads}"]
-            commands[target] = [str(tools.nvcc), *NVCC_FLAGS, *machine, "-c", str(source), "-o", str(target)]
+        if source.suffix == ".cu" and tools.cuda is not None:
+            compiler = [str(tools.cuda.nvcc), f"-ccbin={tools.cxx}", f"--threads={threads}", *targets.nvcc_flags]
         else:
-            headers = ["-isystem", str(tools.torch / "include")]
-            commands[target] = [str(tools.cxx), *CXX_FLAGS, *headers, "-c", str(source), "-o", str(target)]
+            compiler = [str(tools.cxx), "-isystem", str(tools.torch / "include")]
+        defines = [WITHOUT_OPTIONAL] if left_out else []
+        commands[target] = [*compiler, *library.flags(source), *defines, "-c", str(source), "-o", str(target)]
     path = folder / f"vovnet_{library.name}.so"
-    torch_libraries = [f"-L{tools.torch / 'lib'}", "-ltorch_cuda", "-ltorch_cpu"]
-    link = [str(tools.cxx), *LINK_FLAGS, *map(str, commands), str(tools.cudart), *torch_libraries, "-o", str(path)]
+    cuda_libraries = [] if tools.cuda is None else [str(tools.cuda.cudart), "-ltorch_cuda"]
+    libraries = [f"-L{tools.torch / 'lib'}", *cuda_libraries, "-ltorch_cpu"]
+    link = [str(tools.cxx), *LINK_FLAGS, *map(str, commands), *libraries, "-o", str(path)]
     with ThreadPoolExecutor(max(1, jobs // threads)) as pool:
         outputs = list(pool.map(lambda command: _run(command, folder), commands.values()))
     outputs.append(_run(link, folder))
     for compiled in commands:
         compiled.unlink()
     output = "\n".join(outputs)
-    build = Build(path, targets, parse_costs(output), parse_warnings(output), time.monotonic() - begin)
+    names = [source.name for source in left_out]
+    build = Build(path, targets, parse_costs(output), parse_warnings(output), time.monotonic() - begin, names)
     build.write()
     return build
+
+
+def _unknown_sources(library: Library, tools: Toolchain, folder: Path) -> list[Path]:
+    """The sources that are left out, as the compiler or its assembler is older than their instructions."""
+    optional = [source for source in library.sources if instruction_set(source) == OPTIONAL]
+    if not optional:
+        return []
+    probe = folder / "probe.o"
+    command = [str(tools.cxx), *INSTRUCTION_SETS[OPTIONAL], "-x", "c++", "-c", "-", "-o", str(probe)]
+    try:
+        done = subprocess.run(command, input=PROBE, capture_output=True, text=True, errors="replace", check=False)
+    except OSError:
+        return []  # the first compilation says why
+    probe.unlink(missing_ok=True)
+    return optional if done.returncode != 0 else []
 
 
 def usable_cores() -> int:
@@ -128,7 +163,13 @@ def _run(command: list[str], folder: Path) -> str:
     """What the command says, stdout and stderr together; a failure is a BuildError with its first errors."""
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},  # errors and warnings are found by their English names
         )
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error.strerror or error}") from error

@@ -1,8 +1,8 @@
-"""Decides whether the compiled operators serve a GPU, and builds and loads them when they are first needed.
+"""Decides whether there are compiled operators, and builds and loads them when they are first needed.
 
 ``VOVNET_OPS`` says how: ``auto`` (the default) falls back to the reference with one warning when they cannot be had,
-``off`` never asks for them, ``require`` makes it an error. Tensors on the CPU have no compiled operators and start
-nothing.
+``off`` never asks for them, ``require`` makes it an error. The first tensor on a GPU asks by :func:`available`. Tensors
+on the CPU start nothing: there :func:`cpu_operators` is for whoever has been asked to make a model fast.
 """
 
 from __future__ import annotations
@@ -10,22 +10,38 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.utils.data import get_worker_info
 
 from vovnet.errors import InputError, reason
-from vovnet.ops.cache import build_once, cache_root, find_build, find_builds
+from vovnet.ops.cache import build_once, cache_root, find_build, find_builds, find_exact
 from vovnet.ops.compiler import Build
-from vovnet.ops.sources import CUDA, OLDEST, targets_for
+from vovnet.ops.sources import (
+    CPU,
+    CUDA,
+    NO_GPU,
+    OLDEST,
+    OPTIONAL,
+    Library,
+    Targets,
+    targets_for,
+)
 from vovnet.ops.toolchain import BuildError
 
 MODES = ("auto", "off", "require")
+ISAS = ("plain", "avx2", "avx512")
+"""What ``VOVNET_ISA`` can lower the CPU operators' instruction set to, ascending."""
+CPUINFO = Path("/proc/cpuinfo")
 
 _lock = threading.Lock()
 _loaded: Build | None = None
-_failures: dict[int | None, str] = {}
-"""Why there are no operators, for a device, or (None) for all: asked once, for the compilers are slow to fail."""
+_loaded_cpu: Build | None = None
+_failures: dict[int | str | None, str] = {}
+"""Why there are no operators, for a GPU, for all GPUs (None) or for the CPU ("cpu"): asked once, for the compilers are
+slow to fail."""
 _warned: set[str] = set()
 
 
@@ -35,9 +51,13 @@ def mode() -> str:
     Raises:
         InputError: for an unknown value.
     """
-    value = os.environ.get("VOVNET_OPS") or "auto"
-    if value not in MODES:
-        raise InputError(f"VOVNET_OPS='{value}': expected one of {', '.join(MODES)}")
+    return _chosen("VOVNET_OPS", MODES, "auto")
+
+
+def _chosen(variable: str, values: tuple[str, ...], default: str) -> str:
+    value = os.environ.get(variable) or default
+    if value not in values:
+        raise InputError(f"{variable}='{value}': expected one of {', '.join(values)}")
     return value
 
 
@@ -57,14 +77,26 @@ def available(device: torch.device) -> bool:
     if wanted == "off" or device.type != "cuda":
         return False
     index = torch.cuda.current_device() if device.index is None else device.index
-    try:
-        _ensure(index)
-    except BuildError as error:
-        if wanted == "require":
-            raise BuildError(f"VOVNET_OPS=require, but there are no compiled operators: {error}") from error
-        _warn(str(error))
-        return False
-    return True
+    return _obtain(wanted, lambda: _ensure(index))
+
+
+def cpu_operators() -> bool:
+    """Whether the compiled operators for the CPU are loaded; the first call may build and load them.
+
+    Only who was asked for a fast model may call this, as ``vovnet.fuse``: a compiler may start, for some seconds.
+
+    Returns:
+        True means that ``torch.ops.vovnet`` runs compiled kernels for tensors on the CPU from now on. False with
+        ``VOVNET_OPS=off``, and, after one warning that gives the cause and the mend, where ``auto`` finds that they
+        cannot be had. A DataLoader's worker loads what is built, and builds nothing.
+
+    Raises:
+        InputError: for an unknown ``VOVNET_OPS`` or ``VOVNET_ISA``.
+        BuildError: a RuntimeError, where ``VOVNET_OPS=require`` and they cannot be had.
+    """
+    wanted = mode()
+    _chosen("VOVNET_ISA", ISAS, ISAS[-1])
+    return wanted != "off" and _obtain(wanted, _ensure_cpu)
 
 
 def capability(device: torch.device) -> int:
@@ -73,12 +105,36 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def _warn(cause: str) -> None:
-    if cause not in _warned:
-        _warned.add(cause)
-        warnings.warn(
-            f"vovnet's operators run as plain PyTorch: {cause}. VOVNET_OPS=off does so silently.", stacklevel=4
-        )
+def _obtain(wanted: str, ensure: Callable[[], None]) -> bool:
+    """Whether ``ensure`` succeeds; its BuildError becomes what ``VOVNET_OPS`` wants: an error, or one warning."""
+    try:
+        ensure()
+    except BuildError as error:
+        if wanted == "require":
+            raise BuildError(f"VOVNET_OPS=require, but there are no compiled operators: {error}") from error
+        cause = str(error)
+        if cause not in _warned:
+            _warned.add(cause)
+            warnings.warn(
+                f"vovnet's operators run as plain PyTorch: {cause}. VOVNET_OPS=off does so silently.", stacklevel=4
+            )
+        return False
+    return True
+
+
+def _ensure_cpu() -> None:
+    """Make the CPU operators loaded, or raise a BuildError, the same each time."""
+    global _loaded_cpu
+    with _lock:
+        if "cpu" not in _failures and _loaded_cpu is None:
+            try:
+                build = find_exact(CPU, NO_GPU) or _build_here(CPU, NO_GPU, "python -m vovnet.ops.build")
+                _loaded_cpu = _open(build)
+            except BuildError as error:
+                _failures["cpu"] = str(error)
+        cause = _failures.get("cpu")
+    if cause is not None:
+        raise BuildError(cause)
 
 
 def _ensure(index: int) -> None:
@@ -122,30 +178,64 @@ def _load(index: int) -> None:
         )
     present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())} | {own}
     usable = {found for found in present if found >= OLDEST}
-    build = find_build(CUDA, usable)
-    if build is None:
-        if get_worker_info() is not None:
-            raise BuildError(
-                "nothing is compiled in a DataLoader worker: build ahead of time (python -m vovnet.ops.build --cuda)"
-            )
-        build = build_once(CUDA, targets_for(usable))
+    build = find_build(CUDA, usable) or _build_here(CUDA, targets_for(usable), "python -m vovnet.ops.build --cuda")
+    _loaded = _open(build)
+
+
+def _build_here(library: Library, targets: Targets, command: str) -> Build:
+    """Build in this process, if it may: ``command`` is what the user is told to run where it may not."""
+    if get_worker_info() is not None:
+        raise BuildError(f"nothing is compiled in a DataLoader worker: build ahead of time ({command})")
+    return build_once(library, targets)
+
+
+def _open(build: Build) -> Build:
     try:
         torch.ops.load_library(str(build.path))
     except (OSError, RuntimeError) as error:
         raise BuildError(f"{build.path} cannot be loaded ({reason(error)}): remove {build.path.parent}") from error
-    _loaded = build
+    return build
 
 
 def state() -> list[tuple[str, str]]:
-    """Names and values for ``vovnet env``: what VOVNET_OPS is, and what is built; nothing is compiled or loaded."""
+    """Names and values for ``vovnet env``: what is set, what is built and for what; nothing is compiled or loaded."""
     value = os.environ.get("VOVNET_OPS")
     note = "" if value in (None, "", *MODES) else f" (unknown: expected one of {', '.join(MODES)})"
     rows = [("VOVNET_OPS", f"{value or 'auto (the default)'}{note}")]
     root = cache_root()
     rows.append(("cache folder", f"{root}{'' if root.is_dir() else ' (not there yet)'}"))
+    return [
+        *rows,
+        ("CPU operators", _standing(CPU)),
+        ("CPU instruction set", _instruction_set()),
+        ("CUDA operators", _standing(CUDA)),
+    ]
+
+
+def _standing(library: Library) -> str:
     try:
-        builds = find_builds(CUDA)
+        builds = find_builds(library)
     except BuildError as error:
-        return [*rows, ("CUDA operators", f"cannot be built: {error}")]
-    found = "; ".join(", ".join(build.targets.binary) + (" and PTX" if build.targets.ptx else "") for build in builds)
-    return [*rows, ("CUDA operators", f"built for {found}" if found else "not built")]
+        return f"cannot be built: {error}"
+    without = {name for build in builds for name in build.left_out}
+    note = f", without {', '.join(sorted(without))}, which the compiler did not know" if without else ""
+    return f"built for {'; '.join(build.targets.words for build in builds)}{note}" if builds else "not built"
+
+
+def _instruction_set() -> str:
+    """The one that the CPU operators use on this machine, and why: the processor, or ``VOVNET_ISA``."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "not known here: no /proc/cpuinfo"
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    widest = CPU.widest_instruction_set(set(flags))
+    best = "avx512" if widest == OPTIONAL else widest
+    note = " with bfloat16 products" if widest == OPTIONAL else ""
+    try:
+        asked = _chosen("VOVNET_ISA", ISAS, ISAS[-1])
+    except InputError as error:
+        return str(error)
+    if ISAS.index(asked) < ISAS.index(best):
+        return f"{asked} by VOVNET_ISA; the processor has {best}{note}"
+    return f"{best}{note}"

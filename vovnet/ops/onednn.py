@@ -1,8 +1,8 @@
-"""The aggregation's products by oneDNN's convolutions, the fastest way to them on a CPU.
+"""oneDNN's convolutions by its own operators: the aggregation's products, and a ReLU behind a convolution.
 
-In float32, and in bfloat16 where the CPU has instructions for it; but for large plain maps, which oneDNN would reorder
-first, an input at a time. Measured on AMD Zen 5 by ``python -m benchmarks.memory --time``: MKL's matrix products reach
-half their speed there.
+They are the fastest way to these products on a CPU, in float32, and in bfloat16 where the CPU has instructions for it;
+but for large plain maps, which oneDNN would reorder first, an input at a time. Measured on AMD Zen 5 by
+``python -m benchmarks.memory --time``: MKL's matrix products reach half their speed there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Geometry = tuple[list[int], list[int], list[int], int]
+"""Stride, padding and dilation of height and width, and the groups."""
 
 _LARGE = 10_000
 """Pixels of a plain (N, C, H, W) map from which matrix products are faster."""
@@ -72,6 +75,39 @@ def convolution_gradients(
         d_inputs.append(x.new_empty(0) if d_x is None or not want else d_x)
         d_blocks.append(x.new_empty(0) if d_block is None or not wants_weight else d_block.flatten(1))
     return d_inputs, d_blocks
+
+
+def fuses_relu(x: Tensor) -> bool:
+    """Whether :func:`convolution_relu` takes maps like ``x``."""
+    known = x.device.type == "cpu" and x.numel() > 0 and (x.dtype == torch.float32 or _computes_with(x.dtype))
+    operators = ("_convolution_pointwise", "_reorder_convolution_weight")
+    return known and bool(torch.backends.mkldnn.enabled) and all(hasattr(torch.ops.mkldnn, op) for op in operators)
+
+
+def reordered(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
+    """A weight in the layout that oneDNN wants for maps as large as ``x``; others it reorders in each call."""
+    stride, padding, dilation, groups = geometry
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        weight.to(x.dtype), padding, stride, dilation, groups, list(x.shape)
+    )
+    return packed
+
+
+def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool) -> Tensor:
+    """``relu(conv2d(x, weight) + bias)`` in one pass, without gradients.
+
+    Args:
+        x: (N, C, H, W), channels-last.
+        weight: of :func:`reordered`.
+        bias: (out channels,), of ``x``'s type.
+        geometry: stride, padding, dilation and groups.
+        relu: whether there is a ReLU.
+    """
+    stride, padding, dilation, groups = geometry
+    out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, padding, stride, dilation, groups, "relu" if relu else "none", [], None
+    )
+    return out
 
 
 def _kernel(block: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Finds what a build needs: nvcc, a C++ compiler, Torch's headers and libraries, CUDA's runtime library."""
+"""Finds what a build needs: a C++ compiler, Torch's headers and libraries; for CUDA nvcc and its runtime library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from vovnet.errors import StoppedError
-from vovnet.ops.sources import STABLE_TORCH
+from vovnet.ops.sources import Library
 
 USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 
@@ -23,49 +23,66 @@ class BuildError(StoppedError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Toolchain:
-    """Compilers and libraries that fit the Torch that is installed.
+class CudaToolkit:
+    """What CUDA adds.
 
     Attributes:
         nvcc: CUDA's compiler.
-        cxx: The C++ compiler, which nvcc uses as well.
-        torch: Torch's folder, with ``include`` and ``lib``.
         cudart: CUDA's runtime library, of the major release that Torch was built for.
     """
 
     nvcc: Path
-    cxx: Path
-    torch: Path
     cudart: Path
 
     @classmethod
-    def find(cls) -> Toolchain:
-        """Look without compiling anything.
+    def find(cls, major: int) -> CudaToolkit:
+        """Look for a toolkit of a major release; a BuildError says what is missing."""
+        nvcc = _find_nvcc(major)
+        _check_nvcc_release(nvcc, major)
+        return cls(nvcc, _find_cudart(nvcc, major))
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Compilers and libraries that fit the Torch that is installed.
+
+    Attributes:
+        cxx: The C++ compiler, which nvcc uses as well.
+        torch: Torch's folder, with ``include`` and ``lib``.
+        cuda: None where a library needs no CUDA.
+    """
+
+    cxx: Path
+    torch: Path
+    cuda: CudaToolkit | None
+
+    @classmethod
+    def find(cls, library: Library) -> Toolchain:
+        """Look for what ``library`` needs, without compiling anything.
 
         Raises:
             BuildError: when something is missing or does not fit; it says what, and how to get it.
         """
-        major = cuda_major()
+        major = cuda_major(library)
         if sys.platform != "linux":
-            raise BuildError(f"the CUDA operators are built on Linux only, this is {sys.platform}")
-        nvcc = _find_nvcc(major)
-        _check_nvcc_release(nvcc, major)
-        return cls(nvcc, _find_cxx(), _torch_folder(), _find_cudart(nvcc, major))
+            raise BuildError(f"the compiled operators are built on Linux only, this is {sys.platform}")
+        cuda = None if major is None else CudaToolkit.find(major)
+        return cls(_find_cxx(), _torch_folder(), cuda)
 
 
-def cuda_major() -> int:
-    """The major CUDA release of the installed Torch.
+def cuda_major(library: Library) -> int | None:
+    """The major CUDA release that ``library`` is built for, the installed Torch's; None where it needs no CUDA.
 
     Raises:
-        BuildError: for a Torch without CUDA, or one whose stable C++ interface does not suffice.
+        BuildError: for a Torch without the CUDA that is needed, or one whose stable C++ interface does not suffice.
     """
-    if torch.version.cuda is None:
+    if library.uses_cuda and torch.version.cuda is None:
         raise BuildError("the installed PyTorch is built without CUDA: install one with it (https://pytorch.org)")
     found = re.match(r"(\d+)\.(\d+)", torch.__version__)
-    if found is None or (int(found[1]), int(found[2])) < STABLE_TORCH:
-        wanted = ".".join(map(str, STABLE_TORCH))
+    if found is None or (int(found[1]), int(found[2])) < library.torch:
+        wanted = ".".join(map(str, library.torch))
         raise BuildError(f"PyTorch {wanted} or later is needed, got {torch.__version__}: pip install -U torch")
-    return int(torch.version.cuda.partition(".")[0])
+    return int(torch.version.cuda.partition(".")[0]) if library.uses_cuda and torch.version.cuda else None
 
 
 def _torch_folder() -> Path:

@@ -1,4 +1,4 @@
-"""What the tests of building share: a tiny library, compilers that fail, and a machine whose GPUs are pretended."""
+"""What the tests of building share: tiny libraries, compilers that fail, and a machine whose GPUs are pretended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vovnet.ops import cache, native, toolchain
+from vovnet.ops import cache, native, sources, toolchain
 from vovnet.ops.sources import Library
 
 TINY = """
@@ -29,6 +29,22 @@ extern "C" int vovnet_kernel_launches(int, const KernelLaunch** launches) {
 """
 
 
+STANDIN = """
+const char *plain(), *avx2(), *avx512(), *avx512_bf16();
+static const char* const table[] = {
+  plain(),
+#ifndef VOVNET_PLAIN_ONLY
+  avx2(), avx512(),
+#ifndef VOVNET_NO_AVX512_BF16
+  avx512_bf16(),
+#endif
+#endif
+  nullptr};
+extern "C" const char* const* compiled_in() { return table; }
+"""
+MACROS = {"avx2": "__FMA__", "avx512": "__AVX512BW__", "avx512_bf16": "__AVX512BF16__"}
+
+
 @pytest.fixture
 def compilers() -> None:
     """Skips where nothing can be compiled."""
@@ -37,19 +53,57 @@ def compilers() -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
+def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and nothing set, loaded or remembered."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    for name in ("VOVNET_OPS", "VOVNET_ISA", "LOCAL_RANK", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("_loaded", None), ("_loaded_cpu", None), ("_failures", {}), ("_warned", set())):
+        monkeypatch.setattr(native, name, value)
+
+
+@pytest.fixture
+def tiny(nothing_built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
     """A library of one small kernel instead of ours, and an empty cache."""
     folder = tmp_path / "sources"
     folder.mkdir()
     (folder / "tiny.cu").write_text(TINY)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
-    for name in ("VOVNET_OPS", "LOCAL_RANK", "CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
     library = Library("tiny", folder)
     monkeypatch.setattr(native, "CUDA", library)
-    for name, value in (("_loaded", None), ("_failures", {}), ("_warned", set())):
-        monkeypatch.setattr(native, name, value)
     return library
+
+
+@pytest.fixture
+def standin(nothing_built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """A library for the CPU instead of ours, whose ``compiled_in`` lists its instruction sets, and an empty cache."""
+    folder = tmp_path / "cpu-sources"
+    folder.mkdir()
+    (folder / "table.cpp").write_text(STANDIN)
+    for name in sources.INSTRUCTION_SETS:
+        check = f"#ifndef {MACROS[name]}\n#error flags\n#endif\n" if name in MACROS else ""
+        (folder / f"isa_{name}.cpp").write_text(f'{check}const char* {name}() {{ return "{name}"; }}\n')
+    library = Library("standin", folder)
+    for module in (native, sources):
+        monkeypatch.setattr(module, "CPU", library)
+    return library
+
+
+@pytest.fixture
+def cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[], list[str]]]:
+    """``cxx("exit 2")`` puts a script before g++, whose path it calls ``$real``; what it returns lists its runs."""
+
+    def install(script: str) -> Callable[[], list[str]]:
+        real = shutil.which("g++")
+        if real is None:
+            pytest.skip("needs g++ on PATH")
+        log, path = tmp_path / "cxx-runs", tmp_path / "cxx"
+        log.touch()
+        path.write_text(f'#!/bin/sh\nreal={real}\necho "$@" >>{log}\n{script}\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("CXX", str(path))
+        return lambda: log.read_text().splitlines()
+
+    return install
 
 
 @pytest.fixture

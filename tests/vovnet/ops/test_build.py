@@ -17,7 +17,7 @@ import torch
 from vovnet.errors import InputError
 from vovnet.ops import build as command
 from vovnet.ops import sources
-from vovnet.ops.cache import find_exact
+from vovnet.ops.cache import find_builds, find_exact
 from vovnet.ops.compiler import usable_cores
 from vovnet.ops.sources import ARCHITECTURES, CUDA, Targets, parse_targets
 
@@ -262,11 +262,41 @@ def test_the_operators_say_what_they_take(answers, case, expected):
     assert answers[case] == repr(expected)
 
 
-def test_nothing_to_build_for_the_cpu(monkeypatch, capsys):
+def test_the_library_for_the_cpu(standin, cxx, monkeypatch, capsys):
+    runs = cxx('exec $real "$@"')
+    for _ in range(2):
+        code, out, _ = run(monkeypatch, capsys)
+        assert not code
+        (build,) = find_builds(standin)
+        (last,) = [line for line in out.splitlines() if "built for" in line]
+        assert re.fullmatch(rf"0 warnings; built for every \S+ processor in \d+ s: {build.path}", last)
+    assert len([line for line in runs() if "-shared" in line]) == 1
+
+
+def test_a_library_for_the_cpu_without_what_the_compiler_does_not_know(standin, cxx, monkeypatch, capsys):
+    cxx('case "$*" in *-mavx512bf16*) exit 1;; esac\nexec $real "$@"')
     code, out, _ = run(monkeypatch, capsys)
     assert not code
-    assert "nothing to build" in out
-    assert "--cuda" in out
+    (build,) = find_builds(standin)
+    assert ("isa_avx512_bf16.cpp" in out) == bool(build.left_out)
+
+
+def test_a_library_for_the_cpu_that_cannot_be_built(standin, cxx, monkeypatch, capsys, tmp_path):
+    cxx('exec $real "$@"')
+    (standin.folder / "broken.cpp").write_text("void broken() { undeclared(); }\n")
+    assert "undeclared" in refused(monkeypatch, capsys)
+    (standin.folder / "broken.cpp").write_text("void elsewhere();\nvoid here() { elsewhere(); }\n")
+    assert "undefined reference to `elsewhere()'" in refused(monkeypatch, capsys)
+    (standin.folder / "broken.cpp").write_text("void careless() { int unused; }\n")
+    line = refused(monkeypatch, capsys)
+    assert "not clean" in line
+    assert "unused variable" in line
+    (standin.folder / "broken.cpp").unlink()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(standin.folder / "table.cpp"))
+    assert "cache folder cannot be written" in refused(monkeypatch, capsys)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no C++ compiler" in refused(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

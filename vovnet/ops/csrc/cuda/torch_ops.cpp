@@ -11,7 +11,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "kernels.h"
-#include "torch_checks.h"
+#include "../torch_checks.h"
 
 namespace {
 

@@ -1,0 +1,134 @@
+"""What is measured: networks with seeded random weights whose activations are as large as a trained network's."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+
+from vovnet.detection.detectors import build_detector
+from vovnet.detection.recipe import load_recipe
+
+SEED = 0
+CALIBRATION_SIZE = (224, 224)
+CANDIDATES = 300
+"""Boxes of a class above a detector's score threshold, before duplicates go: as many as a busy picture has."""
+LOGIT_SPREAD = 1.5
+"""Standard deviation of the classes' logits: some boxes are sure of their class."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A line of the comparison.
+
+    Attributes:
+        name: what ``--case`` calls it.
+        network: a timm model, or with ``detector`` a recipe.
+        batch: pictures at once.
+        height: of the pictures, in pixels.
+        width: of the pictures, in pixels; a detector's are wide.
+        precision: of the products: ``fp32`` or ``bf16``.
+        goal: how many times as fast as the best of the others ``vovnet.fuse`` is meant to be.
+        detector: whether it is a whole detector.
+    """
+
+    name: str
+    network: str
+    batch: int
+    height: int
+    width: int
+    precision: str
+    goal: float
+    detector: bool = False
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        what = "whole detector" if self.detector else "backbone"
+        return f"{self.network}, {what}, {self.precision}, {self.batch} × {self.height}×{self.width}"
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("v39-800", "vovnet39", 1, 800, 1344, "fp32", 2.15),
+        Case("v39-224", "vovnet39", 1, 224, 224, "fp32", 1.8),
+        Case("v39-224-b8", "vovnet39", 8, 224, 224, "fp32", 2.1),
+        Case("v57-800", "vovnet57", 1, 800, 1344, "fp32", 2.1),
+        Case("v39-800-bf16", "vovnet39", 1, 800, 1344, "bf16", 1.7),
+        Case("detector", "faster_rcnn_vovnet39_fpn", 1, 800, 1344, "fp32", 3.2, detector=True),
+    )
+}
+
+
+def build_network(case: Case) -> nn.Module:
+    """The network of a case in float32 and evaluation mode, the same in every call.
+
+    Convolutions have He's initial weights, and batch norms the statistics of random pictures. A backbone takes
+    (N, 3, H, W) and gives the maps of the strides 4, 8, 16 and 32. A detector takes a list of pictures (3, H, W); some
+    of its scores of the case's first picture pass the threshold, as a trained one's do.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(SEED)
+        if not case.detector:
+            model: Any = timm.create_model(case.network, features_only=True, out_indices=(1, 2, 3, 4))
+            return _calibrated(model)
+        settings = ["num_classes=80", "pretrained=false", f"min_size={case.height}", f"max_size={case.width}"]
+        settings.append("norm=bn")  # eager PyTorch is faster with it than with frozen norms
+        recipe = load_recipe(case.network, [f"model.{setting}" for setting in settings])
+        detector = build_detector(recipe, download=False)
+        _calibrated(detector.backbone)
+        _make_choosy(detector.eval(), make_pictures(case)[0])
+        return detector
+
+
+def make_pictures(case: Case) -> Tensor:
+    """(N, 3, H, W) float32, contiguous: random, normalised for a backbone and in 0..1 for a detector."""
+    generator = torch.Generator().manual_seed(SEED + 1)
+    draw = torch.rand if case.detector else torch.randn
+    return draw(case.batch, 3, case.height, case.width, generator=generator)
+
+
+@torch.inference_mode()
+def exact_maps(model: nn.Module, pictures: Tensor) -> list[Tensor]:
+    """A backbone's maps in float64."""
+    return list(copy.deepcopy(model).double()(pictures.double()))
+
+
+def _calibrated(model: nn.Module) -> nn.Module:
+    """Give batch norms the statistics of random pictures, in place: with those of a new one, activations explode."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over what they have seen
+    model.train()(torch.randn(2, 3, *CALIBRATION_SIZE))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def _make_choosy(detector: FasterRCNN, picture: Tensor) -> None:
+    """Spread the logits of classes, in place, and raise the background's until ``CANDIDATES`` scores pass."""
+    heads: Any = detector.roi_heads
+    layer = heads.box_predictor.cls_score
+    layer.bias.zero_()
+    seen: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, args, output: seen.append(output.double()))
+    try:
+        detector([picture])
+    finally:
+        hook.remove()
+    factor = float(LOGIT_SPREAD / seen[0].std())
+    layer.weight *= factor
+    logits = seen[0] * factor
+    # e^z / (e^(background + raise) + Σ e^z) > t  <=>  raise < log(e^z / t − Σ e^z) − background
+    exponentials = logits[:, 1:].exp()
+    room = exponentials / heads.score_thresh - exponentials.sum(1, keepdim=True)
+    raises = (room.clamp(min=1e-30).log() - logits[:, :1]).flatten().sort(descending=True).values
+    layer.bias[0] = raises[CANDIDATES - 1 : CANDIDATES + 1].mean()  # between two, where rounding turns none over

@@ -1,0 +1,93 @@
+"""What a measurement ran on, and memory pages that are the same for every contestant."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vovnet.environment import processor_name
+
+PACKAGES = ("vovnet", "torch", "torchvision", "timm", "onnxruntime", "openvino", "onnx")
+_THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TUNABLE = "glibc.malloc.hugetlb=1"
+
+
+def huge_page_mode(setting: Path = _THP) -> str:
+    """The kernel's setting for transparent huge pages: ``always``, ``madvise``, ``never``, or ``unknown``."""
+    try:
+        chosen = re.search(r"\[(\w+)\]", setting.read_text(encoding="utf-8"))
+    except OSError:
+        return "unknown"
+    return chosen.group(1) if chosen else "unknown"
+
+
+def with_huge_pages(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables under which PyTorch's allocator and glibc's, which the other runtimes use, ask for them."""
+    tunables = variables.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb=" not in tunables:
+        tunables = f"{tunables}:{_TUNABLE}" if tunables else _TUNABLE
+    return {**variables, "THP_MEM_ALLOC_ENABLE": "1", "GLIBC_TUNABLES": tunables}
+
+
+def restart_with_huge_pages(variables: MutableMapping[str, str] = os.environ) -> None:
+    """Start this command anew, in this process, so that every contestant's memory lies in transparent huge pages.
+
+    Both allocators read their variables once, before any of our code runs. Does nothing where the kernel gives huge
+    pages to everybody or to nobody, or where the variables are set already.
+    """
+    wanted = with_huge_pages(variables)
+    if huge_page_mode() != "madvise" or all(variables.get(name) == value for name, value in wanted.items()):
+        return
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, processor, instruction sets, threads and pages, by what they are called in a report."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": processor_name(),
+        "usable cores": usable,
+        "threads": torch.get_num_threads(),
+        "PyTorch's instruction set": torch.backends.cpu.get_cpu_capability(),
+        "vovnet's instruction set": _our_instruction_set(),
+        "huge pages": _huge_pages(),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def load_average() -> float | None:
+    """Of the last minute; None where the system doesn't say."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
+def _our_instruction_set() -> str:
+    try:
+        return str(torch.ops.vovnet._cpu_instruction_set())
+    except (AttributeError, RuntimeError):  # no such operator, or none for the CPU
+        return "kernels not loaded"
+
+
+def _huge_pages() -> str:
+    mode = huge_page_mode()
+    if mode != "madvise":
+        return {"always": "for all", "never": "for none"}.get(mode, mode)
+    wanted = with_huge_pages(os.environ)
+    asked = [name for name in ("THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES") if os.environ.get(name) == wanted[name]]
+    return "for all" if len(asked) == 2 else f"only by {asked[0]}" if asked else "for none"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,86 @@
+"""Small VoVNets and detectors whose norms and heads have values as after a training, for tests of whole models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.layers import FrozenBatchNormAct2d
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import FrozenBatchNorm2d
+
+import vovnet  # noqa: F401 (registers our models)
+from vovnet.detection import build_detector, load_recipe
+
+SIZES: dict[str, Any] = {
+    "stem_chs": [8, 16, 16],
+    "stage_conv_chs": [16, 16, 24, 20],
+    "stage_out_chs": [32, 40, 48, 56],
+    "block_per_stage": [1, 2, 1, 1],
+    "layer_per_block": 3,
+}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ours": ("vovnet27_slim", {}),
+    "ours, dilated": ("vovnet27_slim", {"output_stride": 8}),
+    "ours, narrow": ("vovnet27_slim", {"stage_conv_chs": [5, 7, 9, 3]}),
+    "ours, drop path": ("vovnet27_slim", {"drop_path_rate": 0.5, "drop_rate": 0.5}),
+    "ours, swish": ("vovnet27_slim", {"act_layer": "silu"}),
+    "vovnet39a": ("vovnet39a", {"residual": False}),
+    "vovnet39a, residual": ("vovnet39a", {"residual": True}),
+    "ese_vovnet39b": ("ese_vovnet39b", {}),
+    "ese_vovnet39b_all": ("ese_vovnet39b_all", {}),
+    "ese_vovnet19b_dw": ("ese_vovnet19b_dw", {"block_per_stage": [1, 1, 1, 1]}),
+    "eca_vovnet39b": ("eca_vovnet39b", {}),
+}
+"""timm's name and arguments."""
+MODEL = {
+    "backbone": "vovnet27_slim",
+    "backbone_args": "{" + ", ".join(f"{key}: {value}" for key, value in SIZES.items()) + "}",
+    "pretrained": "false",
+    "norm": "bn",
+    "min_size": "96",
+    "max_size": "160",
+    "num_classes": "4",
+    "fpn_channels": "32",
+    "box_representation_size": "48",
+    "rpn_post_nms_top_n_test": "100",
+    "box_detections_per_img": "30",
+}
+"""Of a recipe."""
+
+
+def network(name: str = "ours", **arguments: Any) -> Any:
+    """A classifier of five classes, or with ``features_only=True`` an extractor, in evaluation mode."""
+    known, own = NETWORKS[name]
+    torch.manual_seed(0)
+    what = {} if arguments.get("features_only") else {"num_classes": 5}
+    return trained(timm.create_model(known, **{**SIZES, **own, **what, **arguments}))
+
+
+def detector(recipe: str = "mask_rcnn_vovnet39_fpn", **model: str) -> FasterRCNN:
+    """A small detector by a recipe, in evaluation mode, which finds much and is sure of it."""
+    torch.manual_seed(0)
+    overrides = [f"model.{key}={value}" for key, value in (MODEL | model).items()]
+    made: Any = trained(build_detector(load_recipe(recipe, overrides), download=False))
+    for layer, deviation in (
+        (made.rpn.head.cls_logits, 0.1),
+        (made.rpn.head.bbox_pred, 0.05),
+        (made.roi_heads.box_predictor.cls_score, 0.2),
+        (made.roi_heads.box_predictor.bbox_pred, 0.02),
+    ):
+        nn.init.normal_(layer.weight, std=deviation)
+    return made  # type: ignore[no-any-return]
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """Give norms values as after a training, and both signs; evaluation mode."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNormAct2d | FrozenBatchNorm2d | nn.GroupNorm):
+            for key, value in module.state_dict().items():
+                if value.is_floating_point():
+                    low = -0.5 if key in ("bias", "running_mean") else 0.5
+                    value.uniform_(low, low + 1)
+            module.weight.detach()[::3].neg_()
+    return model.eval()

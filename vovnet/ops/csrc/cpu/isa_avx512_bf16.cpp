@@ -1,0 +1,6 @@
+// Products of pairs of bfloat16 numbers, for maps of bfloat16; all else is as for AVX-512 without them.
+#define VOVNET_ISA avx512_bf16
+#include "isa.h"
+
+extern const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs;
+const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs = avx512_bf16::convs_of<uint16_t, uint16_t>();

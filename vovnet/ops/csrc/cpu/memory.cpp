@@ -1,0 +1,128 @@
+#include "memory.h"
+
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <new>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sys/mman.h>
+#endif
+
+namespace vovnet::cpu {
+namespace {
+
+constexpr size_t kHuge = size_t{2} << 20;   // a huge page
+constexpr size_t kLine = 64;
+
+// Stands before each block, on a line of its own.
+struct Header {
+  size_t bytes;  // usable
+  void* begin;   // what free() takes
+};
+static_assert(sizeof(Header) <= kLine);
+
+class Pool {
+ public:
+  Pool() {
+#if defined(__linux__)
+    // A child of fork() must not find the lock held by a thread that it does not have.
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] { instance().mutex_.unlock(); });
+#endif
+  }
+
+  // Never destroyed: tensors may outlive whatever ends it.
+  static Pool& instance() {
+    static Pool* pool = new Pool;
+    return *pool;
+  }
+
+  void* take(size_t bytes) {
+    if (bytes > std::numeric_limits<size_t>::max() - 2 * kHuge) throw std::bad_alloc();
+    const bool large = bytes >= kHuge / 2;
+    if (large) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = idle_.lower_bound(bytes);
+      // A block of twice the size is better kept for what needs it.
+      if (found != idle_.end() && found->first / 2 <= bytes) {
+        void* block = found->second;
+        idle_bytes_ -= found->first;
+        idle_.erase(found);
+        return block;
+      }
+    }
+    return allocate(large ? (bytes + kLine + kHuge - 1) / kHuge * kHuge : (bytes + 2 * kLine - 1) / kLine * kLine);
+  }
+
+  void give(void* block) {
+    const Header* header = header_of(block);
+    if (header->bytes >= kHuge / 2) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      // The smallest blocks go first: they cost the least to have again.
+      while (idle_bytes_ + header->bytes > kMostIdle && !idle_.empty() && idle_.begin()->first < header->bytes) {
+        drop(idle_.begin());
+      }
+      if (idle_bytes_ + header->bytes <= kMostIdle) {
+        idle_.emplace(header->bytes, block);
+        idle_bytes_ += header->bytes;
+        return;
+      }
+    }
+    std::free(header->begin);
+  }
+
+  size_t idle() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return idle_bytes_;
+  }
+
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (!idle_.empty()) drop(idle_.begin());
+  }
+
+ private:
+  using Idle = std::multimap<size_t, void*>;
+
+  static Header* header_of(void* block) { return reinterpret_cast<Header*>(static_cast<char*>(block) - kLine); }
+
+  // `total` bytes with the header, a multiple of the alignment.
+  static void* allocate(size_t total) {
+    const bool large = total >= kHuge;
+    void* begin = std::aligned_alloc(large ? kHuge : kLine, total);
+    if (begin == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (large) madvise(begin, total, MADV_HUGEPAGE);
+#endif
+    void* block = static_cast<char*>(begin) + kLine;
+    *header_of(block) = {total - kLine, begin};
+    return block;
+  }
+
+  void drop(Idle::iterator entry) {
+    idle_bytes_ -= entry->first;
+    std::free(header_of(entry->second)->begin);
+    idle_.erase(entry);
+  }
+
+  std::mutex mutex_;
+  Idle idle_;
+  size_t idle_bytes_ = 0;
+};
+
+}  // namespace
+
+void* acquire(size_t bytes) { return Pool::instance().take(bytes); }
+
+void release(void* block) {
+  if (block != nullptr) Pool::instance().give(block);
+}
+
+size_t idle_bytes() { return Pool::instance().idle(); }
+
+void release_idle() { Pool::instance().clear(); }
+
+}  // namespace vovnet::cpu

@@ -1,0 +1,154 @@
+// RoIAlign and max-pool as Torch sees them: checks, memory, threads.
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "kernels.h"
+#include "regions.h"
+#include "runtime.h"
+#include "torch_maps.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using vovnet::checks::Call;
+using vovnet::checks::shape_of;
+using vovnet::checks::words;
+using vovnet::cpu::Element;
+
+Element element_of(const Call& call, const std::string& argument, const Tensor& map) {
+  const ScalarType got = map.scalar_type();
+  if (got != ScalarType::Float && got != ScalarType::BFloat16) {
+    call.refuse(argument, "float32 or bfloat16", words(got));
+  }
+  return got == ScalarType::Float ? Element::kFloat32 : Element::kBFloat16;
+}
+
+// Two sizes, of height and width, each from `least` to where no sum of a few of them overflows.
+void check_pair(const Call& call, const std::string& argument, const std::vector<int64_t>& pair, int64_t least) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (pair.size() != 2 || pair[0] < least || pair[1] < least || pair[0] > kMost || pair[1] > kMost) {
+    call.refuse(argument, "two numbers from " + std::to_string(least) + " to " + std::to_string(kMost), words(pair));
+  }
+}
+
+// ---- pool_max
+
+// How many windows there are along an axis, as PyTorch counts them: the last begins in the map or before it.
+int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
+  const int64_t room = size + 2 * padding - kernel + (ceil_mode ? stride - 1 : 0);  // for beginnings behind the first
+  if (room < 0) return 0;
+  const int64_t count = room / stride + 1;
+  return ceil_mode && (count - 1) * stride >= size + padding ? count - 1 : count;
+}
+
+Tensor pool_max(const Tensor& x, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+                const std::vector<int64_t>& padding, bool ceil_mode) {
+  Call call("pool_max");
+  call.feature_map("x", x);
+  const Element element = element_of(call, "x", x);
+  check_pair(call, "kernel", kernel, 1);
+  check_pair(call, "stride", stride, 1);
+  check_pair(call, "padding", padding, 0);
+  if (padding[0] > kernel[0] / 2 || padding[1] > kernel[1] / 2) {
+    call.refuse("padding", "at most half of the kernel " + words(kernel), words(padding));
+  }
+  vovnet::cpu::MaxPool pool{};
+  pool.channels = x.size(1);
+  pool.height = x.size(2);
+  pool.width = x.size(3);
+  pool.out_height = windows(pool.height, kernel[0], stride[0], padding[0], ceil_mode);
+  pool.out_width = windows(pool.width, kernel[1], stride[1], padding[1], ceil_mode);
+  if (pool.height == 0 || pool.width == 0 || pool.out_height < 1 || pool.out_width < 1) {
+    call.refuse("x", "a map that a window " + words(kernel) + " fits in", "shape " + words(shape_of(x)));
+  }
+  for (int axis = 0; axis < 2; ++axis) {
+    pool.kernel[axis] = kernel[axis];
+    pool.stride[axis] = stride[axis];
+    pool.padding[axis] = padding[axis];
+  }
+  Tensor out = vovnet::cpu::new_map("pool_max", {x.size(0), pool.channels, pool.out_height, pool.out_width},
+                                    x.scalar_type());
+  if (out.numel() > 0) {
+    pool.x = x.const_data_ptr();
+    pool.out = out.mutable_data_ptr();
+    vovnet::cpu::max_pool(pool, x.size(0), element, vovnet::cpu::kernels().regions, vovnet::cpu::parallel());
+  }
+  return out;
+}
+
+// ---- roi_align_levels
+
+std::vector<vovnet::cpu::Level> check_maps(const Call& call, const std::vector<Tensor>& maps,
+                                           const std::vector<double>& scales) {
+  if (maps.empty()) call.refuse("maps", "one feature map or more", "none");
+  if (scales.size() != maps.size()) {
+    call.refuse("scales", "one for each map, " + std::to_string(maps.size()), std::to_string(scales.size()));
+  }
+  std::vector<vovnet::cpu::Level> levels;
+  for (size_t i = 0; i < maps.size(); ++i) {
+    const std::string name = "maps[" + std::to_string(i) + "]";
+    call.feature_map(name, maps[i]);
+    call.dtype(name, maps[i], maps[0].scalar_type());
+    const int64_t height = maps[i].size(2), width = maps[i].size(3);
+    call.shape(name, maps[i], {maps[0].size(0), maps[0].size(1), height, width}, "maps[0]'s N and C, so");
+    levels.push_back({maps[i].const_data_ptr(), height, width, static_cast<float>(scales[i])});
+  }
+  return levels;
+}
+
+// What RoIs name is read, so it must be there.
+void check_rois(const Call& call, const Tensor& rois, const Tensor& level_of, int64_t images, int64_t levels) {
+  if (rois.dim() != 2 || rois.size(1) != 5) {
+    call.refuse("rois", "(K, 5): index of the picture, x1, y1, x2, y2", words(shape_of(rois)));
+  }
+  call.dtype("rois", rois, ScalarType::Float);
+  call.contiguous("rois", rois);
+  call.shape("levels", level_of, {rois.size(0)}, "one for each RoI, so");
+  call.dtype("levels", level_of, ScalarType::Long);
+  call.contiguous("levels", level_of);
+  const auto* roi = static_cast<const float*>(rois.const_data_ptr());
+  const auto* level = static_cast<const int64_t*>(level_of.const_data_ptr());
+  for (int64_t i = 0; i < rois.size(0); ++i, roi += 5) {
+    if (!(roi[0] >= 0 && roi[0] < static_cast<float>(images))) {
+      call.refuse("rois[" + std::to_string(i) + "]", "a picture's index below " + std::to_string(images),
+                  std::to_string(roi[0]));
+    }
+    if (level[i] < 0 || level[i] >= levels) {
+      call.refuse("levels[" + std::to_string(i) + "]", "a map's index below " + std::to_string(levels),
+                  std::to_string(level[i]));
+    }
+  }
+}
+
+Tensor roi_align_levels(const std::vector<Tensor>& maps, const Tensor& rois, const Tensor& levels,
+                        const std::vector<double>& scales, const std::vector<int64_t>& output_size,
+                        int64_t sampling_ratio, bool aligned) {
+  Call call("roi_align_levels");
+  const std::vector<vovnet::cpu::Level> pyramid = check_maps(call, maps, scales);
+  const Element element = element_of(call, "maps[0]", maps[0]);
+  check_rois(call, rois, levels, maps[0].size(0), static_cast<int64_t>(pyramid.size()));
+  check_pair(call, "output_size", output_size, 1);
+  Tensor out = vovnet::cpu::new_map("roi_align_levels",
+                                    {rois.size(0), maps[0].size(1), output_size[0], output_size[1]},
+                                    maps[0].scalar_type());
+  if (out.numel() > 0) {
+    vovnet::cpu::roi_align({pyramid.data(), maps[0].size(1), rois.size(0),
+                            static_cast<const float*>(rois.const_data_ptr()),
+                            static_cast<const int64_t*>(levels.const_data_ptr()), output_size[0], output_size[1],
+                            sampling_ratio, aligned, out.mutable_data_ptr()},
+                           element, vovnet::cpu::kernels().regions, vovnet::cpu::parallel());
+  }
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vovnet, CPU, library) {
+  library.impl("pool_max", TORCH_BOX(&pool_max));
+  library.impl("roi_align_levels", TORCH_BOX(&roi_align_levels));
+}

@@ -1,0 +1,130 @@
+// Winograd's transforms for 3x3 convolutions of stride 1 (A. Lavin, S. Gray, arXiv:1509.09308), on vectors of channels.
+//
+// F(4x4) interpolates at 0, +-1/sqrt(2), +-sqrt(2) and infinity, which halves the rounding errors of the usual 0, +-1,
+// +-2 at no cost: with a^2 = 1/2 and b^2 = 2, most coefficients are powers of 2. F(2x2) interpolates at 0, +-1, infinity.
+#pragma once
+
+#include "element.h"
+#include "vec.h"
+
+namespace VOVNET_ISA {
+
+constexpr float kA = 0.70710678118654752440f, kB = 1.41421356237309504880f;
+
+// The weights' transform in one dimension: three taps at each finite point, divided by the product of its distances to
+// the others, and at infinity.
+template <int N>
+inline void transform_taps(const double (&points)[N], const double* taps, double* out) {
+  for (int p = 0; p < N; ++p) {
+    double distance = 1;
+    for (int q = 0; q < N; ++q) {
+      if (q != p) distance *= points[p] - points[q];
+    }
+    out[p] = (taps[0] + points[p] * (taps[1] + points[p] * taps[2])) / distance;
+  }
+  out[N] = taps[2];
+}
+
+template <int M>
+struct Winograd;
+
+template <>
+struct Winograd<4> {
+  static constexpr int kOut = 4, kTile = 6;  // pixels a side, of the output and of the input
+
+  static VOVNET_INLINE void taps(const double* three, double* out) {
+    constexpr double points[] = {0, 0.70710678118654752440, -0.70710678118654752440, 1.41421356237309504880,
+                                 -1.41421356237309504880};
+    transform_taps(points, three, out);
+  }
+
+  static VOVNET_INLINE void input(const Vec* d, Vec* out) {
+    const Vec even_a = d[4] - 2.0f * d[2], odd_a = d[3] - 2.0f * d[1];
+    const Vec even_b = d[4] - 0.5f * d[2], odd_b = d[3] - 0.5f * d[1];
+    out[0] = (d[0] + d[4]) - 2.5f * d[2];
+    out[1] = even_a + kA * odd_a;
+    out[2] = even_a - kA * odd_a;
+    out[3] = even_b + kB * odd_b;
+    out[4] = even_b - kB * odd_b;
+    out[5] = (d[1] + d[5]) - 2.5f * d[3];
+  }
+
+  // Both dimensions: pixel (y, x) is at from + y * down + x * right, frequency f goes to to + f * step. A pair of lines
+  // at a time stays in registers; reading pixels twice costs less than keeping what became of them.
+  template <typename M, typename S>
+  static VOVNET_INLINE void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
+    const auto at = [&](int y, int x) { return load(from + y * down + x * right); };
+    const auto put = [&](int line, const Vec* columns) {
+      Vec out[kTile];
+      input(columns, out);
+      for (int x = 0; x < kTile; ++x) store(to + (line * kTile + x) * step, out[x]);
+    };
+    Vec plus[kTile], minus[kTile];
+    for (int x = 0; x < kTile; ++x) plus[x] = (at(0, x) + at(4, x)) - 2.5f * at(2, x);
+    put(0, plus);
+    for (int x = 0; x < kTile; ++x) {
+      const Vec even = at(4, x) - 2.0f * at(2, x), odd = at(3, x) - 2.0f * at(1, x);
+      plus[x] = even + kA * odd;
+      minus[x] = even - kA * odd;
+    }
+    put(1, plus);
+    put(2, minus);
+    for (int x = 0; x < kTile; ++x) {
+      const Vec even = at(4, x) - 0.5f * at(2, x), odd = at(3, x) - 0.5f * at(1, x);
+      plus[x] = even + kB * odd;
+      minus[x] = even - kB * odd;
+    }
+    put(3, plus);
+    put(4, minus);
+    for (int x = 0; x < kTile; ++x) plus[x] = (at(1, x) + at(5, x)) - 2.5f * at(3, x);
+    put(5, plus);
+  }
+
+  static VOVNET_INLINE void output(const Vec* m, Vec* out) {
+    const Vec even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    out[0] = m[0] + (even_a + even_b);
+    out[1] = kA * odd_a + kB * odd_b;
+    out[2] = 0.5f * even_a + 2.0f * even_b;
+    out[3] = (0.5f * kA) * odd_a + ((2.0f * kB) * odd_b + m[5]);
+  }
+};
+
+template <>
+struct Winograd<2> {
+  static constexpr int kOut = 2, kTile = 4;
+
+  static VOVNET_INLINE void taps(const double* three, double* out) {
+    constexpr double points[] = {0, 1, -1};
+    transform_taps(points, three, out);
+  }
+
+  static VOVNET_INLINE void input(const Vec* d, Vec* out) {
+    out[0] = d[2] - d[0];
+    out[1] = d[2] + d[1];
+    out[2] = d[2] - d[1];
+    out[3] = d[3] - d[1];
+  }
+
+  template <typename M, typename S>
+  static VOVNET_INLINE void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
+    Vec columns[kTile][kTile];
+    for (int x = 0; x < kTile; ++x) {
+      Vec d[kTile], out[kTile];
+      for (int y = 0; y < kTile; ++y) d[y] = load(from + y * down + x * right);
+      input(d, out);
+      for (int y = 0; y < kTile; ++y) columns[y][x] = out[y];
+    }
+    for (int y = 0; y < kTile; ++y) {
+      Vec out[kTile];
+      input(columns[y], out);
+      for (int x = 0; x < kTile; ++x) store(to + (y * kTile + x) * step, out[x]);
+    }
+  }
+
+  static VOVNET_INLINE void output(const Vec* m, Vec* out) {
+    out[0] = m[0] + (m[1] + m[2]);
+    out[1] = (m[1] - m[2]) + m[3];
+  }
+};
+
+}  // namespace VOVNET_ISA

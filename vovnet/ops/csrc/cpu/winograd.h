@@ -1,0 +1,342 @@
+// 3x3 convolutions of stride 1 by Winograd's transforms: tiles of the input become, at each of the transform's points
+// ("frequencies"), rows of a product with the transformed weight there.
+//
+// Two ways through the work. By strips: a thread takes some tiles through all three steps while they stay in its
+// second-level cache. By frequencies, where tiles are few and weights many: all tiles are transformed, then each weight
+// is read once, by one thread.
+#pragma once
+
+#include "inner.h"
+#include "transforms.h"
+
+namespace VOVNET_ISA {
+
+template <typename S>
+struct WinogradPlan {
+  int64_t tiles_y, tiles_x, tiles;
+  int64_t blocks, panels;
+  int64_t parts;   // that the tiles come in: by strips, tasks; by frequencies, one after the other
+  int64_t part;    // tiles of the largest
+  int64_t row_step, sum_step;  // from one frequency to the next, in numbers
+  bool by_frequency;
+  int64_t groups;  // of panels, by frequencies: as many as give every thread something to do
+  int frequencies;
+
+  WinogradPlan(const Conv& conv, int tile, int threads) {
+    frequencies = (tile + 2) * (tile + 2);
+    tiles_y = ceil_div(conv.out_height, tile);
+    tiles_x = ceil_div(conv.out_width, tile);
+    tiles = conv.batch * tiles_y * tiles_x;
+    blocks = ceil_div(conv.channels, kBlock<S>);
+    panels = ceil_div(conv.out_channels, kPanel);
+    // By strips, the rows and one panel's sums share the second-level cache with the weights that pass by, which must
+    // serve two row blocks at least.
+    const int64_t rows_bytes = frequencies * blocks * kLine, sums_bytes = 4 * frequencies * panels * kPanel;
+    const int64_t wanted = smaller(larger(2, (600 << 10) / (rows_bytes * kRows)), 8) * kRows;
+    by_frequency = rows_bytes * wanted > (1088 << 10) || tiles < wanted * threads;
+    if (by_frequency) {
+      // Rows and sums of all frequencies stay in the third-level cache.
+      const int64_t most = larger(4 * kRows, (12 << 20) / (rows_bytes + sums_bytes));
+      parts = ceil_div(tiles, most);
+    } else {
+      parts = ceil_div(tiles, wanted);
+      if (parts < 8 * threads) parts = ceil_div(parts, threads) * threads;
+    }
+    part = ceil_div(tiles, parts);
+    groups = smaller(panels, ceil_div(4 * threads, frequencies));
+    // An odd number of lines between frequencies, so that a tile's vectors do not fall on the same sets.
+    row_step = (part * blocks | 1) * kBlock<S>;
+    sum_step = (ceil_div((by_frequency ? panels : 1) * part * kPanel, kSteps) | 1) * kSteps;
+  }
+  int64_t begin(int64_t i) const { return i * tiles / parts; }
+  // Bytes of scratch for a part: its rows, then its sums.
+  int64_t rows_bytes() const { return frequencies * row_step * int64_t{sizeof(S)}; }
+  int64_t each() const { return rows_bytes() + frequencies * sum_step * int64_t{sizeof(float)}; }
+};
+
+// W: Winograd<2> or <4>; M: what maps are of; S: what packed numbers are.
+template <typename S>
+struct WinogradJob {
+  const Conv& conv;
+  const WinogradPlan<S>& plan;
+  char* scratch;
+  int threads;
+  int64_t next;          // part, or frequency and panels, to take
+  int64_t first, tiles;  // of the part, by frequencies
+};
+
+struct Tile {
+  int64_t n, y, x;  // the output's pixel at its corner
+};
+
+template <typename W, typename S>
+VOVNET_INLINE Tile tile_of(const WinogradPlan<S>& plan, int64_t t) {
+  const int64_t x = t % plan.tiles_x, line = t / plan.tiles_x;
+  return {line / plan.tiles_y, line % plan.tiles_y * W::kOut, x * W::kOut};
+}
+
+// A line of channels of a tile, at every frequency. `from` is the tile's corner, `down` and `right` its steps; frequency
+// f goes to to + f * step.
+template <typename W, typename M, typename S>
+VOVNET_INLINE void transform_in(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
+  for (int v = 0; v < kBlock<S>; v += kLanes) W::tile(from + v, down, right, to + v, step);
+}
+
+// Of a tile that reaches over the border, or channels that do not fill a line: with zeros in their place.
+template <typename W, typename M, typename S>
+inline void transform_border(const Conv& conv, const Tile& tile, int64_t channel, S* to, int64_t step) {
+  constexpr int T = W::kTile, kWide = kBlock<S>;
+  M patch[T * T * kWide] __attribute__((aligned(kLine)));
+  const int count = static_cast<int>(smaller(kWide, conv.channels - channel));
+  for (int y = 0; y < T; ++y) {
+    for (int x = 0; x < T; ++x) {
+      M* at = patch + (y * T + x) * kWide;
+      const int64_t row = tile.y - conv.padding[0] + y, column = tile.x - conv.padding[1] + x;
+      const bool inside = row >= 0 && row < conv.height && column >= 0 && column < conv.width;
+      const M* from = static_cast<const M*>(conv.sources[0].data);
+      if (inside) from += ((tile.n * conv.height + row) * conv.width + column) * conv.channels + channel;
+      for (int k = 0; k < kWide; ++k) at[k] = inside && k < count ? from[k] : M{};
+    }
+  }
+  transform_in<W>(patch, int64_t{T} * kWide, kWide, to, step);
+}
+
+// The tiles of one row block of a part that begins at `first`, as packed rows of every frequency.
+template <typename W, typename M, typename S>
+inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const RowBlocks& row_blocks, int64_t first,
+                          int64_t block, S* rows) {
+  constexpr int T = W::kTile;
+  const int64_t down = conv.width * conv.channels, right = conv.channels;
+  const int64_t begin = row_blocks.begin(block), count = row_blocks.rows(block);
+  for (int64_t r = 0; r < count; ++r) {
+    const Tile tile = tile_of<W>(plan, first + begin + r);
+    const int64_t y = tile.y - conv.padding[0], x = tile.x - conv.padding[1];
+    const bool inside = y >= 0 && x >= 0 && y + T <= conv.height && x + T <= conv.width;
+    const M* corner = static_cast<const M*>(conv.sources[0].data);
+    if (inside) corner += ((tile.n * conv.height + y) * conv.width + x) * conv.channels;
+    S* to = rows + (begin * plan.blocks + r) * kBlock<S>;
+    for (int64_t b = 0; b < plan.blocks; ++b, to += count * kBlock<S>) {
+      if (inside && (b + 1) * kBlock<S> <= conv.channels) {
+        const M* from = corner + b * kBlock<S>;
+        for (int i = 0; i < T; ++i) {  // the next tile's new pixels
+          for (int j = T; j < T + W::kOut; ++j) __builtin_prefetch(from + i * down + j * right);
+        }
+        transform_in<W>(from, down, right, to, plan.row_step);
+      } else {
+        transform_border<W, M>(conv, tile, b * kBlock<S>, to, plan.row_step);
+      }
+    }
+  }
+}
+
+// Sums of a panel at every frequency -> pixels of one tile.
+template <typename W, typename M>
+VOVNET_INLINE void transform_out(const Conv& conv, const Finish<M>& finish, const Tile& tile, const float* sums,
+                                 int64_t step, int64_t channel) {
+  constexpr int T = W::kTile;
+  const int64_t below = conv.out_height - tile.y, beside = conv.out_width - tile.x;
+  const int64_t corner = (tile.n * conv.out_height + tile.y) * conv.out_width + tile.x;
+  Vec pixels[2][W::kOut][W::kOut];
+  for (int v = 0; v < 2; ++v) {
+    Vec columns[W::kOut][T];
+    for (int x = 0; x < T; ++x) {
+      Vec m[T], t[W::kOut];
+      for (int y = 0; y < T; ++y) {
+        m[y] = load(sums + (y * T + x) * step + v * kLanes);
+        __builtin_prefetch(sums + (y * T + x) * step + v * kLanes + kPanel);  // of the next tile
+      }
+      W::output(m, t);
+      for (int y = 0; y < W::kOut; ++y) columns[y][x] = t[y];
+    }
+    for (int y = 0; y < W::kOut; ++y) W::output(columns[y], pixels[v][y]);
+  }
+  for (int y = 0; y < W::kOut && y < below; ++y) {
+    M* line = static_cast<M*>(conv.out) + (corner + y * conv.out_width) * conv.out_channels;
+    for (int x = 0; x < W::kOut && x < beside; ++x) {
+      finish.put(pixels[0][y][x], pixels[1][y][x], channel, line + x * conv.out_channels,
+                 static_cast<const M*>(nullptr));
+    }
+  }
+}
+
+// ---- By strips
+
+template <typename W, typename M, typename S>
+inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* scratch, int64_t i, Ahead ahead) {
+  const int64_t first = plan.begin(i), tiles = plan.begin(i + 1) - first;
+  const RowBlocks row_blocks(tiles);
+  const Finish<M> finish(conv);
+  const int64_t inner = plan.blocks * kBlock<S>;
+  S* rows = reinterpret_cast<S*>(scratch);
+  float* sums = reinterpret_cast<float*>(scratch + plan.rows_bytes());
+  for (int64_t b = 0; b < row_blocks.count; ++b) rows_of_tiles<W, M>(conv, plan, row_blocks, first, b, rows);
+  ahead.put_off(plan.panels * plan.frequencies * row_blocks.count * plan.blocks);
+  for (int64_t panel = 0; panel < plan.panels; ++panel) {
+    const S* columns = static_cast<const S*>(conv.packed) + panel * plan.frequencies * inner * kPanel;
+    for (int f = 0; f < plan.frequencies; ++f, columns += inner * kPanel) {
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step, false, ahead);
+    }
+    for (int64_t t = 0; t < tiles; ++t) {
+      transform_out<W>(conv, finish, tile_of<W>(plan, first + t), sums + t * kPanel, plan.sum_step, panel * kPanel);
+    }
+  }
+  if (finish.streams) stream_end();
+}
+
+// The input's lines that strip i will read and the one before it has not.
+template <typename W, typename M, typename S>
+inline Ahead ahead_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, int64_t i) {
+  Ahead ahead;
+  if (i >= plan.parts) return ahead;
+  int64_t t = plan.begin(i);
+  const int64_t end = plan.begin(i + 1);
+  while (t < end) {
+    const Tile tile = tile_of<W>(plan, t);
+    const int64_t tiles = smaller(end - t, plan.tiles_x - tile.x / W::kOut);
+    for (int64_t y = tile.y + 1; y <= smaller(tile.y + W::kOut, conv.height - 1); ++y) {
+      const int64_t x = smaller(tile.x, conv.width - 1), pixels = smaller(tiles * W::kOut + 1, conv.width - x);
+      ahead.add(static_cast<const M*>(conv.sources[0].data) + ((tile.n * conv.height + y) * conv.width + x) * conv.channels,
+                pixels * conv.channels * int64_t{sizeof(M)});
+    }
+    t += tiles;
+  }
+  return ahead;
+}
+
+template <typename W, typename M, typename S>
+inline void strips_task(void* context, int64_t thread) {
+  auto& job = *static_cast<WinogradJob<S>*>(context);
+  const WinogradPlan<S>& plan = job.plan;
+  for (;;) {
+    const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
+    if (i >= plan.parts) return;
+    // What this thread takes next, if the others are as fast; a part is not taken before it can begin.
+    Ahead ahead = ahead_of_tiles<W, M>(job.conv, plan, i + job.threads);
+    ahead.add_share(job.conv.next, job.conv.next_bytes, i, plan.parts);
+    winograd_strip<W, M>(job.conv, plan, job.scratch + thread * plan.each(), i, ahead);
+  }
+}
+
+// ---- By frequencies, a part of the tiles after the other, each in three steps
+
+template <typename W, typename M, typename S>
+inline void frequency_rows_task(void* context, int64_t block) {
+  auto& job = *static_cast<WinogradJob<S>*>(context);
+  rows_of_tiles<W, M>(job.conv, job.plan, RowBlocks(job.tiles), job.first, block, reinterpret_cast<S*>(job.scratch));
+}
+
+template <typename S>
+inline void frequency_products_task(void* context, int64_t) {
+  auto& job = *static_cast<WinogradJob<S>*>(context);
+  const WinogradPlan<S>& plan = job.plan;
+  const RowBlocks row_blocks(job.tiles);
+  const int64_t inner = plan.blocks * kBlock<S>;
+  const S* rows = reinterpret_cast<const S*>(job.scratch);
+  float* sums = reinterpret_cast<float*>(job.scratch + plan.rows_bytes());
+  for (;;) {
+    const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
+    if (i >= plan.frequencies * plan.groups) return;
+    const int64_t f = i / plan.groups, group = i % plan.groups;
+    Ahead ahead;
+    if (job.first == 0) ahead.add_share(job.conv.next, job.conv.next_bytes, i, plan.frequencies * plan.groups);
+    const int64_t last = (group + 1) * plan.panels / plan.groups;
+    for (int64_t panel = group * plan.panels / plan.groups; panel < last; ++panel) {
+      const S* columns = static_cast<const S*>(job.conv.packed) + (panel * plan.frequencies + f) * inner * kPanel;
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks,
+                     sums + f * plan.sum_step + panel * job.tiles * kPanel, false, ahead);
+    }
+  }
+}
+
+template <typename W, typename M, typename S>
+inline void frequency_pixels_task(void* context, int64_t tile) {
+  auto& job = *static_cast<WinogradJob<S>*>(context);
+  const WinogradPlan<S>& plan = job.plan;
+  const Finish<M> finish(job.conv);
+  const float* sums = reinterpret_cast<const float*>(job.scratch + plan.rows_bytes());
+  for (int64_t panel = 0; panel < plan.panels; ++panel) {
+    transform_out<W>(job.conv, finish, tile_of<W>(plan, job.first + tile), sums + (panel * job.tiles + tile) * kPanel,
+                     plan.sum_step, panel * kPanel);
+  }
+  if (finish.streams) stream_end();
+}
+
+template <typename W, typename M, typename S>
+inline void winograd_by_frequency(WinogradJob<S>& job, const Parallel& parallel) {
+  for (int64_t i = 0; i < job.plan.parts; ++i) {
+    job.first = job.plan.begin(i);
+    job.tiles = job.plan.begin(i + 1) - job.first;
+    job.next = 0;
+    parallel.run(RowBlocks(job.tiles).count, frequency_rows_task<W, M, S>, &job);
+    parallel.run(parallel.threads, frequency_products_task<S>, &job);
+    parallel.run(job.tiles, frequency_pixels_task<W, M, S>, &job);
+  }
+}
+
+// ---- Weights: [panel][frequency][column_place]
+
+template <typename S>
+struct PackWinograd {
+  const Weight& weight;
+  S* packed;
+  int64_t inner;
+};
+
+template <typename W, typename S>
+inline void pack_winograd_panel(void* context, int64_t panel) {
+  constexpr int T = W::kTile;
+  const auto& job = *static_cast<PackWinograd<S>*>(context);
+  const int64_t step = job.inner * kPanel;
+  S* begin = job.packed + panel * T * T * step;
+  for (int64_t j = 0; j < kPanel; ++j) {
+    const int64_t o = panel * kPanel + j;
+    for (int64_t c = 0; c < job.inner; ++c) {
+      S* to = begin + column_place<S>(c, j);
+      const bool exists = o < job.weight.out_channels && c < job.weight.channels;
+      double columns[T][3], taps[3], line[T];
+      for (int x = 0; exists && x < 3; ++x) {
+        const float* from = job.weight.data + (o * job.weight.channels + c) * 9 + x;
+        for (int y = 0; y < 3; ++y) taps[y] = from[3 * y];
+        W::taps(taps, line);
+        for (int y = 0; y < T; ++y) columns[y][x] = line[y];
+      }
+      for (int y = 0; y < T; ++y) {
+        if (exists) W::taps(columns[y], line);
+        for (int x = 0; x < T; ++x) put_weight(to + (y * T + x) * step, exists ? static_cast<float>(line[x]) : 0.0f);
+      }
+    }
+  }
+}
+
+template <typename W, typename S>
+inline int64_t winograd_packed_size(const Weight& weight) {
+  return W::kTile * W::kTile * ceil_div(weight.channels, kBlock<S>) * kLine * ceil_div(weight.out_channels, kPanel) *
+         kPanel;
+}
+
+template <typename W, typename S>
+inline void pack_winograd(const Weight& weight, void* packed, const Parallel& parallel) {
+  PackWinograd<S> job{weight, static_cast<S*>(packed), ceil_div(weight.channels, kBlock<S>) * kBlock<S>};
+  parallel.run(ceil_div(weight.out_channels, kPanel), pack_winograd_panel<W, S>, &job);
+}
+
+// ---- The whole convolution
+
+template <typename W, typename S>
+inline int64_t winograd_scratch(const Conv& conv, int threads) {
+  const WinogradPlan<S> plan(conv, W::kOut, threads);
+  return plan.each() * (plan.by_frequency ? 1 : threads);
+}
+
+template <typename W, typename M, typename S>
+inline void winograd_conv(const Conv& conv, void* scratch, const Parallel& parallel) {
+  const WinogradPlan<S> plan(conv, W::kOut, parallel.threads);
+  WinogradJob<S> job{conv, plan, static_cast<char*>(scratch), parallel.threads, 0, 0, 0};
+  if (plan.by_frequency) {
+    winograd_by_frequency<W, M>(job, parallel);
+  } else {
+    parallel.run(parallel.threads, strips_task<W, M, S>, &job);
+  }
+}
+
+}  // namespace VOVNET_ISA

@@ -1,0 +1,65 @@
+"""Which method computes a convolution fastest on a CPU: decided from its shape alone, so that results repeat.
+
+The costs are those of products on which everything else waits: how many numbers are multiplied, and how many weights
+have to come from memory first, which many threads wait for as long as few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4 = range(4)
+"""Methods of ``vovnet::packed_conv``."""
+BFLOAT16 = 16
+"""The bit of a method that says: products of bfloat16 numbers, added up in float32; maps are bfloat16."""
+
+ALGORITHMS = ("auto", "direct")
+PRECISIONS = ("fp32", "bf16")
+
+WEIGHT_COST = 5
+"""Tiles that one thread multiplies with a weight in the time that the weight takes to come from memory."""
+FEW_CHANNELS = {"fp32": 64, "bf16": 128}
+"""Up to here F(4×4) is not taken: its rounding errors weigh most in a network's first layers, as all others follow."""
+
+
+def conv_method(
+    in_channels: int,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    batch: int,
+    height: int,
+    width: int,
+    algorithm: str = "auto",
+    precision: str = "fp32",
+    threads: int = 1,
+) -> int:
+    """The method of a convolution without dilation and groups, with a padding of half its kernel.
+
+    Args:
+        in_channels: of the input, or of all inputs of an aggregation.
+        out_channels: of the output.
+        kernel: height and width.
+        stride: of height and width.
+        batch: pictures.
+        height: of the output, in pixels.
+        width: of the output.
+        algorithm: ``direct`` takes no other, and rounds least.
+        precision: ``fp32`` or ``bf16``.
+        threads: that share the work.
+    """
+    bit = BFLOAT16 if precision == "bf16" else 0
+    if algorithm == "direct":
+        return DIRECT + bit
+    pixels = batch * height * width
+    if tuple(kernel) == (3, 3) and tuple(stride) == (1, 1) and in_channels >= 16:
+        two = _winograd_cost(2, batch, height, width, threads)
+        four = _winograd_cost(4, batch, height, width, threads)
+        return (WINOGRAD_2 if in_channels <= FEW_CHANNELS[precision] or two < four else WINOGRAD_4) + bit
+    large = tuple(kernel) == (1, 1) and in_channels >= 512 and out_channels >= 256 and pixels >= 300 * threads
+    return STRASSEN if large and precision == "fp32" else DIRECT + bit
+
+
+def _winograd_cost(tile: int, batch: int, height: int, width: int, threads: int) -> float:
+    tiles = batch * -(-height // tile) * -(-width // tile)
+    return (tile + 2) ** 2 * (tiles + WEIGHT_COST * threads)
