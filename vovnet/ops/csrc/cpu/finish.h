@@ -23,17 +23,14 @@ struct Finish {
   bool relu, streams;
 
   explicit Finish(const Conv& conv)
-      : bias(conv.bias),
-        channels(conv.out_channels),
-        relu(conv.relu),
-        streams(conv.batch * conv.out_height * conv.out_width * conv.out_channels * int64_t{sizeof(M)} >= kStreamBytes &&
-                reinterpret_cast<uintptr_t>(conv.out) % kLine == 0 && conv.out_channels * int64_t{sizeof(M)} % kLine == 0) {}
+      : bias(conv.bias), channels(conv.out_channels), relu(conv.relu), streams(streams_of(conv)) {}
 
   // What is added to output pixel m, (n, y, x): null for nothing.
   VOVNET_INLINE const M* residual_of(const Conv& conv, int64_t m, int64_t n, int64_t y, int64_t x) const {
     if (!conv.residual) return nullptr;
     const M* residual = static_cast<const M*>(conv.residual);
-    if (conv.residual_height == conv.out_height && conv.residual_width == conv.out_width) return residual + m * channels;
+    if (conv.residual_height == conv.out_height && conv.residual_width == conv.out_width)
+      return residual + m * channels;
     // As torch's interpolate(mode="nearest") finds the pixel, in float32.
     const float down = static_cast<float>(conv.residual_height) / static_cast<float>(conv.out_height);
     const float right = static_cast<float>(conv.residual_width) / static_cast<float>(conv.out_width);
@@ -70,6 +67,12 @@ struct Finish {
   }
 
  private:
+  static bool streams_of(const Conv& conv) {
+    const int64_t pixel = conv.out_channels * int64_t{sizeof(M)};
+    const bool aligned = reinterpret_cast<uintptr_t>(conv.out) % kLine == 0 && pixel % kLine == 0;
+    return aligned && conv.batch * conv.out_height * conv.out_width * pixel >= kStreamBytes;
+  }
+
   // At the last channels, of which a vector may have too many.
   void put_some(Vec sum, int64_t channel, M* out, const M* residual) const {
     const int n = static_cast<int>(smaller(kLanes, channels - channel));

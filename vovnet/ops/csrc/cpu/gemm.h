@@ -1,10 +1,10 @@
 // The product that everything rests on: a few packed rows times a panel of packed columns, summed in registers.
 //
-// Packed numbers are float32, or bfloat16 (as uint16_t) where the processor multiplies pairs of them. A line of 64 bytes
-// holds a block of the inner dimension: 16 or 32 numbers, 16 steps of the product. Rows are packed as [block][row][line]:
-// a broadcast then has a constant displacement, and what makes a line (a transform, a copy) writes whole vectors. Columns
-// are packed as [step][kPanel], a number or a pair each. The sums of R rows, a step's columns and a broadcast fill the
-// registers.
+// Packed numbers are float32, or bfloat16 (as uint16_t) where the processor multiplies pairs of them. A line of 64
+// bytes holds a block of the inner dimension: 16 or 32 numbers, 16 steps of the product. Rows are packed as
+// [block][row][line]: a broadcast then has a constant displacement, and what makes a line (a transform, a copy) writes
+// whole vectors. Columns are packed as [step][kPanel], a number or a pair each. The sums of R rows, a step's columns
+// and a broadcast fill the registers.
 #pragma once
 
 #include "element.h"
@@ -34,11 +34,12 @@ VOVNET_INLINE int64_t chain_of(int64_t all_blocks) {
   return all_blocks <= 8 ? 2 : all_blocks <= 16 ? 4 : kChunk;
 }
 
-constexpr int kAheadLines = 4;      // of a product's `ahead`, for each block
+constexpr int kAheadLines = 4;       // of a product's `ahead`, for each block
 constexpr int kColumnsAhead = 8192;  // bytes: what is read while a line comes from memory
 
-// One step of a row: its number, or pair of numbers, times two vectors of columns. Compilers given the choice overwrite a
-// factor instead of the sum, and then move sums around; so the instructions are spelled out where registers are scarce.
+// One step of a row: its number, or pair of numbers, times two vectors of columns. Compilers given the choice overwrite
+// a factor instead of the sum, and then move sums around; so the instructions are spelled out where registers are
+// scarce.
 #if defined(__AVX2__)
 VOVNET_INLINE void add_step(Vec& a, Vec& b, const float* row, Vec left, Vec right) {
   Vec x;
@@ -63,12 +64,14 @@ VOVNET_INLINE void add_step(Vec& a, Vec& b, const uint16_t* row, Vec left, Vec r
 #endif
 VOVNET_INLINE Vec columns_at(const void* p) { return load(static_cast<const float*>(p)); }
 
-// rows: [blocks][R][line]; columns: [16 * blocks][kPanel]; c[row][kPanel] = product, in sums of `chain` blocks (+ what
-// stands there, if `add`). Rows and columns are
-// read on beyond their ends, for the next product's follow; from `ahead` on, kAheadLines * blocks lines are brought
-// into the second-level cache.
+// c[row][kPanel] = product (+ what stands there, if `add`), in sums of `chain` blocks.
+//
+// rows: [blocks][R][line]; columns: [16 * blocks][kPanel]. Both are asked for beyond their ends, for the next product's
+// follow. From `next` on, a line for each step is brought into the first-level cache; from `ahead` on, kAheadLines for
+// each block into the second.
 template <typename S, int R>
-void multiply(const S* rows, const S* columns, int64_t blocks, int64_t chain, float* c, bool add, const char* next, const char* ahead) {
+void multiply(const S* rows, const S* columns, int64_t blocks, int64_t chain, float* c, bool add, const char* next,
+              const char* ahead) {
   constexpr int kWide = kPanel * kPerStep<S>, kHalf = kLanes * kPerStep<S>;
   Vec sums[R][2];
   float partial[R * kPanel] __attribute__((aligned(kLine)));
@@ -128,23 +131,38 @@ using Multiply = void (*)(const S*, const S*, int64_t, int64_t, float*, bool, co
 template <typename S>
 VOVNET_INLINE Multiply<S> multiply_of(int rows) {
   switch (rows) {
-    case 1: return multiply<S, 1>;
-    case 2: return multiply<S, 2>;
-    case 3: return multiply<S, 3>;
-    case 4: return multiply<S, 4>;
-    case 5: return multiply<S, 5>;
-    case 6: return multiply<S, 6>;
+    case 1:
+      return multiply<S, 1>;
+    case 2:
+      return multiply<S, 2>;
+    case 3:
+      return multiply<S, 3>;
+    case 4:
+      return multiply<S, 4>;
+    case 5:
+      return multiply<S, 5>;
+    case 6:
+      return multiply<S, 6>;
 #if VOVNET_LANES == 16
-    case 7: return multiply<S, 7>;
-    case 8: return multiply<S, 8>;
-    case 9: return multiply<S, 9>;
-    case 10: return multiply<S, 10>;
-    case 11: return multiply<S, 11>;
-    case 12: return multiply<S, 12>;
-    case 13: return multiply<S, 13>;
-    default: return multiply<S, 14>;
+    case 7:
+      return multiply<S, 7>;
+    case 8:
+      return multiply<S, 8>;
+    case 9:
+      return multiply<S, 9>;
+    case 10:
+      return multiply<S, 10>;
+    case 11:
+      return multiply<S, 11>;
+    case 12:
+      return multiply<S, 12>;
+    case 13:
+      return multiply<S, 13>;
+    default:
+      return multiply<S, 14>;
 #else
-    default: return multiply<S, 6>;
+    default:
+      return multiply<S, 6>;
 #endif
   }
 }
@@ -166,10 +184,11 @@ struct Ahead {
   // Share i of n of some memory.
   VOVNET_INLINE void add_share(const void* begin, int64_t size, int64_t i, int64_t n) {
     const int64_t lines = size / kLine;
-    if (begin) add(static_cast<const char*>(begin) + i * lines / n * kLine, ((i + 1) * lines / n - i * lines / n) * kLine);
+    const int64_t first = i * lines / n, end = (i + 1) * lines / n;
+    if (begin) add(static_cast<const char*>(begin) + first * kLine, (end - first) * kLine);
   }
-  // Memory wanted is to come late, or it is gone from the second-level cache before it is read: wait as long as `blocks`
-  // of products leave time for.
+  // Memory wanted is to come late, or it is gone from the second-level cache before it is read: wait as long as
+  // `blocks` of products leave time for.
   VOVNET_INLINE void put_off(int64_t blocks) {
     int64_t lines = 0;
     for (int i = 0; i < count; ++i) lines += bytes[i] / kLine;
@@ -200,9 +219,8 @@ struct RowBlocks {
 //
 // rows: row block by row block, [blocks][R][line] each; columns: [16 * blocks][kPanel].
 template <typename S>
-inline void multiply_strip(const RowBlocks& row_blocks, const S* rows, const S* columns, int64_t blocks, float* sums,
-                           bool add, Ahead& ahead) {
-  const int64_t chain = chain_of<S>(blocks);
+inline void multiply_strip(const RowBlocks& row_blocks, const S* rows, const S* columns, int64_t blocks, int64_t chain,
+                           float* sums, bool add, Ahead& ahead) {
   for (int64_t from = 0; from < blocks; from += kChunk) {
     const int64_t here = blocks - from < kChunk ? blocks - from : kChunk;
     for (int64_t b = 0; b < row_blocks.count; ++b) {

@@ -77,8 +77,7 @@ VOVNET_INLINE int64_t direct_blocks(int64_t channels, const int64_t* kernel, Met
 template <typename S>
 VOVNET_INLINE float weight_at(const Weight& weight, int64_t o, int64_t k) {
   const int64_t taps = weight.kernel[0] * weight.kernel[1];
-  const int64_t row = is_picture(weight.channels) ? weight.channels
-                                                  : ceil_div(weight.channels, kBlock<S>) * kBlock<S>;
+  const int64_t row = is_picture(weight.channels) ? weight.channels : ceil_div(weight.channels, kBlock<S>) * kBlock<S>;
   const int64_t tap = k / row, c = k % row;
   if (o >= weight.out_channels || tap >= taps || c >= weight.channels) return 0.0f;
   return weight.data[(o * weight.channels + c) * taps + tap];

@@ -12,36 +12,48 @@ namespace VOVNET_ISA {
 template <typename S>
 int64_t packed_size(const Weight& weight) {
   switch (weight.method) {
-    case Method::kWinograd2: return winograd_packed_size<Winograd<2>, S>(weight);
-    case Method::kWinograd4: return winograd_packed_size<Winograd<4>, S>(weight);
-    default: return direct_packed_size<S>(weight);
+    case Method::kWinograd2:
+      return winograd_packed_size<Winograd<2>, S>(weight);
+    case Method::kWinograd4:
+      return winograd_packed_size<Winograd<4>, S>(weight);
+    default:
+      return direct_packed_size<S>(weight);
   }
 }
 
 template <typename S>
 void pack(const Weight& weight, void* packed, const Parallel& parallel) {
   switch (weight.method) {
-    case Method::kWinograd2: return pack_winograd<Winograd<2>, S>(weight, packed, parallel);
-    case Method::kWinograd4: return pack_winograd<Winograd<4>, S>(weight, packed, parallel);
-    default: return pack_direct<S>(weight, packed, parallel);
+    case Method::kWinograd2:
+      return pack_winograd<Winograd<2>, S>(weight, packed, parallel);
+    case Method::kWinograd4:
+      return pack_winograd<Winograd<4>, S>(weight, packed, parallel);
+    default:
+      return pack_direct<S>(weight, packed, parallel);
   }
 }
 
 template <typename S>
 int64_t scratch_size(const Conv& conv, int threads) {
   switch (conv.method) {
-    case Method::kWinograd2: return winograd_scratch<Winograd<2>, S>(conv, threads);
-    case Method::kWinograd4: return winograd_scratch<Winograd<4>, S>(conv, threads);
-    default: return direct_scratch<S>(conv, threads);
+    case Method::kWinograd2:
+      return winograd_scratch<Winograd<2>, S>(conv, threads);
+    case Method::kWinograd4:
+      return winograd_scratch<Winograd<4>, S>(conv, threads);
+    default:
+      return direct_scratch<S>(conv, threads);
   }
 }
 
 template <typename M, typename S>
 void conv(const Conv& args, void* scratch, const Parallel& parallel) {
   switch (args.method) {
-    case Method::kWinograd2: return winograd_conv<Winograd<2>, M, S>(args, scratch, parallel);
-    case Method::kWinograd4: return winograd_conv<Winograd<4>, M, S>(args, scratch, parallel);
-    default: return direct_conv<M, S>(args, scratch, parallel);
+    case Method::kWinograd2:
+      return winograd_conv<Winograd<2>, M, S>(args, scratch, parallel);
+    case Method::kWinograd4:
+      return winograd_conv<Winograd<4>, M, S>(args, scratch, parallel);
+    default:
+      return direct_conv<M, S>(args, scratch, parallel);
   }
 }
 

@@ -34,17 +34,17 @@ struct Source {
 // of fewer than 16 channels, the pictures, are float32 always.
 struct Conv {
   Source sources[kMaxSources];
-  int count;                        // of sources
-  int64_t batch, height, width;     // of every source
-  int64_t channels;                 // of all sources together
-  int64_t strides[4];               // of the first source, in elements, for n, c, y, x; read where channels < 16
+  int count;                     // of sources
+  int64_t batch, height, width;  // of every source
+  int64_t channels;              // of all sources together
+  int64_t strides[4];            // of the first source, in elements, for n, c, y, x; read where channels < 16
   int64_t out_channels, out_height, out_width;
   int64_t kernel[2], stride[2], padding[2];  // of y and x
-  const void* packed;               // what pack() made of the weight
-  const void* next;                 // memory that is read after this convolution, to be brought near meanwhile, or null
+  const void* packed;                        // what pack() made of the weight
+  const void* next;  // memory that is read after this convolution, to be brought near meanwhile, or null
   int64_t next_bytes;
-  const float* bias;                // out_channels, or null for 0
-  const void* residual;             // null for none; (batch, residual_height, residual_width, out_channels)
+  const float* bias;     // out_channels, or null for 0
+  const void* residual;  // null for none; (batch, residual_height, residual_width, out_channels)
   int64_t residual_height, residual_width;
   void* out;
   bool relu;

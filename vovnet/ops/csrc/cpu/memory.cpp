@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <cstdlib>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -14,7 +15,7 @@
 namespace vovnet::cpu {
 namespace {
 
-constexpr size_t kHuge = size_t{2} << 20;   // a huge page
+constexpr size_t kHuge = size_t{2} << 20;  // a huge page
 constexpr size_t kLine = 64;
 
 // Stands before each block, on a line of its own.
@@ -45,9 +46,10 @@ class Pool {
     const bool large = bytes >= kHuge / 2;
     if (large) {
       const std::lock_guard<std::mutex> lock(mutex_);
-      const auto found = idle_.lower_bound(bytes);
+      auto found = idle_.lower_bound(bytes);
       // A block of twice the size is better kept for what needs it.
       if (found != idle_.end() && found->first / 2 <= bytes) {
+        found = std::prev(idle_.upper_bound(found->first));  // the last that came: the caches may still hold it
         void* block = found->second;
         idle_bytes_ -= found->first;
         idle_.erase(found);

@@ -25,7 +25,11 @@ struct Pixel {
 VOVNET_INLINE Pixel pixel_of(const Conv& conv, int64_t m) {
   const int64_t column = m % conv.out_width, lines = m / conv.out_width;
   const int64_t line = lines % conv.out_height, n = lines / conv.out_height;
-  return {n, line * conv.stride[0] - conv.padding[0], column * conv.stride[1] - conv.padding[1], line, column,
+  return {n,
+          line * conv.stride[0] - conv.padding[0],
+          column * conv.stride[1] - conv.padding[1],
+          line,
+          column,
           n < conv.batch};
 }
 
@@ -90,6 +94,8 @@ struct Pixels {
   }
 };
 
+constexpr int kLinesAhead = 3;  // of a pixel's channels, while those before are packed
+
 // Blocks [begin, end) of a row block.
 template <typename M, typename S>
 inline void pack_rows(const Conv& conv, const Inner<M>* inner, int64_t begin, int64_t end, Pixels& pixels, S* to) {
@@ -102,7 +108,9 @@ inline void pack_rows(const Conv& conv, const Inner<M>* inner, int64_t begin, in
       if (at < 0) {
         zero_line(to);
       } else if (block.base) {
-        copy_line(block.base + at * block.stride, to);
+        const M* from = block.base + at * block.stride;
+        __builtin_prefetch(from + kLinesAhead * kLine / sizeof(M));
+        copy_line(from, to);
       } else {
         gather_line(conv, block, at, to);
       }

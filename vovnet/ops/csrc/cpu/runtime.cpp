@@ -47,7 +47,11 @@ Kernels choose() {
   return vovnet_cpu_kernels_plain;
 }
 
+// OpenMP's threads do not survive fork(), and GNU's waits for them for ever, whoever in the parent had started them.
 std::atomic<bool> forked{false};
+#if defined(__linux__)
+[[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
 
 void run(int64_t tasks, void (*task)(void*, int64_t), void* context) {
   if (tasks == 1 || forked) {
@@ -66,13 +70,6 @@ const Kernels& kernels() {
   return chosen;
 }
 
-Parallel parallel() {
-#if defined(__linux__)
-  // OpenMP's threads do not survive fork(), and GNU's waits for them for ever.
-  static const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-  static_cast<void>(watched);
-#endif
-  return {forked ? 1 : static_cast<int>(torch::stable::get_num_threads()), run};
-}
+Parallel parallel() { return {forked ? 1 : static_cast<int>(torch::stable::get_num_threads()), run}; }
 
 }  // namespace vovnet::cpu

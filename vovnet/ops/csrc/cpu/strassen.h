@@ -2,7 +2,7 @@
 // columns are halved, and 7 products of sums take the place of 8.
 #pragma once
 
-#include "rows.h"
+#include "strip.h"
 
 namespace VOVNET_ISA {
 
@@ -50,8 +50,8 @@ VOVNET_INLINE void put_left(Vec a11, Vec a12, Vec a21, Vec a22, S* to, int64_t p
   store(to + 6 * product, a12 - a22);
 }
 
-// The channels of a block at an input's pixel, with zeros where they do not exist; null stands for a block or pixel that
-// is none.
+// The channels of a block at an input's pixel, with zeros where they do not exist; null stands for a block or pixel
+// that is none.
 template <typename M, typename S>
 inline void fetch(const Conv& conv, const Inner<M>* inner, int64_t at, M* to) {
   for (int i = 0; i < kBlock<S>; ++i) to[i] = 0;
@@ -86,6 +86,11 @@ inline void pack_pairs(const Conv& conv, const Inner<M>* inner, int64_t blocks, 
       if (whole && above >= 0 && below >= 0) {
         a11 = left->base + above * left->stride, a12 = right->base + above * right->stride;
         a21 = left->base + below * left->stride, a22 = right->base + below * right->stride;
+        constexpr int kFar = kLinesAhead * kLine / static_cast<int>(sizeof(M));
+        __builtin_prefetch(a11 + kFar);
+        __builtin_prefetch(a12 + kFar);
+        __builtin_prefetch(a21 + kFar);
+        __builtin_prefetch(a22 + kFar);
       } else {
         fetch<M, S>(conv, left, above, quadrants[0]);
         fetch<M, S>(conv, left, below, quadrants[2]);
@@ -126,6 +131,7 @@ inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const vo
     pack_pairs(conv, static_cast<const Inner<M>*>(table), blocks, exist, upper, lower,
                packed + first * blocks * kBlock<S>, product);
   }
+  const int64_t chain = chain_of<S>(blocks);
   ahead.put_off(kProducts * panels * row_blocks.count * blocks);
   bool started[4] = {};
   for (int p = 0; p < kProducts; ++p) {
@@ -133,7 +139,7 @@ inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const vo
     const int count = goal.sign[1] == 0.0f ? 1 : 2;
     for (int64_t panel = 0; panel < panels; ++panel) {
       const S* columns = static_cast<const S*>(conv.packed) + (p * panels + panel) * blocks * kBlock<S> * kPanel;
-      multiply_strip(row_blocks, packed + p * product, columns, blocks, sum, false, ahead);
+      multiply_strip(row_blocks, packed + p * product, columns, blocks, chain, sum, false, ahead);
       for (int t = 0; t < count; ++t) {
         const int64_t down = goal.quadrant[t] / 2 * half, right = goal.quadrant[t] % 2 * panels;
         add_panel(sum, half, goal.sign[t], started[goal.quadrant[t]],

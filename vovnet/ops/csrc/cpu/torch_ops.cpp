@@ -62,8 +62,11 @@ Weight weight_of(const Call& call, const std::string& argument, const Tensor& we
     call.refuse(argument, "(out channels, channels, height, width)", words(shape_of(weight)));
   }
   check_float(call, argument, weight);
-  const Weight made{static_cast<const float*>(weight.const_data_ptr()), weight.size(0), weight.size(1),
-                    {weight.size(2), weight.size(3)}, method_of(call, "method", method)};
+  const Weight made{static_cast<const float*>(weight.const_data_ptr()),
+                    weight.size(0),
+                    weight.size(1),
+                    {weight.size(2), weight.size(3)},
+                    method_of(call, "method", method)};
   const bool fits = made.kernel[0] == 3 && made.kernel[1] == 3 && made.channels >= kLeastChannels;
   if (is_winograd(made.method) && !fits) {
     call.refuse(argument, "a 3x3 kernel and 16 or more channels for Winograd's transform", words(shape_of(weight)));
@@ -93,8 +96,10 @@ Conv conv_of(const Call& call, const std::string& suffix, const Tensor& weight, 
   call.contiguous("packed" + suffix, packed);
   const int64_t size = convs_of(element_of(method)).packed_size(made) / 4;
   if (packed.numel() != size) {
-    call.refuse("packed" + suffix, "what pack_conv makes of this weight for method " + std::to_string(method) + ", " +
-                std::to_string(size) + " numbers", std::to_string(packed.numel()));
+    call.refuse("packed" + suffix,
+                "what pack_conv makes of this weight for method " + std::to_string(method) + ", " +
+                    std::to_string(size) + " numbers",
+                std::to_string(packed.numel()));
   }
   Conv conv{};
   conv.channels = made.channels;
@@ -128,7 +133,8 @@ Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::opt
   const Call call("packed_conv");
   Conv conv = conv_of(call, "", weight, bias, packed, method);
   if (x.dim() != 4 || x.size(1) != conv.channels) {
-    call.refuse("x", "(N, " + std::to_string(conv.channels) + ", H, W), as the weight has channels", words(shape_of(x)));
+    call.refuse("x", "(N, " + std::to_string(conv.channels) + ", H, W), as the weight has channels",
+                words(shape_of(x)));
   }
   const Element element = element_of(method);
   const ScalarType dtype = dtype_of(element);
@@ -137,7 +143,8 @@ Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::opt
   } else {
     check_map(call, "x", x, dtype);
   }
-  if (stride.size() != 2 || stride[0] < 1 || stride[1] < 1) call.refuse("stride", "two steps of at least 1", words(stride));
+  if (stride.size() != 2 || stride[0] < 1 || stride[1] < 1)
+    call.refuse("stride", "two steps of at least 1", words(stride));
   if (padding.size() != 2 || padding[0] < 0 || padding[1] < 0) {
     call.refuse("padding", "two numbers of at least 0", words(padding));
   }
@@ -149,7 +156,8 @@ Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::opt
   for (int i = 0; i < 2; ++i) {
     conv.stride[i] = stride[i], conv.padding[i] = padding[i];
     const int64_t slack = x.size(2 + i) + 2 * padding[i] - conv.kernel[i];
-    if (slack < 0) call.refuse("x", "a map that holds the kernel " + words({conv.kernel[0], conv.kernel[1]}), words(shape_of(x)));
+    if (slack < 0)
+      call.refuse("x", "a map that holds the kernel " + words({conv.kernel[0], conv.kernel[1]}), words(shape_of(x)));
     out[i] = slack / stride[i] + 1;
   }
   conv.out_height = out[0], conv.out_width = out[1];
@@ -182,7 +190,8 @@ Tensor packed_osa_block(Tensor x, std::vector<Tensor> weights, std::vector<Tenso
   const size_t layers = weights.size();
   if (layers < 2 || layers > kMaxSources || biases.size() != layers || packed.size() != layers ||
       methods.size() != layers) {
-    call.refuse("weights", "2 to " + std::to_string(kMaxSources) + ", and a bias, a packed weight and a method for each",
+    call.refuse("weights",
+                "2 to " + std::to_string(kMaxSources) + ", and a bias, a packed weight and a method for each",
                 std::to_string(layers) + ", " + std::to_string(biases.size()) + ", " + std::to_string(packed.size()) +
                     ", " + std::to_string(methods.size()));
   }
@@ -199,13 +208,16 @@ Tensor packed_osa_block(Tensor x, std::vector<Tensor> weights, std::vector<Tenso
     const bool last = i + 1 == layers;
     const int64_t expected = last ? sum : channels, kernel = last ? 1 : 3;
     if (conv.channels != expected || conv.kernel[0] != kernel || conv.kernel[1] != kernel) {
-      call.refuse("weight" + suffix, "(out channels, " + std::to_string(expected) + ", " + std::to_string(kernel) + ", " +
-                  std::to_string(kernel) + ")", words(shape_of(weights[i])));
+      call.refuse("weight" + suffix,
+                  "(out channels, " + std::to_string(expected) + ", " + std::to_string(kernel) + ", " +
+                      std::to_string(kernel) + ")",
+                  words(shape_of(weights[i])));
     }
     if (conv.channels < kLeastChannels) {
       call.refuse("weight" + suffix, "16 or more channels", words(shape_of(weights[i])));
     }
-    if (element_of(methods[i]) != element) call.refuse("method" + suffix, "all of one precision", std::to_string(methods[i]));
+    if (element_of(methods[i]) != element)
+      call.refuse("method" + suffix, "all of one precision", std::to_string(methods[i]));
     conv.batch = x.size(0), conv.height = conv.out_height = x.size(2), conv.width = conv.out_width = x.size(3);
     conv.stride[0] = conv.stride[1] = 1;
     conv.padding[0] = conv.padding[1] = kernel / 2;
@@ -218,7 +230,8 @@ Tensor packed_osa_block(Tensor x, std::vector<Tensor> weights, std::vector<Tenso
     convs.push_back(conv);
   }
   if (identity && channels != x.size(1)) {
-    call.refuse("identity", "False, or as many channels as the result's " + std::to_string(channels), words(shape_of(x)));
+    call.refuse("identity", "False, or as many channels as the result's " + std::to_string(channels),
+                words(shape_of(x)));
   }
   Tensor result = new_map(op, {x.size(0), channels, x.size(2), x.size(3)}, dtype);
   if (pixels == 0) return result;
@@ -257,9 +270,7 @@ std::string instruction_set() { return kernels().name; }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vovnet, m) {
-  m.def("_cpu_instruction_set() -> str");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(vovnet, m) { m.def("_cpu_instruction_set() -> str"); }
 
 STABLE_TORCH_LIBRARY_IMPL(vovnet, CompositeExplicitAutograd, m) {
   m.impl("_cpu_instruction_set", TORCH_BOX(&instruction_set));

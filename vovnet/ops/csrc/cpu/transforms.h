@@ -1,7 +1,8 @@
 // Winograd's transforms for 3x3 convolutions of stride 1 (A. Lavin, S. Gray, arXiv:1509.09308), on vectors of channels.
 //
 // F(4x4) interpolates at 0, +-1/sqrt(2), +-sqrt(2) and infinity, which halves the rounding errors of the usual 0, +-1,
-// +-2 at no cost: with a^2 = 1/2 and b^2 = 2, most coefficients are powers of 2. F(2x2) interpolates at 0, +-1, infinity.
+// +-2 at no cost: with a^2 = 1/2 and b^2 = 2, most coefficients are powers of 2. F(2x2) interpolates at 0, +-1,
+// infinity.
 #pragma once
 
 #include "element.h"

@@ -27,7 +27,6 @@ constexpr int kLine = 64;  // bytes of a cache line: what packed rows are made o
 
 typedef float Vec __attribute__((vector_size(4 * VOVNET_LANES)));
 typedef float VecU __attribute__((vector_size(4 * VOVNET_LANES), aligned(2), may_alias));
-typedef int32_t VecI __attribute__((vector_size(4 * VOVNET_LANES)));
 
 VOVNET_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
 VOVNET_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }

@@ -15,8 +15,8 @@ template <typename S>
 struct WinogradPlan {
   int64_t tiles_y, tiles_x, tiles;
   int64_t blocks, panels;
-  int64_t parts;   // that the tiles come in: by strips, tasks; by frequencies, one after the other
-  int64_t part;    // tiles of the largest
+  int64_t parts;               // that the tiles come in: by strips, tasks; by frequencies, one after the other
+  int64_t part;                // tiles of the largest
   int64_t row_step, sum_step;  // from one frequency to the next, in numbers
   bool by_frequency;
   int64_t groups;  // of panels, by frequencies: as many as give every thread something to do
@@ -33,7 +33,7 @@ struct WinogradPlan {
     // serve two row blocks at least.
     const int64_t rows_bytes = frequencies * blocks * kLine, sums_bytes = 4 * frequencies * panels * kPanel;
     const int64_t wanted = smaller(larger(2, (600 << 10) / (rows_bytes * kRows)), 8) * kRows;
-    by_frequency = rows_bytes * wanted > (1088 << 10) || tiles < wanted * threads;
+    by_frequency = rows_bytes * wanted > (1088 << 10) || tiles < kRows * threads;
     if (by_frequency) {
       // Rows and sums of all frequencies stay in the third-level cache.
       const int64_t most = larger(4 * kRows, (12 << 20) / (rows_bytes + sums_bytes));
@@ -75,8 +75,8 @@ VOVNET_INLINE Tile tile_of(const WinogradPlan<S>& plan, int64_t t) {
   return {line / plan.tiles_y, line % plan.tiles_y * W::kOut, x * W::kOut};
 }
 
-// A line of channels of a tile, at every frequency. `from` is the tile's corner, `down` and `right` its steps; frequency
-// f goes to to + f * step.
+// A line of channels of a tile, at every frequency. `from` is the tile's corner, `down` and `right` its steps;
+// frequency f goes to to + f * step.
 template <typename W, typename M, typename S>
 VOVNET_INLINE void transform_in(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
   for (int v = 0; v < kBlock<S>; v += kLanes) W::tile(from + v, down, right, to + v, step);
@@ -174,7 +174,8 @@ inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* 
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
     const S* columns = static_cast<const S*>(conv.packed) + panel * plan.frequencies * inner * kPanel;
     for (int f = 0; f < plan.frequencies; ++f, columns += inner * kPanel) {
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step, false, ahead);
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, chain_of<S>(plan.blocks),
+                     sums + f * plan.sum_step, false, ahead);
     }
     for (int64_t t = 0; t < tiles; ++t) {
       transform_out<W>(conv, finish, tile_of<W>(plan, first + t), sums + t * kPanel, plan.sum_step, panel * kPanel);
@@ -195,8 +196,8 @@ inline Ahead ahead_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, int64
     const int64_t tiles = smaller(end - t, plan.tiles_x - tile.x / W::kOut);
     for (int64_t y = tile.y + 1; y <= smaller(tile.y + W::kOut, conv.height - 1); ++y) {
       const int64_t x = smaller(tile.x, conv.width - 1), pixels = smaller(tiles * W::kOut + 1, conv.width - x);
-      ahead.add(static_cast<const M*>(conv.sources[0].data) + ((tile.n * conv.height + y) * conv.width + x) * conv.channels,
-                pixels * conv.channels * int64_t{sizeof(M)});
+      const int64_t at = ((tile.n * conv.height + y) * conv.width + x) * conv.channels;
+      ahead.add(static_cast<const M*>(conv.sources[0].data) + at, pixels * conv.channels * int64_t{sizeof(M)});
     }
     t += tiles;
   }
@@ -242,7 +243,7 @@ inline void frequency_products_task(void* context, int64_t) {
     const int64_t last = (group + 1) * plan.panels / plan.groups;
     for (int64_t panel = group * plan.panels / plan.groups; panel < last; ++panel) {
       const S* columns = static_cast<const S*>(job.conv.packed) + (panel * plan.frequencies + f) * inner * kPanel;
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks,
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, chain_of<S>(plan.blocks),
                      sums + f * plan.sum_step + panel * job.tiles * kPanel, false, ahead);
     }
   }

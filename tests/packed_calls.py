@@ -1,0 +1,55 @@
+"""Calls of ``vovnet::packed_conv`` with what they need, for the tests of the compiled kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from osa_reference import draw
+from torch import Tensor
+
+from vovnet.ops import packed  # noqa: F401  (the operators' schemas)
+from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4
+
+METHODS = {"direct": DIRECT, "Strassen": STRASSEN, "F(2x2)": WINOGRAD_2, "F(4x4)": WINOGRAD_4}
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def some_map(*shape: int, seed: int = 0) -> Tensor:
+    """Normal numbers, float32, channels-last."""
+    return channels_last(draw(shape, seed, torch.float32))
+
+
+def some_weight(*shape: int, seed: int = 1) -> Tensor:
+    """Of a variance that keeps a map's."""
+    return draw(shape, seed, torch.float32) / math.sqrt(math.prod(shape[1:]))
+
+
+def fits(method: int, weight: Tensor, stride: Sequence[int] = (1, 1)) -> bool:
+    """Whether the method can compute such a convolution at all."""
+    if method & ~BFLOAT16 == DIRECT:
+        return True
+    square = tuple(weight.shape[2:]) == (3, 3) and tuple(stride) == (1, 1)
+    return weight.shape[1] >= 16 and (method & ~BFLOAT16 == STRASSEN or square)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] | None = None,
+    relu: bool = False,
+    method: int = DIRECT,
+) -> Tensor:
+    """By the compiled kernels; the padding is half the kernel unless it is given."""
+    ready = torch.ops.vovnet.pack_conv(weight, method)
+    if padding is None:
+        padding = [size // 2 for size in weight.shape[2:]]
+    out: Tensor = torch.ops.vovnet.packed_conv(x, weight, bias, residual, ready, stride, padding, relu, method)
+    return out
