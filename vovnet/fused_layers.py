@@ -19,6 +19,8 @@ from vovnet.ops.packed import repeated
 from vovnet.ops.plan import conv_method
 from vovnet.packing import FusedLayer, dense, differentiates, kernels_serve, result_type, threads, traced
 
+MOST_SHAPES = 1000
+"""Of maps, for which a layer remembers the method."""
 PICTURE_CHANNELS = 16
 """A map of fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""
 MOST_CONVS = 16
@@ -113,6 +115,18 @@ class FusedConv(FusedLayer):
 
     def method(self, x: Tensor) -> int:
         """How products are computed for ``x``; the weight is packed for it."""
+        if torch.compiler.is_compiling():
+            return self._chosen(x)
+        # Choosing takes as long as a small layer's products.
+        key = ("method", x.shape[0], x.shape[2], x.shape[3], threads())
+        found: int | None = self._prepared.get(key)
+        if found is None:
+            found = self._chosen(x)
+            if len(self._prepared) < MOST_SHAPES:
+                self._prepared[key] = found
+        return found
+
+    def _chosen(self, x: Tensor) -> int:
         stride, padding, _, _ = self.geometry
         kernel = self.weight.shape[2:]
         height, width = ((x.shape[2 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))

@@ -17,6 +17,9 @@ from vovnet.detection.cpu_benchmark.contestants import CONTESTANTS, Run, Task, U
 from vovnet.detection.cpu_benchmark.turns import Speedup, speedup, take_turns
 from vovnet.errors import InputError
 
+SAME_BOX = 5.0
+"""Pixels that coordinates of detections that belong together may differ by."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -159,15 +162,15 @@ def _rms(x: Tensor, exact: Tensor) -> float:
 def agreement(detections: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> Agreement:
     """Compare a picture's detections (``boxes`` (D, 4) in pixels, ``labels`` (D,), ``scores`` (D,)).
 
-    Each of the eager detector's belongs to the nearest of its class that no other has.
+    Each of the eager detector's belongs to the nearest of its class that no other has, within :data:`SAME_BOX`.
     """
     free = torch.ones(len(detections["labels"]), dtype=torch.bool)
     box_distance = score_distance = 0.0
     for box, label, score in zip(eager["boxes"], eager["labels"], eager["scores"], strict=True):
         distances = (detections["boxes"] - box).abs().amax(1)
         distances[~free | (detections["labels"] != label)] = torch.inf
-        if not len(distances) or not distances.min().isfinite():
-            continue  # the counts of a class differ
+        if not len(distances) or distances.min() > SAME_BOX:
+            continue  # at the threshold, or of two that suppress each other, another one was taken
         nearest = int(distances.argmin())
         free[nearest] = False
         box_distance = max(box_distance, float(distances[nearest]))

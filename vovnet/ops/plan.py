@@ -59,7 +59,7 @@ def conv_method(
         two = _winograd_cost(2, batch, height, width, threads)
         four = _winograd_cost(4, batch, height, width, threads)
         return (WINOGRAD_2 if out_channels <= two_to or two < four else WINOGRAD_4) + bit
-    large = tuple(kernel) == (1, 1) and in_channels >= 512 and out_channels >= 256 and pixels >= 300 * threads
+    large = tuple(kernel) == (1, 1) and in_channels >= 256 and out_channels >= 256 and pixels >= 300 * threads
     return STRASSEN if large and precision == "fp32" else DIRECT + bit
 
 

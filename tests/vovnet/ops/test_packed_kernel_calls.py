@@ -1,4 +1,4 @@
-"""How the compiled convolutions can be called: threads, processes, compilers, and what they refuse."""
+"""How the compiled convolutions can be called: from threads, processes and compilers, with maps of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_calls import METHODS, channels_last, convolve, fits, some_map, some_weight
+from packed_calls import METHODS, convolve, fits, some_map, some_weight
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -219,156 +219,6 @@ def test_results_outlive_what_made_them() -> None:
     assert len({part.data_ptr() for part in kept + again}) == 8
 
 
-# ---- What is refused
-
-
-def refused(method: int = DIRECT, **changes: Any) -> str:
-    """The text of the error of a call with some arguments changed."""
-    weight = some_weight(24, 32, 3, 3)
-    known = method in {number + bit for number in METHODS.values() for bit in (0, BFLOAT16)}
-    arguments = {
-        "x": some_map(2, 32, 9, 8),
-        "weight": weight,
-        "bias": torch.zeros(24),
-        "residual": None,
-        "packed": torch.ops.vovnet.pack_conv(weight, method) if known else torch.zeros(1),
-        "stride": [1, 1],
-        "padding": [1, 1],
-        "relu": True,
-        "method": method,
-    }
-    with pytest.raises(RuntimeError, match="vovnet::packed_conv: ") as caught:
-        torch.ops.vovnet.packed_conv(*(arguments | changes).values())
-    return str(caught.value).splitlines()[0]
-
-
-def last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return channels_last(torch.zeros(shape, dtype=dtype))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"x": torch.zeros(2, 32, 9, 8)}, r"x: expected channels-last memory (tensor.contiguous("),
-        ({"x": last(2, 32, 9, 18)[..., ::2]}, "x: expected channels-last memory"),
-        ({"x": last(1, 32, 9, 8).expand(2**40, -1, -1, -1)}, "x: expected channels-last memory"),
-        ({"x": last(2, 32, 9, 8, dtype=torch.float64)}, "x: expected float32, got float64"),
-        ({"x": last(2, 32, 9, 8, dtype=torch.bfloat16)}, "x: expected float32, got bfloat16"),
-        ({"method": BFLOAT16}, "x: expected bfloat16, got float32"),
-        ({"x": last(2, 31, 9, 8)}, "x: expected (N, 32, H, W), as the weight has channels, got (2, 31, 9, 8)"),
-        ({"x": torch.zeros(32, 9, 8)}, "x: expected (N, 32, H, W), as the weight has channels, got (32, 9, 8)"),
-        ({"x": last(2, 32, 1, 8), "padding": [0, 0]}, "x: expected a map that holds the kernel (3, 3), got (2, 32, 1,"),
-        (
-            {"weight": torch.zeros(24, 32, 9)},
-            "weight: expected (out channels, channels, height, width), got (24, 32, 9)",
-        ),
-        ({"weight": torch.zeros(0, 32, 3, 3)}, "weight: expected (out channels, channels, height, width), got (0, 32,"),
-        ({"weight": torch.zeros(24, 32, 3, 3).double()}, "weight: expected float32, got float64"),
-        ({"weight": torch.zeros(24, 64, 3, 3)}, "packed: expected what pack_conv makes of this weight for method 0, "),
-        ({"bias": torch.zeros(25)}, "bias: expected a number an output channel, (24,), got (25,)"),
-        ({"bias": torch.zeros(24).bfloat16()}, "bias: expected float32, got bfloat16"),
-        ({"bias": torch.zeros(48)[::2]}, "bias: expected contiguous memory"),
-        ({"packed": torch.zeros(7)}, "packed: expected what pack_conv makes of this weight for method 0, "),
-        ({"packed": torch.zeros(7).double()}, "packed: expected float32, got float64"),
-        ({"packed": torch.zeros(9216 * 2)[::2]}, "packed: expected contiguous memory"),
-        ({"residual": last(2, 24, 9, 8, dtype=torch.float64)}, "residual: expected float32, got float64"),
-        ({"residual": torch.zeros(2, 24, 9, 8)}, "residual: expected channels-last memory"),
-        ({"residual": last(2, 25, 9, 8)}, "residual: expected (2, 24, H, W), got (2, 25, 9, 8)"),
-        ({"residual": last(1, 24, 9, 8)}, "residual: expected (2, 24, H, W), got (1, 24, 9, 8)"),
-        ({"residual": last(2, 24, 0, 8)}, "residual: expected (2, 24, H, W), got (2, 24, 0, 8)"),
-        ({"residual": last(2, 24, 9, 8), "method": WINOGRAD_2}, "residual: expected none with Winograd's transform"),
-        ({"stride": [2, 1], "method": WINOGRAD_4}, "stride: expected 1 for Winograd's transform, got (2, 1)"),
-        ({"stride": [0, 1]}, "stride: expected two steps of at least 1, got (0, 1)"),
-        ({"stride": [1]}, "stride: expected two steps of at least 1, got (1,)"),
-        ({"stride": [1, 1, 1]}, "stride: expected two steps of at least 1, got (1, 1, 1)"),
-        ({"padding": [-1, 0]}, "padding: expected two numbers of at least 0, got (-1, 0)"),
-        ({"padding": [1, 1, 1]}, "padding: expected two numbers of at least 0, got (1, 1, 1)"),
-        ({"padding": [2**62, 1]}, ""),
-        ({"padding": [2**40, 2**40]}, "MiB of memory"),
-        ({"method": 4}, "method: expected 0 to 3, and 16 more for products of bfloat16 numbers, got 4"),
-        ({"method": -1}, "method: expected 0 to 3, and 16 more for products of bfloat16 numbers, got -1"),
-        ({"method": 2**32}, "method: expected 0 to 3, and 16 more for products of bfloat16 numbers, got 4294967296"),
-    ],
-)
-def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
-    assert message in refused(**changes)
-
-
-@pytest.mark.parametrize(
-    ("weight", "method", "message"),
-    [
-        (torch.zeros(24, 32, 3, 3).transpose(0, 1), DIRECT, "weight: expected contiguous memory"),
-        (torch.zeros(24, 32, 3, 3).bfloat16(), DIRECT, "weight: expected float32, got bfloat16"),
-        (torch.zeros(24, 32), DIRECT, "weight: expected (out channels, channels, height, width), got (24, 32)"),
-        (
-            torch.zeros(24, 0, 3, 3),
-            DIRECT,
-            "weight: expected (out channels, channels, height, width), got (24, 0, 3, 3)",
-        ),
-        (torch.zeros(24, 32, 3, 3), 7, "method: expected 0 to 3, and 16 more for products of bfloat16 numbers, got 7"),
-        (torch.zeros(24, 15, 1, 1), STRASSEN, "weight: expected 16 or more channels for Strassen's product"),
-        (torch.zeros(24, 15, 3, 3), WINOGRAD_2, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
-        (torch.zeros(24, 32, 3, 1), WINOGRAD_4, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
-        (torch.zeros(24, 32, 7, 7), WINOGRAD_4, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
-    ],
-)
-def test_weights_that_are_not_packed(weight: Tensor, method: int, message: str) -> None:
-    with pytest.raises(RuntimeError, match="vovnet::pack_conv: ") as caught:
-        torch.ops.vovnet.pack_conv(weight, method)
-    assert message in str(caught.value)
-
-
-BLOCK = [(16, 32, 3, 3), (24, 16, 3, 3), (32, 32 + 16 + 24, 1, 1)]
-
-
-@pytest.mark.parametrize(
-    ("shapes", "changes", "message"),
-    [
-        (
-            BLOCK,
-            {"biases": []},
-            "weights: expected 2 to 16, and a bias, a packed weight and a method for each, got 3, 0,",
-        ),
-        (BLOCK[:1], {}, "weights: expected 2 to 16, and a bias, a packed weight and a method for each, got 1, 1, 1, 1"),
-        ([BLOCK[0]] * 17, {}, "weights: expected 2 to 16, and a bias, a packed weight and a method for each, got 17,"),
-        ([(16, 24, 3, 3), *BLOCK[1:]], {}, "weights[0]: expected (out channels, 32, 3, 3), got (16, 24, 3, 3)"),
-        ([BLOCK[0], (24, 16, 1, 1), BLOCK[2]], {}, "weights[1]: expected (out channels, 16, 3, 3), got (24, 16, 1, 1)"),
-        ([*BLOCK[:2], (32, 70, 1, 1)], {}, "weights[2]: expected (out channels, 72, 1, 1), got (32, 70, 1, 1)"),
-        (
-            [(8, 32, 3, 3), (8, 8, 3, 3), (32, 48, 1, 1)],
-            {},
-            "weights[1]: expected 16 or more channels, got (8, 8, 3, 3)",
-        ),
-        (BLOCK, {"methods": [0, 16, 0]}, "s[1]: expected all of one precision, got 16"),
-        ([*BLOCK[:2], (40, 72, 1, 1)], {}, "identity: expected False, or as many channels as the result's 40"),
-        (BLOCK, {"x": torch.zeros(2, 32, 9, 8)}, "x: expected channels-last memory"),
-        (BLOCK, {"x": torch.zeros(32, 9, 8)}, "x: expected a feature map (N, C, H, W), got shape (32, 9, 8)"),
-        (BLOCK, {"x": last(2, 32, 9, 8).bfloat16()}, "x: expected float32, got bfloat16"),
-    ],
-)
-def test_bad_blocks(shapes: list[tuple[int, ...]], changes: dict[str, Any], message: str) -> None:
-    weights = [torch.zeros(shape) for shape in shapes]
-    methods = changes.get("methods", [0] * len(shapes))
-    arguments = {
-        "x": last(2, 32, 9, 8),
-        "weights": weights,
-        "biases": [torch.zeros(shape[0]) for shape in shapes],
-        "packed": [torch.ops.vovnet.pack_conv(weight, method) for weight, method in zip(weights, methods, strict=True)],
-        "methods": methods,
-    }
-    with pytest.raises(RuntimeError, match="vovnet::packed_osa_block: ") as caught:
-        torch.ops.vovnet.packed_osa_block(*(arguments | changes).values(), True)
-    assert message in str(caught.value)
-
-
-def test_tensors_without_data_get_results_without_data() -> None:
-    x, weight = some_map(2, 32, 9, 8).to("meta"), some_weight(24, 32, 3, 3).to("meta")
-    out = torch.ops.vovnet.packed_conv(x, weight, None, None, weight, [1, 1], [1, 1], True, DIRECT)
-    assert (out.device.type, out.shape) == ("meta", (2, 24, 9, 8))
-    with pytest.raises(NotImplementedError):
-        torch.ops.vovnet.pack_conv(weight, DIRECT)
-
-
 # ---- Sizes
 
 
@@ -422,11 +272,12 @@ def test_a_map_of_more_elements_than_32_bits_count(method: str, tmp_path: Path) 
 def test_no_picture_at_all() -> None:
     weight = some_weight(24, 32, 3, 3)
     for bit in (0, BFLOAT16):
-        x = last(0, 32, 9, 8, dtype=torch.bfloat16 if bit else torch.float32)
+        x = some_map(0, 32, 9, 8).to(torch.bfloat16 if bit else torch.float32)
         for method in METHODS.values():
             out = convolve(x, weight, method=method + bit)
             assert (out.shape, out.dtype) == ((0, 24, 9, 8), x.dtype)
-    weights = [torch.zeros(shape) for shape in BLOCK]
+    shapes = [(16, 32, 3, 3), (24, 16, 3, 3), (32, 32 + 16 + 24, 1, 1)]
+    weights = [torch.zeros(shape) for shape in shapes]
     ready = [torch.ops.vovnet.pack_conv(w, DIRECT) for w in weights]
-    biases = [torch.zeros(shape[0]) for shape in BLOCK]
-    assert torch.ops.vovnet.packed_osa_block(last(0, 32, 9, 8), weights, biases, ready, [0] * 3, True).shape[0] == 0
+    biases = [torch.zeros(shape[0]) for shape in shapes]
+    assert torch.ops.vovnet.packed_osa_block(some_map(0, 32, 9, 8), weights, biases, ready, [0] * 3, True).shape[0] == 0

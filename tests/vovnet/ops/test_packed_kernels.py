@@ -1,6 +1,6 @@
 """What the compiled convolutions compute, against ``F.conv2d`` in float64, on every instruction set of the processor.
 
-``test_packed_kernel_calls.py`` has how they can be called.
+How they can be called is in ``test_packed_kernel_calls.py``, what they refuse in ``test_packed_kernel_refusals.py``.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("instruction_set", SETS)
 @pytest.mark.parametrize("program", KERNEL_TESTS)
 def test_kernels_under_sanitizers(sanitized: Path, program: str, instruction_set: str) -> None:
@@ -76,7 +77,7 @@ def test_instruction_sets_share_no_function(programs: Path, instruction_set: str
     symbols = re.findall(r"([A-Za-z]) (\S+)$", listing, re.MULTILINE)
     assert len(symbols) > 20
     # Lower-case letters are of local symbols, but for u, v and w.
-    shared = [name for kind, name in symbols if kind not in "U" and (kind.isupper() or kind in "uvw")]
+    shared = [name for kind, name in symbols if kind != "U" and (kind.isupper() or kind in "uvw")]
     own = re.compile(rf"_Z\w*?(?<!\d){len(instruction_set)}{instruction_set}|vovnet_cpu_\w+$")
     assert [name for name in shared if not own.match(name)] == []
     needed = {name for kind, name in symbols if kind == "U"}

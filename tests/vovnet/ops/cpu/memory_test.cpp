@@ -1,8 +1,11 @@
 // The pool of maps and scratch (memory.h): alignment, reuse, its bound, threads and fork(). See checks.h.
 #include "memory.h"
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <cinttypes>
 
 #include "checks.h"
 
@@ -108,6 +111,34 @@ void test_exhaustion() {
   release_idle();
 }
 
+// Where addresses end, what lies idle makes room. In a child, for the limit stays.
+void test_idle_blocks_make_room() {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they keep what is freed
+  const pid_t child = fork();
+  if (child == 0) {
+    int64_t pages = 0;
+    if (FILE* file = std::fopen("/proc/self/statm", "r")) {
+      if (std::fscanf(file, "%" SCNd64, &pages) != 1) pages = 0;
+      std::fclose(file);
+    }
+    const rlim_t limit = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE)) + 500 * kMega;
+    const rlimit limits{limit, limit};
+    if (pages == 0 || setrlimit(RLIMIT_AS, &limits) != 0) _exit(0);
+    void* blocks[] = {acquire(150 * kMega), acquire(150 * kMega)};
+    for (void* block : blocks) release(block);
+    try {
+      release(acquire(400 * kMega));
+    } catch (const std::bad_alloc&) {
+      _exit(1);
+    }
+    _exit(0);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  check(status == 0, "idle blocks make room", 0, status, 0);
+#endif
+}
+
 // Each block belongs to one at a time, and may be given back by another one than took it.
 void test_threads() {
   std::atomic<void*> shelf{nullptr};
@@ -155,6 +186,7 @@ void test_fork() {
 }  // namespace
 
 int main() {
+  test_idle_blocks_make_room();  // first: what malloc keeps of the others would be room enough
   test_blocks();
   test_reuse();
   test_bound();

@@ -16,7 +16,6 @@ inline void direct_strip(const Conv& conv, const DirectPlan<S>& plan, const void
   const RowBlocks row_blocks(rows);
   S* packed = reinterpret_cast<S*>(scratch);
   float* sums = reinterpret_cast<float*>(scratch + plan.packed_bytes(conv.method));
-  const int64_t chain = chain_of<S>(plan.blocks);
   ahead.put_off((last_panel - first_panel) * row_blocks.count * plan.blocks);
   for (int64_t from = 0; from < plan.blocks; from += plan.range) {
     const int64_t until = smaller(from + plan.range, plan.blocks), blocks = until - from;
@@ -35,7 +34,7 @@ inline void direct_strip(const Conv& conv, const DirectPlan<S>& plan, const void
     }
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const S* columns = static_cast<const S*>(conv.packed) + (panel * plan.blocks + from) * kBlock<S> * kPanel;
-      multiply_strip(row_blocks, packed, columns, blocks, chain, sums + panel * rows * kPanel, from > 0, ahead);
+      multiply_strip(row_blocks, packed, columns, blocks, kChunk, sums + panel * rows * kPanel, from > 0, ahead);
     }
   }
   finish_strip<M>(conv, first_panel, last_panel, m, rows, sums, rows);

@@ -23,16 +23,7 @@ constexpr int kPerStep = kBlock<S> / kSteps;
 
 // The inner dimension is multiplied a chunk at a time, so that a chunk's columns stay in the first-level cache for all
 // rows of a strip.
-constexpr int64_t kChunk = 8;  // blocks
-
-// How many blocks are summed one after the other before the sum is set aside: rounding errors grow with the length of
-// a chain, and the shorter a product is, the more of them a network has early on, where errors weigh most. Those of
-// bfloat16 numbers drown in what rounding the numbers themselves has cost.
-template <typename S>
-VOVNET_INLINE int64_t chain_of(int64_t all_blocks) {
-  if (sizeof(S) < sizeof(float)) return kChunk;
-  return all_blocks <= 8 ? 2 : all_blocks <= 16 ? 4 : kChunk;
-}
+constexpr int64_t kChunk = 8;  // blocks; also the longest chain of sums
 
 constexpr int kAheadLines = 4;       // of a product's `ahead`, for each block
 constexpr int kColumnsAhead = 8192;  // bytes: what is read while a line comes from memory
@@ -64,7 +55,8 @@ VOVNET_INLINE void add_step(Vec& a, Vec& b, const uint16_t* row, Vec left, Vec r
 #endif
 VOVNET_INLINE Vec columns_at(const void* p) { return load(static_cast<const float*>(p)); }
 
-// c[row][kPanel] = product (+ what stands there, if `add`), in sums of `chain` blocks.
+// c[row][kPanel] = product (+ what stands there, if `add`), in sums of `chain` blocks: rounding errors grow with the
+// length of a chain.
 //
 // rows: [blocks][R][line]; columns: [16 * blocks][kPanel]. Both are asked for beyond their ends, for the next product's
 // follow. From `next` on, a line for each step is brought into the first-level cache; from `ahead` on, kAheadLines for

@@ -56,7 +56,13 @@ class Pool {
         return block;
       }
     }
-    return allocate(large ? (bytes + kLine + kHuge - 1) / kHuge * kHuge : (bytes + 2 * kLine - 1) / kLine * kLine);
+    const size_t total = large ? (bytes + kLine + kHuge - 1) / kHuge * kHuge : (bytes + 2 * kLine - 1) / kLine * kLine;
+    try {
+      return allocate(total);
+    } catch (const std::bad_alloc&) {
+      clear();  // what lies idle may be what is missing
+      return allocate(total);
+    }
   }
 
   void give(void* block) {

@@ -131,7 +131,6 @@ inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const vo
     pack_pairs(conv, static_cast<const Inner<M>*>(table), blocks, exist, upper, lower,
                packed + first * blocks * kBlock<S>, product);
   }
-  const int64_t chain = chain_of<S>(blocks);
   ahead.put_off(kProducts * panels * row_blocks.count * blocks);
   bool started[4] = {};
   for (int p = 0; p < kProducts; ++p) {
@@ -139,7 +138,7 @@ inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const vo
     const int count = goal.sign[1] == 0.0f ? 1 : 2;
     for (int64_t panel = 0; panel < panels; ++panel) {
       const S* columns = static_cast<const S*>(conv.packed) + (p * panels + panel) * blocks * kBlock<S> * kPanel;
-      multiply_strip(row_blocks, packed + p * product, columns, blocks, chain, sum, false, ahead);
+      multiply_strip(row_blocks, packed + p * product, columns, blocks, kChunk, sum, false, ahead);
       for (int t = 0; t < count; ++t) {
         const int64_t down = goal.quadrant[t] / 2 * half, right = goal.quadrant[t] % 2 * panels;
         add_panel(sum, half, goal.sign[t], started[goal.quadrant[t]],

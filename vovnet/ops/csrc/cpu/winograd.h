@@ -11,6 +11,14 @@
 
 namespace VOVNET_ISA {
 
+// How many blocks are summed one after the other: F(4x4) multiplies the sums' errors, and layers of few channels, which
+// are a network's first, are those whose errors weigh most. Errors of bfloat16 sums drown in those of the numbers.
+template <typename W, typename S>
+VOVNET_INLINE int64_t chain_of(int64_t blocks) {
+  if (sizeof(S) < sizeof(float)) return kChunk;
+  return W::kOut == 4 && blocks <= 8 ? 2 : 4;
+}
+
 template <typename S>
 struct WinogradPlan {
   int64_t tiles_y, tiles_x, tiles;
@@ -174,7 +182,7 @@ inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* 
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
     const S* columns = static_cast<const S*>(conv.packed) + panel * plan.frequencies * inner * kPanel;
     for (int f = 0; f < plan.frequencies; ++f, columns += inner * kPanel) {
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, chain_of<S>(plan.blocks),
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, chain_of<W, S>(plan.blocks),
                      sums + f * plan.sum_step, false, ahead);
     }
     for (int64_t t = 0; t < tiles; ++t) {
@@ -226,7 +234,7 @@ inline void frequency_rows_task(void* context, int64_t block) {
   rows_of_tiles<W, M>(job.conv, job.plan, RowBlocks(job.tiles), job.first, block, reinterpret_cast<S*>(job.scratch));
 }
 
-template <typename S>
+template <typename W, typename S>
 inline void frequency_products_task(void* context, int64_t) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
   const WinogradPlan<S>& plan = job.plan;
@@ -243,7 +251,7 @@ inline void frequency_products_task(void* context, int64_t) {
     const int64_t last = (group + 1) * plan.panels / plan.groups;
     for (int64_t panel = group * plan.panels / plan.groups; panel < last; ++panel) {
       const S* columns = static_cast<const S*>(job.conv.packed) + (panel * plan.frequencies + f) * inner * kPanel;
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, chain_of<S>(plan.blocks),
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, chain_of<W, S>(plan.blocks),
                      sums + f * plan.sum_step + panel * job.tiles * kPanel, false, ahead);
     }
   }
@@ -269,7 +277,7 @@ inline void winograd_by_frequency(WinogradJob<S>& job, const Parallel& parallel)
     job.tiles = job.plan.begin(i + 1) - job.first;
     job.next = 0;
     parallel.run(RowBlocks(job.tiles).count, frequency_rows_task<W, M, S>, &job);
-    parallel.run(parallel.threads, frequency_products_task<S>, &job);
+    parallel.run(parallel.threads, frequency_products_task<W, S>, &job);
     parallel.run(job.tiles, frequency_pixels_task<W, M, S>, &job);
   }
 }
