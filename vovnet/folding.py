@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.fused_layers import FusedConv, FusedLinear
+from vovnet.memory import has_hooks
 
 NORMS = (
     BatchNormAct2d,
@@ -22,7 +23,6 @@ NORMS = (
 )
 """They scale and shift each channel by numbers that do not depend on the picture."""
 _DROPS = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, DropBlock2d)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, precision: str, algorithm: str) -> Any:
@@ -100,7 +100,7 @@ def as_computed(parameter: Tensor, precision: str) -> Tensor:
 
 def watched(module: nn.Module) -> bool:
     """Whether somebody looks at a module's calls, or has replaced its forward: what stood for it would not be seen."""
-    return "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS)
+    return "forward" in vars(module) or has_hooks(module)
 
 
 def passes(module: nn.Module | None) -> bool:

@@ -110,7 +110,7 @@ class MemoryEfficientTimmOsaBlock(timm_vovnet.OsaBlock):
     """timm's block without its concatenation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _has_hooks(self.conv_mid):  # it makes the concatenation
+        if has_hooks(self.conv_mid):  # it makes the concatenation
             return super().forward(x)
         features = [x]
         last = x if self.conv_reduction is None else self.conv_reduction(x)
@@ -136,7 +136,7 @@ _SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {
 
 def _aggregated(layer: Any, features: list[Tensor], residual: Tensor | None) -> Tensor:
     """What the aggregation layer makes of the features' concatenation, and the residual."""
-    if _has_hooks(layer) or not _is_plain(layer):
+    if has_hooks(layer) or not _is_plain(layer):
         out = layer(torch.cat(features, dim=1))
     elif (affine := _fixed(layer.bn)) is not None:
         return aggregate_features(features, layer.conv.weight, affine, residual)
@@ -153,12 +153,12 @@ def _is_plain(layer: Any) -> bool:
     plain_conv = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.bias is None
     plain_norm = type(norm) in _NORMS
     known = _passes(getattr(norm, "drop", None)) and type(getattr(norm, "act", None)) in _ACTIVATIONS
-    if any(_has_hooks(module) for module in layer.modules() if module is not layer):
+    if any(has_hooks(module) for module in layer.modules() if module is not layer):
         return False  # they would not be called
     return plain_conv and not isinstance(conv.padding, str) and plain_norm and known and _passes(layer.aa)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Pruning, weight norm and whoever looks at intermediate results have some."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for name in hooks)
@@ -170,7 +170,7 @@ _ACTIVATIONS = (nn.ReLU, nn.Identity, type(None))
 
 def _passes(module: nn.Module | None) -> bool:
     """Whether a module that may drop something lets everything through, and nobody looks at it."""
-    if module is not None and _has_hooks(module):
+    if module is not None and has_hooks(module):
         return False
     if isinstance(module, DropPath):
         return not module.training or not module.drop_prob

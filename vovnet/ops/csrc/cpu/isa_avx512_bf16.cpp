@@ -2,5 +2,5 @@
 #define VOVNET_ISA avx512_bf16
 #include "isa.h"
 
-extern const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs;
-const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs = avx512_bf16::convs_of<uint16_t, uint16_t>();
+// No code of this file may run while the library is loaded, on whatever processor: a constant.
+constinit const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs = avx512_bf16::convs_of<uint16_t, uint16_t>();

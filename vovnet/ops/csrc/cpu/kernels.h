@@ -73,3 +73,12 @@ struct Kernels {
 };
 
 }  // namespace vovnet::cpu
+
+// Of each instruction set that is compiled, from its isa_*.cpp.
+extern const vovnet::cpu::Kernels vovnet_cpu_kernels_plain;
+#if !defined(VOVNET_PLAIN_ONLY)
+extern const vovnet::cpu::Kernels vovnet_cpu_kernels_avx2, vovnet_cpu_kernels_avx512;
+#if !defined(VOVNET_NO_AVX512_BF16)
+extern const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs;
+#endif
+#endif

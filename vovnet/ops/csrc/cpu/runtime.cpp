@@ -11,14 +11,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-extern const vovnet::cpu::Kernels vovnet_cpu_kernels_plain;
-#if !defined(VOVNET_PLAIN_ONLY)
-extern const vovnet::cpu::Kernels vovnet_cpu_kernels_avx2, vovnet_cpu_kernels_avx512;
-#if !defined(VOVNET_NO_AVX512_BF16)
-extern const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs;
-#endif
-#endif
-
 namespace vovnet::cpu {
 namespace {
 
