@@ -18,10 +18,11 @@ PRECISIONS = ("fp32", "bf16")
 
 WEIGHT_COST = 8
 """Tiles that one thread multiplies with a weight in the time that the weight takes to come from memory."""
-EXACT_CHANNELS = {"fp32": (0, 64), "bf16": (64, 160)}
+EXACT_CHANNELS = {"fp32": (0, 0), "bf16": (64, 160)}
 """Up to how many output channels there is no Winograd, and no F(4×4): a network's first layers have the fewest, and
-their rounding errors weigh most, as all others follow. In float32 the whole network's error is then less than twice
-that of PyTorch's own convolutions; in bfloat16, where F(4×4) triples a layer's, it is less than PyTorch's."""
+their rounding errors weigh most, as all others follow. In float32 the whole network's error is less than twice that of
+PyTorch's own convolutions without such limits; in bfloat16, where F(4×4) triples a layer's, it is less than PyTorch's
+with these."""
 
 
 def conv_method(

@@ -287,7 +287,7 @@ def test_denormal_numbers(method: str) -> None:
     expected = F.conv2d(x.double(), weight.double(), padding=1)
     out = convolve(x, weight, method=METHODS[method])
     assert out.abs().max() > 0
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-43)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-43)  # 140 of their steps
     half = convolve(x.bfloat16(), weight, method=METHODS[method] + BFLOAT16)
     assert (half.double() - expected).abs().max() <= torch.finfo(torch.float32).tiny
 

@@ -109,8 +109,10 @@ def test_more_threads_make_no_tile_larger() -> None:
 
 
 def test_the_first_layers_round_little() -> None:
-    """Every later layer inherits their errors: none of F(4x4)'s, however large the map."""
-    assert conv_method(64, 64, (3, 3), (1, 1), 1, 800, 1344) == WINOGRAD_2
+    """Every later layer inherits their errors, and bfloat16's are large: none of F(4x4)'s, however large the map."""
+    assert conv_method(64, 64, (3, 3), (1, 1), 1, 800, 1344, precision="bf16") == DIRECT + BFLOAT16
+    assert conv_method(256, 160, (3, 3), (1, 1), 1, 800, 1344, precision="bf16") == WINOGRAD_2 + BFLOAT16
+    assert conv_method(64, 64, (3, 3), (1, 1), 1, 800, 1344) == WINOGRAD_4
 
 
 def test_strassen_where_the_product_is_large() -> None:

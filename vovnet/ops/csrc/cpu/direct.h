@@ -13,7 +13,7 @@ inline void direct_strip(const Conv& conv, const DirectPlan<S>& plan, const void
   const int64_t i = task / plan.groups, group = task % plan.groups;
   const int64_t m = plan.begin(i), rows = plan.begin(i + 1) - m;
   const int64_t first_panel = group * plan.panels / plan.groups, last_panel = (group + 1) * plan.panels / plan.groups;
-  const RowBlocks row_blocks(rows);
+  const RowBlocks<Chain::kChunk> row_blocks(rows);
   S* packed = reinterpret_cast<S*>(scratch);
   float* sums = reinterpret_cast<float*>(scratch + plan.packed_bytes(conv.method));
   ahead.put_off((last_panel - first_panel) * row_blocks.count * plan.blocks);
@@ -34,7 +34,7 @@ inline void direct_strip(const Conv& conv, const DirectPlan<S>& plan, const void
     }
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const S* columns = static_cast<const S*>(conv.packed) + (panel * plan.blocks + from) * kBlock<S> * kPanel;
-      multiply_strip(row_blocks, packed, columns, blocks, kChunk, sums + panel * rows * kPanel, from > 0, ahead);
+      multiply_strip(row_blocks, packed, columns, blocks, sums + panel * rows * kPanel, from > 0, ahead);
     }
   }
   finish_strip<M>(conv, first_panel, last_panel, m, rows, sums, rows);
@@ -67,6 +67,7 @@ inline void direct_task(void* context, int64_t thread) {
       ahead = ahead_of_rows<M>(conv, plan.begin(next), plan.begin(next + 1));
     }
     ahead.add_share(conv.next, conv.next_bytes, i, plan.tasks());
+    ahead.cold = i < threads || plan.columns_bytes() > kKept;
     if (conv.method == Method::kStrassen) {
       strassen_strip<M>(conv, plan, job.table, scratch, i, ahead);
     } else {

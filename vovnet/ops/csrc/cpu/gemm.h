@@ -12,9 +12,8 @@
 
 namespace VOVNET_ISA {
 
-constexpr int kPanel = 2 * kLanes;            // columns
-constexpr int kRows = kLanes == 16 ? 14 : 6;  // rows at most: 28 of 32, 12 of 16 registers are sums
-constexpr int kSteps = 16;                    // of a block
+constexpr int kPanel = 2 * kLanes;  // columns
+constexpr int kSteps = 16;          // of a block
 
 template <typename S>
 constexpr int kBlock = kLine / static_cast<int>(sizeof(S));  // numbers of the inner dimension in a block
@@ -23,14 +22,25 @@ constexpr int kPerStep = kBlock<S> / kSteps;
 
 // The inner dimension is multiplied a chunk at a time, so that a chunk's columns stay in the first-level cache for all
 // rows of a strip.
-constexpr int64_t kChunk = 8;  // blocks; also the longest chain of sums
+constexpr int64_t kChunk = 8;  // blocks
 
-constexpr int kAheadLines = 4;       // of a product's `ahead`, for each block
-constexpr int kColumnsAhead = 8192;  // bytes: what is read while a line comes from memory
+constexpr int kAheadLines = 4;  // of a product's `ahead`, for each block
+// Bytes of columns that are read while others come, from memory and from the third-level cache. Those that come too
+// early are gone again before they are read.
+constexpr int kFarAhead = 8192, kNearAhead = 2048;
 
-// One step of a row: its number, or pair of numbers, times two vectors of columns. Compilers given the choice overwrite
-// a factor instead of the sum, and then move sums around; so the instructions are spelled out where registers are
-// scarce.
+// How many products are added up one after the other, before what they make is added to the rest: rounding errors grow
+// with the length of such a chain.
+enum class Chain { kChunk, kBlock };
+
+// Rows at most: 28 of 32 or 12 of 16 registers are sums. Of chains of a block, half of those are the sums of the chains,
+// or these are in memory where registers are few.
+template <Chain kind>
+constexpr int kRows = kLanes == 16 ? (kind == Chain::kBlock ? 7 : 14) : 6;
+
+// One step of a row: its number, or pair of numbers, times two vectors of columns. new_chain() first adds the sums to
+// those of the chains before. Compilers given the choice overwrite a factor instead of the sum, and then move sums around;
+// so the instructions are spelled out where registers are scarce.
 #if defined(__AVX2__)
 VOVNET_INLINE void add_step(Vec& a, Vec& b, const float* row, Vec left, Vec right) {
   Vec x;
@@ -38,11 +48,34 @@ VOVNET_INLINE void add_step(Vec& a, Vec& b, const float* row, Vec left, Vec righ
       : [a] "+v"(a), [b] "+v"(b), [x] "=&v"(x)
       : [row] "m"(*row), [left] "v"(left), [right] "v"(right));
 }
+#if defined(__AVX512F__)
+#define VOVNET_CHAINS "v"
+#define VOVNET_ADD_TO_CHAINS "vaddps %[a], %[before_a], %[before_a]\n\tvaddps %[b], %[before_b], %[before_b]\n\t"
+#else
+#define VOVNET_CHAINS "m"
+#define VOVNET_ADD_TO_CHAINS                                               \
+  "vaddps %[before_a], %[a], %[a]\n\tvaddps %[before_b], %[b], %[b]\n\t" \
+  "vmovaps %[a], %[before_a]\n\tvmovaps %[b], %[before_b]\n\t"
+#endif
+VOVNET_INLINE void new_chain(Vec& a, Vec& b, Vec& before_a, Vec& before_b, const float* row, Vec left, Vec right) {
+  Vec x;
+  asm(VOVNET_ADD_TO_CHAINS
+      "vbroadcastss %[row], %[x]\n\tvmulps %[x], %[left], %[a]\n\tvmulps %[x], %[right], %[b]"
+      : [a] "+v"(a), [b] "+v"(b), [before_a] "+" VOVNET_CHAINS(before_a), [before_b] "+" VOVNET_CHAINS(before_b),
+        [x] "=&v"(x)
+      : [row] "m"(*row), [left] "v"(left), [right] "v"(right));
+}
 #else
 VOVNET_INLINE void add_step(Vec& a, Vec& b, const float* row, Vec left, Vec right) {
   const Vec x = all(*row);
   a += x * left;
   b += x * right;
+}
+VOVNET_INLINE void new_chain(Vec& a, Vec& b, Vec& before_a, Vec& before_b, const float* row, Vec left, Vec right) {
+  before_a += a;
+  before_b += b;
+  a = b = Vec{};
+  add_step(a, b, row, left, right);
 }
 #endif
 #if defined(__AVX512BF16__)
@@ -55,117 +88,83 @@ VOVNET_INLINE void add_step(Vec& a, Vec& b, const uint16_t* row, Vec left, Vec r
 #endif
 VOVNET_INLINE Vec columns_at(const void* p) { return load(static_cast<const float*>(p)); }
 
-// c[row][kPanel] = product (+ what stands there, if `add`), in sums of `chain` blocks: rounding errors grow with the
-// length of a chain.
+// sums[row][kPanel] = product (+ what stands there, if `add`).
 //
-// rows: [blocks][R][line]; columns: [16 * blocks][kPanel]. Both are asked for beyond their ends, for the next product's
-// follow. From `next` on, a line for each step is brought into the first-level cache; from `ahead` on, kAheadLines for
-// each block into the second.
-template <typename S, int R>
-void multiply(const S* rows, const S* columns, int64_t blocks, int64_t chain, float* c, bool add, const char* next,
-              const char* ahead) {
+// rows: [blocks][R][line]; columns: [16 * blocks][kPanel], asked for `distance` bytes ahead. Both are asked for beyond
+// their ends, for the next product's follow. From `next` on, a line for each step is brought into the first-level cache;
+// from `ahead` on, kAheadLines for each block into the second.
+template <typename S, int R, Chain kind>
+void multiply(const S* rows, const S* columns, int64_t blocks, float* sums, bool add, int64_t distance,
+              const char* next, const char* ahead) {
   constexpr int kWide = kPanel * kPerStep<S>, kHalf = kLanes * kPerStep<S>;
-  Vec sums[R][2];
-  float partial[R * kPanel] __attribute__((aligned(kLine)));
-  for (bool first = true;; first = false) {
-    const int64_t until = blocks > chain ? blocks - chain : 0;
+  const S* soon = columns + distance / int64_t{sizeof(S)};
+  Vec a[R], b[R], before_a[R], before_b[R];
 #pragma GCC unroll 14
-    for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = Vec{};
-    for (; blocks > until; --blocks) {
+  for (int r = 0; r < R; ++r) a[r] = b[r] = before_a[r] = before_b[r] = Vec{};
+  for (; blocks > 0; --blocks) {
 #pragma GCC unroll 16
-      for (int k = 0; k < kSteps; ++k) {
-        // Columns pass by once: they are not to push the rows out of the second-level cache.
-        const S* here = columns + k * kWide;
-        __builtin_prefetch(here + kColumnsAhead / sizeof(S), 0, 0);
-        if (kLanes == 16) __builtin_prefetch(here + kHalf + kColumnsAhead / sizeof(S), 0, 0);
-        __builtin_prefetch(next + k * kLine, 0, 0);
-        if (k < R) __builtin_prefetch(rows + (R + k) * kBlock<S>);
-        if (k < kAheadLines) __builtin_prefetch(ahead + k * kLine, 0, 2);
-        const Vec left = columns_at(here), right = columns_at(here + kHalf);
-#pragma GCC unroll 14
-        for (int r = 0; r < R; ++r) {
-          add_step(sums[r][0], sums[r][1], rows + r * kBlock<S> + k * kPerStep<S>, left, right);
-        }
-      }
-      rows += R * kBlock<S>;
-      columns += kSteps * kWide;
-      next += kSteps * kLine;
-      ahead += kAheadLines * kLine;
-    }
-    if (!first) {
+    for (int k = 0; k < kSteps; ++k) {
+      // Columns pass by once: they are not to push the rows out of the second-level cache.
+      __builtin_prefetch(soon + k * kWide, 0, 0);
+      if (kLanes == 16) __builtin_prefetch(soon + k * kWide + kHalf, 0, 0);
+      __builtin_prefetch(next + k * kLine, 0, 0);
+      if (k < R) __builtin_prefetch(rows + (R + k) * kBlock<S>);
+      if (k < kAheadLines) __builtin_prefetch(ahead + k * kLine, 0, 2);
+      const Vec left = columns_at(columns + k * kWide), right = columns_at(columns + k * kWide + kHalf);
 #pragma GCC unroll 14
       for (int r = 0; r < R; ++r) {
-        sums[r][0] += load(partial + r * kPanel);
-        sums[r][1] += load(partial + r * kPanel + kLanes);
+        const S* row = rows + r * kBlock<S> + k * kPerStep<S>;
+        if constexpr (kind == Chain::kBlock) {
+          if (k == 0) {
+            new_chain(a[r], b[r], before_a[r], before_b[r], row, left, right);
+            continue;
+          }
+        }
+        add_step(a[r], b[r], row, left, right);
       }
     }
-    if (blocks == 0) break;
-#pragma GCC unroll 14
-    for (int r = 0; r < R; ++r) {
-      store(partial + r * kPanel, sums[r][0]);
-      store(partial + r * kPanel + kLanes, sums[r][1]);
-    }
+    rows += R * kBlock<S>;
+    columns += kSteps * kWide;
+    soon += kSteps * kWide;
+    next += kSteps * kLine;
+    ahead += kAheadLines * kLine;
   }
 #pragma GCC unroll 14
-  for (int r = 0; r < R; ++r, c += kPanel) {
+  for (int r = 0; r < R; ++r, sums += kPanel) {
+    if (kind == Chain::kBlock) {
+      a[r] += before_a[r];
+      b[r] += before_b[r];
+    }
     if (add) {
-      sums[r][0] += load(c);
-      sums[r][1] += load(c + kLanes);
+      a[r] += load(sums);
+      b[r] += load(sums + kLanes);
     }
-    store(c, sums[r][0]);
-    store(c + kLanes, sums[r][1]);
+    store(sums, a[r]);
+    store(sums + kLanes, b[r]);
   }
 }
 
 template <typename S>
-using Multiply = void (*)(const S*, const S*, int64_t, int64_t, float*, bool, const char*, const char*);
+using Multiply = void (*)(const S*, const S*, int64_t, float*, bool, int64_t, const char*, const char*);
 
-template <typename S>
+template <typename S, Chain kind, int R = kRows<kind>>
 VOVNET_INLINE Multiply<S> multiply_of(int rows) {
-  switch (rows) {
-    case 1:
-      return multiply<S, 1>;
-    case 2:
-      return multiply<S, 2>;
-    case 3:
-      return multiply<S, 3>;
-    case 4:
-      return multiply<S, 4>;
-    case 5:
-      return multiply<S, 5>;
-    case 6:
-      return multiply<S, 6>;
-#if VOVNET_LANES == 16
-    case 7:
-      return multiply<S, 7>;
-    case 8:
-      return multiply<S, 8>;
-    case 9:
-      return multiply<S, 9>;
-    case 10:
-      return multiply<S, 10>;
-    case 11:
-      return multiply<S, 11>;
-    case 12:
-      return multiply<S, 12>;
-    case 13:
-      return multiply<S, 13>;
-    default:
-      return multiply<S, 14>;
-#else
-    default:
-      return multiply<S, 6>;
-#endif
+  if constexpr (R > 1) {
+    if (rows < R) return multiply_of<S, kind, R - 1>(rows);
   }
+  return multiply<S, R, kind>;
 }
 
-// Memory that will be wanted next, range by range, for the products' `ahead`.
+constexpr int64_t kKept = int64_t{12} << 20;  // bytes of columns that the third-level cache keeps from strip to strip
+
+// What products ask for while they last: their columns and, range by range, memory that will be wanted next.
 struct Ahead {
   static constexpr int kMost = 64;
   const char* from[kMost];
   int64_t bytes[kMost];
   int count = 0, at = 0;
   int64_t wait = 0;  // blocks of products that pass before the first
+  bool cold = true;  // whether the products' columns come from memory, or else from the third-level cache
 
   VOVNET_INLINE void add(const void* begin, int64_t size) {
     if (count < kMost && size > 0) {
@@ -200,9 +199,10 @@ struct Ahead {
 };
 
 // `total` rows in blocks of at most kRows whose sizes differ by one at most: 16 rows are 8 + 8, not 14 + 2.
+template <Chain kind>
 struct RowBlocks {
   int64_t total, count;
-  explicit RowBlocks(int64_t rows) : total(rows), count((rows + kRows - 1) / kRows) {}
+  explicit RowBlocks(int64_t rows) : total(rows), count((rows + kRows<kind> - 1) / kRows<kind>) {}
   int64_t begin(int64_t i) const { return i * total / count; }
   int rows(int64_t i) const { return static_cast<int>(begin(i + 1) - begin(i)); }
 };
@@ -210,20 +210,22 @@ struct RowBlocks {
 // Packed rows of a strip times one panel: sums[row][kPanel] = product (+ what stands there, if `add`).
 //
 // rows: row block by row block, [blocks][R][line] each; columns: [16 * blocks][kPanel].
-template <typename S>
-inline void multiply_strip(const RowBlocks& row_blocks, const S* rows, const S* columns, int64_t blocks, int64_t chain,
-                           float* sums, bool add, Ahead& ahead) {
+template <Chain kind, typename S>
+inline void multiply_strip(const RowBlocks<kind>& row_blocks, const S* rows, const S* columns, int64_t blocks, float* sums,
+                           bool add, Ahead& ahead) {
   for (int64_t from = 0; from < blocks; from += kChunk) {
     const int64_t here = blocks - from < kChunk ? blocks - from : kChunk;
     for (int64_t b = 0; b < row_blocks.count; ++b) {
       const int64_t first = row_blocks.begin(b);
       const int count = row_blocks.rows(b);
       const S* begin = rows + (first * blocks + from * count) * kBlock<S>;
-      // The next chunk's columns come while all row blocks are multiplied, not only in the first one's time.
-      const char* next = reinterpret_cast<const char*>(b < 2 ? columns + (from + here) * kBlock<S> * kPanel : begin);
-      if (b == 1) next += here * kSteps * kLine;
-      multiply_of<S>(count)(begin, columns + from * kBlock<S> * kPanel, here, chain, sums + first * kPanel,
-                            add || from > 0, next, ahead.take(here, begin));
+      const char* next = reinterpret_cast<const char*>(begin);
+      if (ahead.cold && b < 2) {
+        // The next chunk's columns come while two row blocks are multiplied, not only in the first one's time.
+        next = reinterpret_cast<const char*>(columns + (from + here) * kBlock<S> * kPanel) + b * here * kSteps * kLine;
+      }
+      multiply_of<S, kind>(count)(begin, columns + from * kBlock<S> * kPanel, here, sums + first * kPanel,
+                                  add || from > 0, ahead.cold ? kFarAhead : kNearAhead, next, ahead.take(here, begin));
     }
   }
 }

@@ -78,8 +78,8 @@ inline void gather_line(const Conv& conv, const Inner<M>& inner, int64_t at, S* 
 
 // The pixels of a row block, one after the other from m on; those at and behind `end` do not exist.
 struct Pixels {
-  Pixel pixel[kRows];
-  int64_t at[kRows];  // the input's under a tap, see look()
+  Pixel pixel[kRows<Chain::kChunk>];
+  int64_t at[kRows<Chain::kChunk>];  // the input's under a tap, see look()
   int count;
 
   VOVNET_INLINE Pixels(const Conv& conv, int64_t m, int rows, int64_t end) : count(rows) {

@@ -117,7 +117,7 @@ template <typename M, typename S>
 inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const void* table, char* scratch, int64_t i,
                            Ahead ahead) {
   const int64_t m = plan.begin(i), rows = plan.begin(i + 1) - m, half = (rows + 1) / 2;
-  const RowBlocks row_blocks(half);
+  const RowBlocks<Chain::kChunk> row_blocks(half);
   const int64_t blocks = plan.blocks / 2, panels = plan.panels / 2;
   const int64_t exist = inner_blocks<S>(conv.channels, conv.kernel);
   const int64_t product = half * blocks * kBlock<S>;
@@ -138,7 +138,7 @@ inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const vo
     const int count = goal.sign[1] == 0.0f ? 1 : 2;
     for (int64_t panel = 0; panel < panels; ++panel) {
       const S* columns = static_cast<const S*>(conv.packed) + (p * panels + panel) * blocks * kBlock<S> * kPanel;
-      multiply_strip(row_blocks, packed + p * product, columns, blocks, kChunk, sum, false, ahead);
+      multiply_strip(row_blocks, packed + p * product, columns, blocks, sum, false, ahead);
       for (int t = 0; t < count; ++t) {
         const int64_t down = goal.quadrant[t] / 2 * half, right = goal.quadrant[t] % 2 * panels;
         add_panel(sum, half, goal.sign[t], started[goal.quadrant[t]],

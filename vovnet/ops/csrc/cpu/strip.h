@@ -25,13 +25,13 @@ struct DirectPlan {
     const bool strassen = conv.method == Method::kStrassen;
     // Strips whose packed rows and sums share the second-level cache with the columns that pass by; longer ones where
     // the columns are many, for each strip reads them all.
-    const int64_t columns_bytes = panels * kPanel * blocks * kLine;
-    const int64_t wanted = strassen || columns_bytes <= (6 << 20) ? 4 * kRows : 12 * kRows;
+    constexpr int64_t kMost = kRows<Chain::kChunk>;
+    const int64_t wanted = strassen || columns_bytes() <= (6 << 20) ? 4 * kMost : 12 * kMost;
     strips = larger(1, ceil_div(rows, wanted));
     strip = wanted;
     fixed = strassen;
     if (!fixed) {
-      if (strips > 1 || rows >= 2 * kRows * threads) strips = ceil_div(strips, threads) * threads;
+      if (strips > 1 || rows >= 2 * kMost * threads) strips = ceil_div(strips, threads) * threads;
       strips = larger(1, smaller(strips, rows));
       strip = ceil_div(rows, strips);
     }
@@ -44,6 +44,7 @@ struct DirectPlan {
   }
   int64_t begin(int64_t i) const { return fixed ? smaller(i * strip, rows) : i * rows / strips; }
   int64_t tasks() const { return strips * groups; }
+  int64_t columns_bytes() const { return panels * kPanel * blocks * kLine; }
 
   // Bytes of scratch: of a table for all, then of packed rows and sums for each thread.
   int64_t table_bytes() const { return blocks * larger(sizeof(Inner<float>), kBlock<S> * sizeof(int64_t)) + kLine; }

