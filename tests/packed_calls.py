@@ -10,9 +10,20 @@ from osa_reference import draw
 from torch import Tensor
 
 from vovnet.ops import packed  # noqa: F401  (the operators' schemas)
-from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4
+from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
-METHODS = {"direct": DIRECT, "Strassen": STRASSEN, "F(2x2)": WINOGRAD_2, "F(4x4)": WINOGRAD_4}
+METHODS = {
+    "direct": DIRECT,
+    "Strassen": STRASSEN,
+    "F(2x2)": WINOGRAD_2,
+    "F(4x4)": WINOGRAD_4,
+    "F(3x3) of stride 2": WINOGRAD_STRIDED,
+}
+
+
+def usual_stride(method: int) -> tuple[int, int]:
+    """Of the convolutions that the method is for, or 1."""
+    return (2, 2) if method & ~BFLOAT16 == WINOGRAD_STRIDED else (1, 1)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -29,11 +40,11 @@ def some_weight(*shape: int, seed: int = 1) -> Tensor:
     return draw(shape, seed, torch.float32) / math.sqrt(math.prod(shape[1:]))
 
 
-def fits(method: int, weight: Tensor, stride: Sequence[int] = (1, 1)) -> bool:
-    """Whether the method can compute such a convolution at all."""
+def fits(method: int, weight: Tensor, stride: Sequence[int] | None = None) -> bool:
+    """Whether the method can compute such a convolution at all; the stride is the usual one unless it is given."""
     if method & ~BFLOAT16 == DIRECT:
         return True
-    square = tuple(weight.shape[2:]) == (3, 3) and tuple(stride) == (1, 1)
+    square = tuple(weight.shape[2:]) == (3, 3) and stride in (None, usual_stride(method))
     return weight.shape[1] >= 16 and (method & ~BFLOAT16 == STRASSEN or square)
 
 
@@ -42,14 +53,15 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    stride: Sequence[int] = (1, 1),
+    stride: Sequence[int] | None = None,
     padding: Sequence[int] | None = None,
     relu: bool = False,
     method: int = DIRECT,
 ) -> Tensor:
-    """By the compiled kernels; the padding is half the kernel unless it is given."""
+    """By the compiled kernels; the padding is half the kernel and the stride the usual one unless they are given."""
     ready = torch.ops.vovnet.pack_conv(weight, method)
     if padding is None:
         padding = [size // 2 for size in weight.shape[2:]]
+    stride = usual_stride(method) if stride is None else stride
     out: Tensor = torch.ops.vovnet.packed_conv(x, weight, bias, residual, ready, stride, padding, relu, method)
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4 = range(4)
+DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED = range(5)
 """Methods of ``vovnet::packed_conv``."""
 BFLOAT16 = 16
 """The bit of a method that says: products of bfloat16 numbers, added up in float32; maps are bfloat16."""
@@ -56,14 +56,17 @@ def conv_method(
         return DIRECT + bit
     pixels = batch * height * width
     direct_to, two_to = EXACT_CHANNELS[precision]
-    if tuple(kernel) == (3, 3) and tuple(stride) == (1, 1) and in_channels >= 16 and out_channels > direct_to:
-        two = _winograd_cost(2, batch, height, width, threads)
-        four = _winograd_cost(4, batch, height, width, threads)
-        return (WINOGRAD_2 if out_channels <= two_to or two < four else WINOGRAD_4) + bit
+    if tuple(kernel) == (3, 3) and in_channels >= 16 and out_channels > direct_to:
+
+        def cost(products: int, side: int) -> int:
+            tiles = batch * -(-height // side) * -(-width // side)
+            return products * (tiles + WEIGHT_COST * threads)
+
+        if tuple(stride) == (1, 1):
+            small = out_channels <= two_to or cost(16, 2) < cost(36, 4)
+            return (WINOGRAD_2 if small else WINOGRAD_4) + bit
+        if tuple(stride) == (2, 2) and precision == "fp32" and cost(49, 3) < cost(9, 1):
+            return WINOGRAD_STRIDED
     large = tuple(kernel) == (1, 1) and in_channels >= 256 and out_channels >= 256 and pixels >= 300 * threads
     return STRASSEN if large and precision == "fp32" else DIRECT + bit
 
-
-def _winograd_cost(tile: int, batch: int, height: int, width: int, threads: int) -> float:
-    tiles = batch * -(-height // tile) * -(-width // tile)
-    return (tile + 2) ** 2 * (tiles + WEIGHT_COST * threads)

@@ -10,7 +10,7 @@ from packed_calls import METHODS, channels_last, some_map, some_weight
 from torch import Tensor
 
 from vovnet.ops import native
-from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4
+from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,7 +75,8 @@ def last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ({"residual": last(1, 24, 9, 8)}, "residual: expected (2, 24, H, W), got (1, 24, 9, 8)"),
         ({"residual": last(2, 24, 0, 8)}, "residual: expected (2, 24, H, W), got (2, 24, 0, 8)"),
         ({"residual": last(2, 24, 9, 8), "method": WINOGRAD_2}, "residual: expected none with Winograd's transform"),
-        ({"stride": [2, 1], "method": WINOGRAD_4}, "stride: expected 1 for Winograd's transform, got (2, 1)"),
+        ({"stride": [2, 1], "method": WINOGRAD_4}, "stride: expected 1 for this transform of Winograd's, got (2, 1)"),
+        ({"method": WINOGRAD_STRIDED}, "stride: expected 2 for this transform of Winograd's, got (1, 1)"),
         ({"stride": [0, 1]}, "stride: expected two steps of at least 1, got (0, 1)"),
         ({"stride": [1]}, "stride: expected two steps of at least 1, got (1,)"),
         ({"stride": [1, 1, 1]}, "stride: expected two steps of at least 1, got (1, 1, 1)"),
@@ -83,9 +84,9 @@ def last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ({"padding": [1, 1, 1]}, "padding: expected two numbers of at least 0, got (1, 1, 1)"),
         ({"padding": [2**62, 1]}, ""),
         ({"padding": [2**40, 2**40]}, "MiB of memory"),
-        ({"method": 4}, "method: expected 0 to 3, and 16 more for products of bfloat16 numbers, got 4"),
-        ({"method": -1}, "method: expected 0 to 3, and 16 more for products of bfloat16 numbers, got -1"),
-        ({"method": 2**32}, "method: expected 0 to 3, and 16 more for products of bfloat16 numbers, got 4294967296"),
+        ({"method": 5}, "method: expected 0 to 4, and 16 more for products of bfloat16 numbers, got 5"),
+        ({"method": -1}, "method: expected 0 to 4, and 16 more for products of bfloat16 numbers, got -1"),
+        ({"method": 2**32}, "method: expected 0 to 4, and 16 more for products of bfloat16 numbers, got 4294967296"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
@@ -103,7 +104,7 @@ def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
             DIRECT,
             "weight: expected (out channels, channels, height, width), got (24, 0, 3, 3)",
         ),
-        (torch.zeros(24, 32, 3, 3), 7, "method: expected 0 to 3, and 16 more for products of bfloat16 numbers, got 7"),
+        (torch.zeros(24, 32, 3, 3), 7, "method: expected 0 to 4, and 16 more for products of bfloat16 numbers, got 7"),
         (torch.zeros(24, 15, 1, 1), STRASSEN, "weight: expected 16 or more channels for Strassen's product"),
         (torch.zeros(24, 15, 3, 3), WINOGRAD_2, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
         (torch.zeros(24, 32, 3, 1), WINOGRAD_4, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
@@ -138,6 +139,7 @@ BLOCK = [(16, 32, 3, 3), (24, 16, 3, 3), (32, 32 + 16 + 24, 1, 1)]
             "weights[1]: expected 16 or more channels, got (8, 8, 3, 3)",
         ),
         (BLOCK, {"methods": [0, 16, 0]}, "s[1]: expected all of one precision, got 16"),
+        (BLOCK, {"methods": [WINOGRAD_STRIDED, 0, 0]}, "methods[0]: expected one for a stride of 1, got 4"),
         ([*BLOCK[:2], (40, 72, 1, 1)], {}, "identity: expected False, or as many channels as the result's 40"),
         (BLOCK, {"x": torch.zeros(2, 32, 9, 8)}, "x: expected channels-last memory"),
         (BLOCK, {"x": torch.zeros(32, 9, 8)}, "x: expected a feature map (N, C, H, W), got shape (32, 9, 8)"),

@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from packed_calls import METHODS, channels_last, convolve, fits, some_map, some_weight
+from packed_calls import METHODS, channels_last, convolve, fits, some_map, some_weight, usual_stride
 from torch import Tensor
 
 from vovnet.ops import native
-from vovnet.ops.plan import BFLOAT16, DIRECT, WINOGRAD_2, WINOGRAD_4
+from vovnet.ops.plan import BFLOAT16, DIRECT, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
-TOLERANCE = {"direct": 5e-6, "Strassen": 2e-5, "F(2x2)": 1e-5, "F(4x4)": 5e-5}
+TOLERANCE = {"direct": 5e-6, "Strassen": 2e-5, "F(2x2)": 1e-5, "F(4x4)": 5e-5, "F(3x3) of stride 2": 1e-5}
 """The largest error of results whose variance is 1, in float32."""
-TILE = {"F(2x2)": 2, "F(4x4)": 4}
+TILE = {"F(2x2)": 2, "F(4x4)": 4, "F(3x3) of stride 2": 3}
+"""Pixels of the result a side."""
 WINOGRAD = [pytest.param(name, id=name) for name in TILE]
 
 
@@ -60,6 +61,11 @@ SHAPES: dict[str, Any] = {
     "3x3, one pixel": ((3, 24, 1, 1), (33, 24, 3, 3), (1, 1), (1, 1)),
     "3x3, one line": ((1, 24, 1, 17), (33, 24, 3, 3), (1, 1), (1, 1)),
     "3x3, two steps": ((2, 48, 11, 12), (70, 48, 3, 3), (2, 2), (1, 1)),
+    "3x3, two steps, even sizes": ((2, 64, 16, 26), (70, 64, 3, 3), (2, 2), (1, 1)),
+    "3x3, two steps, odd channels": ((1, 37, 15, 8), (19, 37, 3, 3), (2, 2), (1, 1)),
+    "3x3, two steps, no padding": ((1, 16, 9, 8), (8, 16, 3, 3), (2, 2), (0, 0)),
+    "3x3, two steps, wide padding": ((1, 16, 5, 4), (8, 16, 3, 3), (2, 2), (4, 3)),
+    "3x3, two steps, one pixel": ((3, 24, 1, 1), (33, 24, 3, 3), (2, 2), (1, 1)),
     "stem": ((2, 3, 19, 22), (64, 3, 3, 3), (2, 2), (1, 1)),
     "picture of 15": ((1, 15, 9, 9), (5, 15, 5, 5), (1, 1), (2, 2)),
     "grey picture": ((1, 1, 9, 9), (5, 1, 7, 7), (2, 2), (3, 3)),
@@ -174,7 +180,7 @@ def test_errors_beside_onednns(layer: str, method: str) -> None:
 
 
 # Of bfloat16 products F(4x4) is for nobody who wants eager's accuracy, as the plan knows.
-BFLOAT16_BOUNDS = {"direct": 1.1, "Strassen": 2, "F(2x2)": 1.5, "F(4x4)": 4}
+BFLOAT16_BOUNDS = {"direct": 1.1, "Strassen": 2, "F(2x2)": 1.5, "F(4x4)": 4, "F(3x3) of stride 2": 1.5}
 
 
 @pytest.mark.parametrize(("layer", "method"), LAYER_CALLS)
@@ -245,9 +251,10 @@ def test_winograd_spreads_what_is_not_finite_within_its_tiles(method: str, speci
         touched = x.clone(memory_format=torch.preserve_format)
         touched[0, 5, y, column] = special
         out = convolve(touched, weight, method=METHODS[method])
-        expected = F.conv2d(touched.double(), weight.double(), padding=1)
+        step = usual_stride(METHODS[method])[0]
+        expected = F.conv2d(touched.double(), weight.double(), stride=step, padding=1)
         assert not out.isfinite()[~expected.isfinite()].any()
-        rows, columns = (torch.arange(14) - y).abs(), (torch.arange(17) - column).abs()
+        rows, columns = ((torch.arange(size)[::step] - at).abs() / step for size, at in ((14, y), (17, column)))
         far = (rows[:, None] > TILE[method]) | (columns > TILE[method])
         assert torch.equal(out[..., far], without[..., far])
         ours, theirs = convolve(touched, weight, relu=True, method=METHODS[method]), expected.relu()
@@ -284,7 +291,7 @@ def test_denormal_numbers(method: str) -> None:
     weight = some_weight(16, 32, 3, 3)
     x = some_map(1, 32, 6, 6) * 1e-40
     assert 0 < x.abs().max() < torch.finfo(torch.float32).tiny
-    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    expected = F.conv2d(x.double(), weight.double(), stride=usual_stride(METHODS[method]), padding=1)
     out = convolve(x, weight, method=METHODS[method])
     assert out.abs().max() > 0
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-43)  # 140 of their steps
@@ -292,15 +299,16 @@ def test_denormal_numbers(method: str) -> None:
     assert (half.double() - expected).abs().max() <= torch.finfo(torch.float32).tiny
 
 
-def test_direct_and_f2_of_whole_numbers_are_exact() -> None:
+def test_all_but_f4_of_whole_numbers_are_exact() -> None:
     """No rounding, and so no difference, anywhere."""
     generator = torch.Generator().manual_seed(0)
     x = channels_last(torch.randint(-3, 4, (2, 70, 11, 9), generator=generator).float())
     weight = 4.0 * torch.randint(-2, 3, (40, 70, 3, 3), generator=generator)
-    expected = F.conv2d(x.double(), weight.double(), padding=1)
-    for method in (DIRECT, METHODS["Strassen"], WINOGRAD_2):
+    for method in (DIRECT, METHODS["Strassen"], WINOGRAD_2, WINOGRAD_STRIDED):
+        expected = F.conv2d(x.double(), weight.double(), stride=usual_stride(method), padding=1)
         assert torch.equal(convolve(x, weight, method=method).double(), expected)
         assert torch.equal(convolve(x.bfloat16(), weight, method=method + BFLOAT16), expected.bfloat16())
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
     assert (convolve(x, weight, method=WINOGRAD_4).double() - expected).abs().max() < 0.01
 
 

@@ -11,7 +11,17 @@ import torch.nn.functional as F
 from packed_calls import convolve, some_map, some_weight
 
 from vovnet.ops import native
-from vovnet.ops.plan import ALGORITHMS, BFLOAT16, DIRECT, PRECISIONS, STRASSEN, WINOGRAD_2, WINOGRAD_4, conv_method
+from vovnet.ops.plan import (
+    ALGORITHMS,
+    BFLOAT16,
+    DIRECT,
+    PRECISIONS,
+    STRASSEN,
+    WINOGRAD_2,
+    WINOGRAD_4,
+    WINOGRAD_STRIDED,
+    conv_method,
+)
 
 # in channels, out channels, kernel, stride
 LAYERS: dict[str, Any] = {
@@ -37,16 +47,15 @@ ALL = list(itertools.product(SIZES, ALGORITHMS, PRECISIONS, (1, 2, 64)))
 @pytest.mark.parametrize("layer", LAYERS)
 def test_methods_that_can_compute_the_layer(layer: str) -> None:
     channels, _, kernel, stride = LAYERS[layer]
-    square = kernel == (3, 3) and stride == (1, 1) and channels >= 16
+    square = kernel == (3, 3) and channels >= 16
+    transforms = {(1, 1): (WINOGRAD_2, WINOGRAD_4), (2, 2): (WINOGRAD_STRIDED,)}.get(stride, ()) if square else ()
     for size, algorithm, precision, threads in ALL:
         method = conv_method(*LAYERS[layer], *size, algorithm, precision, threads)
         assert bool(method & BFLOAT16) == (precision == "bf16")
         method &= ~BFLOAT16
-        assert method in (DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4)
+        assert method in (DIRECT, STRASSEN, *transforms)
         if algorithm == "direct":
             assert method == DIRECT
-        if not square:
-            assert method in (DIRECT, STRASSEN)
         if channels < 16:
             assert method == DIRECT
 
@@ -113,6 +122,13 @@ def test_the_first_layers_round_little() -> None:
     assert conv_method(64, 64, (3, 3), (1, 1), 1, 800, 1344, precision="bf16") == DIRECT + BFLOAT16
     assert conv_method(256, 160, (3, 3), (1, 1), 1, 800, 1344, precision="bf16") == WINOGRAD_2 + BFLOAT16
     assert conv_method(64, 64, (3, 3), (1, 1), 1, 800, 1344) == WINOGRAD_4
+
+
+def test_a_transform_of_stride_2_where_it_saves_more_than_its_weights_cost() -> None:
+    sizes = [conv_method(64, 128, (3, 3), (2, 2), 1, side, side, threads=2) for side in range(3, 200, 3)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (DIRECT, WINOGRAD_STRIDED)
+    assert conv_method(64, 128, (3, 3), (2, 2), 1, 200, 336, precision="bf16") == DIRECT + BFLOAT16
 
 
 def test_strassen_where_the_product_is_large() -> None:

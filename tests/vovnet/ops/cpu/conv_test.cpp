@@ -213,11 +213,13 @@ void run(const Request& request, const char* set, const Case& c) {
   const Data data(c);
   Comparison<float> single(request.kernels.convs[0], set, c, data);
   Comparison<uint16_t> half(request.kernels.convs[1], set, c, data);
-  const bool square = c.kernel[0] == 3 && c.kernel[1] == 3 && c.stride[0] == 1 && c.stride[1] == 1;
+  const bool square = c.kernel[0] == 3 && c.kernel[1] == 3 && c.stride[0] == c.stride[1];
   const bool winograd = square && !c.picture() && c.sources.size() == 1 && c.residual == Residual::kNone;
-  for (const Method method : {Method::kDirect, Method::kStrassen, Method::kWinograd2, Method::kWinograd4}) {
+  for (const Method method : {Method::kDirect, Method::kStrassen, Method::kWinograd2, Method::kWinograd4,
+                              Method::kWinogradStrided}) {
+    const int64_t stride = method == Method::kWinogradStrided ? 2 : 1;
     if (method == Method::kStrassen && c.picture()) continue;
-    if (method >= Method::kWinograd2 && !winograd) continue;
+    if (method >= Method::kWinograd2 && !(winograd && c.stride[0] == stride)) continue;
     single.run(method);
     half.run(method);
   }
@@ -244,6 +246,9 @@ std::vector<Case> chosen_cases() {
       {{24}, 1, 9, 1, 24, {3, 3}, {1, 1}, {1, 1}},
       {{24}, 1, 6, 7, 24, {3, 3}, {1, 1}, {0, 2}},
       {{24}, 1, 9, 9, 24, {3, 3}, {1, 1}, {5, 4}},                                        // tiles of padding alone
+      {{24}, 1, 9, 9, 24, {3, 3}, {2, 2}, {8, 9}},
+      {{24}, 2, 1, 1, 24, {3, 3}, {2, 2}, {1, 1}},
+      {{24}, 1, 6, 7, 24, {3, 3}, {2, 2}, {0, 2}},
       {{16}, 1, 3, 4, 8, {3, 2}, {2, 1}, {0, 1}},
       {{32}, 1, 9, 8, 16, {1, 1}, {2, 2}, {0, 0}},
       {{20}, 1, 9, 8, 16, {5, 5}, {3, 2}, {2, 2}},
@@ -251,6 +256,7 @@ std::vector<Case> chosen_cases() {
   // Rows and tiles from one to beyond a thread's strip.
   for (int64_t width = 1; width <= 60; width += 1 + width / 8) {
     cases.push_back({{32}, 1, 4, width, 8 * (1 + width % 5), {3, 3}, {1, 1}, {1, 1}});
+    cases.push_back({{32}, 1, 4, 3 * width, 8 * (1 + width % 5), {3, 3}, {2, 2}, {1, 1}});
     cases.push_back({{48}, 1, 1, width, 16 + width % 32, {1, 1}, {1, 1}, {0, 0}});
   }
   // Output channels around a panel of each instruction set; channels around a block.

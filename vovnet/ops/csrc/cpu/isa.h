@@ -16,6 +16,8 @@ int64_t packed_size(const Weight& weight) {
       return winograd_packed_size<Winograd<2>, S>(weight);
     case Method::kWinograd4:
       return winograd_packed_size<Winograd<4>, S>(weight);
+    case Method::kWinogradStrided:
+      return winograd_packed_size<Winograd<3, 2>, S>(weight);
     default:
       return direct_packed_size<S>(weight);
   }
@@ -28,6 +30,8 @@ void pack(const Weight& weight, void* packed, const Parallel& parallel) {
       return pack_winograd<Winograd<2>, S>(weight, packed, parallel);
     case Method::kWinograd4:
       return pack_winograd<Winograd<4>, S>(weight, packed, parallel);
+    case Method::kWinogradStrided:
+      return pack_winograd<Winograd<3, 2>, S>(weight, packed, parallel);
     default:
       return pack_direct<S>(weight, packed, parallel);
   }
@@ -40,6 +44,8 @@ int64_t scratch_size(const Conv& conv, int threads) {
       return winograd_scratch<Winograd<2>, S>(conv, threads);
     case Method::kWinograd4:
       return winograd_scratch<Winograd<4>, S>(conv, threads);
+    case Method::kWinogradStrided:
+      return winograd_scratch<Winograd<3, 2>, S>(conv, threads);
     default:
       return direct_scratch<S>(conv, threads);
   }
@@ -52,6 +58,8 @@ void conv(const Conv& args, void* scratch, const Parallel& parallel) {
       return winograd_conv<Winograd<2>, M, S>(args, scratch, parallel);
     case Method::kWinograd4:
       return winograd_conv<Winograd<4>, M, S>(args, scratch, parallel);
+    case Method::kWinogradStrided:
+      return winograd_conv<Winograd<3, 2>, M, S>(args, scratch, parallel);
     default:
       return direct_conv<M, S>(args, scratch, parallel);
   }

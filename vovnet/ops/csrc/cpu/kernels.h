@@ -18,9 +18,10 @@ struct Parallel {
 
 enum class Method : int {
   kDirect = 0,
-  kStrassen = 1,   // direct, by one level of Strassen's product: 7 products of a quarter instead of 8
-  kWinograd2 = 2,  // F(2x2, 3x3)
-  kWinograd4 = 3,  // F(4x4, 3x3)
+  kStrassen = 1,         // direct, by one level of Strassen's product: 7 products of a quarter instead of 8
+  kWinograd2 = 2,        // F(2x2, 3x3)
+  kWinograd4 = 3,        // F(4x4, 3x3)
+  kWinogradStrided = 4,  // F(3x3, 3x3) of stride 2
 };
 
 constexpr int kMaxSources = 16;

@@ -39,12 +39,12 @@ int64_t bytes_of(Element element) { return element == Element::kFloat32 ? 4 : 2;
 
 const ConvKernels& convs_of(Element element) { return kernels().convs[static_cast<int>(element)]; }
 
-bool is_winograd(Method method) { return method == Method::kWinograd2 || method == Method::kWinograd4; }
+bool is_winograd(Method method) { return method >= Method::kWinograd2; }
 
 Method method_of(const Call& call, const std::string& argument, int64_t method) {
   const int64_t number = method & ~kBFloat16Bit;
-  if (number < 0 || number > 3) {
-    call.refuse(argument, "0 to 3, and 16 more for products of bfloat16 numbers", std::to_string(method));
+  if (number < 0 || number > 4) {
+    call.refuse(argument, "0 to 4, and 16 more for products of bfloat16 numbers", std::to_string(method));
   }
   return static_cast<Method>(number);
 }
@@ -161,8 +161,9 @@ Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::opt
     out[i] = slack / stride[i] + 1;
   }
   conv.out_height = out[0], conv.out_width = out[1];
-  if (is_winograd(conv.method) && (stride[0] != 1 || stride[1] != 1)) {
-    call.refuse("stride", "1 for Winograd's transform", words(stride));
+  const int64_t step = conv.method == Method::kWinogradStrided ? 2 : 1;
+  if (is_winograd(conv.method) && (stride[0] != step || stride[1] != step)) {
+    call.refuse("stride", std::to_string(step) + " for this transform of Winograd's", words(stride));
   }
   conv.relu = relu;
   if (residual) {
@@ -218,6 +219,8 @@ Tensor packed_osa_block(Tensor x, std::vector<Tensor> weights, std::vector<Tenso
     }
     if (element_of(methods[i]) != element)
       call.refuse("method" + suffix, "all of one precision", std::to_string(methods[i]));
+    if (conv.method == Method::kWinogradStrided)
+      call.refuse("method" + suffix, "one for a stride of 1", std::to_string(methods[i]));
     conv.batch = x.size(0), conv.height = conv.out_height = x.size(2), conv.width = conv.out_width = x.size(3);
     conv.stride[0] = conv.stride[1] = 1;
     conv.padding[0] = conv.padding[1] = kernel / 2;

@@ -1,4 +1,4 @@
-// Winograd's transforms for 3x3 convolutions of stride 1 (A. Lavin, S. Gray, arXiv:1509.09308), on vectors of channels.
+// Winograd's transforms for 3x3 convolutions (A. Lavin, S. Gray, arXiv:1509.09308), on vectors of channels.
 //
 // F(4x4) interpolates at 0, +-21/32, +-3/2 and infinity, where the sums' rounding errors weigh 2.2 times less in the
 // pixels than at the usual 0, +-1, +-2, and 5 % less than at 0, +-1/sqrt(2), +-sqrt(2); and all coefficients of the
@@ -26,12 +26,13 @@ inline void transform_taps(const double (&points)[N], const double* taps, double
   out[N] = taps[2];
 }
 
-template <int M>
+// F(kOut x kOut, 3x3), of a stride.
+template <int M, int stride = 1>
 struct Winograd;
 
 template <>
 struct Winograd<4> {
-  static constexpr int kOut = 4, kTile = 6;  // pixels a side, of the output and of the input
+  static constexpr int kOut = 4, kTile = 6, kStride = 1;  // pixels a side, of the output and of the input
   static constexpr float a = kA, b = kB, aa = kA * kA, bb = kB * kB, aabb = aa * bb, both = aa + bb;
 
   static VOVNET_INLINE void taps(const double* three, double* out) {
@@ -92,7 +93,7 @@ struct Winograd<4> {
 
 template <>
 struct Winograd<2> {
-  static constexpr int kOut = 2, kTile = 4;
+  static constexpr int kOut = 2, kTile = 4, kStride = 1;
 
   static VOVNET_INLINE void taps(const double* three, double* out) {
     constexpr double points[] = {0, 1, -1};
@@ -125,6 +126,54 @@ struct Winograd<2> {
   static VOVNET_INLINE void output(const Vec* m, Vec* out) {
     out[0] = m[0] + (m[1] + m[2]);
     out[1] = (m[1] - m[2]) + m[3];
+  }
+};
+
+// A stride of 2 is two convolutions, of the even pixels with the outer taps and of the odd ones with the middle tap: 4 + 3
+// products in each dimension for 3 pixels, where 9 are without a transform. F(3, 2 taps) interpolates at 0, +-1, infinity.
+template <>
+struct Winograd<3, 2> {
+  static constexpr int kOut = 3, kTile = 7, kStride = 2;
+
+  static VOVNET_INLINE void taps(const double* three, double* out) {
+    out[0] = -three[0];
+    out[1] = (three[0] + three[2]) / 2;
+    out[2] = (three[0] - three[2]) / 2;
+    out[3] = three[2];
+    out[4] = out[5] = out[6] = three[1];
+  }
+
+  template <typename M, typename S>
+  static VOVNET_INLINE void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
+    const auto at = [&](int y, int x) { return load(from + y * down + x * right); };
+    const auto put = [&](int line, const Vec* d) {
+      const Vec even[4] = {d[0], d[2], d[4], d[6]};
+      Vec out[kTile] = {{}, {}, {}, {}, d[1], d[3], d[5]};
+      Winograd<2>::input(even, out);
+      for (int x = 0; x < kTile; ++x) store(to + (line * kTile + x) * step, out[x]);
+    };
+    Vec line[kTile], other[kTile];
+    for (int x = 0; x < kTile; ++x) line[x] = at(4, x) - at(0, x);
+    put(0, line);
+    for (int x = 0; x < kTile; ++x) {
+      line[x] = at(4, x) + at(2, x);
+      other[x] = at(4, x) - at(2, x);
+    }
+    put(1, line);
+    put(2, other);
+    for (int x = 0; x < kTile; ++x) line[x] = at(6, x) - at(2, x);
+    put(3, line);
+    for (int y = 1; y < kTile; y += 2) {
+      for (int x = 0; x < kTile; ++x) line[x] = at(y, x);
+      put(4 + y / 2, line);
+    }
+  }
+
+  static VOVNET_INLINE void output(const Vec* m, Vec* out) {
+    const Vec both = m[1] + m[2];
+    out[0] = (m[0] + both) + m[4];
+    out[1] = (m[1] - m[2]) + m[5];
+    out[2] = (both + m[3]) + m[6];
   }
 };
 

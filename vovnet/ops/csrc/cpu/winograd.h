@@ -1,4 +1,4 @@
-// 3x3 convolutions of stride 1 by Winograd's transforms: tiles of the input become, at each of the transform's points
+// 3x3 convolutions by Winograd's transforms: tiles of the input become, at each of the transform's points
 // ("frequencies"), rows of a product with the transformed weight there.
 //
 // Two ways through the work. By strips: a thread takes some tiles through all three steps while they stay in its
@@ -29,22 +29,23 @@ struct WinogradPlan {
   int64_t groups;  // of panels, by frequencies: as many as give every thread something to do
   int frequencies;
 
-  WinogradPlan(const Conv& conv, int tile, int threads) {
-    frequencies = (tile + 2) * (tile + 2);
-    tiles_y = ceil_div(conv.out_height, tile);
-    tiles_x = ceil_div(conv.out_width, tile);
+  template <typename W>
+  WinogradPlan(W, const Conv& conv, int threads) {
+    frequencies = W::kTile * W::kTile;
+    tiles_y = ceil_div(conv.out_height, W::kOut);
+    tiles_x = ceil_div(conv.out_width, W::kOut);
     tiles = conv.batch * tiles_y * tiles_x;
     blocks = ceil_div(conv.channels, kBlock<S>);
     panels = ceil_div(conv.out_channels, kPanel);
-    constexpr int64_t kMost = kRows<Chain::kChunk>;
-    // By strips, the rows and one panel's sums share the second-level cache with the weights that pass by, which must
-    // serve two row blocks at least.
+    // By strips, the rows and one panel's sums share the second-level cache with the weights that pass by, and with the
+    // tiles of the next strip; but weights must serve some rows.
+    constexpr int64_t kMost = kRows<kWinogradChain<S>>, kFewest = 2 * kRows<Chain::kBlock>;
     const int64_t rows_bytes = frequencies * blocks * kLine, sums_bytes = 4 * frequencies * panels * kPanel;
-    const int64_t wanted = smaller(larger(2, (600 << 10) / (rows_bytes * kMost)), 8) * kMost;
-    by_frequency = rows_bytes * wanted > (1088 << 10) || tiles < kMost * threads;
+    const int64_t wanted = smaller(larger((400 << 10) / (rows_bytes * kMost) * kMost, kFewest), 8 * kFewest);
+    by_frequency = rows_bytes * wanted > (800 << 10) || tiles < kFewest * threads;
     if (by_frequency) {
       // Rows and sums of all frequencies stay in the third-level cache.
-      const int64_t most = larger(4 * kMost, (12 << 20) / (rows_bytes + sums_bytes));
+      const int64_t most = larger(4 * kFewest, (12 << 20) / (rows_bytes + sums_bytes));
       parts = ceil_div(tiles, most);
     } else {
       parts = ceil_div(tiles, wanted);
@@ -63,7 +64,7 @@ struct WinogradPlan {
   int64_t each() const { return rows_bytes() + frequencies * sum_step * int64_t{sizeof(float)}; }
 };
 
-// W: Winograd<2> or <4>; M: what maps are of; S: what packed numbers are.
+// W: a Winograd<>; M: what maps are of; S: what packed numbers are.
 template <typename S>
 struct WinogradJob {
   const Conv& conv;
@@ -100,7 +101,8 @@ inline void transform_border(const Conv& conv, const Tile& tile, int64_t channel
   for (int y = 0; y < T; ++y) {
     for (int x = 0; x < T; ++x) {
       M* at = patch + (y * T + x) * kWide;
-      const int64_t row = tile.y - conv.padding[0] + y, column = tile.x - conv.padding[1] + x;
+      const int64_t row = tile.y * W::kStride - conv.padding[0] + y;
+      const int64_t column = tile.x * W::kStride - conv.padding[1] + x;
       const bool inside = row >= 0 && row < conv.height && column >= 0 && column < conv.width;
       const M* from = static_cast<const M*>(conv.sources[0].data);
       if (inside) from += ((tile.n * conv.height + row) * conv.width + column) * conv.channels + channel;
@@ -119,7 +121,7 @@ inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const T
   const int64_t begin = row_blocks.begin(block), count = row_blocks.rows(block);
   for (int64_t r = 0; r < count; ++r) {
     const Tile tile = tile_of<W>(plan, first + begin + r);
-    const int64_t y = tile.y - conv.padding[0], x = tile.x - conv.padding[1];
+    const int64_t y = tile.y * W::kStride - conv.padding[0], x = tile.x * W::kStride - conv.padding[1];
     const bool inside = y >= 0 && x >= 0 && y + T <= conv.height && x + T <= conv.width;
     const M* corner = static_cast<const M*>(conv.sources[0].data);
     if (inside) corner += ((tile.n * conv.height + y) * conv.width + x) * conv.channels;
@@ -128,7 +130,7 @@ inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const T
       if (inside && (b + 1) * kBlock<S> <= conv.channels) {
         const M* from = corner + b * kBlock<S>;
         for (int i = 0; i < T; ++i) {  // the next tile's new pixels
-          for (int j = T; j < T + W::kOut; ++j) __builtin_prefetch(from + i * down + j * right);
+          for (int j = T; j < T + W::kOut * W::kStride; ++j) __builtin_prefetch(from + i * down + j * right);
         }
         transform_in<W>(from, down, right, to, plan.row_step);
       } else {
@@ -203,8 +205,11 @@ inline Ahead ahead_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, int64
   while (t < end) {
     const Tile tile = tile_of<W>(plan, t);
     const int64_t tiles = smaller(end - t, plan.tiles_x - tile.x / W::kOut);
-    for (int64_t y = tile.y + 1; y <= smaller(tile.y + W::kOut, conv.height - 1); ++y) {
-      const int64_t x = smaller(tile.x, conv.width - 1), pixels = smaller(tiles * W::kOut + 1, conv.width - x);
+    // Tiles overlap; with a padding of 1, as is usual, those above have read the first lines.
+    constexpr int kNew = W::kOut * W::kStride;
+    const int64_t top = tile.y * W::kStride - 1 + W::kTile - kNew, left = tile.x * W::kStride;
+    for (int64_t y = top; y < smaller(top + kNew, conv.height); ++y) {
+      const int64_t x = smaller(left, conv.width - 1), pixels = smaller(tiles * kNew + 1, conv.width - x);
       const int64_t at = ((tile.n * conv.height + y) * conv.width + x) * conv.channels;
       ahead.add(static_cast<const M*>(conv.sources[0].data) + at, pixels * conv.channels * int64_t{sizeof(M)});
     }
@@ -335,13 +340,13 @@ inline void pack_winograd(const Weight& weight, void* packed, const Parallel& pa
 
 template <typename W, typename S>
 inline int64_t winograd_scratch(const Conv& conv, int threads) {
-  const WinogradPlan<S> plan(conv, W::kOut, threads);
+  const WinogradPlan<S> plan(W{}, conv, threads);
   return plan.each() * (plan.by_frequency ? 1 : threads);
 }
 
 template <typename W, typename M, typename S>
 inline void winograd_conv(const Conv& conv, void* scratch, const Parallel& parallel) {
-  const WinogradPlan<S> plan(conv, W::kOut, parallel.threads);
+  const WinogradPlan<S> plan(W{}, conv, parallel.threads);
   WinogradJob<S> job{conv, plan, static_cast<char*>(scratch), parallel.threads, 0, 0, 0};
   if (plan.by_frequency) {
     winograd_by_frequency<W, M>(job, parallel);
