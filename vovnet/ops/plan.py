@@ -69,4 +69,3 @@ def conv_method(
             return WINOGRAD_STRIDED
     large = tuple(kernel) == (1, 1) and in_channels >= 256 and out_channels >= 256 and pixels >= 300 * threads
     return STRASSEN if large and precision == "fp32" else DIRECT + bit
-
