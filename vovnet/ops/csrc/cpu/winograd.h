@@ -42,7 +42,8 @@ struct WinogradPlan {
     constexpr int64_t kMost = kRows<kWinogradChain<S>>, kFewest = 2 * kRows<Chain::kBlock>;
     const int64_t rows_bytes = frequencies * blocks * kLine, sums_bytes = 4 * frequencies * panels * kPanel;
     const int64_t wanted = smaller(larger((400 << 10) / (rows_bytes * kMost) * kMost, kFewest), 8 * kFewest);
-    by_frequency = rows_bytes * wanted > (800 << 10) || tiles < kFewest * threads;
+    const int64_t few = columns_bytes() > (4 << 20) ? 2 : 1;  // strips of a thread that are not worth reading weights for
+    by_frequency = rows_bytes * wanted > (800 << 10) || tiles < few * kFewest * threads;
     if (by_frequency) {
       // Rows and sums of all frequencies stay in the third-level cache.
       const int64_t most = larger(4 * kFewest, (12 << 20) / (rows_bytes + sums_bytes));
@@ -58,6 +59,8 @@ struct WinogradPlan {
     sum_step = (ceil_div((by_frequency ? panels : 1) * part * kPanel, kSteps) | 1) * kSteps;
   }
   int64_t begin(int64_t i) const { return i * tiles / parts; }
+  // Of the channels, that a row block's tiles are transformed in by frequencies: row blocks may be few.
+  int64_t shares(int threads) const { return smaller(blocks, 2 * threads); }
   // Bytes of scratch for a part: its rows, then its sums.
   int64_t rows_bytes() const { return frequencies * row_step * int64_t{sizeof(S)}; }
   int64_t columns_bytes() const { return frequencies * blocks * panels * kPanel * kLine; }
@@ -96,6 +99,7 @@ VOVNET_INLINE void transform_in(const M* from, int64_t down, int64_t right, S* t
 template <typename W, typename M, typename S>
 inline void transform_border(const Conv& conv, const Tile& tile, int64_t channel, S* to, int64_t step) {
   constexpr int T = W::kTile, kWide = kBlock<S>;
+  typedef M Piece __attribute__((vector_size(kLanes * sizeof(M)), aligned(sizeof(M)), may_alias));
   M patch[T * T * kWide] __attribute__((aligned(kLine)));
   const int count = static_cast<int>(smaller(kWide, conv.channels - channel));
   for (int y = 0; y < T; ++y) {
@@ -106,16 +110,21 @@ inline void transform_border(const Conv& conv, const Tile& tile, int64_t channel
       const bool inside = row >= 0 && row < conv.height && column >= 0 && column < conv.width;
       const M* from = static_cast<const M*>(conv.sources[0].data);
       if (inside) from += ((tile.n * conv.height + row) * conv.width + column) * conv.channels + channel;
-      for (int k = 0; k < kWide; ++k) at[k] = inside && k < count ? from[k] : M{};
+      for (int v = 0; v < kWide; v += kLanes) {
+        const bool whole = inside && v + kLanes <= count;
+        *reinterpret_cast<Piece*>(at + v) = whole ? *reinterpret_cast<const Piece*>(from + v) : Piece{};
+      }
+      for (int k = count / kLanes * kLanes; inside && k < count; ++k) at[k] = from[k];
     }
   }
   transform_in<W>(patch, int64_t{T} * kWide, kWide, to, step);
 }
 
-// The tiles of one row block of a part that begins at `first`, as packed rows of every frequency.
+// The tiles of one row block of a part that begins at `first`, channel blocks [from, until), as packed rows of every
+// frequency.
 template <typename W, typename M, typename S>
 inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const TileBlocks<S>& row_blocks, int64_t first,
-                          int64_t block, S* rows) {
+                          int64_t block, int64_t from, int64_t until, S* rows) {
   constexpr int T = W::kTile;
   const int64_t down = conv.width * conv.channels, right = conv.channels;
   const int64_t begin = row_blocks.begin(block), count = row_blocks.rows(block);
@@ -125,14 +134,14 @@ inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const T
     const bool inside = y >= 0 && x >= 0 && y + T <= conv.height && x + T <= conv.width;
     const M* corner = static_cast<const M*>(conv.sources[0].data);
     if (inside) corner += ((tile.n * conv.height + y) * conv.width + x) * conv.channels;
-    S* to = rows + (begin * plan.blocks + r) * kBlock<S>;
-    for (int64_t b = 0; b < plan.blocks; ++b, to += count * kBlock<S>) {
+    S* to = rows + (begin * plan.blocks + from * count + r) * kBlock<S>;
+    for (int64_t b = from; b < until; ++b, to += count * kBlock<S>) {
       if (inside && (b + 1) * kBlock<S> <= conv.channels) {
-        const M* from = corner + b * kBlock<S>;
+        const M* pixels = corner + b * kBlock<S>;
         for (int i = 0; i < T; ++i) {  // the next tile's new pixels
-          for (int j = T; j < T + W::kOut * W::kStride; ++j) __builtin_prefetch(from + i * down + j * right);
+          for (int j = T; j < T + W::kOut * W::kStride; ++j) __builtin_prefetch(pixels + i * down + j * right);
         }
-        transform_in<W>(from, down, right, to, plan.row_step);
+        transform_in<W>(pixels, down, right, to, plan.row_step);
       } else {
         transform_border<W, M>(conv, tile, b * kBlock<S>, to, plan.row_step);
       }
@@ -180,7 +189,9 @@ inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* 
   const int64_t inner = plan.blocks * kBlock<S>;
   S* rows = reinterpret_cast<S*>(scratch);
   float* sums = reinterpret_cast<float*>(scratch + plan.rows_bytes());
-  for (int64_t b = 0; b < row_blocks.count; ++b) rows_of_tiles<W, M>(conv, plan, row_blocks, first, b, rows);
+  for (int64_t b = 0; b < row_blocks.count; ++b) {
+    rows_of_tiles<W, M>(conv, plan, row_blocks, first, b, 0, plan.blocks, rows);
+  }
   ahead.put_off(plan.panels * plan.frequencies * row_blocks.count * plan.blocks);
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
     const S* columns = static_cast<const S*>(conv.packed) + panel * plan.frequencies * inner * kPanel;
@@ -236,9 +247,12 @@ inline void strips_task(void* context, int64_t thread) {
 // ---- By frequencies, a part of the tiles after the other, each in three steps
 
 template <typename W, typename M, typename S>
-inline void frequency_rows_task(void* context, int64_t block) {
+inline void frequency_rows_task(void* context, int64_t i) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
-  rows_of_tiles<W, M>(job.conv, job.plan, TileBlocks<S>(job.tiles), job.first, block, reinterpret_cast<S*>(job.scratch));
+  const WinogradPlan<S>& plan = job.plan;
+  const int64_t shares = plan.shares(job.threads), share = i % shares;
+  rows_of_tiles<W, M>(job.conv, plan, TileBlocks<S>(job.tiles), job.first, i / shares, share * plan.blocks / shares,
+                      (share + 1) * plan.blocks / shares, reinterpret_cast<S*>(job.scratch));
 }
 
 template <typename W, typename S>
@@ -283,7 +297,7 @@ inline void winograd_by_frequency(WinogradJob<S>& job, const Parallel& parallel)
     job.first = job.plan.begin(i);
     job.tiles = job.plan.begin(i + 1) - job.first;
     job.next = 0;
-    parallel.run(TileBlocks<S>(job.tiles).count, frequency_rows_task<W, M, S>, &job);
+    parallel.run(TileBlocks<S>(job.tiles).count * job.plan.shares(parallel.threads), frequency_rows_task<W, M, S>, &job);
     parallel.run(parallel.threads, frequency_products_task<W, S>, &job);
     parallel.run(job.tiles, frequency_pixels_task<W, M, S>, &job);
   }
