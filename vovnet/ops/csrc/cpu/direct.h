@@ -24,10 +24,7 @@ inline void direct_strip(const Conv& conv, const DirectPlan<S>& plan, const void
       Pixels pixels(conv, m + first, row_blocks.rows(b), m + rows);
       S* to = packed + first * blocks * kBlock<S>;
       if (is_picture(conv.channels)) {
-        for (int r = 0; r < pixels.count; ++r) {
-          pack_picture_row(conv, static_cast<const int64_t*>(table), pixels.pixel[r], blocks, to + r * kBlock<S>,
-                           pixels.count * kBlock<S>);
-        }
+        pack_picture_rows(conv, static_cast<const int64_t*>(table), pixels, blocks, to);
       } else {
         pack_rows(conv, static_cast<const Inner<M>*>(table), from, until, pixels, to);
       }
@@ -63,9 +60,7 @@ inline void direct_task(void* context, int64_t thread) {
     Ahead ahead;
     // What this thread takes next, if the others are as fast; a task is not taken before it can begin.
     const int64_t next = (i + threads) / plan.groups;
-    if (next < plan.strips && !is_picture(conv.channels)) {
-      ahead = ahead_of_rows<M>(conv, plan.begin(next), plan.begin(next + 1));
-    }
+    if (next < plan.strips) ahead = ahead_of_rows<M>(conv, plan.begin(next), plan.begin(next + 1));
     ahead.add_share(conv.next, conv.next_bytes, i, plan.tasks());
     ahead.cold = i < threads || plan.columns_bytes() > kKept;
     if (conv.method == Method::kStrassen) {

@@ -10,7 +10,8 @@ namespace VOVNET_ISA {
 
 using vovnet::cpu::Conv;
 
-constexpr int64_t kStreamBytes = int64_t{4} << 20;  // larger maps go past the caches, which would not hold them
+// Larger maps go past the caches: to fetch what is overwritten costs more than to fetch, later, what was written.
+constexpr int64_t kStreamBytes = int64_t{1} << 20;
 
 VOVNET_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 VOVNET_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -118,12 +118,12 @@ inline void pack_rows(const Conv& conv, const Inner<M>* inner, int64_t begin, in
   }
 }
 
-// A row of a picture: all taps, one after the other. `offsets` are of its elements from that of the first tap.
+// A row of a picture: all channels' taps. `offsets` are of its elements from that of the first tap.
 template <typename S>
 inline void pack_picture_row(const Conv& conv, const int64_t* offsets, const Pixel& pixel, int64_t blocks, S* to,
                              int64_t step) {
   const int64_t* strides = conv.strides;
-  const int64_t count = conv.kernel[0] * conv.kernel[1] * conv.channels;
+  const int64_t taps = conv.kernel[0] * conv.kernel[1], count = taps * conv.channels;
   const int64_t corner = pixel.n * strides[0] + pixel.y * strides[2] + pixel.x * strides[3];
   const float* data = static_cast<const float*>(conv.sources[0].data);
   const bool inside = pixel.exists && pixel.y >= 0 && pixel.y + conv.kernel[0] <= conv.height && pixel.x >= 0 &&
@@ -136,7 +136,7 @@ inline void pack_picture_row(const Conv& conv, const int64_t* offsets, const Pix
       for (int k = 0; k < kBlock<S>; ++k) line[k] = data[corner + offsets[first + k]];
     } else {
       for (int64_t k = 0; k < kBlock<S>; ++k) {
-        const bool exists = k < here && (inside || under_tap(conv, pixel, (first + k) / conv.channels) >= 0);
+        const bool exists = k < here && (inside || under_tap(conv, pixel, (first + k) % taps) >= 0);
         line[k] = exists ? data[corner + offsets[first + k]] : 0.0f;
       }
     }
@@ -144,16 +144,89 @@ inline void pack_picture_row(const Conv& conv, const int64_t* offsets, const Pix
   }
 }
 
-// The lines of the sources that rows [m, end) read and those before them may not have.
+#if defined(__AVX512F__)
+// Where the elements of a picture's row come from, taps side by side at a time: those under the mask of the vector at an
+// offset from the first tap's. Of pictures whose lines are dense, as they usually are, and few taps.
+struct Pieces {
+  static constexpr int kVectors = 4;
+  int64_t offset[kVectors * (kLanes + 1)];
+  __mmask16 mask[kVectors * (kLanes + 1)];
+  int end[kVectors] = {};  // of a vector's pieces
+
+  explicit Pieces(const Conv& conv) {
+    int count = 0;
+    int64_t k = 0;  // elements so far
+    for (int64_t line = 0; line < conv.channels * conv.kernel[0]; ++line) {
+      const int64_t from = line / conv.kernel[0] * conv.strides[1] + line % conv.kernel[0] * conv.strides[2];
+      for (int64_t x = 0; x < conv.kernel[1];) {
+        const int64_t lane = k % kLanes, here = smaller(conv.kernel[1] - x, kLanes - lane);
+        offset[count] = from + x - lane;
+        mask[count] = static_cast<__mmask16>(((1u << here) - 1) << lane);
+        end[k / kLanes] = ++count;
+        x += here, k += here;
+      }
+    }
+  }
+  static bool serve(const Conv& conv) {
+    return conv.strides[3] == 1 && conv.channels * conv.kernel[0] * conv.kernel[1] <= kVectors * kLanes;
+  }
+  VOVNET_INLINE Vec collect(const float* corner, int vector) const {
+    __m512 row = _mm512_setzero_ps();
+    for (int i = vector ? end[vector - 1] : 0; i < end[vector]; ++i) {
+      row = _mm512_mask_loadu_ps(row, mask[i], corner + offset[i]);
+    }
+    return reinterpret_cast<Vec>(row);
+  }
+};
+#endif
+
+// The rows of a picture's pixels.
+template <typename S>
+inline void pack_picture_rows(const Conv& conv, const int64_t* offsets, const Pixels& pixels, int64_t blocks, S* to) {
+  const int64_t step = pixels.count * kBlock<S>;
+#if defined(__AVX512F__)
+  if (Pieces::serve(conv)) {
+    const Pieces pieces(conv);
+    for (int r = 0; r < pixels.count; ++r, to += kBlock<S>) {
+      const Pixel& pixel = pixels.pixel[r];
+      if (!pixel.exists || pixel.y < 0 || pixel.y + conv.kernel[0] > conv.height || pixel.x < 0 ||
+          pixel.x + conv.kernel[1] > conv.width) {
+        pack_picture_row(conv, offsets, pixel, blocks, to, step);
+        continue;
+      }
+      const float* corner = static_cast<const float*>(conv.sources[0].data) + pixel.n * conv.strides[0] +
+                            pixel.y * conv.strides[2] + pixel.x;
+      for (int64_t k = 0; k < blocks * kBlock<S>; k += kLanes) {
+        store(to + k / kBlock<S> * step + k % kBlock<S>, pieces.collect(corner, static_cast<int>(k / kLanes)));
+      }
+    }
+    return;
+  }
+#endif
+  for (int r = 0; r < pixels.count; ++r) {
+    pack_picture_row(conv, offsets, pixels.pixel[r], blocks, to + r * kBlock<S>, step);
+  }
+}
+
+// The lines of the sources that rows [m, end) read and those before them may not have; of pictures whose lines are dense.
 template <typename M>
 VOVNET_INLINE Ahead ahead_of_rows(const Conv& conv, int64_t m, int64_t end) {
   Ahead ahead;
+  if (is_picture(conv.channels) && conv.strides[3] != 1) return ahead;
   while (m < end) {
     const Pixel pixel = pixel_of(conv, m);
     const int64_t pixels = smaller(end - m, conv.out_width - pixel.column);
     const int64_t left = larger(pixel.x, 0);
     const int64_t right = smaller(pixel.x + (pixels - 1) * conv.stride[1] + conv.kernel[1], conv.width);
     for (int64_t y = larger(pixel.y, 0); y < smaller(pixel.y + conv.kernel[0], conv.height); ++y) {
+      if (is_picture(conv.channels)) {
+        const float* line = static_cast<const float*>(conv.sources[0].data) + pixel.n * conv.strides[0] +
+                            y * conv.strides[2] + left;
+        for (int64_t c = 0; c < conv.channels; ++c) {
+          ahead.add(line + c * conv.strides[1], (right - left) * int64_t{sizeof(float)});
+        }
+        continue;
+      }
       const int64_t at = (pixel.n * conv.height + y) * conv.width + left;
       for (int s = 0; s < conv.count; ++s) {
         const int64_t channels = conv.sources[s].channels;

@@ -26,7 +26,8 @@ struct DirectPlan {
     // Strips whose packed rows and sums share the second-level cache with the columns that pass by; longer ones where
     // the columns are many, for each strip reads them all.
     constexpr int64_t kMost = kRows<Chain::kChunk>;
-    const int64_t wanted = strassen || columns_bytes() <= (6 << 20) ? 4 * kMost : 12 * kMost;
+    const bool short_strips = strassen || (columns_bytes() <= (6 << 20) && !is_picture(conv.channels));
+    const int64_t wanted = (short_strips ? 4 : 12) * kMost;
     strips = larger(1, ceil_div(rows, wanted));
     strip = wanted;
     fixed = strassen;

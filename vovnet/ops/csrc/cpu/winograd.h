@@ -179,6 +179,18 @@ VOVNET_INLINE void transform_out(const Conv& conv, const Finish<M>& finish, cons
   }
 }
 
+// Asks for a tile's pixels, before they are written.
+template <typename W, typename M>
+VOVNET_INLINE void ask_for_pixels(const Conv& conv, const Tile& tile, int64_t channel) {
+  for (int64_t y = tile.y; y < smaller(tile.y + W::kOut, conv.out_height); ++y) {
+    for (int64_t x = tile.x; x < smaller(tile.x + W::kOut, conv.out_width); ++x) {
+      const int64_t pixel = (tile.n * conv.out_height + y) * conv.out_width + x;
+      const M* at = static_cast<const M*>(conv.out) + pixel * conv.out_channels + channel;
+      for (int i = 0; i < kPanel; i += kLine / static_cast<int>(sizeof(M))) __builtin_prefetch(at + i, 1);
+    }
+  }
+}
+
 // ---- By strips
 
 template <typename W, typename M, typename S>
@@ -195,9 +207,13 @@ inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* 
   ahead.put_off(plan.panels * plan.frequencies * row_blocks.count * plan.blocks);
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
     const S* columns = static_cast<const S*>(conv.packed) + panel * plan.frequencies * inner * kPanel;
+    int64_t asked = 0;
     for (int f = 0; f < plan.frequencies; ++f, columns += inner * kPanel) {
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks,
-                     sums + f * plan.sum_step, false, ahead);
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step, false, ahead);
+      if (finish.streams) continue;
+      for (; asked < tiles * (f + 1) / plan.frequencies; ++asked) {
+        ask_for_pixels<W, M>(conv, tile_of<W>(plan, first + asked), panel * kPanel);
+      }
     }
     for (int64_t t = 0; t < tiles; ++t) {
       transform_out<W>(conv, finish, tile_of<W>(plan, first + t), sums + t * kPanel, plan.sum_step, panel * kPanel);
