@@ -10,7 +10,7 @@ from osa_reference import draw
 from torch import Tensor
 
 from vovnet.ops import packed  # noqa: F401  (the operators' schemas)
-from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
+from vovnet.ops.plan import BFLOAT16, DIRECT, FLOAT_PRODUCTS, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
 METHODS = {
     "direct": DIRECT,
@@ -23,7 +23,7 @@ METHODS = {
 
 def usual_stride(method: int) -> tuple[int, int]:
     """Of the convolutions that the method is for, or 1."""
-    return (2, 2) if method & ~BFLOAT16 == WINOGRAD_STRIDED else (1, 1)
+    return (2, 2) if method & ~(BFLOAT16 | FLOAT_PRODUCTS) == WINOGRAD_STRIDED else (1, 1)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -197,17 +197,12 @@ class FusedOsaBlock(nn.Module):
         convs: list[Any] = [*self.conv_mid, self.conv_concat]
         x = dense(convs[0].taken(x), convs[0].precision)
         added = x if self.identity and self.attn is None else None
-        weights = [conv.weight for conv in convs]
-        if self.has_kernel and convs[0].served(x) and not differentiates(*weights):
-            methods = [conv.method(x) for conv in convs]
-            out: Tensor = torch.ops.vovnet.packed_osa_block(
-                x,
-                weights,
-                [conv.bias for conv in convs],
-                [conv._prepared[(method,)] for conv, method in zip(convs, methods, strict=True)],
-                methods,
-                added is not None,
-            )
+        if (
+            self.has_kernel
+            and convs[0].served(x)
+            and not (torch.is_grad_enabled() and differentiates(*(conv.weight for conv in convs)))
+        ):
+            out: Tensor = torch.ops.vovnet.packed_osa_block(x, *self._arguments(convs, x), added is not None)
         else:
             maps = [x]
             for conv in self.conv_mid:
@@ -217,6 +212,19 @@ class FusedOsaBlock(nn.Module):
             return out
         out = self.attn(out).to(out.dtype)
         return out + x if self.identity else out
+
+    def _arguments(self, convs: list[Any], x: Tensor) -> tuple[list[Any], ...]:
+        """Weights, biases, packed weights and methods for maps like ``x``, found once: it takes as long as products."""
+        last = convs[-1]
+        key = ("block", x.shape[0], x.shape[2], x.shape[3], threads())
+        found: tuple[list[Any], ...] | None = None if torch.compiler.is_compiling() else last._prepared.get(key)
+        if found is None:
+            methods = [conv.method(x) for conv in convs]
+            packed = [conv._prepared[(method,)] for conv, method in zip(convs, methods, strict=True)]
+            found = [conv.weight for conv in convs], [conv.bias for conv in convs], packed, methods
+            if not torch.compiler.is_compiling() and len(last._prepared) < MOST_SHAPES:
+                last._prepared[key] = found
+        return found
 
 
 class FusedLinear(FusedLayer):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from vovnet.ops.arguments import conv_shape
-from vovnet.ops.plan import BFLOAT16
+from vovnet.ops.plan import BFLOAT16, FLOAT_PRODUCTS
 
 _LIBRARY = torch.library.Library("vovnet", "FRAGMENT")
 """Registrations end with it."""
@@ -64,7 +64,9 @@ def packed_conv(
         (N, out channels, H', W'), channels-last, bfloat16 where the products are, else of ``x``'s type.
     """
     low = bool(method & BFLOAT16)
-    if low:
+    if method & FLOAT_PRODUCTS:
+        x = x.float()
+    elif low:
         x, weight = x.to(torch.bfloat16).float(), weight.to(torch.bfloat16).float()
     out = F.conv2d(x, weight, bias, list(stride), list(padding))
     if relu:

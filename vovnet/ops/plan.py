@@ -12,17 +12,22 @@ DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED = range(5)
 """Methods of ``vovnet::packed_conv``."""
 BFLOAT16 = 16
 """The bit of a method that says: products of bfloat16 numbers, added up in float32; maps are bfloat16."""
+FLOAT_PRODUCTS = 32
+"""A bit beside that one: products are of float32 numbers nevertheless."""
 
 ALGORITHMS = ("auto", "direct")
 PRECISIONS = ("fp32", "bf16")
 
 WEIGHT_COST = 8
 """Tiles that one thread multiplies with a weight in the time that the weight takes to come from memory."""
-EXACT_CHANNELS = {"fp32": (0, 0), "bf16": (64, 160)}
-"""Up to how many output channels there is no Winograd, and no F(4×4): a network's first layers have the fewest, and
-their rounding errors weigh most, as all others follow. In float32 the whole network's error is less than twice that of
-PyTorch's own convolutions without such limits; in bfloat16, where F(4×4) triples a layer's, it is less than PyTorch's
-with these."""
+FLOAT_CHANNELS = 64
+SMALL_TILE_CHANNELS = 128
+"""Up to how many output channels, of bfloat16 maps, Winograd's products are of float32, and up to how many there is no
+F(4×4). Of pictures all products are of float32. A network's first layers have the fewest channels, and their rounding
+errors weigh most, as all others follow: with these limits, and Strassen's below, the whole network's error is less than that of PyTorch's own
+bfloat16 convolutions, though F(4×4) triples a layer's. In float32 it is less than twice PyTorch's without limits."""
+STRASSEN_CHANNELS = {"fp32": 256, "bf16": 512}
+"""From how many channels on, of input and output, Strassen's product pays, and its errors do not weigh."""
 
 
 def conv_method(
@@ -52,20 +57,22 @@ def conv_method(
         threads: that share the work.
     """
     bit = BFLOAT16 if precision == "bf16" else 0
+    wide = bit | FLOAT_PRODUCTS if bit else 0
+    if in_channels < 16:
+        return DIRECT + wide
     if algorithm == "direct":
         return DIRECT + bit
-    pixels = batch * height * width
-    direct_to, two_to = EXACT_CHANNELS[precision]
-    if tuple(kernel) == (3, 3) and in_channels >= 16 and out_channels > direct_to:
 
-        def cost(products: int, side: int) -> int:
-            tiles = batch * -(-height // side) * -(-width // side)
-            return products * (tiles + WEIGHT_COST * threads)
+    def cost(products: int, side: int) -> int:
+        tiles = batch * -(-height // side) * -(-width // side)
+        return products * (tiles + WEIGHT_COST * threads)
 
-        if tuple(stride) == (1, 1):
-            small = out_channels <= two_to or cost(16, 2) < cost(36, 4)
-            return (WINOGRAD_2 if small else WINOGRAD_4) + bit
-        if tuple(stride) == (2, 2) and precision == "fp32" and cost(49, 3) < cost(9, 1):
-            return WINOGRAD_STRIDED
-    large = tuple(kernel) == (1, 1) and in_channels >= 256 and out_channels >= 256 and pixels >= 300 * threads
-    return STRASSEN if large and precision == "fp32" else DIRECT + bit
+    if tuple(kernel) == (3, 3) and tuple(stride) == (1, 1):
+        small = cost(16, 2) < cost(36, 4)
+        if out_channels <= FLOAT_CHANNELS:
+            return (WINOGRAD_2 if small else WINOGRAD_4) + wide
+        return (WINOGRAD_2 if small or (bit and out_channels <= SMALL_TILE_CHANNELS) else WINOGRAD_4) + bit
+    if tuple(kernel) == (3, 3) and tuple(stride) == (2, 2) and not bit and cost(49, 3) < cost(9, 1):
+        return WINOGRAD_STRIDED
+    large = min(in_channels, out_channels) >= STRASSEN_CHANNELS[precision] and batch * height * width >= 300 * threads
+    return (STRASSEN if large and tuple(kernel) == (1, 1) else DIRECT) + bit

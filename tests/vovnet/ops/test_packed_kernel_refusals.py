@@ -12,6 +12,8 @@ from torch import Tensor
 from vovnet.ops import native
 from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
+METHOD = "method: expected 0 to 4, and 16 more for bfloat16 maps and products or 48 for bfloat16 maps alone"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
@@ -84,9 +86,22 @@ def last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ({"padding": [1, 1, 1]}, "padding: expected two numbers of at least 0, got (1, 1, 1)"),
         ({"padding": [2**62, 1]}, ""),
         ({"padding": [2**40, 2**40]}, "MiB of memory"),
-        ({"method": 5}, "method: expected 0 to 4, and 16 more for products of bfloat16 numbers, got 5"),
-        ({"method": -1}, "method: expected 0 to 4, and 16 more for products of bfloat16 numbers, got -1"),
-        ({"method": 2**32}, "method: expected 0 to 4, and 16 more for products of bfloat16 numbers, got 4294967296"),
+        (
+            {"method": 5},
+            f"{METHOD}, got 5",
+        ),
+        (
+            {"method": -1},
+            f"{METHOD}, got -1",
+        ),
+        (
+            {"method": 2**32},
+            f"{METHOD}, got 4294967296",
+        ),
+        (
+            {"method": 32},
+            f"{METHOD}, got 32",
+        ),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
@@ -104,7 +119,11 @@ def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
             DIRECT,
             "weight: expected (out channels, channels, height, width), got (24, 0, 3, 3)",
         ),
-        (torch.zeros(24, 32, 3, 3), 7, "method: expected 0 to 4, and 16 more for products of bfloat16 numbers, got 7"),
+        (
+            torch.zeros(24, 32, 3, 3),
+            7,
+            f"{METHOD}, got 7",
+        ),
         (torch.zeros(24, 15, 1, 1), STRASSEN, "weight: expected 16 or more channels for Strassen's product"),
         (torch.zeros(24, 15, 3, 3), WINOGRAD_2, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
         (torch.zeros(24, 32, 3, 1), WINOGRAD_4, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),

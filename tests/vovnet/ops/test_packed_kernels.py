@@ -19,7 +19,7 @@ from packed_calls import METHODS, channels_last, convolve, fits, some_map, some_
 from torch import Tensor
 
 from vovnet.ops import native
-from vovnet.ops.plan import BFLOAT16, DIRECT, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
+from vovnet.ops.plan import BFLOAT16, DIRECT, FLOAT_PRODUCTS, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
 TOLERANCE = {"direct": 5e-6, "Strassen": 2e-5, "F(2x2)": 1e-5, "F(4x4)": 5e-5, "F(3x3) of stride 2": 1e-5}
 """The largest error of results whose variance is 1, in float32."""
@@ -194,6 +194,18 @@ def test_errors_of_bfloat16_beside_onednns(layer: str, method: str) -> None:
     assert out.dtype == torch.bfloat16
     assert error(out, exact) <= BFLOAT16_BOUNDS[method] * theirs
     assert abs(float((out.double() - exact).mean())) <= 0.01 * float(exact.std())  # rounded to the nearest
+
+
+@pytest.mark.parametrize(("layer", "method"), LAYER_CALLS)
+def test_float_products_of_bfloat16_maps_are_rounded_once(layer: str, method: str) -> None:
+    """The result is that of the map in float32, to half a step of bfloat16; that of a picture loses no more."""
+    x, weight, geometry = layer_of(layer)
+    half = x.bfloat16() if x.shape[1] > 3 else x
+    expected = convolve(channels_last(half.float()), weight, **geometry, method=METHODS[method])
+    out = convolve(half, weight, **geometry, method=METHODS[method] + BFLOAT16 + FLOAT_PRODUCTS)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-6)
+    assert torch.equal(out, expected.bfloat16()) or method == "Strassen"
 
 
 @pytest.mark.parametrize("layer", [name for name in LAYERS if name != "stem 1"])

@@ -15,6 +15,7 @@ from vovnet.ops.plan import (
     ALGORITHMS,
     BFLOAT16,
     DIRECT,
+    FLOAT_PRODUCTS,
     PRECISIONS,
     STRASSEN,
     WINOGRAD_2,
@@ -52,7 +53,8 @@ def test_methods_that_can_compute_the_layer(layer: str) -> None:
     for size, algorithm, precision, threads in ALL:
         method = conv_method(*LAYERS[layer], *size, algorithm, precision, threads)
         assert bool(method & BFLOAT16) == (precision == "bf16")
-        method &= ~BFLOAT16
+        assert method & BFLOAT16 or not method & FLOAT_PRODUCTS
+        method &= ~(BFLOAT16 | FLOAT_PRODUCTS)
         assert method in (DIRECT, STRASSEN, *transforms)
         if algorithm == "direct":
             assert method == DIRECT
@@ -118,10 +120,19 @@ def test_more_threads_make_no_tile_larger() -> None:
 
 
 def test_the_first_layers_round_little() -> None:
-    """Every later layer inherits their errors, and bfloat16's are large: none of F(4x4)'s, however large the map."""
-    assert conv_method(64, 64, (3, 3), (1, 1), 1, 800, 1344, precision="bf16") == DIRECT + BFLOAT16
-    assert conv_method(256, 160, (3, 3), (1, 1), 1, 800, 1344, precision="bf16") == WINOGRAD_2 + BFLOAT16
-    assert conv_method(64, 64, (3, 3), (1, 1), 1, 800, 1344) == WINOGRAD_4
+    """Every later layer inherits their errors, and bfloat16's are large."""
+    half, mixed = BFLOAT16, BFLOAT16 + FLOAT_PRODUCTS
+    size = (1, 100, 168)
+    methods = {
+        (3, 64, (2, 2)): DIRECT + mixed,
+        (64, 64, (1, 1)): WINOGRAD_4 + mixed,
+        (64, 128, (2, 2)): DIRECT + half,
+        (128, 128, (1, 1)): WINOGRAD_2 + half,
+        (256, 160, (1, 1)): WINOGRAD_4 + half,
+    }
+    for (channels, out_channels, stride), expected in methods.items():
+        assert conv_method(channels, out_channels, (3, 3), stride, *size, precision="bf16") == expected
+    assert conv_method(64, 64, (3, 3), (1, 1), *size) == WINOGRAD_4
 
 
 def test_a_transform_of_stride_2_where_it_saves_more_than_its_weights_cost() -> None:
@@ -136,4 +147,5 @@ def test_strassen_where_the_product_is_large() -> None:
     assert large == STRASSEN
     assert conv_method(1056, 512, (1, 1), (1, 1), 1, 3, 3) == DIRECT
     assert conv_method(64, 64, (1, 1), (1, 1), 1, 50, 84) == DIRECT
-    assert conv_method(1056, 512, (1, 1), (1, 1), 1, 50, 84, precision="bf16") == DIRECT + BFLOAT16
+    assert conv_method(1056, 512, (1, 1), (1, 1), 1, 50, 84, precision="bf16") == STRASSEN + BFLOAT16
+    assert conv_method(768, 256, (1, 1), (1, 1), 1, 200, 336, precision="bf16") == DIRECT + BFLOAT16

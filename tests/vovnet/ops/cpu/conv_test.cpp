@@ -212,7 +212,7 @@ class Comparison {
 void run(const Request& request, const char* set, const Case& c) {
   const Data data(c);
   Comparison<float> single(request.kernels.convs[0], set, c, data);
-  Comparison<uint16_t> half(request.kernels.convs[1], set, c, data);
+  Comparison<uint16_t> half(request.kernels.convs[1], set, c, data), mixed(request.kernels.convs[2], set, c, data);
   const bool square = c.kernel[0] == 3 && c.kernel[1] == 3 && c.stride[0] == c.stride[1];
   const bool winograd = square && !c.picture() && c.sources.size() == 1 && c.residual == Residual::kNone;
   for (const Method method : {Method::kDirect, Method::kStrassen, Method::kWinograd2, Method::kWinograd4,
@@ -222,6 +222,7 @@ void run(const Request& request, const char* set, const Case& c) {
     if (method >= Method::kWinograd2 && !(winograd && c.stride[0] == stride)) continue;
     single.run(method);
     half.run(method);
+    mixed.run(method);
   }
 }
 

@@ -73,7 +73,7 @@ constexpr vovnet::cpu::ConvKernels convs_of() {
 
 constexpr vovnet::cpu::Kernels kernels_of(const char* name) {
   return {name,
-          {convs_of<float, float>(), convs_of<uint16_t, float>()},
+          {convs_of<float, float>(), convs_of<uint16_t, float>(), convs_of<uint16_t, float>()},
           {{average<float>, max_rows<float>}, {average<uint16_t>, max_rows<uint16_t>}}};
 }
 

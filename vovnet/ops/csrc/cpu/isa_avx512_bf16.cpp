@@ -3,4 +3,5 @@
 #include "isa.h"
 
 // No code of this file may run while the library is loaded, on whatever processor: a constant.
-constinit const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs = avx512_bf16::convs_of<uint16_t, uint16_t>();
+constinit const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs[2] = {
+    avx512_bf16::convs_of<uint16_t, uint16_t>(), avx512_bf16::convs_of<uint16_t, float>()};

@@ -59,7 +59,6 @@ struct Weight {
   Method method;
 };
 
-// Convolutions of maps of one Element.
 struct ConvKernels {
   int64_t (*packed_size)(const Weight&);  // in bytes
   void (*pack)(const Weight&, void* packed, const Parallel&);
@@ -67,9 +66,12 @@ struct ConvKernels {
   void (*conv)(const Conv&, void* scratch, const Parallel&);
 };
 
+// What convolutions compute with: maps, and the numbers that are multiplied.
+enum class Numbers : int { kFloat32 = 0, kBFloat16 = 1, kBFloat16Maps = 2 };  // of the last, float32 is multiplied
+
 struct Kernels {
   const char* name;
-  ConvKernels convs[2];      // by Element
+  ConvKernels convs[3];      // by Numbers
   RegionKernels regions[2];  // by Element
 };
 
@@ -80,6 +82,6 @@ extern const vovnet::cpu::Kernels vovnet_cpu_kernels_plain;
 #if !defined(VOVNET_PLAIN_ONLY)
 extern const vovnet::cpu::Kernels vovnet_cpu_kernels_avx2, vovnet_cpu_kernels_avx512;
 #if !defined(VOVNET_NO_AVX512_BF16)
-extern const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs;
+extern const vovnet::cpu::ConvKernels vovnet_cpu_bfloat16_convs[2];  // for the last two
 #endif
 #endif

@@ -28,23 +28,30 @@ void check_float(const Call& call, const std::string& argument, const Tensor& te
   check_place(call, argument, tensor);
 }
 
-// What a method's number says: how products are computed, and, by a bit, that maps and products are of bfloat16.
-constexpr int64_t kBFloat16Bit = 16;
+// What a method's number says: how products are computed, and, by bits, that maps and products are of bfloat16, and that
+// products are of float32 nevertheless.
+constexpr int64_t kBFloat16Bit = 16, kFloatProductsBit = 32;
 
 Element element_of(int64_t method) { return method & kBFloat16Bit ? Element::kBFloat16 : Element::kFloat32; }
+
+Numbers numbers_of(int64_t method) {
+  if (element_of(method) == Element::kFloat32) return Numbers::kFloat32;
+  return method & kFloatProductsBit ? Numbers::kBFloat16Maps : Numbers::kBFloat16;
+}
 
 ScalarType dtype_of(Element element) { return element == Element::kFloat32 ? ScalarType::Float : ScalarType::BFloat16; }
 
 int64_t bytes_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
-const ConvKernels& convs_of(Element element) { return kernels().convs[static_cast<int>(element)]; }
+const ConvKernels& convs_of(int64_t method) { return kernels().convs[static_cast<int>(numbers_of(method))]; }
 
 bool is_winograd(Method method) { return method >= Method::kWinograd2; }
 
 Method method_of(const Call& call, const std::string& argument, int64_t method) {
-  const int64_t number = method & ~kBFloat16Bit;
-  if (number < 0 || number > 4) {
-    call.refuse(argument, "0 to 4, and 16 more for products of bfloat16 numbers", std::to_string(method));
+  const int64_t number = method & ~(kBFloat16Bit | kFloatProductsBit);
+  if (number < 0 || number > 4 || (method & kFloatProductsBit && !(method & kBFloat16Bit))) {
+    call.refuse(argument, "0 to 4, and 16 more for bfloat16 maps and products or 48 for bfloat16 maps alone",
+                std::to_string(method));
   }
   return static_cast<Method>(number);
 }
@@ -81,7 +88,7 @@ Tensor pack_conv(Tensor weight, int64_t method) {
   const Call call("pack_conv");
   const Weight made = weight_of(call, "weight", weight, method);
   call.contiguous("weight", weight);
-  const ConvKernels& convs = convs_of(element_of(method));
+  const ConvKernels& convs = convs_of(method);
   // Where maps are allocated: packed weights are read from end to end, on huge pages if there are any.
   Tensor packed = new_map("pack_conv", {1, convs.packed_size(made) / 4, 1, 1}, ScalarType::Float);
   convs.pack(made, packed.mutable_data_ptr(), parallel());
@@ -94,7 +101,7 @@ Conv conv_of(const Call& call, const std::string& suffix, const Tensor& weight, 
   const Weight made = weight_of(call, "weight" + suffix, weight, method);
   check_float(call, "packed" + suffix, packed);
   call.contiguous("packed" + suffix, packed);
-  const int64_t size = convs_of(element_of(method)).packed_size(made) / 4;
+  const int64_t size = convs_of(method).packed_size(made) / 4;
   if (packed.numel() != size) {
     call.refuse("packed" + suffix,
                 "what pack_conv makes of this weight for method " + std::to_string(method) + ", " +
@@ -116,9 +123,9 @@ Conv conv_of(const Call& call, const std::string& suffix, const Tensor& weight, 
   return conv;
 }
 
-void run_conv(const char* op, Element element, const Conv& conv, const Parallel& threads) {
+void run_conv(const char* op, int64_t method, const Conv& conv, const Parallel& threads) {
   if (conv.batch * conv.out_height * conv.out_width == 0) return;
-  const ConvKernels& convs = convs_of(element);
+  const ConvKernels& convs = convs_of(method);
   const auto bytes = static_cast<size_t>(convs.scratch_size(conv, threads.threads));
   try {
     const Scratch scratch(bytes);
@@ -180,7 +187,7 @@ Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::opt
   }
   Tensor result = new_map("packed_conv", {conv.batch, conv.out_channels, out[0], out[1]}, dtype);
   conv.out = result.mutable_data_ptr();
-  run_conv("packed_conv", element, conv, parallel());
+  run_conv("packed_conv", method, conv, parallel());
   return result;
 }
 
@@ -255,14 +262,14 @@ Tensor packed_osa_block(Tensor x, std::vector<Tensor> weights, std::vector<Tenso
       conv.next_bytes = packed[i + 1].numel() * 4;
       aggregation.sources[aggregation.count++] = {next, conv.out_channels};
       next += conv.out_channels * pixels * bytes_of(element);
-      run_conv(op, element, conv, threads);
+      run_conv(op, methods[i], conv, threads);
     }
     if (identity) {
       aggregation.residual = x.const_data_ptr();
       aggregation.residual_height = aggregation.height, aggregation.residual_width = aggregation.width;
     }
     aggregation.out = result.mutable_data_ptr();
-    run_conv(op, element, aggregation, threads);
+    run_conv(op, methods.back(), aggregation, threads);
   } catch (const std::bad_alloc&) {
     no_memory(op, bytes);
   }
