@@ -24,8 +24,9 @@ FLOAT_CHANNELS = 64
 SMALL_TILE_CHANNELS = 128
 """Up to how many output channels, of bfloat16 maps, Winograd's products are of float32, and up to how many there is no
 F(4×4). Of pictures all products are of float32. A network's first layers have the fewest channels, and their rounding
-errors weigh most, as all others follow: with these limits, and Strassen's below, the whole network's error is less than that of PyTorch's own
-bfloat16 convolutions, though F(4×4) triples a layer's. In float32 it is less than twice PyTorch's without limits."""
+errors weigh most, as all others follow: with these limits and the next one the whole network's error is less than that
+of PyTorch's own bfloat16 convolutions, though F(4×4) triples a layer's. In float32 it is less than twice PyTorch's
+without limits."""
 STRASSEN_CHANNELS = {"fp32": 256, "bf16": 512}
 """From how many channels on, of input and output, Strassen's product pays, and its errors do not weigh."""
 
