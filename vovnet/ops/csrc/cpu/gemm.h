@@ -33,14 +33,14 @@ constexpr int kFarAhead = 8192, kNearAhead = 2048;
 // with the length of such a chain.
 enum class Chain { kChunk, kBlock };
 
-// Rows at most: 28 of 32 or 12 of 16 registers are sums. Of chains of a block, half of those are the sums of the chains,
-// or these are in memory where registers are few.
+// Rows at most: 28 of 32 or 12 of 16 registers are sums. Of chains of a block, half of those are sums of chains, or
+// these are in memory where registers are few.
 template <Chain kind>
 constexpr int kRows = kLanes == 16 ? (kind == Chain::kBlock ? 7 : 14) : 6;
 
 // One step of a row: its number, or pair of numbers, times two vectors of columns. new_chain() first adds the sums to
-// those of the chains before. Compilers given the choice overwrite a factor instead of the sum, and then move sums around;
-// so the instructions are spelled out where registers are scarce.
+// those of the chains before. Compilers given the choice overwrite a factor instead of the sum, and then move sums
+// around; so the instructions are spelled out where registers are scarce.
 #if defined(__AVX2__)
 VOVNET_INLINE void add_step(Vec& a, Vec& b, const float* row, Vec left, Vec right) {
   Vec x;
@@ -91,8 +91,8 @@ VOVNET_INLINE Vec columns_at(const void* p) { return load(static_cast<const floa
 // sums[row][kPanel] = product (+ what stands there, if `add`).
 //
 // rows: [blocks][R][line]; columns: [16 * blocks][kPanel], asked for `distance` bytes ahead. Both are asked for beyond
-// their ends, for the next product's follow. From `next` on, a line for each step is brought into the first-level cache;
-// from `ahead` on, kAheadLines for each block into the second.
+// their ends, for the next product's follow. From `next` on, a line for each step is brought into the first-level
+// cache; from `ahead` on, kAheadLines for each block into the second.
 template <typename S, int R, Chain kind>
 void multiply(const S* rows, const S* columns, int64_t blocks, float* sums, bool add, int64_t distance,
               const char* next, const char* ahead) {
@@ -211,8 +211,8 @@ struct RowBlocks {
 //
 // rows: row block by row block, [blocks][R][line] each; columns: [16 * blocks][kPanel].
 template <Chain kind, typename S>
-inline void multiply_strip(const RowBlocks<kind>& row_blocks, const S* rows, const S* columns, int64_t blocks, float* sums,
-                           bool add, Ahead& ahead) {
+inline void multiply_strip(const RowBlocks<kind>& row_blocks, const S* rows, const S* columns, int64_t blocks,
+                           float* sums, bool add, Ahead& ahead) {
   for (int64_t from = 0; from < blocks; from += kChunk) {
     const int64_t here = blocks - from < kChunk ? blocks - from : kChunk;
     for (int64_t b = 0; b < row_blocks.count; ++b) {

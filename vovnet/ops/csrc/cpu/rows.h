@@ -145,8 +145,8 @@ inline void pack_picture_row(const Conv& conv, const int64_t* offsets, const Pix
 }
 
 #if defined(__AVX512F__)
-// Where the elements of a picture's row come from, taps side by side at a time: those under the mask of the vector at an
-// offset from the first tap's. Of pictures whose lines are dense, as they usually are, and few taps.
+// Where the elements of a picture's row come from, taps side by side at a time: those under the mask of the vector at
+// an offset from the first tap's. Of pictures whose lines are dense, as they usually are, and few taps.
 struct Pieces {
   static constexpr int kVectors = 4;
   int64_t offset[kVectors * (kLanes + 1)];
@@ -208,7 +208,8 @@ inline void pack_picture_rows(const Conv& conv, const int64_t* offsets, const Pi
   }
 }
 
-// The lines of the sources that rows [m, end) read and those before them may not have; of pictures whose lines are dense.
+// The lines of the sources that rows [m, end) read and those before them may not have; of pictures whose lines are
+// dense.
 template <typename M>
 VOVNET_INLINE Ahead ahead_of_rows(const Conv& conv, int64_t m, int64_t end) {
   Ahead ahead;

@@ -28,8 +28,8 @@ void check_float(const Call& call, const std::string& argument, const Tensor& te
   check_place(call, argument, tensor);
 }
 
-// What a method's number says: how products are computed, and, by bits, that maps and products are of bfloat16, and that
-// products are of float32 nevertheless.
+// What a method's number says: how products are computed, and, by bits, that maps and products are of bfloat16, and
+// that products are of float32 nevertheless.
 constexpr int64_t kBFloat16Bit = 16, kFloatProductsBit = 32;
 
 Element element_of(int64_t method) { return method & kBFloat16Bit ? Element::kBFloat16 : Element::kFloat32; }

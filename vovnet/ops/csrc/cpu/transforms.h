@@ -129,8 +129,9 @@ struct Winograd<2> {
   }
 };
 
-// A stride of 2 is two convolutions, of the even pixels with the outer taps and of the odd ones with the middle tap: 4 + 3
-// products in each dimension for 3 pixels, where 9 are without a transform. F(3, 2 taps) interpolates at 0, +-1, infinity.
+// A stride of 2 is two convolutions, of the even pixels with the outer taps and of the odd ones with the middle tap:
+// 4 + 3 products in each dimension for 3 pixels, where 9 are without a transform. F(3, 2 taps) interpolates at 0, +-1,
+// infinity.
 template <>
 struct Winograd<3, 2> {
   static constexpr int kOut = 3, kTile = 7, kStride = 2;

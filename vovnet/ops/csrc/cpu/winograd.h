@@ -42,7 +42,7 @@ struct WinogradPlan {
     constexpr int64_t kMost = kRows<kWinogradChain<S>>, kFewest = 2 * kRows<Chain::kBlock>;
     const int64_t rows_bytes = frequencies * blocks * kLine, sums_bytes = 4 * frequencies * panels * kPanel;
     const int64_t wanted = smaller(larger((400 << 10) / (rows_bytes * kMost) * kMost, kFewest), 8 * kFewest);
-    const int64_t few = columns_bytes() > (4 << 20) ? 2 : 1;  // strips of a thread that are not worth reading weights for
+    const int64_t few = columns_bytes() > (4 << 20) ? 2 : 1;  // strips of a thread, not worth reading weights for
     by_frequency = rows_bytes * wanted > (800 << 10) || tiles < few * kFewest * threads;
     if (by_frequency) {
       // Rows and sums of all frequencies stay in the third-level cache.
@@ -209,7 +209,8 @@ inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* 
     const S* columns = static_cast<const S*>(conv.packed) + panel * plan.frequencies * inner * kPanel;
     int64_t asked = 0;
     for (int f = 0; f < plan.frequencies; ++f, columns += inner * kPanel) {
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step, false, ahead);
+      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step, false,
+                     ahead);
       if (finish.streams) continue;
       for (; asked < tiles * (f + 1) / plan.frequencies; ++asked) {
         ask_for_pixels<W, M>(conv, tile_of<W>(plan, first + asked), panel * kPanel);
@@ -313,7 +314,8 @@ inline void winograd_by_frequency(WinogradJob<S>& job, const Parallel& parallel)
     job.first = job.plan.begin(i);
     job.tiles = job.plan.begin(i + 1) - job.first;
     job.next = 0;
-    parallel.run(TileBlocks<S>(job.tiles).count * job.plan.shares(parallel.threads), frequency_rows_task<W, M, S>, &job);
+    const int64_t shares = job.plan.shares(parallel.threads);
+    parallel.run(TileBlocks<S>(job.tiles).count * shares, frequency_rows_task<W, M, S>, &job);
     parallel.run(parallel.threads, frequency_products_task<W, S>, &job);
     parallel.run(job.tiles, frequency_pixels_task<W, M, S>, &job);
   }
