@@ -1,0 +1,181 @@
+// Tiles of a Winograd convolution: how many there are in which order, how they become packed rows, and how sums become
+// pixels.
+#pragma once
+
+#include "inner.h"
+#include "transforms.h"
+
+namespace VOVNET_ISA {
+
+// The transforms multiply the sums' errors, so chains are short; errors of sums of bfloat16 products drown in those of
+// the numbers.
+template <typename S>
+constexpr Chain kWinogradChain = sizeof(S) == sizeof(float) ? Chain::kBlock : Chain::kChunk;
+template <typename S>
+using TileBlocks = RowBlocks<kWinogradChain<S>>;
+
+template <typename S>
+struct WinogradPlan {
+  int64_t tiles_y, tiles_x, tiles;
+  int64_t blocks, panels;
+  int64_t parts;               // that the tiles come in: by strips, tasks; by frequencies, one after the other
+  int64_t part;                // tiles of the largest
+  int64_t row_step, sum_step;  // from one frequency to the next, in numbers
+  bool by_frequency;
+  int64_t groups;  // of panels, by frequencies: as many as give every thread something to do
+  int frequencies;
+
+  template <typename W>
+  WinogradPlan(W, const Conv& conv, int threads) {
+    frequencies = W::kTile * W::kTile;
+    tiles_y = ceil_div(conv.out_height, W::kOut);
+    tiles_x = ceil_div(conv.out_width, W::kOut);
+    tiles = conv.batch * tiles_y * tiles_x;
+    blocks = ceil_div(conv.channels, kBlock<S>);
+    panels = ceil_div(conv.out_channels, kPanel);
+    // By strips, the rows and one panel's sums share the second-level cache with the weights that pass by, and with the
+    // tiles of the next strip; but weights must serve some rows.
+    constexpr int64_t kMost = kRows<kWinogradChain<S>>, kFewest = 2 * kRows<Chain::kBlock>;
+    const int64_t rows_bytes = frequencies * blocks * kLine, sums_bytes = 4 * frequencies * panels * kPanel;
+    const int64_t wanted = smaller(larger((400 << 10) / (rows_bytes * kMost) * kMost, kFewest), 8 * kFewest);
+    const int64_t few = columns_bytes() > (4 << 20) ? 2 : 1;  // strips of a thread, not worth reading weights for
+    by_frequency = rows_bytes * wanted > (800 << 10) || tiles < few * kFewest * threads;
+    if (by_frequency) {
+      // Rows and sums of all frequencies stay in the third-level cache.
+      const int64_t most = larger(4 * kFewest, (12 << 20) / (rows_bytes + sums_bytes));
+      parts = ceil_div(tiles, most);
+    } else {
+      parts = ceil_div(tiles, wanted);
+      if (parts < 8 * threads) parts = ceil_div(parts, threads) * threads;
+    }
+    part = ceil_div(tiles, parts);
+    groups = smaller(panels, ceil_div(4 * threads, frequencies));
+    // An odd number of lines between frequencies, so that a tile's vectors do not fall on the same sets.
+    row_step = (part * blocks | 1) * kBlock<S>;
+    sum_step = (ceil_div((by_frequency ? panels : 1) * part * kPanel, kSteps) | 1) * kSteps;
+  }
+  int64_t begin(int64_t i) const { return i * tiles / parts; }
+  // Of the channels, that a row block's tiles are transformed in by frequencies: row blocks may be few.
+  int64_t shares(int threads) const { return smaller(blocks, 2 * threads); }
+  // Bytes of scratch for a part: its rows, then its sums.
+  int64_t rows_bytes() const { return frequencies * row_step * int64_t{sizeof(S)}; }
+  int64_t columns_bytes() const { return frequencies * blocks * panels * kPanel * kLine; }
+  int64_t each() const { return rows_bytes() + frequencies * sum_step * int64_t{sizeof(float)}; }
+};
+
+// W: a Winograd<>; M: what maps are of; S: what packed numbers are.
+
+struct Tile {
+  int64_t n, y, x;  // the output's pixel at its corner
+};
+
+template <typename W, typename S>
+VOVNET_INLINE Tile tile_of(const WinogradPlan<S>& plan, int64_t t) {
+  const int64_t x = t % plan.tiles_x, line = t / plan.tiles_x;
+  return {line / plan.tiles_y, line % plan.tiles_y * W::kOut, x * W::kOut};
+}
+
+// A line of channels of a tile, at every frequency. `from` is the tile's corner, `down` and `right` its steps;
+// frequency f goes to to + f * step.
+template <typename W, typename M, typename S>
+VOVNET_INLINE void transform_in(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
+  for (int v = 0; v < kBlock<S>; v += kLanes) W::tile(from + v, down, right, to + v, step);
+}
+
+// Of a tile that reaches over the border, or channels that do not fill a line: with zeros in their place.
+template <typename W, typename M, typename S>
+inline void transform_border(const Conv& conv, const Tile& tile, int64_t channel, S* to, int64_t step) {
+  constexpr int T = W::kTile, kWide = kBlock<S>;
+  typedef M Piece __attribute__((vector_size(kLanes * sizeof(M)), aligned(sizeof(M)), may_alias));
+  M patch[T * T * kWide] __attribute__((aligned(kLine)));
+  const int count = static_cast<int>(smaller(kWide, conv.channels - channel));
+  for (int y = 0; y < T; ++y) {
+    for (int x = 0; x < T; ++x) {
+      M* at = patch + (y * T + x) * kWide;
+      const int64_t row = tile.y * W::kStride - conv.padding[0] + y;
+      const int64_t column = tile.x * W::kStride - conv.padding[1] + x;
+      const bool inside = row >= 0 && row < conv.height && column >= 0 && column < conv.width;
+      const M* from = static_cast<const M*>(conv.sources[0].data);
+      if (inside) from += ((tile.n * conv.height + row) * conv.width + column) * conv.channels + channel;
+      for (int v = 0; v < kWide; v += kLanes) {
+        const bool whole = inside && v + kLanes <= count;
+        *reinterpret_cast<Piece*>(at + v) = whole ? *reinterpret_cast<const Piece*>(from + v) : Piece{};
+      }
+      for (int k = count / kLanes * kLanes; inside && k < count; ++k) at[k] = from[k];
+    }
+  }
+  transform_in<W>(patch, int64_t{T} * kWide, kWide, to, step);
+}
+
+// The tiles of one row block of a part that begins at `first`, channel blocks [from, until), as packed rows of every
+// frequency.
+template <typename W, typename M, typename S>
+inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const TileBlocks<S>& row_blocks, int64_t first,
+                          int64_t block, int64_t from, int64_t until, S* rows) {
+  constexpr int T = W::kTile;
+  const int64_t down = conv.width * conv.channels, right = conv.channels;
+  const int64_t begin = row_blocks.begin(block), count = row_blocks.rows(block);
+  for (int64_t r = 0; r < count; ++r) {
+    const Tile tile = tile_of<W>(plan, first + begin + r);
+    const int64_t y = tile.y * W::kStride - conv.padding[0], x = tile.x * W::kStride - conv.padding[1];
+    const bool inside = y >= 0 && x >= 0 && y + T <= conv.height && x + T <= conv.width;
+    const M* corner = static_cast<const M*>(conv.sources[0].data);
+    if (inside) corner += ((tile.n * conv.height + y) * conv.width + x) * conv.channels;
+    S* to = rows + (begin * plan.blocks + from * count + r) * kBlock<S>;
+    for (int64_t b = from; b < until; ++b, to += count * kBlock<S>) {
+      if (inside && (b + 1) * kBlock<S> <= conv.channels) {
+        const M* pixels = corner + b * kBlock<S>;
+        for (int i = 0; i < T; ++i) {  // the next tile's new pixels
+          for (int j = T; j < T + W::kOut * W::kStride; ++j) __builtin_prefetch(pixels + i * down + j * right);
+        }
+        transform_in<W>(pixels, down, right, to, plan.row_step);
+      } else {
+        transform_border<W, M>(conv, tile, b * kBlock<S>, to, plan.row_step);
+      }
+    }
+  }
+}
+
+// Sums of a panel at every frequency -> pixels of one tile.
+template <typename W, typename M>
+VOVNET_INLINE void transform_out(const Conv& conv, const Finish<M>& finish, const Tile& tile, const float* sums,
+                                 int64_t step, int64_t channel) {
+  constexpr int T = W::kTile;
+  const int64_t below = conv.out_height - tile.y, beside = conv.out_width - tile.x;
+  const int64_t corner = (tile.n * conv.out_height + tile.y) * conv.out_width + tile.x;
+  Vec pixels[2][W::kOut][W::kOut];
+  for (int v = 0; v < 2; ++v) {
+    Vec columns[W::kOut][T];
+    for (int x = 0; x < T; ++x) {
+      Vec m[T], t[W::kOut];
+      for (int y = 0; y < T; ++y) {
+        m[y] = load(sums + (y * T + x) * step + v * kLanes);
+        __builtin_prefetch(sums + (y * T + x) * step + v * kLanes + kPanel);  // of the next tile
+      }
+      W::output(m, t);
+      for (int y = 0; y < W::kOut; ++y) columns[y][x] = t[y];
+    }
+    for (int y = 0; y < W::kOut; ++y) W::output(columns[y], pixels[v][y]);
+  }
+  for (int y = 0; y < W::kOut && y < below; ++y) {
+    M* line = static_cast<M*>(conv.out) + (corner + y * conv.out_width) * conv.out_channels;
+    for (int x = 0; x < W::kOut && x < beside; ++x) {
+      finish.put(pixels[0][y][x], pixels[1][y][x], channel, line + x * conv.out_channels,
+                 static_cast<const M*>(nullptr));
+    }
+  }
+}
+
+// Asks for a tile's pixels, before they are written.
+template <typename W, typename M>
+VOVNET_INLINE void ask_for_pixels(const Conv& conv, const Tile& tile, int64_t channel) {
+  for (int64_t y = tile.y; y < smaller(tile.y + W::kOut, conv.out_height); ++y) {
+    for (int64_t x = tile.x; x < smaller(tile.x + W::kOut, conv.out_width); ++x) {
+      const int64_t pixel = (tile.n * conv.out_height + y) * conv.out_width + x;
+      const M* at = static_cast<const M*>(conv.out) + pixel * conv.out_channels + channel;
+      for (int i = 0; i < kPanel; i += kLine / static_cast<int>(sizeof(M))) __builtin_prefetch(at + i, 1);
+    }
+  }
+}
+
+}  // namespace VOVNET_ISA
