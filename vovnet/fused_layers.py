@@ -20,7 +20,7 @@ from vovnet.ops.plan import conv_method
 from vovnet.packing import FusedLayer, dense, differentiates, kernels_serve, result_type, threads, traced
 
 MOST_SHAPES = 1000
-"""Of maps, for which a layer remembers the method."""
+"""Of maps, for which a layer remembers the method, and a block what its call takes."""
 PICTURE_CHANNELS = 16
 """A map of fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""
 MOST_CONVS = 16
@@ -197,11 +197,7 @@ class FusedOsaBlock(nn.Module):
         convs: list[Any] = [*self.conv_mid, self.conv_concat]
         x = dense(convs[0].taken(x), convs[0].precision)
         added = x if self.identity and self.attn is None else None
-        if (
-            self.has_kernel
-            and convs[0].served(x)
-            and not (torch.is_grad_enabled() and differentiates(*(conv.weight for conv in convs)))
-        ):
+        if self.has_kernel and convs[0].served(x) and not differentiates(*(conv.weight for conv in convs)):
             out: Tensor = torch.ops.vovnet.packed_osa_block(x, *self._arguments(convs, x), added is not None)
         else:
             maps = [x]

@@ -59,15 +59,16 @@ struct Weight {
   Method method;
 };
 
+// What convolutions compute with: maps, and the numbers that are multiplied.
+enum class Numbers : int { kFloat32 = 0, kBFloat16 = 1, kBFloat16Maps = 2 };  // of the last, float32 is multiplied
+
+// Convolutions of some Numbers.
 struct ConvKernels {
   int64_t (*packed_size)(const Weight&);  // in bytes
   void (*pack)(const Weight&, void* packed, const Parallel&);
   int64_t (*scratch_size)(const Conv&, int threads);  // in bytes, of what conv() needs beside its arguments
   void (*conv)(const Conv&, void* scratch, const Parallel&);
 };
-
-// What convolutions compute with: maps, and the numbers that are multiplied.
-enum class Numbers : int { kFloat32 = 0, kBFloat16 = 1, kBFloat16Maps = 2 };  // of the last, float32 is multiplied
 
 struct Kernels {
   const char* name;
