@@ -52,9 +52,10 @@ struct Winograd<4> {
   }
 
   // Both dimensions: pixel (y, x) is at from + y * down + x * right, frequency f goes to to + f * step. A pair of lines
-  // at a time stays in registers; reading pixels twice costs less than keeping what became of them.
+  // at a time stays in registers; reading pixels twice costs less than keeping what became of them. Never inlined:
+  // compilers then keep the addresses of all pixels on the stack, and read them longer than it takes to add them up.
   template <typename M, typename S>
-  static VOVNET_INLINE void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
+  [[gnu::noinline]] static void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
     const auto at = [&](int y, int x) { return load(from + y * down + x * right); };
     const auto put = [&](int line, const Vec* columns) {
       Vec out[kTile];
@@ -108,7 +109,7 @@ struct Winograd<2> {
   }
 
   template <typename M, typename S>
-  static VOVNET_INLINE void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
+  [[gnu::noinline]] static void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
     Vec columns[kTile][kTile];
     for (int x = 0; x < kTile; ++x) {
       Vec d[kTile], out[kTile];
@@ -145,7 +146,7 @@ struct Winograd<3, 2> {
   }
 
   template <typename M, typename S>
-  static VOVNET_INLINE void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
+  [[gnu::noinline]] static void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
     const auto at = [&](int y, int x) { return load(from + y * down + x * right); };
     const auto put = [&](int line, const Vec* d) {
       const Vec even[4] = {d[0], d[2], d[4], d[6]};
