@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.fused_layers import FusedConv, FusedLinear
-from vovnet.memory import has_hooks
+from vovnet.memory import watched
 
 NORMS = (
     BatchNormAct2d,
@@ -96,11 +96,6 @@ def as_computed(parameter: Tensor, precision: str) -> Tensor:
     """Weights of half precision are widened for bfloat16 products, whose kernels round them themselves."""
     half = parameter.dtype in (torch.bfloat16, torch.float16)
     return parameter.float() if half and precision == "bf16" else parameter
-
-
-def watched(module: nn.Module) -> bool:
-    """Whether somebody looks at a module's calls, or has replaced its forward: what stood for it would not be seen."""
-    return "forward" in vars(module) or has_hooks(module)
 
 
 def passes(module: nn.Module | None) -> bool:

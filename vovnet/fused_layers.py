@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vovnet.errors import InputError
+from vovnet.fused_chain import run
 from vovnet.ops import onednn
-from vovnet.ops.packed import repeated
+from vovnet.ops.packed import block_step, conv_step, pool_step, repeated
 from vovnet.ops.plan import conv_method
-from vovnet.packing import FusedLayer, dense, differentiates, kernels_serve, result_type, threads, traced
+from vovnet.packing import MOST_SHAPES, FusedLayer, dense, differentiates, kernels_serve, result_type, threads, traced
 
-MOST_SHAPES = 1000
-"""Of maps, for which a layer remembers the method, and a block what its call takes."""
 PICTURE_CHANNELS = 16
 """A map of fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""
 MOST_CONVS = 16
@@ -63,6 +62,8 @@ class FusedConv(FusedLayer):
         size = weight.shape[2]
         usual = size == weight.shape[3] and size in (1, 3) and padding == [size // 2] * 2
         self.has_kernel = usual and groups == 1 and dilation == [1, 1] and stride in ([1, 1], [2, 2]) and act is None
+        self.chains = self.has_kernel and bias is not None
+        self.begins = precision == "bf16" and self.in_channels < PICTURE_CHANNELS
 
     @property
     def in_channels(self) -> int:
@@ -91,7 +92,7 @@ class FusedConv(FusedLayer):
         if not self.served(x, *(() if residual is None else (residual,))):
             return self.plain(x, residual)
         stride, padding, _, _ = self.geometry
-        method = self.method(x)
+        method = self.method(x.shape)
         if residual is not None:
             residual = dense(residual, self.precision)
         out: Tensor = torch.ops.vovnet.packed_conv(
@@ -113,29 +114,27 @@ class FusedConv(FusedLayer):
         ready = self.has_kernel and self.weight.dtype == torch.float32 and not self.weight.requires_grad
         return ready and kernels_serve(x, *others)
 
-    def method(self, x: Tensor) -> int:
-        """How products are computed for ``x``; the weight is packed for it."""
+    def method(self, shape: Sequence[int]) -> int:
+        """How products are computed for a (N, C, H, W) map; the weight is packed for it."""
         if torch.compiler.is_compiling():
-            return self._chosen(x)
+            return self._chosen(shape)
         # Choosing takes as long as a small layer's products.
-        key = ("method", x.shape[0], x.shape[2], x.shape[3], threads())
+        key = ("method", shape[0], shape[2], shape[3], threads())
         found: int | None = self._prepared.get(key)
         if found is None:
-            found = self._chosen(x)
+            found = self._chosen(shape)
             if len(self._prepared) < MOST_SHAPES:
                 self._prepared[key] = found
         return found
 
-    def _chosen(self, x: Tensor) -> int:
-        stride, padding, _, _ = self.geometry
-        kernel = self.weight.shape[2:]
-        height, width = ((x.shape[2 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))
+    def _chosen(self, shape: Sequence[int]) -> int:
+        batch, _, height, width = self.result(shape)
         method = conv_method(
             self.in_channels,
             self.out_channels,
-            tuple(kernel),
-            tuple(stride),
-            x.shape[0],
+            tuple(self.weight.shape[2:]),
+            tuple(self.geometry[0]),
+            batch,
             height,
             width,
             algorithm=self.algorithm,
@@ -144,6 +143,23 @@ class FusedConv(FusedLayer):
         )
         self.pack((method,))
         return method
+
+    @property
+    def convs(self) -> list[FusedConv]:
+        """Itself."""
+        return [self]
+
+    def step(self, kept: bool) -> list[int]:
+        """In a chain."""
+        stride, padding, _, _ = self.geometry
+        return conv_step(stride, padding, self.relu, kept)
+
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the output, of an input's."""
+        stride, padding, _, _ = self.geometry
+        kernel = self.weight.shape[2:]
+        height, width = ((shape[2 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))
+        return shape[0], self.out_channels, height, width
 
     def plain(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The same by PyTorch, with gradients."""
@@ -191,36 +207,38 @@ class FusedOsaBlock(nn.Module):
         known = all(c.has_kernel and c.relu and c.bias is not None and c.in_channels >= PICTURE_CHANNELS for c in convs)
         square = all(c.weight.shape[2] == 3 and c.geometry[0] == [1, 1] for c in chain)
         self.has_kernel = known and square and len(convs) <= MOST_CONVS
+        self.chains = self.has_kernel and attn is None
+        self.begins = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises InputError as :meth:`FusedConv.forward`."""
-        convs: list[Any] = [*self.conv_mid, self.conv_concat]
-        x = dense(convs[0].taken(x), convs[0].precision)
-        added = x if self.identity and self.attn is None else None
-        if self.has_kernel and convs[0].served(x) and not differentiates(*(conv.weight for conv in convs)):
-            out: Tensor = torch.ops.vovnet.packed_osa_block(x, *self._arguments(convs, x), added is not None)
+        first = self.convs[0]
+        x = dense(first.taken(x), first.precision)
+        found = run([self], [True], x) if self.has_kernel else None
+        if found is not None:
+            out = found[0]
         else:
             maps = [x]
             for conv in self.conv_mid:
                 maps.append(conv(maps[-1]))
-            out = self.conv_concat(torch.cat(maps, dim=1), added)
+            out = self.conv_concat(torch.cat(maps, dim=1), x if self.identity and self.attn is None else None)
         if self.attn is None:
             return out
         out = self.attn(out).to(out.dtype)
         return out + x if self.identity else out
 
-    def _arguments(self, convs: list[Any], x: Tensor) -> tuple[list[Any], ...]:
-        """Weights, biases, packed weights and methods for maps like ``x``, found once: it takes as long as products."""
-        last = convs[-1]
-        key = ("block", x.shape[0], x.shape[2], x.shape[3], threads())
-        found: tuple[list[Any], ...] | None = None if torch.compiler.is_compiling() else last._prepared.get(key)
-        if found is None:
-            methods = [conv.method(x) for conv in convs]
-            packed = [conv._prepared[(method,)] for conv, method in zip(convs, methods, strict=True)]
-            found = [conv.weight for conv in convs], [conv.bias for conv in convs], packed, methods
-            if not torch.compiler.is_compiling() and len(last._prepared) < MOST_SHAPES:
-                last._prepared[key] = found
-        return found
+    @property
+    def convs(self) -> list[Any]:
+        """The chain's and the aggregation."""
+        return [*self.conv_mid, self.conv_concat]
+
+    def step(self, kept: bool) -> list[int]:
+        """In a chain, but for the attention."""
+        return block_step(len(self.convs), self.identity and self.attn is None, kept)
+
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the output, of an input's."""
+        return shape[0], self.convs[-1].out_channels, *shape[2:]
 
 
 class FusedLinear(FusedLayer):
@@ -297,6 +315,9 @@ class FusedMaxPool2d(nn.Module):
     def __init__(self, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> None:
         super().__init__()
         self.arguments = kernel, stride, padding, ceil_mode
+        self.chains = True
+        self.begins = False
+        self.convs: list[Any] = []
 
     def extra_repr(self) -> str:
         return "kernel_size={}, stride={}, padding={}, ceil_mode={}".format(*self.arguments)
@@ -309,3 +330,13 @@ class FusedMaxPool2d(nn.Module):
             out: Tensor = torch.ops.vovnet.pool_max(x, kernel, stride, padding, ceil_mode)
             return out
         return F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode)
+
+    def step(self, kept: bool) -> list[int]:
+        """In a chain."""
+        return pool_step(*self.arguments, kept)
+
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the output, of an input's."""
+        kernel, stride, padding, ceil_mode = self.arguments
+        like = torch.empty(*shape, device="meta")
+        return tuple(F.max_pool2d(like, kernel, stride, padding, 1, ceil_mode).shape)

@@ -24,7 +24,8 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiSc
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from vovnet.errors import InputError, reason
-from vovnet.folding import NORMS, ONE_BY_ONE, as_computed, fold, joined, passes, watched
+from vovnet.folding import NORMS, ONE_BY_ONE, as_computed, fold, joined, passes
+from vovnet.fused_chain import chain
 from vovnet.fused_detection import (
     FusedBoxHead,
     FusedBoxPredictor,
@@ -40,6 +41,7 @@ from vovnet.memory import (
     MemoryEfficientMaxPool2d,
     MemoryEfficientOsaBlock,
     MemoryEfficientTimmOsaBlock,
+    watched,
 )
 from vovnet.ops.plan import ALGORITHMS, PRECISIONS
 from vovnet.packing import FusedLayer, compiled, warn_if_plain
@@ -81,6 +83,7 @@ def fuse(model: nn.Module, precision: str = "fp32", algorithm: str = "auto") -> 
             "norm (torch.nn.utils.remove_weight_norm)"
         ) from error
     _finish(fused.requires_grad_(False).eval(), precision)
+    chain(fused)
     if notes := _notes(model, fused, fuser):
         _log.info("vovnet.fuse: %s", "; ".join(notes))
         warnings.warn(f"vovnet.fuse: {'; '.join(notes)}", stacklevel=2)

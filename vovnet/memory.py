@@ -164,6 +164,11 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in hooks)
 
 
+def watched(module: nn.Module) -> bool:
+    """Whether somebody looks at a module's calls, or has replaced its forward: what stood for it would not be seen."""
+    return "forward" in vars(module) or has_hooks(module)
+
+
 _NORMS = (BatchNormAct2d, FrozenBatchNormAct2d, FrozenBatchNorm2d)
 _ACTIVATIONS = (nn.ReLU, nn.Identity, type(None))
 

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from vovnet.errors import InputError
 from vovnet.ops import native
 
+MOST_SHAPES = 1000
+"""Of maps, for which a layer remembers the method, and a chain what its call takes."""
+moves = 0
+"""How often fused layers were moved or converted; what chains remember of their layers may then be out of date."""
+
 _packing = threading.Lock()
 """Threads that meet a layer first at the same time pack it once."""
 _warned: set[str] = set()
@@ -58,8 +63,10 @@ class FusedLayer(nn.Module):
         )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        global moves
         super()._apply(fn, recurse)
         self._prepared = {}
+        moves += 1
         for parameter in self.parameters():
             warn_if_plain(parameter)
         return self

@@ -9,7 +9,7 @@ A method is one of :mod:`vovnet.ops.plan`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,8 @@ for _schema in (
     "pack_conv(Tensor weight, int method) -> Tensor",
     "packed_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor packed, int[2] stride, "
     "int[2] padding, bool relu, int method) -> Tensor",
-    "packed_osa_block(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] packed, int[] methods, bool identity) "
-    "-> Tensor",
+    "packed_chain(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] packed, int[] methods, int[] steps) "
+    "-> Tensor[]",
     "pool_max(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode) -> Tensor",
     "roi_align_levels(Tensor[] maps, Tensor rois, Tensor levels, float[] scales, int[2] output_size, "
     "int sampling_ratio, bool aligned) -> Tensor",
@@ -76,35 +76,80 @@ def packed_conv(
     return _channels_last(out.to(torch.bfloat16) if low else out)
 
 
-def packed_osa_block(
+def conv_step(stride: Sequence[int], padding: Sequence[int], relu: bool, kept: bool) -> list[int]:
+    """A convolution, as a step of :func:`packed_chain`; ``kept`` makes its map one of the results."""
+    return [0, kept, *stride, *padding, relu, 0, 0]
+
+
+def pool_step(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, kept: bool
+) -> list[int]:
+    """A max-pool, as a step of :func:`packed_chain`."""
+    return [1, kept, *kernel, *stride, *padding, ceil_mode]
+
+
+def block_step(convs: int, identity: bool, kept: bool) -> list[int]:
+    """A One-Shot-Aggregation block, as a step of :func:`packed_chain`.
+
+    Args:
+        convs: a chain of 3×3 convolutions (stride 1, padding 1), each fed by the one before, and last the 1×1
+            aggregation of the block's input and all their outputs; a ReLU stands behind each.
+        identity: add the input after the last ReLU.
+        kept: the map is one of the results.
+    """
+    return [2, kept, convs, identity, 0, 0, 0, 0, 0]
+
+
+STEP = 9
+"""Numbers of a step: its kind, whether its map is kept, and what the kind takes."""
+
+
+def packed_chain(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     packed: Sequence[Tensor],
     methods: Sequence[int],
-    identity: bool,
-) -> Tensor:
-    """A One-Shot-Aggregation block: the reference of ``vovnet::packed_osa_block``.
+    steps: Sequence[int],
+) -> list[Tensor]:
+    """Layers one after the other, as in a network: the reference of ``vovnet::packed_chain``.
 
     Args:
-        x: (N, C, H, W), channels-last.
-        weights: of the chain of 3×3 convolutions (stride 1, padding 1), each fed by the one before, and last of the
-            1×1 aggregation of ``x`` and all their outputs; a ReLU stands behind each.
+        x: (N, C, H, W), as the first layer takes it.
+        weights: of all convolutions, in the order of the steps.
         biases: one for each weight.
         packed: as for :func:`packed_conv`, one for each weight.
         methods: one for each weight.
-        identity: add ``x`` after the last ReLU.
+        steps: one :func:`conv_step`, :func:`pool_step` or :func:`block_step` after the other.
 
     Returns:
-        (N, out channels, H, W), channels-last.
+        The maps of the steps that are kept, channels-last.
     """
-    maps = [x]
-    chain = list(zip(weights, biases, packed, methods, strict=True))
-    for weight, bias, pack, method in chain[:-1]:
-        maps.append(packed_conv(maps[-1], weight, bias, None, pack, [1, 1], [1, 1], True, method))
-    weight, bias, pack, method = chain[-1]
-    residual = x if identity else None
-    return packed_conv(torch.cat(maps, dim=1), weight, bias, residual, pack, [1, 1], [0, 0], True, method)
+
+    def conv(x: Tensor, stride: Sequence[int], padding: Sequence[int], relu: bool, residual: Tensor | None) -> Tensor:
+        weight, bias, pack, method = next(convs)
+        return packed_conv(x, weight, bias, residual, pack, stride, padding, relu, method)
+
+    convs = iter(zip(weights, biases, packed, methods, strict=True))
+    return _walk(x, steps, conv, pool_max)
+
+
+def _walk(x: Tensor, steps: Sequence[int], conv: Callable[..., Tensor], pool: Callable[..., Tensor]) -> list[Tensor]:
+    kept = []
+    for kind, keep, *rest in (steps[i : i + STEP] for i in range(0, len(steps), STEP)):
+        if kind == 0:
+            x = conv(x, rest[:2], rest[2:4], bool(rest[4]), None)
+        elif kind == 1:
+            x = pool(x, rest[:2], rest[2:4], rest[4:6], bool(rest[6]))
+        else:
+            count, identity = rest[:2]
+            maps = [x]
+            for _ in range(count - 1):
+                maps.append(conv(maps[-1], [1, 1], [1, 1], True, None))
+            x = conv(torch.cat(maps, dim=1), [1, 1], [0, 0], True, x if identity else None)
+        if keep:
+            kept.append(x)
+    return kept
 
 
 def pool_max(
@@ -157,7 +202,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 for _name, _reference in (
     ("packed_conv", packed_conv),
-    ("packed_osa_block", packed_osa_block),
+    ("packed_chain", packed_chain),
     ("pool_max", pool_max),
     ("roi_align_levels", roi_align_levels),
 ):
@@ -184,16 +229,21 @@ def _(
     return _empty(conv_shape(x, weight, stride, padding, (1, 1)), x, method)
 
 
-@torch.library.register_fake("vovnet::packed_osa_block")
+@torch.library.register_fake("vovnet::packed_chain")
 def _(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     packed: Sequence[Tensor],
     methods: Sequence[int],
-    identity: bool,
-) -> Tensor:
-    return _empty((x.shape[0], weights[-1].shape[0], *x.shape[2:]), x, methods[-1])
+    steps: Sequence[int],
+) -> list[Tensor]:
+    def conv(x: Tensor, stride: Sequence[int], padding: Sequence[int], relu: bool, residual: Tensor | None) -> Tensor:
+        weight, method = next(convs)
+        return _empty(conv_shape(x, weight, stride, padding, (1, 1)), x, method)
+
+    convs = iter(zip(weights, methods, strict=True))
+    return _walk(x, steps, conv, pool_max)
 
 
 @torch.library.register_fake("vovnet::pool_max")

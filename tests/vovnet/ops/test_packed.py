@@ -14,7 +14,15 @@ from torch.library import opcheck
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from vovnet.ops import native, packed
-from vovnet.ops.packed import packed_conv, packed_osa_block, pool_max, roi_align_levels
+from vovnet.ops.packed import (
+    block_step,
+    conv_step,
+    packed_chain,
+    packed_conv,
+    pool_max,
+    pool_step,
+    roi_align_levels,
+)
 from vovnet.ops.plan import BFLOAT16
 
 # x, weight, stride, padding
@@ -81,9 +89,31 @@ def test_a_block(identity: bool) -> None:
     first = F.relu(F.conv2d(x, weights[0], biases[0], padding=1))
     second = F.relu(F.conv2d(first, weights[1], biases[1], padding=1))
     expected = F.relu(F.conv2d(torch.cat([x, first, second], 1), weights[2], biases[2]))
-    got = packed_osa_block(x, weights, biases, [nothing(x)] * 3, [0] * 3, identity)
+    (got,) = packed_chain(x, weights, biases, [nothing(x)] * 3, [0] * 3, block_step(3, identity, True))
     torch.testing.assert_close(got, expected + x if identity else expected)
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_chain() -> None:
+    """A convolution, a pool, a block and another convolution; what is kept comes back."""
+    x, weights, biases = block_case(torch.float64, True)
+    first, last = draw((16, 16, 3, 3), 20, torch.float64) / 12, draw((5, 16, 1, 1), 21, torch.float64) / 4
+    shift = draw((16,), 22, torch.float64)
+    one = F.conv2d(x, first, shift, 2, 1)
+    two = F.max_pool2d(one, 3, 2, ceil_mode=True)
+    (three,) = packed_chain(two, weights, biases, [nothing(x)] * 3, [0] * 3, block_step(3, True, True))
+    four = F.relu(F.conv2d(three, last))
+    steps = [
+        *conv_step([2, 2], [1, 1], False, False),
+        *pool_step([3, 3], [2, 2], [0, 0], True, True),
+        *block_step(3, True, False),
+        *conv_step([1, 1], [0, 0], True, True),
+    ]
+    all_weights, all_biases = [first, *weights, last], [shift, *biases, torch.zeros_like(four[0, :, 0, 0])]
+    got = packed_chain(x, all_weights, all_biases, [nothing(x)] * 5, [0] * 5, steps)
+    for expected, found in zip((two, four), got, strict=True):
+        torch.testing.assert_close(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("arguments", [([3, 3], [2, 2], [0, 0], True), ([2, 3], [1, 2], [1, 1], False)])
@@ -156,7 +186,8 @@ def test_the_others_schemas_and_fake_kernels(loaded: None) -> None:
     for identity in (True, False):
         x, weights, biases = block_case(torch.float32, identity)
         ready = [in_use(weight, 0) for weight in weights]
-        opcheck(torch.ops.vovnet.packed_osa_block.default, (x, weights, biases, ready, [0] * 3, identity))
+        steps = [*pool_step([3, 3], [1, 2], [1, 1], False, True), *block_step(3, identity, True)]
+        opcheck(torch.ops.vovnet.packed_chain.default, (x, weights, biases, ready, [0] * 3, steps))
     for dtype in (torch.float32, torch.bfloat16):
         pooled = draw((2, 16, 8, 9), 0, dtype).contiguous(memory_format=torch.channels_last)
         opcheck(torch.ops.vovnet.pool_max.default, (pooled, [3, 3], [2, 2], [0, 0], True))

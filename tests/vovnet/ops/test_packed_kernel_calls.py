@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vovnet.ops import native
+from vovnet.ops.packed import block_step, pool_step
 from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
 ROOT = Path(__file__).parents[3]
@@ -281,4 +282,7 @@ def test_no_picture_at_all() -> None:
     weights = [torch.zeros(shape) for shape in shapes]
     ready = [torch.ops.vovnet.pack_conv(w, DIRECT) for w in weights]
     biases = [torch.zeros(shape[0]) for shape in shapes]
-    assert torch.ops.vovnet.packed_osa_block(some_map(0, 32, 9, 8), weights, biases, ready, [0] * 3, True).shape[0] == 0
+    steps = [*pool_step([3, 3], [2, 2], [0, 0], True, True), *block_step(3, True, False), *block_step(3, True, True)]
+    arguments = (weights * 2, biases * 2, ready * 2, [0] * 6, steps)
+    maps = torch.ops.vovnet.packed_chain(some_map(0, 32, 9, 8), *arguments)
+    assert [one.shape for one in maps] == [(0, 32, 4, 4), (0, 32, 4, 4)]

@@ -10,6 +10,7 @@ from packed_calls import METHODS, channels_last, some_map, some_weight
 from torch import Tensor
 
 from vovnet.ops import native
+from vovnet.ops.packed import STEP, block_step, conv_step, pool_step
 from vovnet.ops.plan import BFLOAT16, DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
 METHOD = "method: expected 0 to 4, and 16 more for bfloat16 maps and products or 48 for bfloat16 maps alone"
@@ -145,27 +146,82 @@ BLOCK = [(16, 32, 3, 3), (24, 16, 3, 3), (32, 32 + 16 + 24, 1, 1)]
         (
             BLOCK,
             {"biases": []},
-            "weights: expected 2 to 16, and a bias, a packed weight and a method for each, got 3, 0,",
+            "weights: expected a bias, a packed weight and a method for each, got 3, 0,",
         ),
-        (BLOCK[:1], {}, "weights: expected 2 to 16, and a bias, a packed weight and a method for each, got 1, 1, 1, 1"),
-        ([BLOCK[0]] * 17, {}, "weights: expected 2 to 16, and a bias, a packed weight and a method for each, got 17,"),
-        ([(16, 24, 3, 3), *BLOCK[1:]], {}, "weights[0]: expected (out channels, 32, 3, 3), got (16, 24, 3, 3)"),
+        (
+            BLOCK[:1],
+            {},
+            "x: expected a convolution, a pool or a block of 2 to 16 convolutions, whose weights are there",
+        ),
+        (
+            [BLOCK[0]] * 17,
+            {},
+            "block of 2 to 16 convolutions, whose weights are there, got (2, 1, 17, 1, 0, 0, 0, 0, 0)",
+        ),
+        (
+            BLOCK,
+            {"steps": block_step(2, True, True)},
+            "weights[1]: expected (out channels, 48, 1, 1), got (24, 16, 3, 3)",
+        ),
+        (BLOCK, {"steps": block_step(4, True, True)}, "x: expected a convolution, a pool or a block of 2 to 16"),
+        (BLOCK, {"steps": [3] * STEP}, "x: expected a convolution, a pool or a block of 2 to 16"),
+        (BLOCK, {"steps": [2, 1, 3]}, "steps: expected rows of 9 numbers, got 3 numbers"),
+        (BLOCK, {"steps": []}, "steps: expected rows of 9 numbers, got 0 numbers"),
+        (
+            BLOCK,
+            {"steps": conv_step([1, 1], [1, 1], True, True)},
+            "weights: expected as many as the steps take, 1, got 3",
+        ),
+        (
+            BLOCK,
+            {"steps": [*block_step(3, True, True), *conv_step([1, 1], [0, 0], True, True)]},
+            "steps[1]: expected a convolution, a pool or a block of 2 to 16 convolutions, whose weights are there",
+        ),
+        (
+            [*BLOCK, (16, 40, 1, 1)],
+            {"steps": [*block_step(3, True, True), *conv_step([1, 1], [0, 0], True, True)]},
+            "weights[3]: expected one for the map before it, (2, 32, 9, 8) of float32, got 40 channels and method 0",
+        ),
+        (
+            [*BLOCK, (16, 32, 1, 1)],
+            {
+                "steps": [*block_step(3, True, True), *conv_step([1, 1], [0, 0], True, True)],
+                "methods": [0, 0, 0, 16],
+            },
+            "weights[3]: expected one for the map before it, (2, 32, 9, 8) of float32, got 32 channels and method 16",
+        ),
+        (
+            [*BLOCK, (16, 32, 11, 3)],
+            {"steps": [*block_step(3, True, True), *conv_step([1, 1], [0, 0], True, True)]},
+            "steps[1]: expected a map that holds the kernel (11, 3), got (2, 32, 9, 8)",
+        ),
+        (
+            BLOCK,
+            {"steps": [*block_step(3, True, True), *pool_step([30, 3], [2, 2], [0, 0], False, True)]},
+            "steps[1]: expected a map that a window (30, 3) fits in, got shape (2, 32, 9, 8)",
+        ),
+        (
+            BLOCK,
+            {"steps": [*pool_step([3, 3], [2, 2], [2, 0], False, True), *block_step(3, True, True)]},
+            "padding: expected at most half of the kernel (3, 3), got (2, 0)",
+        ),
+        ([(16, 24, 3, 3), *BLOCK[1:]], {}, "x: expected (N, 24, H, W), as the weight has channels, got (2, 32, 9, 8)"),
         ([BLOCK[0], (24, 16, 1, 1), BLOCK[2]], {}, "weights[1]: expected (out channels, 16, 3, 3), got (24, 16, 1, 1)"),
         ([*BLOCK[:2], (32, 70, 1, 1)], {}, "weights[2]: expected (out channels, 72, 1, 1), got (32, 70, 1, 1)"),
         (
             [(8, 32, 3, 3), (8, 8, 3, 3), (32, 48, 1, 1)],
             {},
-            "weights[1]: expected 16 or more channels, got (8, 8, 3, 3)",
+            "weights[1]: expected 16 or more channels, got 8",
         ),
-        (BLOCK, {"methods": [0, 16, 0]}, "s[1]: expected all of one precision, got 16"),
+        (BLOCK, {"methods": [0, 16, 0]}, "methods[1]: expected one for maps of float32, got 16"),
         (BLOCK, {"methods": [WINOGRAD_STRIDED, 0, 0]}, "methods[0]: expected one for a stride of 1, got 4"),
-        ([*BLOCK[:2], (40, 72, 1, 1)], {}, "identity: expected False, or as many channels as the result's 40"),
+        ([*BLOCK[:2], (40, 72, 1, 1)], {}, "x: expected no identity, or as many channels as the result's 40"),
         (BLOCK, {"x": torch.zeros(2, 32, 9, 8)}, "x: expected channels-last memory"),
         (BLOCK, {"x": torch.zeros(32, 9, 8)}, "x: expected a feature map (N, C, H, W), got shape (32, 9, 8)"),
         (BLOCK, {"x": last(2, 32, 9, 8).bfloat16()}, "x: expected float32, got bfloat16"),
     ],
 )
-def test_bad_blocks(shapes: list[tuple[int, ...]], changes: dict[str, Any], message: str) -> None:
+def test_bad_chains(shapes: list[tuple[int, ...]], changes: dict[str, Any], message: str) -> None:
     weights = [torch.zeros(shape) for shape in shapes]
     methods = changes.get("methods", [0] * len(shapes))
     arguments = {
@@ -174,9 +230,10 @@ def test_bad_blocks(shapes: list[tuple[int, ...]], changes: dict[str, Any], mess
         "biases": [torch.zeros(shape[0]) for shape in shapes],
         "packed": [torch.ops.vovnet.pack_conv(weight, method) for weight, method in zip(weights, methods, strict=True)],
         "methods": methods,
+        "steps": block_step(len(shapes), True, True),
     }
-    with pytest.raises(RuntimeError, match="vovnet::packed_osa_block: ") as caught:
-        torch.ops.vovnet.packed_osa_block(*(arguments | changes).values(), True)
+    with pytest.raises(RuntimeError, match="vovnet::packed_chain: ") as caught:
+        torch.ops.vovnet.packed_chain(*(arguments | changes).values())
     assert message in str(caught.value)
 
 

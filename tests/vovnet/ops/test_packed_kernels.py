@@ -19,6 +19,7 @@ from packed_calls import METHODS, channels_last, convolve, fits, some_map, some_
 from torch import Tensor
 
 from vovnet.ops import native
+from vovnet.ops.packed import block_step, conv_step, pool_step
 from vovnet.ops.plan import BFLOAT16, DIRECT, FLOAT_PRODUCTS, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
 TOLERANCE = {"direct": 5e-6, "Strassen": 2e-5, "F(2x2)": 1e-5, "F(4x4)": 5e-5, "F(3x3) of stride 2": 1e-5}
@@ -342,5 +343,53 @@ def test_a_block_is_its_convolutions_one_after_the_other(bit: int, identity: boo
     together = channels_last(torch.cat(maps, dim=1))
     expected = convolve(together, weights[-1], biases[-1], x if identity else None, relu=True, method=methods[-1])
     ready = [torch.ops.vovnet.pack_conv(w, m) for w, m in zip(weights, methods, strict=True)]
-    out = torch.ops.vovnet.packed_osa_block(x, weights, biases, ready, methods, identity)
+    (out,) = torch.ops.vovnet.packed_chain(x, weights, biases, ready, methods, block_step(4, identity, True))
     assert torch.equal(out, expected)
+
+
+# ---- A chain of layers
+
+
+@pytest.mark.parametrize("kept", [[True] * 6, [False] * 5 + [True], [False, True, False, False, True, False]])
+@pytest.mark.parametrize("bit", [0, BFLOAT16])
+def test_a_chain_is_its_layers_one_after_the_other(bit: int, kept: list[bool]) -> None:
+    """To the last bit, a network in small from a picture on: whichever maps come back, and wherever the others lie."""
+    float_bit = bit | FLOAT_PRODUCTS if bit else 0
+    convs = [(24, 3, 3, 3), (32, 24, 3, 3), (48, 32, 3, 3)]
+    blocks = [[(16, 48, 3, 3), (16, 16, 3, 3), (40, 80, 1, 1)], [(16, 40, 3, 3), (16, 16, 3, 3), (40, 72, 1, 1)]]
+    shapes = [*convs, *blocks[0], *blocks[1]]
+    weights = [some_weight(*shape, seed=i) for i, shape in enumerate(shapes)]
+    biases = [some_weight(shape[0], 1, seed=i).flatten() for i, shape in enumerate(shapes)]
+    strided = DIRECT if bit else WINOGRAD_STRIDED
+    methods = [DIRECT + float_bit, WINOGRAD_4 + bit, strided + bit, WINOGRAD_2 + bit, WINOGRAD_4 + bit, DIRECT + bit]
+    methods += methods[3:]
+    ready = [torch.ops.vovnet.pack_conv(w, m) for w, m in zip(weights, methods, strict=True)]
+    arguments = list(zip(weights, biases, ready, methods, strict=True))
+    x = some_map(2, 3, 45, 38)
+
+    maps = [x]
+    for (weight, bias, pack, method), step in zip(arguments[:3], (2, 1, 2), strict=True):
+        out = torch.ops.vovnet.packed_conv(maps[-1], weight, bias, None, pack, [step] * 2, [1, 1], True, method)
+        maps.append(out)
+    pool = ([3, 3], [2, 2], [0, 0], True)
+    for at, identity in ((3, False), (6, True)):
+        if at == 3:
+            maps.append(torch.ops.vovnet.pool_max(maps[-1], *pool))
+        block = [list(column) for column in zip(*arguments[at : at + 3], strict=True)]
+        maps += torch.ops.vovnet.packed_chain(maps[-1], *block, block_step(3, identity, True))
+    steps = [
+        conv_step([2, 2], [1, 1], True, kept[0]),
+        conv_step([1, 1], [1, 1], True, kept[1]),
+        conv_step([2, 2], [1, 1], True, kept[2]),
+        pool_step(*pool, kept[3]),
+        block_step(3, False, kept[4]),
+        block_step(3, True, kept[5]),
+    ]
+    got = torch.ops.vovnet.packed_chain(
+        x, weights, biases, ready, methods, [number for step in steps for number in step]
+    )
+    expected = [one for one, keep in zip(maps[1:], kept, strict=True) if keep]
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()

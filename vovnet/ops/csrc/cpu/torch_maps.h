@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -25,15 +26,27 @@ using torch::stable::Tensor;
                            " MiB of memory, the system has not so much left: take fewer or smaller pictures at once");
 }
 
-// A new (batch, channels, height, width) map, channels-last, of float32 or bfloat16.
-inline Tensor new_map(const char* op, const std::array<int64_t, 4>& shape, ScalarType dtype) {
-  const size_t element = dtype == ScalarType::BFloat16 ? 2 : 4;
-  size_t bytes = element;
+inline size_t map_bytes(const char* op, const std::array<int64_t, 4>& shape, ScalarType dtype) {
+  size_t bytes = dtype == ScalarType::BFloat16 ? 2 : 4;
   for (const int64_t size : shape) {
     if (__builtin_mul_overflow(bytes, static_cast<size_t>(size), &bytes)) {
       no_memory(op, std::numeric_limits<size_t>::max());
     }
   }
+  return bytes;
+}
+
+inline std::unique_ptr<Scratch> new_scratch(const char* op, size_t bytes) {
+  try {
+    return std::make_unique<Scratch>(bytes);
+  } catch (const std::bad_alloc&) {
+    no_memory(op, bytes);
+  }
+}
+
+// A new (batch, channels, height, width) map, channels-last, of float32 or bfloat16.
+inline Tensor new_map(const char* op, const std::array<int64_t, 4>& shape, ScalarType dtype) {
+  const size_t bytes = map_bytes(op, shape, dtype);
   void* data = nullptr;
   try {
     data = acquire(bytes);

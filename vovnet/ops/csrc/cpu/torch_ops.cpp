@@ -1,5 +1,5 @@
-// The operators' CPU kernels for torch: checks, memory, calls. Schemas and references are in vovnet/ops/packed.py.
-#include <new>
+// Convolutions for Torch, alone and in chains. Schemas and references are in vovnet/ops/packed.py.
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -7,86 +7,16 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "kernels.h"
-#include "memory.h"
 #include "runtime.h"
-#include "torch_maps.h"
+#include "torch_layers.h"
 
 namespace {
 
 using namespace vovnet::cpu;
-using vovnet::checks::Call;
-using vovnet::checks::shape_of;
-using vovnet::checks::words;
-
-void check_place(const Call& call, const std::string& argument, const Tensor& tensor) {
-  if (!tensor.is_cpu()) call.refuse(argument, "a tensor on the CPU", "one on " + vovnet::checks::place_of(tensor));
-}
-
-void check_float(const Call& call, const std::string& argument, const Tensor& tensor) {
-  call.dtype(argument, tensor, ScalarType::Float);
-  check_place(call, argument, tensor);
-}
-
-// What a method's number says: how products are computed, and, by bits, that maps and products are of bfloat16, and
-// that products are of float32 nevertheless.
-constexpr int64_t kBFloat16Bit = 16, kFloatProductsBit = 32;
-
-Element element_of(int64_t method) { return method & kBFloat16Bit ? Element::kBFloat16 : Element::kFloat32; }
-
-Numbers numbers_of(int64_t method) {
-  if (element_of(method) == Element::kFloat32) return Numbers::kFloat32;
-  return method & kFloatProductsBit ? Numbers::kBFloat16Maps : Numbers::kBFloat16;
-}
-
-ScalarType dtype_of(Element element) { return element == Element::kFloat32 ? ScalarType::Float : ScalarType::BFloat16; }
-
-int64_t bytes_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
-
-const ConvKernels& convs_of(int64_t method) { return kernels().convs[static_cast<int>(numbers_of(method))]; }
-
-bool is_winograd(Method method) { return method >= Method::kWinograd2; }
-
-Method method_of(const Call& call, const std::string& argument, int64_t method) {
-  const int64_t number = method & ~(kBFloat16Bit | kFloatProductsBit);
-  if (number < 0 || number > 4 || (method & kFloatProductsBit && !(method & kBFloat16Bit))) {
-    call.refuse(argument, "0 to 4, and 16 more for bfloat16 maps and products or 48 for bfloat16 maps alone",
-                std::to_string(method));
-  }
-  return static_cast<Method>(number);
-}
-
-void check_map(const Call& call, const std::string& argument, const Tensor& map, ScalarType dtype) {
-  call.dtype(argument, map, dtype);
-  check_place(call, argument, map);
-  call.feature_map(argument, map);
-}
-
-constexpr int64_t kLeastChannels = 16;  // of a feature map; with fewer it is a picture
-
-Weight weight_of(const Call& call, const std::string& argument, const Tensor& weight, int64_t method) {
-  if (weight.dim() != 4 || weight.numel() == 0) {
-    call.refuse(argument, "(out channels, channels, height, width)", words(shape_of(weight)));
-  }
-  check_float(call, argument, weight);
-  const Weight made{static_cast<const float*>(weight.const_data_ptr()),
-                    weight.size(0),
-                    weight.size(1),
-                    {weight.size(2), weight.size(3)},
-                    method_of(call, "method", method)};
-  const bool fits = made.kernel[0] == 3 && made.kernel[1] == 3 && made.channels >= kLeastChannels;
-  if (is_winograd(made.method) && !fits) {
-    call.refuse(argument, "a 3x3 kernel and 16 or more channels for Winograd's transform", words(shape_of(weight)));
-  }
-  if (made.method == Method::kStrassen && made.channels < kLeastChannels) {
-    call.refuse(argument, "16 or more channels for Strassen's product", words(shape_of(weight)));
-  }
-  return made;
-}
 
 Tensor pack_conv(Tensor weight, int64_t method) {
   const Call call("pack_conv");
-  const Weight made = weight_of(call, "weight", weight, method);
+  const Weight made = weight_of(call, "", weight, method);
   call.contiguous("weight", weight);
   const ConvKernels& convs = convs_of(method);
   // Where maps are allocated: packed weights are read from end to end, on huge pages if there are any.
@@ -95,86 +25,16 @@ Tensor pack_conv(Tensor weight, int64_t method) {
   return packed;
 }
 
-// A convolution but for its sources and its result.
-Conv conv_of(const Call& call, const std::string& suffix, const Tensor& weight, const std::optional<Tensor>& bias,
-             const Tensor& packed, int64_t method) {
-  const Weight made = weight_of(call, "weight" + suffix, weight, method);
-  check_float(call, "packed" + suffix, packed);
-  call.contiguous("packed" + suffix, packed);
-  const int64_t size = convs_of(method).packed_size(made) / 4;
-  if (packed.numel() != size) {
-    call.refuse("packed" + suffix,
-                "what pack_conv makes of this weight for method " + std::to_string(method) + ", " +
-                    std::to_string(size) + " numbers",
-                std::to_string(packed.numel()));
-  }
-  Conv conv{};
-  conv.channels = made.channels;
-  conv.out_channels = made.out_channels;
-  conv.kernel[0] = made.kernel[0], conv.kernel[1] = made.kernel[1];
-  conv.method = made.method;
-  conv.packed = packed.const_data_ptr();
-  if (bias) {
-    check_float(call, "bias" + suffix, *bias);
-    call.shape("bias" + suffix, *bias, {made.out_channels}, "a number an output channel,");
-    call.contiguous("bias" + suffix, *bias);
-    conv.bias = static_cast<const float*>(bias->const_data_ptr());
-  }
-  return conv;
-}
-
-void run_conv(const char* op, int64_t method, const Conv& conv, const Parallel& threads) {
-  if (conv.batch * conv.out_height * conv.out_width == 0) return;
-  const ConvKernels& convs = convs_of(method);
-  const auto bytes = static_cast<size_t>(convs.scratch_size(conv, threads.threads));
-  try {
-    const Scratch scratch(bytes);
-    convs.conv(conv, scratch.data(), threads);
-  } catch (const std::bad_alloc&) {
-    no_memory(op, bytes);
-  }
-}
-
 Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual, Tensor packed,
                    std::vector<int64_t> stride, std::vector<int64_t> padding, bool relu, int64_t method) {
-  const Call call("packed_conv");
+  const char* op = "packed_conv";
+  const Call call(op);
   Conv conv = conv_of(call, "", weight, bias, packed, method);
-  if (x.dim() != 4 || x.size(1) != conv.channels) {
-    call.refuse("x", "(N, " + std::to_string(conv.channels) + ", H, W), as the weight has channels",
-                words(shape_of(x)));
-  }
-  const Element element = element_of(method);
-  const ScalarType dtype = dtype_of(element);
-  if (conv.channels < kLeastChannels) {
-    check_float(call, "x", x);
-  } else {
-    check_map(call, "x", x, dtype);
-  }
-  if (stride.size() != 2 || stride[0] < 1 || stride[1] < 1)
-    call.refuse("stride", "two steps of at least 1", words(stride));
-  if (padding.size() != 2 || padding[0] < 0 || padding[1] < 0) {
-    call.refuse("padding", "two numbers of at least 0", words(padding));
-  }
-  conv.count = 1;
-  conv.sources[0] = {x.const_data_ptr(), conv.channels};
-  conv.batch = x.size(0), conv.height = x.size(2), conv.width = x.size(3);
-  for (int i = 0; i < 4; ++i) conv.strides[i] = x.stride(i);
-  int64_t out[2];
-  for (int i = 0; i < 2; ++i) {
-    conv.stride[i] = stride[i], conv.padding[i] = padding[i];
-    const int64_t slack = x.size(2 + i) + 2 * padding[i] - conv.kernel[i];
-    if (slack < 0)
-      call.refuse("x", "a map that holds the kernel " + words({conv.kernel[0], conv.kernel[1]}), words(shape_of(x)));
-    out[i] = slack / stride[i] + 1;
-  }
-  conv.out_height = out[0], conv.out_width = out[1];
-  const int64_t step = conv.method == Method::kWinogradStrided ? 2 : 1;
-  if (is_winograd(conv.method) && (stride[0] != step || stride[1] != step)) {
-    call.refuse("stride", std::to_string(step) + " for this transform of Winograd's", words(stride));
-  }
+  check_input(call, "x", x, conv.channels, method);
+  const Map out = lead(call, "x", Map::of(x), stride, padding, method, conv);
   conv.relu = relu;
   if (residual) {
-    check_map(call, "residual", *residual, dtype);
+    check_map(call, "residual", *residual, dtype_of(out.element));
     if (residual->size(0) != conv.batch || residual->size(1) != conv.out_channels || residual->numel() == 0) {
       call.refuse("residual", "(" + std::to_string(conv.batch) + ", " + std::to_string(conv.out_channels) + ", H, W)",
                   words(shape_of(*residual)));
@@ -185,95 +45,203 @@ Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::opt
     conv.residual = residual->const_data_ptr();
     conv.residual_height = residual->size(2), conv.residual_width = residual->size(3);
   }
-  Tensor result = new_map("packed_conv", {conv.batch, conv.out_channels, out[0], out[1]}, dtype);
+  Tensor result = new_map(op, {out.batch, out.channels, out.height, out.width}, dtype_of(out.element));
   conv.out = result.mutable_data_ptr();
-  run_conv("packed_conv", method, conv, parallel());
+  Workspace workspace(op);
+  run_conv(method, conv, parallel(), workspace);
   return result;
 }
 
-Tensor packed_osa_block(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> packed,
-                        std::vector<int64_t> methods, bool identity) {
-  const char* op = "packed_osa_block";
-  const Call call(op);
-  const size_t layers = weights.size();
-  if (layers < 2 || layers > kMaxSources || biases.size() != layers || packed.size() != layers ||
-      methods.size() != layers) {
-    call.refuse("weights",
-                "2 to " + std::to_string(kMaxSources) + ", and a bias, a packed weight and a method for each",
-                std::to_string(layers) + ", " + std::to_string(biases.size()) + ", " + std::to_string(packed.size()) +
-                    ", " + std::to_string(methods.size()));
-  }
-  if (x.dim() != 4) call.refuse("x", "a feature map (N, C, H, W)", "shape " + words(shape_of(x)));
-  const Element element = element_of(methods[0]);
-  const ScalarType dtype = dtype_of(element);
-  check_map(call, "x", x, dtype);
-  const int64_t pixels = x.size(0) * x.size(2) * x.size(3);
+// ---- Chains
+
+constexpr const char* kChain = "packed_chain";
+
+// A row of `steps`: the kind, whether the map that it makes is one of the results, and what the kind takes.
+enum Kind : int64_t { kConv, kPool, kBlock };
+constexpr size_t kRow = 9;
+
+struct Step {
+  Kind kind;
+  bool kept;
+  size_t first, count;  // of the convolutions
+  MaxPool pool;
+  bool identity;
+  Map out;
+};
+
+struct Chain {
   std::vector<Conv> convs;
-  int64_t channels = x.size(1), sum = x.size(1), inside = 0;
-  for (size_t i = 0; i < layers; ++i) {
-    const std::string suffix = "s[" + std::to_string(i) + "]";
-    Conv conv = conv_of(call, suffix, weights[i], biases[i], packed[i], methods[i]);
-    const bool last = i + 1 == layers;
-    const int64_t expected = last ? sum : channels, kernel = last ? 1 : 3;
+  std::vector<int64_t> methods;
+  std::vector<Step> steps;
+};
+
+// The convolutions of an OSA block, of whose maps none has data yet; returns its output.
+Map lead_block(const Call& call, const std::string& argument, const Map& x, const Step& step, Chain& chain) {
+  Map map = x;
+  int64_t sum = x.channels;
+  for (size_t i = 0; i < step.count; ++i) {
+    const size_t at = step.first + i;
+    Conv& conv = chain.convs[at];
+    const std::string suffix = "s[" + std::to_string(at) + "]";
+    const bool last = i + 1 == step.count;
+    const int64_t expected = last ? sum : map.channels, kernel = last ? 1 : 3;
     if (conv.channels != expected || conv.kernel[0] != kernel || conv.kernel[1] != kernel) {
       call.refuse("weight" + suffix,
                   "(out channels, " + std::to_string(expected) + ", " + std::to_string(kernel) + ", " +
                       std::to_string(kernel) + ")",
-                  words(shape_of(weights[i])));
+                  words({conv.out_channels, conv.channels, conv.kernel[0], conv.kernel[1]}));
     }
     if (conv.channels < kLeastChannels) {
-      call.refuse("weight" + suffix, "16 or more channels", words(shape_of(weights[i])));
+      call.refuse("weight" + suffix, "16 or more channels", std::to_string(conv.channels));
     }
-    if (element_of(methods[i]) != element)
-      call.refuse("method" + suffix, "all of one precision", std::to_string(methods[i]));
-    if (conv.method == Method::kWinogradStrided)
-      call.refuse("method" + suffix, "one for a stride of 1", std::to_string(methods[i]));
-    conv.batch = x.size(0), conv.height = conv.out_height = x.size(2), conv.width = conv.out_width = x.size(3);
-    conv.stride[0] = conv.stride[1] = 1;
-    conv.padding[0] = conv.padding[1] = kernel / 2;
+    if (element_of(chain.methods[at]) != x.element) {
+      call.refuse("method" + suffix, "one for maps of " + words(dtype_of(x.element)), std::to_string(chain.methods[at]));
+    }
+    if (conv.method == Method::kWinogradStrided) {
+      call.refuse("method" + suffix, "one for a stride of 1", std::to_string(chain.methods[at]));
+    }
+    map = lead(call, argument, map, {1, 1}, {kernel / 2, kernel / 2}, chain.methods[at], conv);
     conv.relu = true;
-    channels = conv.out_channels;
-    if (!last) {
-      sum += channels;
-      inside += channels;
-    }
-    convs.push_back(conv);
+    sum += map.channels;
   }
-  if (identity && channels != x.size(1)) {
-    call.refuse("identity", "False, or as many channels as the result's " + std::to_string(channels),
-                words(shape_of(x)));
+  if (step.identity && map.channels != x.channels) {
+    call.refuse(argument, "no identity, or as many channels as the result's " + std::to_string(map.channels),
+                words(x.shape()));
   }
-  Tensor result = new_map(op, {x.size(0), channels, x.size(2), x.size(3)}, dtype);
-  if (pixels == 0) return result;
-  const size_t bytes = static_cast<size_t>(inside) * static_cast<size_t>(pixels) * bytes_of(element);
-  try {
-    const Scratch maps(bytes);
-    const Parallel threads = parallel();
-    auto* next = static_cast<char*>(maps.data());
-    Conv& aggregation = convs.back();
-    aggregation.sources[0] = {x.const_data_ptr(), x.size(1)};
-    aggregation.count = 1;
-    for (size_t i = 0; i + 1 < layers; ++i) {
-      Conv& conv = convs[i];
-      conv.sources[0] = aggregation.sources[i];
-      conv.count = 1;
-      conv.out = next;
-      conv.next = convs[i + 1].packed;
-      conv.next_bytes = packed[i + 1].numel() * 4;
-      aggregation.sources[aggregation.count++] = {next, conv.out_channels};
-      next += conv.out_channels * pixels * bytes_of(element);
-      run_conv(op, methods[i], conv, threads);
-    }
-    if (identity) {
-      aggregation.residual = x.const_data_ptr();
-      aggregation.residual_height = aggregation.height, aggregation.residual_width = aggregation.width;
-    }
-    aggregation.out = result.mutable_data_ptr();
-    run_conv(op, methods.back(), aggregation, threads);
-  } catch (const std::bad_alloc&) {
-    no_memory(op, bytes);
+  return map;
+}
+
+Chain chain_of(const Call& call, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+               const std::vector<Tensor>& packed, const std::vector<int64_t>& methods,
+               const std::vector<int64_t>& rows) {
+  const size_t count = weights.size();
+  if (biases.size() != count || packed.size() != count || methods.size() != count) {
+    call.refuse("weights", "a bias, a packed weight and a method for each",
+                std::to_string(count) + ", " + std::to_string(biases.size()) + ", " + std::to_string(packed.size()) +
+                    ", " + std::to_string(methods.size()));
   }
-  return result;
+  if (rows.empty() || rows.size() % kRow != 0) {
+    call.refuse("steps", "rows of " + std::to_string(kRow) + " numbers", std::to_string(rows.size()) + " numbers");
+  }
+  if (x.dim() != 4) call.refuse("x", "a feature map (N, C, H, W)", "shape " + words(shape_of(x)));
+  Chain chain{{}, methods, {}};
+  for (size_t i = 0; i < count; ++i) {
+    chain.convs.push_back(conv_of(call, "s[" + std::to_string(i) + "]", weights[i], biases[i], packed[i], methods[i]));
+    if (i == 0) continue;
+    chain.convs[i - 1].next = chain.convs[i].packed;
+    chain.convs[i - 1].next_bytes = packed[i].numel() * int64_t{sizeof(float)};
+  }
+  Map map = Map::of(x);
+  size_t at = 0;
+  for (auto row = rows.begin(); row != rows.end(); row += kRow) {
+    const std::string argument = row == rows.begin() ? "x" : "steps[" + std::to_string(chain.steps.size()) + "]";
+    Step step{static_cast<Kind>(row[0]), row[1] != 0, at, 0, {}, false, {}};
+    if (step.kind == kConv) step.count = 1;
+    if (step.kind == kBlock) step.count = static_cast<size_t>(row[2]);
+    const bool known = step.kind == kConv || step.kind == kPool || step.kind == kBlock;
+    if (!known || (step.kind == kBlock && (row[2] < 2 || row[2] > kMaxSources)) || step.count > count - at) {
+      call.refuse(argument, "a convolution, a pool or a block of 2 to " + std::to_string(kMaxSources) +
+                  " convolutions, whose weights are there", words(std::vector<int64_t>(row, row + kRow)));
+    }
+    if (step.kind != kPool) {
+      const Conv& conv = chain.convs[at];
+      if (row == rows.begin()) {
+        check_input(call, argument, x, conv.channels, methods[at]);
+      } else if (map.channels != conv.channels ||
+                 map.element != (conv.channels < kLeastChannels ? Element::kFloat32 : element_of(methods[at]))) {
+        call.refuse("weights[" + std::to_string(at) + "]", "one for the map before it, " + words(map.shape()) + " of " +
+                    words(dtype_of(map.element)), std::to_string(conv.channels) + " channels and method " +
+                    std::to_string(methods[at]));
+      }
+    } else if (row == rows.begin()) {
+      check_map(call, argument, x, dtype_of(map.element));
+    }
+    if (step.kind == kConv) {
+      map = lead(call, argument, map, {row[2], row[3]}, {row[4], row[5]}, methods[at], chain.convs[at]);
+      chain.convs[at].relu = row[6] != 0;
+    } else if (step.kind == kPool) {
+      step.pool = pool_of(call, argument, map, {row[2], row[3]}, {row[4], row[5]}, {row[6], row[7]}, row[8] != 0);
+      map = Map::dense(map.batch, map.channels, step.pool.out_height, step.pool.out_width, map.element);
+    } else {
+      step.identity = row[3] != 0;
+      map = lead_block(call, argument, map, step, chain);
+    }
+    at += step.count;
+    step.out = map;
+    chain.steps.push_back(step);
+  }
+  if (at != count) call.refuse("weights", "as many as the steps take, " + std::to_string(at), std::to_string(count));
+  return chain;
+}
+
+size_t bytes_of(const Map& map, int64_t channels) {
+  return map_bytes(kChain, {map.batch, channels, map.height, map.width}, dtype_of(map.element));
+}
+
+void run_block(const Map& x, const Step& step, Chain& chain, void* out, const Parallel& threads,
+               Workspace& workspace) {
+  Conv* convs = chain.convs.data() + step.first;
+  Conv& aggregation = convs[step.count - 1];
+  const auto maps = new_scratch(kChain, bytes_of(step.out, aggregation.channels - x.channels));
+  auto* next = static_cast<char*>(maps->data());
+  const void* data = x.data;
+  for (size_t i = 0; i + 1 < step.count; ++i) {
+    convs[i].sources[0].data = data;
+    convs[i].out = next;
+    run_conv(chain.methods[step.first + i], convs[i], threads, workspace);
+    aggregation.sources[i] = convs[i].sources[0];
+    data = next;
+    next += bytes_of(step.out, convs[i].out_channels);
+  }
+  aggregation.sources[step.count - 1] = {data, convs[step.count - 2].out_channels};
+  aggregation.count = static_cast<int>(step.count);
+  if (step.identity) {
+    aggregation.residual = x.data;
+    aggregation.residual_height = aggregation.height, aggregation.residual_width = aggregation.width;
+  }
+  aggregation.out = out;
+  run_conv(chain.methods[step.first + step.count - 1], aggregation, threads, workspace);
+}
+
+std::vector<Tensor> packed_chain(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                                 std::vector<Tensor> packed, std::vector<int64_t> methods, std::vector<int64_t> steps) {
+  const Call call(kChain);
+  Chain chain = chain_of(call, x, weights, biases, packed, methods, steps);
+  const Parallel threads = parallel();
+  Workspace workspace(kChain);
+  std::vector<Tensor> results;
+  std::unique_ptr<Scratch> held;  // the map that the next step reads, unless it is a result
+  Map map = Map::of(x);
+  for (Step& step : chain.steps) {
+    std::unique_ptr<Scratch> made;
+    void* out = nullptr;
+    if (step.kept) {
+      results.push_back(new_map(kChain, {step.out.batch, step.out.channels, step.out.height, step.out.width},
+                                dtype_of(step.out.element)));
+      out = results.back().mutable_data_ptr();
+    } else {
+      made = new_scratch(kChain, bytes_of(step.out, step.out.channels));
+      out = made->data();
+    }
+    if (step.out.batch * step.out.height * step.out.width == 0) {
+      // nothing to compute
+    } else if (step.kind == kConv) {
+      Conv& conv = chain.convs[step.first];
+      conv.sources[0].data = map.data;
+      conv.out = out;
+      run_conv(methods[step.first], conv, threads, workspace);
+    } else if (step.kind == kPool) {
+      step.pool.x = map.data;
+      step.pool.out = out;
+      max_pool(step.pool, map.batch, map.element, kernels().regions, threads);
+    } else {
+      run_block(map, step, chain, out, threads, workspace);
+    }
+    map = step.out;
+    map.data = out;
+    held = std::move(made);
+  }
+  return results;
 }
 
 std::string instruction_set() { return kernels().name; }
@@ -289,5 +257,5 @@ STABLE_TORCH_LIBRARY_IMPL(vovnet, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(vovnet, CPU, m) {
   m.impl("pack_conv", TORCH_BOX(&pack_conv));
   m.impl("packed_conv", TORCH_BOX(&packed_conv));
-  m.impl("packed_osa_block", TORCH_BOX(&packed_osa_block));
+  m.impl("packed_chain", TORCH_BOX(&packed_chain));
 }

@@ -1,5 +1,4 @@
 // RoIAlign and max-pool as Torch sees them: checks, memory, threads.
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -9,7 +8,7 @@
 #include "kernels.h"
 #include "regions.h"
 #include "runtime.h"
-#include "torch_maps.h"
+#include "torch_layers.h"
 
 namespace {
 
@@ -28,53 +27,18 @@ Element element_of(const Call& call, const std::string& argument, const Tensor& 
   return got == ScalarType::Float ? Element::kFloat32 : Element::kBFloat16;
 }
 
-// Two sizes, of height and width, each from `least` to where no sum of a few of them overflows.
-void check_pair(const Call& call, const std::string& argument, const std::vector<int64_t>& pair, int64_t least) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  if (pair.size() != 2 || pair[0] < least || pair[1] < least || pair[0] > kMost || pair[1] > kMost) {
-    call.refuse(argument, "two numbers from " + std::to_string(least) + " to " + std::to_string(kMost), words(pair));
-  }
-}
-
 // ---- pool_max
-
-// How many windows there are along an axis, as PyTorch counts them: the last begins in the map or before it.
-int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
-  const int64_t room = size + 2 * padding - kernel + (ceil_mode ? stride - 1 : 0);  // for beginnings behind the first
-  if (room < 0) return 0;
-  const int64_t count = room / stride + 1;
-  return ceil_mode && (count - 1) * stride >= size + padding ? count - 1 : count;
-}
 
 Tensor pool_max(const Tensor& x, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
                 const std::vector<int64_t>& padding, bool ceil_mode) {
   Call call("pool_max");
   call.feature_map("x", x);
   const Element element = element_of(call, "x", x);
-  check_pair(call, "kernel", kernel, 1);
-  check_pair(call, "stride", stride, 1);
-  check_pair(call, "padding", padding, 0);
-  if (padding[0] > kernel[0] / 2 || padding[1] > kernel[1] / 2) {
-    call.refuse("padding", "at most half of the kernel " + words(kernel), words(padding));
-  }
-  vovnet::cpu::MaxPool pool{};
-  pool.channels = x.size(1);
-  pool.height = x.size(2);
-  pool.width = x.size(3);
-  pool.out_height = windows(pool.height, kernel[0], stride[0], padding[0], ceil_mode);
-  pool.out_width = windows(pool.width, kernel[1], stride[1], padding[1], ceil_mode);
-  if (pool.height == 0 || pool.width == 0 || pool.out_height < 1 || pool.out_width < 1) {
-    call.refuse("x", "a map that a window " + words(kernel) + " fits in", "shape " + words(shape_of(x)));
-  }
-  for (int axis = 0; axis < 2; ++axis) {
-    pool.kernel[axis] = kernel[axis];
-    pool.stride[axis] = stride[axis];
-    pool.padding[axis] = padding[axis];
-  }
+  vovnet::cpu::MaxPool pool =
+      vovnet::cpu::pool_of(call, "x", vovnet::cpu::Map::of(x), kernel, stride, padding, ceil_mode);
   Tensor out = vovnet::cpu::new_map("pool_max", {x.size(0), pool.channels, pool.out_height, pool.out_width},
                                     x.scalar_type());
   if (out.numel() > 0) {
-    pool.x = x.const_data_ptr();
     pool.out = out.mutable_data_ptr();
     vovnet::cpu::max_pool(pool, x.size(0), element, vovnet::cpu::kernels().regions, vovnet::cpu::parallel());
   }
@@ -132,7 +96,7 @@ Tensor roi_align_levels(const std::vector<Tensor>& maps, const Tensor& rois, con
   const std::vector<vovnet::cpu::Level> pyramid = check_maps(call, maps, scales);
   const Element element = element_of(call, "maps[0]", maps[0]);
   check_rois(call, rois, levels, maps[0].size(0), static_cast<int64_t>(pyramid.size()));
-  check_pair(call, "output_size", output_size, 1);
+  vovnet::cpu::check_pair(call, "output_size", output_size, 1);
   Tensor out = vovnet::cpu::new_map("roi_align_levels",
                                     {rois.size(0), maps[0].size(1), output_size[0], output_size[1]},
                                     maps[0].scalar_type());

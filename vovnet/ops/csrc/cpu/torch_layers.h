@@ -1,0 +1,82 @@
+// Layers as Torch hands them over: checks, sizes, memory, calls.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "torch_maps.h"
+
+namespace vovnet::cpu {
+
+using vovnet::checks::Call;
+using vovnet::checks::shape_of;
+using vovnet::checks::words;
+
+constexpr int64_t kLeastChannels = 16;  // of a feature map; with fewer it is a picture
+
+// What a method's number says beside how products are computed: what maps are of.
+Element element_of(int64_t method);
+ScalarType dtype_of(Element element);
+const ConvKernels& convs_of(int64_t method);
+bool is_winograd(Method method);
+
+void check_place(const Call& call, const std::string& argument, const Tensor& tensor);
+void check_map(const Call& call, const std::string& argument, const Tensor& map, ScalarType dtype);
+// What a convolution reads: a feature map of its method's element, or a picture, in float32 and of any layout.
+void check_input(const Call& call, const std::string& argument, const Tensor& x, int64_t channels, int64_t method);
+// Two sizes, of height and width, each from `least` to where no sum of a few of them overflows.
+void check_pair(const Call& call, const std::string& argument, const std::vector<int64_t>& pair, int64_t least);
+
+// Checked layers but for their maps. `suffix` stands behind the arguments' names.
+Weight weight_of(const Call& call, const std::string& suffix, const Tensor& weight, int64_t method);
+Conv conv_of(const Call& call, const std::string& suffix, const Tensor& weight, const std::optional<Tensor>& bias,
+             const Tensor& packed, int64_t method);
+
+// A map on its way from layer to layer.
+struct Map {
+  const void* data;
+  int64_t batch, channels, height, width;
+  int64_t strides[4];  // in elements, for n, c, y, x
+  Element element;
+
+  static Map of(const Tensor& x);
+  // Channels-last, without data yet.
+  static Map dense(int64_t batch, int64_t channels, int64_t height, int64_t width, Element element);
+  std::vector<int64_t> shape() const { return {batch, channels, height, width}; }
+};
+
+// Makes a map a convolution's only source.
+void read(const Map& x, Conv& conv);
+// Does so, and sets the convolution's sizes. Returns the output.
+Map lead(const Call& call, const std::string& argument, const Map& x, const std::vector<int64_t>& stride,
+         const std::vector<int64_t>& padding, int64_t method, Conv& conv);
+// A checked max-pool of a map.
+MaxPool pool_of(const Call& call, const std::string& argument, const Map& x, const std::vector<int64_t>& kernel,
+                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, bool ceil_mode);
+
+// Memory that layers use one after the other.
+class Workspace {
+ public:
+  explicit Workspace(const char* op) : op_(op) {}
+  void* of(size_t bytes) {
+    if (!memory_ || bytes > bytes_) {
+      memory_.reset();
+      memory_ = new_scratch(op_, bytes);
+      bytes_ = bytes;
+    }
+    return memory_->data();
+  }
+
+ private:
+  const char* op_;
+  std::unique_ptr<Scratch> memory_;
+  size_t bytes_ = 0;
+};
+
+void run_conv(int64_t method, const Conv& conv, const Parallel& threads, Workspace& workspace);
+
+}  // namespace vovnet::cpu
