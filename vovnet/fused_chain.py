@@ -1,7 +1,7 @@
 """Fused layers that follow each other, in one call of the kernels.
 
 Between two calls Python and PyTorch take a tenth of a millisecond, for the layers' weights have driven what they read
-out of the caches: of a small picture's time that is a tenth.
+out of the caches: with VoVNet-39 and a picture of 224 pixels that adds up to 8 % of the time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from vovnet import packing
 from vovnet.memory import watched
 from vovnet.packing import MOST_SHAPES, threads
 from vovnet.vovnet import OsaStage, Stem
-
-_SEQUENCES = (nn.Sequential, Stem)
 
 
 class Link(Protocol):
@@ -95,13 +93,20 @@ def _chains(layer: Any) -> bool:
     return getattr(layer, "chains", False) and not watched(layer)
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
+_SEQUENCES = (nn.Sequential, Stem)
+_STAGES = (OsaStage, timm_vovnet.OsaStage)
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
     """What a module calls one after the other."""
-    if type(module) in (*_SEQUENCES, FusedSequential, OsaStage, timm_vovnet.OsaStage) and not watched(module):
-        for part in module.children():  # a stage's pool comes first
-            yield from _layers(part)
-    elif type(module) is not nn.Identity or watched(module):
-        yield module
+    kind = type(module)
+    if kind not in _NESTS or watched(module):
+        return [] if kind is nn.Identity and not watched(module) else [module]
+    layers = []
+    for part in module._modules.values():  # a stage's pool comes first
+        if part is not None:
+            layers += _layers(part)
+    return layers
 
 
 def follow(modules: Iterable[tuple[str, nn.Module]], x: Any, wanted: Container[str] = ()) -> tuple[Any, dict[str, Any]]:
@@ -120,14 +125,12 @@ def follow(modules: Iterable[tuple[str, nn.Module]], x: Any, wanted: Container[s
     names: list[list[str]] = []  # that each link's output is asked for by
 
     def call(x: Any) -> Any:
-        kept = [bool(name) for name in names]
-        if kept:
-            kept[-1] = True
+        kept = [bool(asked) or i == len(links) for i, asked in enumerate(names, 1)]
         results = run(links, kept, x) if len(links) > 1 and any(link.convs for link in links) else None
-        for link, asked in zip(links, names, strict=True):
+        for link, keep, asked in zip(links, kept, names, strict=True):
             if results is None:
                 x = link(x)
-            elif asked or link is links[-1]:
+            elif keep:
                 x = results.pop(0)
             taken.update(dict.fromkeys(asked, x))
         links.clear()
@@ -156,6 +159,9 @@ class FusedSequential(nn.Sequential):
 
     def forward(self, x: Any) -> Any:
         return follow(self._modules.items(), x)[0]
+
+
+_NESTS = {*_SEQUENCES, *_STAGES, FusedSequential}
 
 
 class _Features:

@@ -160,8 +160,8 @@ def _is_plain(layer: Any) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Pruning, weight norm and whoever looks at intermediate results have some."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks)
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    return bool(before or after or module._backward_pre_hooks or module._backward_hooks)
 
 
 def watched(module: nn.Module) -> bool:

@@ -169,6 +169,15 @@ def test_shorter_chains_of_the_same_layers() -> None:
         assert torch.equal(fused(x)[-1], expected)
 
 
+def test_a_layer_twice_in_a_row() -> None:
+    fused = net()
+    layer = fused.stem[1]
+    expected = layer(layer(fused.stem[0](picture(1, 32, 32))))
+    last, taken = follow([("a", fused.stem[0]), ("b", layer), ("c", layer)], picture(1, 32, 32), ("b",))
+    assert torch.equal(last, expected)
+    assert torch.equal(taken["b"], layer(fused.stem[0](picture(1, 32, 32))))
+
+
 def test_gradients_go_through_plain_pytorch() -> None:
     fused = net(features_only=True)
     x = picture(1, 64, 64)
