@@ -76,16 +76,19 @@ def packed_conv(
     return _channels_last(out.to(torch.bfloat16) if low else out)
 
 
+_CONV, _POOL, _BLOCK = range(3)
+
+
 def conv_step(stride: Sequence[int], padding: Sequence[int], relu: bool, kept: bool) -> list[int]:
     """A convolution, as a step of :func:`packed_chain`; ``kept`` makes its map one of the results."""
-    return [0, kept, *stride, *padding, relu, 0, 0]
+    return [_CONV, kept, *stride, *padding, relu, 0, 0]
 
 
 def pool_step(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, kept: bool
 ) -> list[int]:
     """A max-pool, as a step of :func:`packed_chain`."""
-    return [1, kept, *kernel, *stride, *padding, ceil_mode]
+    return [_POOL, kept, *kernel, *stride, *padding, ceil_mode]
 
 
 def block_step(convs: int, identity: bool, kept: bool) -> list[int]:
@@ -97,7 +100,7 @@ def block_step(convs: int, identity: bool, kept: bool) -> list[int]:
         identity: add the input after the last ReLU.
         kept: the map is one of the results.
     """
-    return [2, kept, convs, identity, 0, 0, 0, 0, 0]
+    return [_BLOCK, kept, convs, identity, 0, 0, 0, 0, 0]
 
 
 STEP = 9
@@ -137,9 +140,9 @@ def packed_chain(
 def _walk(x: Tensor, steps: Sequence[int], conv: Callable[..., Tensor], pool: Callable[..., Tensor]) -> list[Tensor]:
     kept = []
     for kind, keep, *rest in (steps[i : i + STEP] for i in range(0, len(steps), STEP)):
-        if kind == 0:
+        if kind == _CONV:
             x = conv(x, rest[:2], rest[2:4], bool(rest[4]), None)
-        elif kind == 1:
+        elif kind == _POOL:
             x = pool(x, rest[:2], rest[2:4], rest[4:6], bool(rest[6]))
         else:
             count, identity = rest[:2]

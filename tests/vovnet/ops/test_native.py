@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from native_answers import answers_of_a_worker, forbid, one_warning, required
 
 from vovnet.errors import InputError
 from vovnet.ops import cache, native
@@ -22,32 +22,8 @@ GPU = torch.device("cuda:0")
 TARGETS = Targets(("8.0",))
 
 
-def forbid(*args, **kwargs):
-    raise AssertionError("this must not happen")
-
-
-def one_warning(*words: str) -> str:
-    """Ask three times: False each time, and one warning in all, which holds ``words`` and how to silence it."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert [available(GPU) for _ in range(3)] == [False] * 3
-    assert len(caught) == 1, [str(entry.message) for entry in caught]
-    text = str(caught[0].message)
-    for word in (*words, "VOVNET_OPS=off"):
-        assert word in text, text
-    assert "\n" not in text
-    return text
-
-
-def required(monkeypatch, *words: str) -> None:
-    """The same cause is an error where the operators are required."""
-    monkeypatch.setenv("VOVNET_OPS", "require")
-    monkeypatch.setattr(native, "_failures", {})
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="VOVNET_OPS=require") as caught:
-            available(GPU)
-        for word in words:
-            assert word in str(caught.value)
+def on_the_gpu() -> bool:
+    return available(GPU)
 
 
 @pytest.mark.parametrize("value", ["auto", "off", "require", ""])
@@ -107,25 +83,25 @@ def test_a_change_of_the_sources_is_another_library(tiny, gpus, compilers):
 
 
 def test_no_compiler(tiny, gpus, no_nvcc, monkeypatch):
-    one_warning("nvcc", "PATH", "CUDA toolkit")
-    required(monkeypatch, "nvcc", "PATH")
+    one_warning(on_the_gpu, "nvcc", "PATH", "CUDA toolkit")
+    required(monkeypatch, on_the_gpu, "nvcc", "PATH")
 
 
 def test_no_cxx_compiler(tiny, gpus, compiler, monkeypatch):
     nvcc = compiler("exit 0").path
     monkeypatch.setenv("PATH", f"{nvcc.parent}")
     monkeypatch.delenv("CXX", raising=False)
-    one_warning("no C++ compiler", "g++")
+    one_warning(on_the_gpu, "no C++ compiler", "g++")
 
 
 def test_a_compiler_that_fails(tiny, gpus, compiler, compilers, monkeypatch):
     fake = compiler('echo "tiny.cu(7): error: identifier undefined"; echo "1 error detected"; exit 2')
-    text = one_warning("nvcc failed", "tiny.cu(7): error: identifier undefined")
+    text = one_warning(on_the_gpu, "nvcc failed", "tiny.cu(7): error: identifier undefined")
     assert len(fake.runs()) == 1, "a build that failed is not tried again by the same process"
     log = next(word for word in text.replace(")", " ").split() if word.endswith(".log"))
     with open(log) as file:
         assert "1 error detected" in file.read()
-    required(monkeypatch, "identifier undefined")
+    required(monkeypatch, on_the_gpu, "identifier undefined")
     assert len(fake.runs()) == 2
     assert not [entry for entry in os.listdir(os.path.dirname(log)) if entry.startswith(".building")]
 
@@ -133,12 +109,12 @@ def test_a_compiler_that_fails(tiny, gpus, compiler, compilers, monkeypatch):
 def test_a_compiler_that_cannot_run(tiny, gpus, compiler, monkeypatch):
     fake = compiler("exit 0")
     fake.path.write_text("#!/nowhere/sh\n")
-    one_warning("cannot be run", str(fake.path), "CUDA toolkit")
+    one_warning(on_the_gpu, "cannot be run", str(fake.path), "CUDA toolkit")
 
 
 def test_a_compiler_of_another_cuda_release(tiny, gpus, compiler, monkeypatch):
     fake = compiler("exit 0", release="9.2")
-    one_warning("CUDA 9.2", f"PyTorch is built for CUDA {torch.version.cuda}", "CUDA_HOME")
+    one_warning(on_the_gpu, "CUDA 9.2", f"PyTorch is built for CUDA {torch.version.cuda}", "CUDA_HOME")
     assert fake.runs() == []
 
 
@@ -151,16 +127,16 @@ def test_a_compiler_of_another_cuda_release(tiny, gpus, compiler, monkeypatch):
 )
 def test_a_torch_that_does_not_suffice(tiny, gpus, monkeypatch, change, words):
     change(monkeypatch)
-    one_warning(*words)
-    required(monkeypatch, *words)
+    one_warning(on_the_gpu, *words)
+    required(monkeypatch, on_the_gpu, *words)
 
 
 def test_a_cache_that_cannot_be_written(tiny, gpus, compilers, tmp_path, monkeypatch):
     # Permissions do not stop root, who may run the tests; a file where a folder should be stops everybody.
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
-    one_warning("cache folder cannot be written", str(tmp_path / "file"), "TORCH_EXTENSIONS_DIR")
-    required(monkeypatch, "cache folder cannot be written")
+    one_warning(on_the_gpu, "cache folder cannot be written", str(tmp_path / "file"), "TORCH_EXTENSIONS_DIR")
+    required(monkeypatch, on_the_gpu, "cache folder cannot be written")
 
 
 def test_a_cache_on_a_read_only_disk(tiny, gpus, compilers, monkeypatch):
@@ -168,13 +144,13 @@ def test_a_cache_on_a_read_only_disk(tiny, gpus, compilers, monkeypatch):
         raise OSError(30, "Read-only file system", str(self))
 
     monkeypatch.setattr(cache.Path, "mkdir", mkdir)
-    one_warning("Read-only file system", "TORCH_EXTENSIONS_DIR")
+    one_warning(on_the_gpu, "Read-only file system", "TORCH_EXTENSIONS_DIR")
 
 
 def test_a_library_that_cannot_be_loaded(tiny, gpus, compilers, monkeypatch):
     build = build_once(tiny, TARGETS)
     build.path.write_bytes(b"not a library")
-    one_warning("cannot be loaded", f"remove {build.path.parent}")
+    one_warning(on_the_gpu, "cannot be loaded", f"remove {build.path.parent}")
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"library": "vovnet_tiny.so"}'])
@@ -188,13 +164,13 @@ def test_half_a_build_is_built_anew(tiny, gpus, compilers, damage):
 def test_a_gpu_that_is_too_old(tiny, gpus, monkeypatch):
     gpus((7, 0))
     monkeypatch.setattr(native, "build_once", forbid)
-    one_warning("cuda:0", "capability 7.0", "7.5 or later")
-    required(monkeypatch, "capability 7.0")
+    one_warning(on_the_gpu, "cuda:0", "capability 7.0", "7.5 or later")
+    required(monkeypatch, on_the_gpu, "capability 7.0")
 
 
 def test_an_old_gpu_does_not_spoil_the_other(tiny, gpus, compilers):
     gpus((6, 1), (8, 0))
-    one_warning("cuda:0", "6.1")
+    one_warning(on_the_gpu, "cuda:0", "6.1")
     assert available(torch.device("cuda:1"))
     assert native._loaded.targets.binary == ("8.0",)
     assert not available(GPU)
@@ -208,24 +184,8 @@ def test_first_use_can_be_any_thread(tiny, gpus, compilers, compiler_runs):
     assert len(compiler_runs()) == 1
 
 
-class AsksInTheWorker(torch.utils.data.Dataset):
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = available(GPU)
-        return found, " ".join(str(entry.message) for entry in caught)
-
-
-def answers_of_a_worker() -> list[tuple[bool, str]]:
-    loader = DataLoader(AsksInTheWorker(), batch_size=None, num_workers=1, multiprocessing_context="fork")
-    return [(found, text) for found, text in loader]
-
-
 def test_a_worker_builds_nothing(tiny, gpus, compilers, monkeypatch):
-    first, second = answers_of_a_worker()
+    first, second = answers_of_a_worker(on_the_gpu)
     assert first[0] is False
     assert "DataLoader worker" in first[1]
     assert "python -m vovnet.ops.build --cuda" in first[1]
@@ -235,7 +195,7 @@ def test_a_worker_builds_nothing(tiny, gpus, compilers, monkeypatch):
 
 def test_a_worker_loads_what_is_built(tiny, gpus, compilers):
     build_once(tiny, TARGETS)
-    assert answers_of_a_worker() == [(True, ""), (True, "")]
+    assert answers_of_a_worker(on_the_gpu) == [(True, ""), (True, "")]
 
 
 def build_in_a_process(library, barrier, results) -> None:
@@ -312,7 +272,7 @@ def test_the_other_ranks_fail_when_rank_0_fails(tiny, gpus, compilers, compiler,
 
     no_waiting(rank_0_fails)
     as_rank(monkeypatch, 1)
-    one_warning("local rank 0 could not build", "tiny.cu: error: broken")
+    one_warning(on_the_gpu, "local rank 0 could not build", "tiny.cu: error: broken")
     assert len(fake.runs()) == 1
 
 
@@ -347,7 +307,7 @@ def test_a_rank_0_that_never_begins_is_replaced(tiny, gpus, compilers, no_waitin
 def test_ranks_without_a_compiler_do_not_wait(tiny, gpus, no_nvcc, no_waiting, monkeypatch):
     no_waiting(forbid)
     as_rank(monkeypatch, 1)
-    one_warning("nvcc")
+    one_warning(on_the_gpu, "nvcc")
 
 
 def test_targets_for_gpus():

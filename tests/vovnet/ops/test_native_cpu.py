@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from torch.utils.data import DataLoader
+from native_answers import answers_of_a_worker, forbid, one_warning, required
 
 from vovnet.errors import InputError
 from vovnet.memory import memory_efficient
@@ -32,10 +32,6 @@ on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86
 REAL = 'exec $real "$@"'
 
 
-def forbid(*args, **kwargs):
-    raise AssertionError("this must not happen")
-
-
 def compiled_in(path: Path) -> list[str]:
     """The instruction sets of a stand-in library."""
     function = ctypes.CDLL(str(path)).compiled_in
@@ -46,30 +42,6 @@ def compiled_in(path: Path) -> list[str]:
             return names
         names.append(name.decode())
     raise AssertionError
-
-
-def one_warning(*words: str) -> str:
-    """Ask three times: False each time, and one warning in all, which holds ``words`` and how to silence it."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert [cpu_operators() for _ in range(3)] == [False] * 3
-    assert len(caught) == 1, [str(entry.message) for entry in caught]
-    text = str(caught[0].message)
-    for word in (*words, "VOVNET_OPS=off"):
-        assert word in text, text
-    assert "\n" not in text
-    return text
-
-
-def required(monkeypatch, *words: str) -> None:
-    """The same cause is an error where the operators are required."""
-    monkeypatch.setenv("VOVNET_OPS", "require")
-    monkeypatch.setattr(native, "_failures", {})
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="VOVNET_OPS=require") as caught:
-            cpu_operators()
-        for word in words:
-            assert word in str(caught.value)
 
 
 def sources_of(runs: list[str]) -> list[str]:
@@ -190,27 +162,27 @@ def test_an_unknown_value_is_named(standin, monkeypatch, variable, values):
 def test_no_compiler(standin, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    one_warning("no C++ compiler", "apt install g++")
-    required(monkeypatch, "no C++ compiler")
+    one_warning(cpu_operators, "no C++ compiler", "apt install g++")
+    required(monkeypatch, cpu_operators, "no C++ compiler")
 
 
 def test_a_compiler_that_fails(standin, cxx, monkeypatch):
     runs = cxx('echo "isa_plain.cpp:7:1: error: no such thing"; echo "and more"; exit 1')
-    text = one_warning("cxx failed", "isa_plain.cpp:7:1: error: no such thing")
+    text = one_warning(cpu_operators, "cxx failed", "isa_plain.cpp:7:1: error: no such thing")
     asked = len(runs())
     assert not cpu_operators()
     assert len(runs()) == asked, "a build that failed is not tried again by the same process"
     log = Path(next(word for word in text.replace(")", " ").split() if word.endswith(".log")))
     assert "and more" in log.read_text()
-    required(monkeypatch, "no such thing")
+    required(monkeypatch, cpu_operators, "no such thing")
     assert not [entry for entry in os.listdir(log.parent) if entry.startswith(".building")]
 
 
 def test_a_compiler_that_cannot_run(standin, cxx, monkeypatch):
     cxx("exit 0")
     Path(os.environ["CXX"]).write_text("#!/nowhere/sh\n")
-    one_warning("cannot be run", os.environ["CXX"])
-    required(monkeypatch, "cannot be run")
+    one_warning(cpu_operators, "cannot be run", os.environ["CXX"])
+    required(monkeypatch, cpu_operators, "cannot be run")
 
 
 @pytest.mark.parametrize(
@@ -222,23 +194,23 @@ def test_a_compiler_that_cannot_run(standin, cxx, monkeypatch):
 )
 def test_a_torch_or_system_that_does_not_suffice(standin, monkeypatch, change, words):
     change(monkeypatch)
-    one_warning(*words)
-    required(monkeypatch, *words)
+    one_warning(cpu_operators, *words)
+    required(monkeypatch, cpu_operators, *words)
 
 
 def test_a_cache_that_cannot_be_written(standin, tmp_path, monkeypatch):
     # Permissions do not stop root, who may run the tests; a file where a folder should be stops everybody.
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
-    one_warning("cache folder cannot be written", str(tmp_path / "file"), "TORCH_EXTENSIONS_DIR")
-    required(monkeypatch, "cache folder cannot be written")
+    one_warning(cpu_operators, "cache folder cannot be written", str(tmp_path / "file"), "TORCH_EXTENSIONS_DIR")
+    required(monkeypatch, cpu_operators, "cache folder cannot be written")
 
 
 def test_a_library_that_cannot_be_loaded(standin, monkeypatch):
     build = build_once(standin, NO_GPU)
     build.path.write_bytes(b"not a library")
-    one_warning("cannot be loaded", f"remove {build.path.parent}")
-    required(monkeypatch, "cannot be loaded")
+    one_warning(cpu_operators, "cannot be loaded", f"remove {build.path.parent}")
+    required(monkeypatch, cpu_operators, "cannot be loaded")
 
 
 def test_sources_that_change_while_they_are_compiled(standin, monkeypatch):
@@ -272,24 +244,8 @@ def test_neither_library_spoils_the_other(standin, tiny, gpus, no_nvcc, monkeypa
     assert available(torch.device("cuda:0"))
 
 
-class AsksInTheWorker(torch.utils.data.Dataset):
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = cpu_operators()
-        return found, " ".join(str(entry.message) for entry in caught)
-
-
-def answers_of_a_worker() -> list[tuple[bool, str]]:
-    loader = DataLoader(AsksInTheWorker(), batch_size=None, num_workers=1, multiprocessing_context="fork")
-    return [(found, text) for found, text in loader]
-
-
 def test_a_worker_builds_nothing(standin):
-    first, second = answers_of_a_worker()
+    first, second = answers_of_a_worker(cpu_operators)
     assert first[0] is False
     assert "DataLoader worker" in first[1]
     assert "(python -m vovnet.ops.build)" in first[1]
@@ -299,7 +255,7 @@ def test_a_worker_builds_nothing(standin):
 
 def test_a_worker_loads_what_is_built(standin):
     build_once(standin, NO_GPU)
-    assert answers_of_a_worker() == [(True, ""), (True, "")]
+    assert answers_of_a_worker(cpu_operators) == [(True, ""), (True, "")]
 
 
 def test_the_other_ranks_wait_for_rank_0(standin, no_waiting, monkeypatch):
