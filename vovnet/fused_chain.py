@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import timm.models.vovnet as timm_vovnet
 import torch
@@ -28,8 +28,13 @@ class Link(Protocol):
     """Whether they take this one."""
     begins: bool
     """Whether they take it only as a chain's first, as bfloat16 layers that read float32."""
-    convs: Sequence[Any]
-    """Its convolutions, :class:`vovnet.fused_layers.FusedConv`, each with a bias."""
+
+    @property
+    def convs(self) -> Sequence[Any]:
+        """Its convolutions, :class:`vovnet.fused_layers.FusedConv`, each with a bias."""
+
+    def __call__(self, x: Any) -> Any:
+        """Computes it alone."""
 
     def step(self, kept: bool) -> list[int]:
         """What it is in ``vovnet::packed_chain``."""
@@ -38,7 +43,7 @@ class Link(Protocol):
         """The shape of its output, of an input's."""
 
 
-def run(links: list[Any], kept: Sequence[bool], x: Tensor) -> list[Tensor] | None:
+def run(links: list[Link], kept: Sequence[bool], x: Tensor) -> list[Tensor] | None:
     """The outputs of those layers that are ``kept``; None where the kernels do not serve the call.
 
     Raises:
@@ -49,18 +54,20 @@ def run(links: list[Any], kept: Sequence[bool], x: Tensor) -> list[Tensor] | Non
         return None
     first = next(conv for link in links for conv in link.convs)
     x = first.taken(x)
+    if not links[0].convs:  # a pool reads channels-last alone, its convolution perhaps a picture that lies in any way
+        x = x.contiguous(memory_format=torch.channels_last)
     if not first.served(x) or (torch.is_grad_enabled() and any(w.requires_grad for w in _weights(links))):
         return None
     arguments = _found(links, kept, x.shape) if compiling else _arguments(first, links, kept, x.shape)
     return None if arguments is None else list(torch.ops.vovnet.packed_chain(x, *arguments))
 
 
-def _weights(links: Sequence[Any]) -> Iterator[Tensor]:
+def _weights(links: Sequence[Link]) -> Iterator[Tensor]:
     return (conv.weight for link in links for conv in link.convs)
 
 
 def _arguments(
-    first: Any, links: list[Any], kept: Sequence[bool], shape: Sequence[int]
+    first: Any, links: list[Link], kept: Sequence[bool], shape: Sequence[int]
 ) -> tuple[list[Any], ...] | None:
     """Of the operator, for such a map: found once, as it takes as long as small layers' products."""
     prepared = first._prepared
@@ -74,7 +81,7 @@ def _arguments(
     return found
 
 
-def _found(links: Sequence[Any], kept: Sequence[bool], shape: Sequence[int]) -> tuple[list[Any], ...] | None:
+def _found(links: Sequence[Link], kept: Sequence[bool], shape: Sequence[int]) -> tuple[list[Any], ...] | None:
     convs = [conv for link in links for conv in link.convs]
     one_kind = len({conv.precision for conv in convs}) == 1
     if not one_kind or any(conv.weight.dtype != torch.float32 or conv.weight.device.type != "cpu" for conv in convs):
@@ -89,7 +96,7 @@ def _found(links: Sequence[Any], kept: Sequence[bool], shape: Sequence[int]) -> 
     return [conv.weight for conv in convs], [conv.bias for conv in convs], packed, methods, steps
 
 
-def _chains(layer: Any) -> bool:
+def _chains(layer: Any) -> TypeGuard[Link]:
     return getattr(layer, "chains", False) and not watched(layer)
 
 
@@ -121,7 +128,7 @@ def follow(modules: Iterable[tuple[str, nn.Module]], x: Any, wanted: Container[s
         The last output, and those that are asked for.
     """
     taken: dict[str, Any] = {}
-    links: list[Any] = []
+    links: list[Link] = []
     names: list[list[str]] = []  # that each link's output is asked for by
 
     def call(x: Any) -> Any:

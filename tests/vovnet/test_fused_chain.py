@@ -14,6 +14,7 @@ import torch
 from osa_reference import draw
 from small_networks import network, trained
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from vovnet import fuse
 from vovnet.fused_chain import FusedFeatureDict, FusedFeatureList, FusedSequential, follow
@@ -210,6 +211,19 @@ def test_what_is_asked_for_beside_the_last() -> None:
     last, taken = follow([], x)
     assert last is x
     assert not taken
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_chain_that_begins_with_a_pool(precision: str, channels: int) -> None:
+    """Pictures and maps may lie in any way."""
+    torch.manual_seed(0)
+    convs = [Conv2dNormActivation(channels, 16, 3), Conv2dNormActivation(16, 24, 3)]
+    fused: Any = fuse(nn.Sequential(nn.MaxPool2d(2), *convs).eval(), precision=precision)
+    assert type(fused) is FusedSequential
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = draw((2, channels, 32, 36), 1, torch.float32).contiguous(memory_format=layout)
+        assert torch.equal(fused(x), fused[2](fused[1](fused[0](x))))
 
 
 def test_pools_alone_are_no_chain() -> None:
