@@ -29,7 +29,7 @@ quickstart: $(RUN_STAMP) ## set up, then train, evaluate and draw a small detect
 test: $(DEV_STAMP) ## set up, then run the tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
 
-prove: $(DEV_STAMP) ## run the minutes-long proofs: real data, kernels for every GPU
+prove: $(DEV_STAMP) ## run the minutes-long proofs: real data, kernels for every GPU, sanitizers over those for CPUs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 reproduce: $(DEV_STAMP) ## compare the published detectors with the reference's numbers, number by number

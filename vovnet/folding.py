@@ -30,7 +30,7 @@ def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, precisi
 
     Args:
         conv: only a plain ``Conv2d`` can be taken.
-        norm: one of :data:`NORMS`, or none; timm's have an activation of their own.
+        norm: one of :data:`NORMS`, or none; timm's have an activation of their own, which comes before ``act``.
         act: an activation, or none.
         precision: of the new layer.
         algorithm: of the new layer.
@@ -46,14 +46,16 @@ def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, precisi
         norm = None
     if norm is not None and (why := _depends(norm)):
         return why
-    act = getattr(norm, "act", None) if act is None else act
     for part in (conv, norm, act):
         if part is not None and any(watched(module) for module in part.modules()):
             return f"its {type(part).__name__} has hooks (as pruning and weight norm have) or its own forward"
     weight, bias = _folded(conv, norm)
-    relu = type(act) is nn.ReLU
+    acts = [part for part in (getattr(norm, "act", None), act) if part is not None and not passes(part)]
+    relu = [type(part) for part in acts] == [nn.ReLU]
     geometry = list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
-    other = None if relu or act is None or passes(act) else copy.deepcopy(act)
+    other = None
+    if acts and not relu:
+        other = nn.Sequential(*copy.deepcopy(acts)) if len(acts) > 1 else copy.deepcopy(acts[0])
     return FusedConv(
         as_computed(weight, precision),
         None if bias is None else as_computed(bias, precision),
@@ -69,7 +71,7 @@ def joined(layers: list[Any], precision: str, algorithm: str) -> Any:
     """Layers of the same input as one whose channels come in their order.
 
     Args:
-        layers: linear layers, or plain convolutions of one geometry.
+        layers: linear layers, or plain 1×1 convolutions.
         precision: of the new layer.
         algorithm: of the new layer.
 
@@ -79,17 +81,22 @@ def joined(layers: list[Any], precision: str, algorithm: str) -> Any:
     first, biased = layers[0], all(layer.bias is not None for layer in layers)
     if any(watched(layer) for layer in layers) or not biased or len({type(layer) for layer in layers}) > 1:
         return "its predictors have hooks, their own forward, or no biases"
+    if type(first) is not nn.Linear and not all(map(_is_one_by_one, layers)):
+        return f"its predictors are {type(first).__name__} layers, but not plain 1×1 convolutions"
     weight = torch.cat([layer.weight.detach() for layer in layers])
     bias = torch.cat([layer.bias.detach() for layer in layers])
     if type(first) is nn.Linear:
         return FusedLinear(weight, bias, relu=False, precision=precision, algorithm=algorithm)
-    if type(first) is not nn.Conv2d or first.kernel_size != (1, 1):
-        return f"its predictor is a {type(first).__name__}"
     return FusedConv(weight, bias, ONE_BY_ONE, relu=False, precision=precision, algorithm=algorithm)
 
 
 ONE_BY_ONE = ([1, 1], [0, 0], [1, 1], 1)
 """The geometry of a 1×1 convolution."""
+
+
+def _is_one_by_one(layer: Any) -> bool:
+    plain = type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and not isinstance(layer.padding, str)
+    return plain and (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups) == ONE_BY_ONE
 
 
 def as_computed(parameter: Tensor, precision: str) -> Tensor:

@@ -7,8 +7,8 @@ out of the caches: with VoVNet-39 and a picture of 224 pixels that adds up to 8 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeGuard
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, TypeGuard, cast
 
 import timm.models.vovnet as timm_vovnet
 import torch
@@ -21,26 +21,26 @@ from vovnet.packing import MOST_SHAPES, threads
 from vovnet.vovnet import OsaStage, Stem
 
 
-class Link(Protocol):
-    """A layer that the kernels take in a chain."""
+class Link(nn.Module):
+    """A layer that the kernels may take in a chain."""
 
-    chains: bool
+    chains = False
     """Whether they take this one."""
-    begins: bool
+    begins = False
     """Whether they take it only as a chain's first, as bfloat16 layers that read float32."""
 
     @property
     def convs(self) -> Sequence[Any]:
         """Its convolutions, :class:`vovnet.fused_layers.FusedConv`, each with a bias."""
-
-    def __call__(self, x: Any) -> Any:
-        """Computes it alone."""
+        raise NotImplementedError
 
     def step(self, kept: bool) -> list[int]:
         """What it is in ``vovnet::packed_chain``."""
+        raise NotImplementedError
 
     def result(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of its output, of an input's."""
+        raise NotImplementedError
 
 
 def run(links: list[Link], kept: Sequence[bool], x: Tensor) -> list[Tensor] | None:
@@ -56,14 +56,10 @@ def run(links: list[Link], kept: Sequence[bool], x: Tensor) -> list[Tensor] | No
     x = first.taken(x)
     if not links[0].convs:  # a pool reads channels-last alone, its convolution perhaps a picture that lies in any way
         x = x.contiguous(memory_format=torch.channels_last)
-    if not first.served(x) or (torch.is_grad_enabled() and any(w.requires_grad for w in _weights(links))):
+    if not first.served(x) or (torch.is_grad_enabled() and any(conv.learns for link in links for conv in link.convs)):
         return None
     arguments = _found(links, kept, x.shape) if compiling else _arguments(first, links, kept, x.shape)
     return None if arguments is None else list(torch.ops.vovnet.packed_chain(x, *arguments))
-
-
-def _weights(links: Sequence[Link]) -> Iterator[Tensor]:
-    return (conv.weight for link in links for conv in link.convs)
 
 
 def _arguments(
@@ -97,7 +93,7 @@ def _found(links: Sequence[Link], kept: Sequence[bool], shape: Sequence[int]) ->
 
 
 def _chains(layer: Any) -> TypeGuard[Link]:
-    return getattr(layer, "chains", False) and not watched(layer)
+    return isinstance(layer, Link) and layer.chains and not watched(layer)
 
 
 _SEQUENCES = (nn.Sequential, Stem)
@@ -106,11 +102,11 @@ _STAGES = (OsaStage, timm_vovnet.OsaStage)
 
 def _layers(module: nn.Module) -> list[nn.Module]:
     """What a module calls one after the other."""
-    kind = type(module)
+    kind, nest = type(module), cast(Any, module)
     if kind not in _NESTS or watched(module):
         return [] if kind is nn.Identity and not watched(module) else [module]
     layers = []
-    for part in module._modules.values():  # a stage's pool comes first
+    for part in (nest.pool, nest.blocks) if kind in _STAGES else module._modules.values():
         if part is not None:
             layers += _layers(part)
     return layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ class FusedPyramid(nn.Module):
             results.insert(0, self.layer_blocks[i](top))
         if self.extra_blocks is not None:
             results, names = self.extra_blocks(results, maps, names)
-        return {name: widened(result) for name, result in zip(names, results, strict=True)}
+        return OrderedDict((name, widened(result)) for name, result in zip(names, results, strict=True))
 
 
 class FusedRpnHead(nn.Module):
@@ -70,6 +71,8 @@ class FusedRoIAlign(MultiScaleRoIAlign):
         if not same or rois.requires_grad or not kernels_serve(*maps, rois):
             return super().forward(x, boxes, image_shapes)
         levels = rois.new_zeros(len(rois), dtype=torch.int64) if len(maps) == 1 else me.map_levels(boxes)
+        if len(rois) and not 0 <= int(levels.min()) <= int(levels.max()) < len(maps):
+            return super().forward(x, boxes, image_shapes)  # of a box that is none, as (5, 0, 3, 4), which has no level
         out: Tensor = torch.ops.vovnet.roi_align_levels(
             [feature.contiguous(memory_format=torch.channels_last) for feature in maps],
             rois,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vovnet.errors import InputError
-from vovnet.fused_chain import run
+from vovnet.fused_chain import Link, run
 from vovnet.ops import onednn
 from vovnet.ops.packed import block_step, conv_step, pool_step, repeated
 from vovnet.ops.plan import conv_method
@@ -26,7 +26,7 @@ MOST_CONVS = 16
 """Of an OSA block that the kernels take in one call (``kMaxSources`` in csrc/cpu/kernels.h)."""
 
 
-class FusedConv(FusedLayer):
+class FusedConv(FusedLayer, Link):
     """A convolution with its norm folded in, a ReLU or another activation, and perhaps a map that is added last.
 
     (N, C, H, W) → (N, out channels, H', W'), channels-last.
@@ -91,6 +91,8 @@ class FusedConv(FusedLayer):
         x = self.taken(x)
         if not self.served(x, *(() if residual is None else (residual,))):
             return self.plain(x, residual)
+        if residual is not None and self.weight.shape[2] > 1:  # Winograd's transforms add nothing to their pixels
+            return _added(self(x), residual)
         stride, padding, _, _ = self.geometry
         method = self.method(x.shape)
         if residual is not None:
@@ -111,7 +113,7 @@ class FusedConv(FusedLayer):
 
     def served(self, x: Tensor, *others: Tensor) -> bool:
         """Whether the kernels take the call."""
-        ready = self.has_kernel and self.weight.dtype == torch.float32 and not self.weight.requires_grad
+        ready = self.has_kernel and self.weight.dtype == torch.float32 and not self.learns
         return ready and kernels_serve(x, *others)
 
     def method(self, shape: Sequence[int]) -> int:
@@ -165,7 +167,8 @@ class FusedConv(FusedLayer):
         """The same by PyTorch, with gradients."""
         dtype = result_type(x, self.precision)
         x = x.to(dtype)
-        fused = self.act is None and not differentiates(x, self.weight) and not traced() and onednn.fuses_relu(x)
+        known = self.act is None and not self.learns and not differentiates(x)
+        fused = known and not traced() and onednn.fuses_relu(x)
         if fused and self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
             x = x.contiguous(memory_format=torch.channels_last)
             weight = self.prepared(("onednn", dtype), lambda: onednn.reordered(self.weight, self.geometry, x))
@@ -177,13 +180,17 @@ class FusedConv(FusedLayer):
                 out = out.relu_()
             if self.act is not None:
                 out = self.act(out)
-        return out if residual is None else out + repeated(residual, out.shape[-2:]).to(out.dtype)
+        return out if residual is None else _added(out, residual)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         return None if self.bias is None else self.bias.to(dtype)
 
 
-class FusedOsaBlock(nn.Module):
+def _added(out: Tensor, residual: Tensor) -> Tensor:
+    return out + repeated(residual, out.shape[-2:]).to(out.dtype)
+
+
+class FusedOsaBlock(Link):
     """One-Shot Aggregation without its concatenation, and without maps between its convolutions.
 
     (N, C, H, W) → (N, out channels, H, W), channels-last.
@@ -205,10 +212,10 @@ class FusedOsaBlock(nn.Module):
         self.attn = attn
         convs = [*chain, aggregate]
         known = all(c.has_kernel and c.relu and c.bias is not None and c.in_channels >= PICTURE_CHANNELS for c in convs)
-        square = all(c.weight.shape[2] == 3 and c.geometry[0] == [1, 1] for c in chain)
-        self.has_kernel = known and square and len(convs) <= MOST_CONVS
+        sizes = [c.weight.shape[2] for c in convs] == [3] * len(chain) + [1]
+        unstrided = all(c.geometry[0] == [1, 1] for c in convs)
+        self.has_kernel = known and sizes and unstrided and len(convs) <= MOST_CONVS
         self.chains = self.has_kernel and attn is None
-        self.begins = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises InputError as :meth:`FusedConv.forward`."""
@@ -221,7 +228,8 @@ class FusedOsaBlock(nn.Module):
             maps = [x]
             for conv in self.conv_mid:
                 maps.append(conv(maps[-1]))
-            out = self.conv_concat(torch.cat(maps, dim=1), x if self.identity and self.attn is None else None)
+            joined = torch.cat([part.to(maps[-1].dtype) for part in maps], dim=1)  # autocast may have changed types
+            out = self.conv_concat(joined, x if self.identity and self.attn is None else None)
         if self.attn is None:
             return out
         out = self.attn(out).to(out.dtype)
@@ -272,7 +280,7 @@ class FusedLinear(FusedLayer):
         dtype = self.computes_in(x, self.weight)
         x = x.to(dtype)
         maps = x if x.dim() == 4 else x[:, :, None, None]
-        ready = self.weight.dtype == torch.float32 and not self.weight.requires_grad
+        ready = self.weight.dtype == torch.float32 and not self.learns
         if not ready or not kernels_serve(maps):
             weight = self.lowered(dtype)
             out = F.linear(x.flatten(1), weight, self.bias.to(weight.dtype))
@@ -302,7 +310,7 @@ class FusedLinear(FusedLayer):
         return out.flatten(1)
 
 
-class FusedMaxPool2d(nn.Module):
+class FusedMaxPool2d(Link):
     """A max-pool of channels-last maps that writes no indices.
 
     Args:
@@ -316,8 +324,11 @@ class FusedMaxPool2d(nn.Module):
         super().__init__()
         self.arguments = kernel, stride, padding, ceil_mode
         self.chains = True
-        self.begins = False
-        self.convs: list[Any] = []
+
+    @property
+    def convs(self) -> list[Any]:
+        """None."""
+        return []
 
     def extra_repr(self) -> str:
         return "kernel_size={}, stride={}, padding={}, ceil_mode={}".format(*self.arguments)

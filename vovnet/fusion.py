@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm.models.vovnet as timm_vovnet
@@ -18,8 +19,12 @@ import torch
 from timm.layers import ConvNormAct, SeparableConvNormAct
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -41,6 +46,7 @@ from vovnet.memory import (
     MemoryEfficientMaxPool2d,
     MemoryEfficientOsaBlock,
     MemoryEfficientTimmOsaBlock,
+    plain_layers,
     watched,
 )
 from vovnet.ops.plan import ALGORITHMS, PRECISIONS
@@ -74,15 +80,17 @@ def fuse(model: nn.Module, precision: str = "fp32", algorithm: str = "auto") -> 
     """
     _check(model, precision, algorithm)
     fuser = _Fuser(precision, algorithm)
-    fuser.visit("", model)
-    try:
-        fused: nn.Module = copy.deepcopy(model, dict(fuser.replaced))
-    except Exception as error:
-        raise InputError(
-            f"model: this {type(model).__name__} cannot be copied ({reason(error)}); remove what cannot, as weight "
-            "norm (torch.nn.utils.remove_weight_norm)"
-        ) from error
-    _finish(fused.requires_grad_(False).eval(), precision)
+    # Tensors of inference mode would let no gradients of the input through.
+    with torch.inference_mode(False), torch.no_grad():
+        fuser.visit("", model)
+        try:
+            fused: nn.Module = copy.deepcopy(model, dict(fuser.replaced))
+        except Exception as error:
+            raise InputError(
+                f"model: this {type(model).__name__} cannot be copied ({reason(error)}); remove what cannot, as weight "
+                "norm (torch.nn.utils.remove_weight_norm)"
+            ) from error
+        _finish(fused.requires_grad_(False).eval(), precision)
     chain(fused)
     if notes := _notes(model, fused, fuser):
         _log.info("vovnet.fuse: %s", "; ".join(notes))
@@ -97,12 +105,18 @@ def fuse(model: nn.Module, precision: str = "fp32", algorithm: str = "auto") -> 
 
 def _check(model: Any, precision: Any, algorithm: Any) -> None:
     for name, value, allowed in (("precision", precision, PRECISIONS), ("algorithm", algorithm, ALGORITHMS)):
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise InputError("model: it is compiled already; fuse the model itself, and compile the copy")
+    found = [module for module in model.modules() if isinstance(module, FusedLayer)]
+    if found and not any((layer.precision, layer.algorithm) == (precision, algorithm) for layer in found):
+        raise InputError(
+            f"model: it is fused already, with precision='{found[0].precision}' and algorithm='{found[0].algorithm}'; "
+            "fuse the original"
+        )
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise InputError(f"model: expected a model, got a {type(model).__name__} around it; give model.module")
 
@@ -229,8 +243,9 @@ class _Fuser:
         """torchvision's transposed convolution of 2×2 with stride 2, and its predictor, in float32."""
         up: Any = predictor.conv5_mask
         usual = type(up) is nn.ConvTranspose2d and (up.kernel_size, up.stride, up.groups) == ((2, 2), (2, 2), 1)
-        if not usual or up.bias is None or (up.padding, up.output_padding) != ((0, 0), (0, 0)):
-            return "its transposed convolution is not 2×2 with stride 2"
+        tight = usual and (up.padding, up.output_padding, up.dilation) == ((0, 0), (0, 0), (1, 1))
+        if not tight or up.bias is None:
+            return "its transposed convolution is not a plain one of 2×2 with stride 2 and a bias"
         logits = fold(predictor.mask_fcn_logits, None, None, "fp32", self.algorithm)
         if isinstance(logits, str) or watched(up) or watched(predictor.relu):
             return logits if isinstance(logits, str) else "hooks or a forward of its own"
@@ -276,8 +291,12 @@ _BUILDERS: dict[type[nn.Module], Callable[[_Fuser, Any], Any]] = {
 """What builds the module that stands for one of a type: a text says why there is none, None leaves it to its parts."""
 
 
+_DETECTORS = (GeneralizedRCNN, RetinaNet, FCOS, SSD)
+
+
 def _finish(fused: nn.Module, precision: str) -> None:
-    """What is not fused: channels-last, without recomputation, and in float32 among bfloat16 maps."""
+    """What is not fused: plain layers, channels-last, without recomputation, and in float32 among bfloat16 maps."""
+    plain_layers(fused)
     for module in fused.modules():
         if hasattr(module, "grad_checkpointing"):
             setattr(module, "grad_checkpointing", False)  # noqa: B010 (the stubs of nn.Module know no plain attributes)
@@ -286,11 +305,26 @@ def _finish(fused: nn.Module, precision: str) -> None:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
         if precision == "bf16" and next(module.parameters(recurse=False), None) is not None:
-            module.float().register_forward_pre_hook(_widen)
+            module.float().register_forward_pre_hook(_widen, with_kwargs=True)
+        if precision == "bf16" and isinstance(module, _DETECTORS):
+            module.backbone.register_forward_hook(_widen_maps)
 
 
-def _widen(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(widened(x) if isinstance(x, Tensor) else x for x in inputs)
+def _widen(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A layer's inputs that are bfloat16, in the type of its parameters."""
+    dtype = next(module.parameters(recurse=False)).dtype
+
+    def wide(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
+
+    return tuple(map(wide, inputs)), {name: wide(x) for name, x in named.items()}
+
+
+def _widen_maps(module: nn.Module, inputs: tuple[Any, ...], maps: Any) -> Any:
+    """A detector's maps: the anchors, and so the boxes, have their type."""
+    if isinstance(maps, Tensor):
+        return widened(maps)
+    return OrderedDict((name, widened(x)) for name, x in maps.items()) if isinstance(maps, Mapping) else maps
 
 
 def _notes(model: nn.Module, fused: nn.Module, fuser: _Fuser) -> list[str]:
@@ -306,7 +340,7 @@ def _notes(model: nn.Module, fused: nn.Module, fuser: _Fuser) -> list[str]:
     for name, module in fused.named_modules():
         unknown = isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
         if unknown and not any(f"{name}.".startswith(f"{known}.") for known in fuser.left):
-            by_reason.setdefault("convolutions of layers that it does not know", []).append(name)
+            by_reason.setdefault("convolutions of layers that vovnet.fuse does not know", []).append(name)
     for why, names in by_reason.items():
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         notes.append(f"left as they are: {some} ({why})")

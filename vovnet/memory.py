@@ -62,6 +62,14 @@ def memory_efficient(model: nn.Module, memory: str = "normal") -> nn.Module:
     return model
 
 
+def plain_layers(model: nn.Module) -> None:
+    """Give a model the classes back that it had before :func:`memory_efficient`, in place."""
+    for module in model.modules():
+        plain = next((old for old, new in _SUBCLASSES.items() if new is type(module)), None)
+        if plain is not None:
+            module.__class__ = plain
+
+
 def has_osa_blocks(model: nn.Module) -> bool:
     """Whether :func:`memory_efficient` has something to do."""
     return any(isinstance(module, OsaBlock | timm_vovnet.OsaBlock) for module in model.modules())

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from vovnet.errors import InputError
 from vovnet.ops import native
@@ -24,16 +26,31 @@ moves = 0
 
 _packing = threading.Lock()
 """Threads that meet a layer first at the same time pack it once."""
+_forked = False
 _warned: set[str] = set()
 
 
-def _unlock() -> None:
-    global _packing
-    _packing = threading.Lock()
+def _in_child() -> None:
+    global _packing, _forked
+    _packing = threading.Lock()  # a thread that is not there any more may have held it
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)  # a thread that is not there any more may have held it
+    os.register_at_fork(after_in_child=_in_child)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """On one thread in a forked process: OpenMP's others are not there, and PyTorch would wait for them for ever."""
+    threads = torch.get_num_threads()
+    if _forked:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if _forked:
+            torch.set_num_threads(threads)
 
 
 class FusedLayer(nn.Module):
@@ -53,7 +70,10 @@ class FusedLayer(nn.Module):
             InputError: ``mode`` is true.
         """
         if mode:
-            raise InputError("train(): a fused copy is for inference; train the original and fuse it again")
+            raise InputError(
+                "train(): a fused copy is for inference; train the original and fuse it again. Parts of this copy may "
+                "be in training mode now: call eval() on it before you use it"
+            )
         return super().train(False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -72,7 +92,14 @@ class FusedLayer(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_prepared": {}}
+        state: dict[str, Any] = super().__getstate__()
+        return state | {"_prepared": {}}
+
+    @property
+    def learns(self) -> bool:
+        """Whether somebody wants a parameter's gradient, and may then change it."""
+        weight, bias = self._parameters["weight"], self._parameters.get("bias")
+        return bool((weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad))
 
     def prepared(self, key: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` returns, made once for a key."""
@@ -80,7 +107,7 @@ class FusedLayer(nn.Module):
             with _packing:
                 if key not in self._prepared:
                     # Tensors of inference mode could not be used outside of it.
-                    with torch.inference_mode(False), torch.no_grad():
+                    with torch.inference_mode(False), torch.no_grad(), _alone():
                         self._prepared[key] = make()
         return self._prepared[key]
 
@@ -115,7 +142,7 @@ class FusedLayer(nn.Module):
         low = self.precision == "bf16"
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # plain PyTorch then chooses the types
             return x.dtype
-        taken = (weight.dtype, torch.bfloat16) if low else (weight.dtype,)
+        taken = dict.fromkeys((weight.dtype, torch.bfloat16) if low else (weight.dtype,))
         if x.dtype not in taken:
             raise InputError(f"x: expected {' or '.join(map(str, taken))}, got {x.dtype}; convert the picture")
         return torch.bfloat16 if low else weight.dtype
@@ -150,8 +177,10 @@ def traced() -> bool:
 
 
 def differentiates(*values: Tensor) -> bool:
-    """Whether autograd follows one of them."""
-    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    """Whether autograd follows one of them, backward or forward."""
+    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+        return True
+    return not torch.compiler.is_compiling() and any(unpack_dual(value).tangent is not None for value in values)
 
 
 def warn_if_plain(parameter: Tensor) -> None:

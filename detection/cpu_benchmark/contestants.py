@@ -185,11 +185,8 @@ def _openvino(task: Task) -> Run:
 
 
 def _fused(task: Task) -> Run:
-    fuse: Any = getattr(vovnet, "fuse", None)
-    if fuse is None:
-        raise UnavailableError("this version has no vovnet.fuse")
     try:
-        model = fuse(task.model, precision=task.case.precision)
+        model = vovnet.fuse(task.model, precision=task.case.precision)
     except InputError as error:
         raise UnavailableError(str(error)) from error
     return run_torch(model, task, torch.contiguous_format, torch.float32)

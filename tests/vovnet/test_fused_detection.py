@@ -12,12 +12,13 @@ import pytest
 import torch
 import torchvision
 from osa_reference import draw
-from small_networks import detector, trained
+from small_networks import detector, network, trained
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from vovnet import fuse
@@ -136,7 +137,9 @@ def test_other_detectors_of_torchvision(way: str) -> None:
     torch.manual_seed(0)
     builder = torchvision.models.detection.retinanet_resnet50_fpn
     model = trained(builder(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=96))
-    with pytest.warns(UserWarning, match="left as they are: backbone.body.conv1, .* layers that it does not know"):
+    with pytest.warns(
+        UserWarning, match="left as they are: backbone.body.conv1, .* layers that vovnet.fuse does not know"
+    ):
         fused = fuse(model)
     assert len(of_type(fused, FusedPyramid)) == 1
     assert len(of_type(fused, FusedConv)) == 2 * 3 + 2 + 2 * 4  # pyramid, P6 and P7, towers of the heads
@@ -289,6 +292,15 @@ def test_roi_align_of_other_types_and_with_gradients(way: str) -> None:
     torch.testing.assert_close(*grads)
 
 
+def test_roi_align_of_a_box_that_is_none(way: str) -> None:
+    """It has no level, and torchvision pools zeros for it."""
+    places = [torch.tensor([[10.0, 10, 50, 40], [50, 10, 40, 40]]), torch.zeros(0, 4)]
+    pool = MultiScaleRoIAlign(["0", "1"], 7, 2).eval()
+    got, expected = (one(levels(16), places, [(96, 128)] * 2) for one in (fuse(pool), pool))
+    assert not expected[1].any()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
 PART = "its predictors have hooks"
 
 
@@ -302,7 +314,12 @@ PART = "its predictors have hooks"
             lambda: (h := MaskRCNNPredictor(8, 3, 2), h.conv5_mask.register_forward_hook(lambda *_: None))[0],
             "hooks",
         ),
-        (lambda: (h := MaskRCNNPredictor(8, 3, 2), setattr(h.conv5_mask, "stride", (1, 1)))[0], "not 2×2"),
+        (
+            lambda: (h := MaskRCNNPredictor(8, 3, 2), setattr(h.conv5_mask, "stride", (1, 1)))[0],
+            "not a plain one of",
+        ),
+        (lambda: (h := MaskRCNNPredictor(8, 3, 2), setattr(h.conv5_mask, "dilation", (2, 2)))[0], "not a plain one of"),
+        (lambda: (h := RPNHead(32, 3), setattr(h, "bbox_pred", nn.Conv2d(32, 12, 3, padding=1)))[0], "not plain 1×1"),
         (lambda: (h := MultiScaleRoIAlign(["0"], 7, 2), h.register_forward_hook(lambda *_: None))[0], "hooks"),
     ],
 )
@@ -327,6 +344,47 @@ def test_bfloat16_detectors(way: str) -> None:
     for found in fused(pictures()):
         assert {found[key].dtype for key in ("boxes", "scores", "masks")} == {torch.float32}
         assert len(found["boxes"]) > 5
+
+
+class OneMap(nn.Module):
+    """A backbone of one level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body: Any = network("ours", features_only=True, out_indices=(3,))
+        self.out_channels = self.body.feature_info.channels()[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)[0]
+        return out
+
+
+def test_bfloat16_detectors_of_one_map(way: str) -> None:
+    torch.manual_seed(0)
+    anchors = AnchorGenerator(((32, 64),), ((1.0,),))
+    model = FasterRCNN(OneMap(), 4, min_size=96, max_size=128, rpn_anchor_generator=anchors).eval()
+    fused: Any = fuse(model, precision="bf16")
+    assert fused.backbone(draw((1, 3, 96, 128), 1, torch.float32)).dtype == torch.float32
+    for found in fused(pictures()):
+        assert {found[key].dtype for key in ("boxes", "scores")} == {torch.float32}
+
+
+def test_bfloat16_detectors_with_a_pyramid_that_is_left_alone(way: str) -> None:
+    model = made("Mask R-CNN")
+    model.backbone.fpn.layer_blocks[0].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="left as they are: backbone.fpn.layer_blocks.0"):
+        fused: Any = fuse(model, precision="bf16")
+    x = draw((2, 3, 96, 128), 1, torch.float32)
+    assert {value.dtype for value in fused.backbone(x).values()} == {torch.float32}
+    assert all(len(found["boxes"]) for found in fused(pictures()))
+
+
+def test_a_pyramid_whose_lateral_convolutions_see_neighbours(way: str) -> None:
+    """Winograd's transforms add no map."""
+    pyramid = FeaturePyramidNetwork([16, 16], 32)
+    pyramid.inner_blocks[0] = Conv2dNormActivation(16, 32, 3, norm_layer=None, activation_layer=None)
+    maps = {str(i): draw((1, 16, size, size), i, torch.float32) for i, size in enumerate((32, 16))}
+    check_part(pyramid.eval(), maps)
 
 
 def _rms(x: Tensor) -> float:

@@ -260,6 +260,10 @@ def test_gradients_of_the_input_and_of_parameters_that_somebody_wants(way: str) 
     concatenated(twin, other).square().sum().backward()
     for got, expected in ((x.grad, other.grad), (made.conv_mid[0].weight.grad, twin.conv_mid[0].weight.grad)):
         close(got, expected, 1e-4)
+    made.conv_mid[0].weight.requires_grad_(False)
+    made.conv_concat.bias.requires_grad_()
+    made(x.detach()).sum().backward()
+    assert made.conv_concat.bias.grad is not None
     linear = FusedLinear(draw((4, 48), 1, torch.float32), torch.zeros(4), relu=True)
     x = draw((2, 3, 4, 4), 2, torch.float32).requires_grad_()
     linear(x).sum().backward()

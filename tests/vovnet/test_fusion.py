@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import vovnet
-from vovnet import fuse, memory_efficient
+from vovnet import fuse, memory_efficient, packing
 from vovnet.errors import InputError
 from vovnet.fused_layers import FusedConv, FusedMaxPool2d, FusedOsaBlock
 from vovnet.ops import native
@@ -207,6 +207,18 @@ def test_a_model_in_training_mode_is_taken_as_in_evaluation(way: str) -> None:
 def test_a_fused_copy_can_be_fused(way: str) -> None:
     model = network("ours")
     check_equal(fuse(fuse(model)), model, picture())
+    for changes in ({"precision": "bf16"}, {"algorithm": "direct"}):
+        with pytest.raises(InputError, match="model: it is fused already, with precision='fp32' and algorithm='auto'"):
+            fuse(fuse(model), **changes)
+
+
+def test_a_copy_made_in_inference_mode_lets_gradients_through(way: str) -> None:
+    with torch.inference_mode():
+        fused = fuse(network("ours"))
+    x = picture().requires_grad_()
+    with torch.enable_grad():
+        fused(x).sum().backward()
+    assert x.grad is not None
 
 
 def _hook(model: Any) -> None:
@@ -279,6 +291,58 @@ def test_what_is_left_alone_is_said_once_and_computed(change: Any, name: str, wh
     assert caught[0].filename == __file__
     assert len(of_type(fused, FusedOsaBlock)) == blocks
     check_equal(fused, model, picture())
+    with pytest.warns(UserWarning, match="left as they are"):
+        check_equal(fuse(memory_efficient(copy.deepcopy(model))), model, picture())
+
+
+def test_depthwise_blocks_that_kept_less_for_training(way: str) -> None:
+    model = network("ese_vovnet19b_dw")
+    check_equal(fuse(memory_efficient(copy.deepcopy(model))), model, picture())
+
+
+def _strided(model: Any) -> None:
+    model.stages[3].blocks[0].conv_concat.conv.stride = (2, 2)
+
+
+def _wide_aggregation(model: Any) -> None:
+    layer = model.stages[1].blocks[0].conv_concat
+    layer.conv = nn.Conv2d(layer.conv.in_channels, layer.conv.out_channels, 3, padding=1, bias=False).eval()
+
+
+def _pool_in_the_first_stage(model: Any) -> None:
+    del model.stages[0].pool
+    model.stages[0].pool = nn.MaxPool2d(3, 1, 1).eval()  # registered behind the blocks
+
+
+@pytest.mark.parametrize("change", [_strided, _wide_aggregation, _pool_in_the_first_stage])
+def test_blocks_and_stages_that_are_built_otherwise(change: Any, way: str) -> None:
+    model = network("vovnet39a")
+    change(model)
+    check_equal(fuse(model), model, picture())
+
+
+class Named(nn.Module):
+    """Calls a layer that is left alone by its argument's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body: Any = network("ours", num_classes=0)
+        self.head = nn.Linear(self.body.num_features, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(input=self.body(x))
+        return out
+
+
+def test_bfloat16_maps_reach_layers_that_are_left_alone(way: str) -> None:
+    model = Named().eval()
+    fused = fuse(model, precision="bf16")
+    expected = model(picture())
+    torch.testing.assert_close(fused(picture()), expected, rtol=0, atol=0.1 * float(expected.abs().max()))
+    packing._warned.clear()
+    with pytest.warns(UserWarning, match="runs as plain PyTorch"):
+        moved = fused.to(torch.bfloat16)
+    assert moved(picture().bfloat16()).dtype == torch.bfloat16
 
 
 def test_hooks_of_what_is_copied_still_run(way: str) -> None:
@@ -293,7 +357,7 @@ def test_hooks_of_what_is_copied_still_run(way: str) -> None:
 def test_unknown_models_are_copied_with_a_warning(way: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=5).eval()
-    with pytest.warns(UserWarning, match="left as they are: conv1.0, .* more .convolutions of layers that it does not"):
+    with pytest.warns(UserWarning, match="left as they are: conv1.0, .* more .convolutions of layers that vovnet"):
         fused = fuse(model)
     check_equal(fused, model, picture())
     linear = nn.Linear(5, 3).eval()
@@ -456,6 +520,16 @@ def test_autocast(way: str) -> None:
         assert _rms(one - other) <= 0.1 * _rms(other)
 
 
+def test_forward_derivatives(way: str) -> None:
+    """``torch.func.jvp``: by plain PyTorch."""
+    model = network("ours")
+    fused, x, direction = fuse(model), picture(), draw((2, 3, 69, 58), 5, torch.float32)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # PyTorch's, of its own scripts
+    _, got = torch.func.jvp(fused, (x,), (direction,))
+    _, expected = torch.func.jvp(copy.deepcopy(model).double(), (x.double(),), (direction.double(),))
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("mode", ["no_grad first", "inference_mode first"])
 def test_inference_mode(mode: str, way: str) -> None:
     model = network("ours")
@@ -519,6 +593,38 @@ def test_forked_processes(way: str) -> None:
             child.join(60)
             assert child.exitcode == 0
             assert queue.get() == expected.tolist()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _pack_in_child(fused: nn.Module, x: Tensor, queue: Any) -> None:
+    with torch.no_grad():
+        out = fused(x)
+        torch.set_num_threads(1)
+        queue.put(float(out.double().sum()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_packs_on_one_thread() -> None:
+    """What its parent has not packed, a weight so large that PyTorch copies it on several threads."""
+    if not native.cpu_operators():
+        pytest.skip("no compiler")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fused, x = fuse(ConvNormAct(256, 256, 3).eval()), draw((1, 256, 9, 8), 1, torch.float32)
+        expected = float(fused(x).double().sum())
+        copied = copy.deepcopy(fused)  # without what is packed
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        child = context.Process(target=_pack_in_child, args=(copied, x, queue))
+        child.start()
+        child.join(60)
+        alive = child.is_alive()
+        child.kill()
+        assert not alive
+        assert child.exitcode == 0
+        assert queue.get() == expected
     finally:
         torch.set_num_threads(threads)
 

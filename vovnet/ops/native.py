@@ -37,6 +37,16 @@ ISAS = ("plain", "avx2", "avx512")
 CPUINFO = Path("/proc/cpuinfo")
 
 _lock = threading.Lock()
+
+
+def _unlock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)  # a thread that builds in the parent holds it, and is not in the child
+
 _loaded: Build | None = None
 _loaded_cpu: Build | None = None
 _failures: dict[int | str | None, str] = {}
@@ -125,6 +135,8 @@ def _obtain(wanted: str, ensure: Callable[[], None]) -> bool:
 def _ensure_cpu() -> None:
     """Make the CPU operators loaded, or raise a BuildError, the same each time."""
     global _loaded_cpu
+    if _loaded_cpu is not None:
+        return
     with _lock:
         if "cpu" not in _failures and _loaded_cpu is None:
             try:

@@ -1,4 +1,5 @@
-"""Which method computes a convolution fastest on a CPU: decided from its shape alone, so that results repeat.
+"""Which method computes a convolution fastest on a CPU: decided from its shape and the number of
+threads alone, so that results repeat.
 
 The costs are those of products on which everything else waits: how many numbers are multiplied, and how many weights
 have to come from memory first, which many threads wait for as long as few.

@@ -173,7 +173,7 @@ class Targets:
 
 
 NO_GPU = Targets(())
-"""What a library for the CPU is built for: it holds all instruction sets, and picks one when it is loaded."""
+"""What a library for the CPU is built for: it holds all instruction sets, and picks one when it is first used."""
 
 
 def _digits(capability: str) -> str:

@@ -1,8 +1,8 @@
 // Convolutions without Torch, against plain loops: every method, on maps of float32 and of bfloat16. See checks.h.
 //
 // Numbers are small integers, and weights multiples of 4, so that all sums, F(2x2)'s and Strassen's among them, are exact
-// in float32 and what is rounded to bfloat16 in between is exact as well: results must be equal. F(4x4) has roots of 2 in
-// it and is given a tolerance.
+// in float32 and what is rounded to bfloat16 in between is exact as well: results must be equal. F(4x4)
+// divides by distances of its points and is given a tolerance.
 #include "checks.h"
 
 namespace {

@@ -31,8 +31,8 @@ struct Source {
   int64_t channels;
 };
 
-// A convolution of the concatenation of `sources`: out = relu(conv + bias) + residual. Maps are of one Element; sources
-// of fewer than 16 channels, the pictures, are float32 always.
+// A convolution of the concatenation of `sources`: out = relu(conv + bias) + residual. Maps are of one Element; where all
+// sources together have fewer than 16 channels, as pictures, they are float32 always.
 struct Conv {
   Source sources[kMaxSources];
   int count;                     // of sources

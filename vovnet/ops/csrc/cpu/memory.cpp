@@ -74,9 +74,13 @@ class Pool {
         drop(idle_.begin());
       }
       if (idle_bytes_ + header->bytes <= kMostIdle) {
-        idle_.emplace(header->bytes, block);
-        idle_bytes_ += header->bytes;
-        return;
+        try {
+          idle_.emplace(header->bytes, block);
+          idle_bytes_ += header->bytes;
+          return;
+        } catch (const std::bad_alloc&) {
+          // Not even a note of it fits into memory: the system has it back.
+        }
       }
     }
     std::free(header->begin);

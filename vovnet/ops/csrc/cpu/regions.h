@@ -34,7 +34,7 @@ struct Patch {
   bool streams;  // whether `out` goes past the caches; then it and each bin begin at a multiple of 64 bytes
 };
 
-// The output rows [begin, end) of a max-pool, counted through the pictures.
+// A max-pool. Kernels take its output rows [begin, end), counted through the pictures.
 struct MaxPool {
   const void* x;
   int64_t channels, height, width, out_height, out_width;

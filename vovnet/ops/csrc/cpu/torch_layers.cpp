@@ -37,6 +37,11 @@ int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, b
   return ceil_mode && (count - 1) * stride >= size + padding ? count - 1 : count;
 }
 
+// An argument of one layer, or that of a chain's layer `at`.
+std::string named(const char* one, const char* many, int64_t at) {
+  return at < 0 ? one : many + ("[" + std::to_string(at) + "]");
+}
+
 }  // namespace
 
 Element element_of(int64_t method) { return method & kBFloat16Bit ? Element::kBFloat16 : Element::kFloat32; }
@@ -59,7 +64,7 @@ void check_map(const Call& call, const std::string& argument, const Tensor& map,
 
 void check_input(const Call& call, const std::string& argument, const Tensor& x, int64_t channels, int64_t method) {
   if (x.dim() != 4 || x.size(1) != channels) {
-    call.refuse(argument, "(N, " + std::to_string(channels) + ", H, W), as the weight has channels",
+    call.refuse(argument, "(N, " + std::to_string(channels) + ", H, W), with as many channels as the weight",
                 words(shape_of(x)));
   }
   if (channels < kLeastChannels) {
@@ -76,8 +81,8 @@ void check_pair(const Call& call, const std::string& argument, const std::vector
   }
 }
 
-Weight weight_of(const Call& call, const std::string& suffix, const Tensor& weight, int64_t method) {
-  const std::string argument = "weight" + suffix;
+Weight weight_of(const Call& call, int64_t at, const Tensor& weight, int64_t method) {
+  const std::string argument = named("weight", "weights", at);
   if (weight.dim() != 4 || weight.numel() == 0) {
     call.refuse(argument, "(out channels, channels, height, width)", words(shape_of(weight)));
   }
@@ -86,7 +91,7 @@ Weight weight_of(const Call& call, const std::string& suffix, const Tensor& weig
                     weight.size(0),
                     weight.size(1),
                     {weight.size(2), weight.size(3)},
-                    method_of(call, "method" + suffix, method)};
+                    method_of(call, named("method", "methods", at), method)};
   const bool fits = made.kernel[0] == 3 && made.kernel[1] == 3 && made.channels >= kLeastChannels;
   if (is_winograd(made.method) && !fits) {
     call.refuse(argument, "a 3x3 kernel and 16 or more channels for Winograd's transform", words(shape_of(weight)));
@@ -97,14 +102,15 @@ Weight weight_of(const Call& call, const std::string& suffix, const Tensor& weig
   return made;
 }
 
-Conv conv_of(const Call& call, const std::string& suffix, const Tensor& weight, const std::optional<Tensor>& bias,
+Conv conv_of(const Call& call, int64_t at, const Tensor& weight, const std::optional<Tensor>& bias,
              const Tensor& packed, int64_t method) {
-  const Weight made = weight_of(call, suffix, weight, method);
-  check_float(call, "packed" + suffix, packed);
-  call.contiguous("packed" + suffix, packed);
+  const Weight made = weight_of(call, at, weight, method);
+  const std::string packed_name = named("packed", "packed", at);
+  check_float(call, packed_name, packed);
+  call.contiguous(packed_name, packed);
   const int64_t size = convs_of(method).packed_size(made) / 4;
   if (packed.numel() != size) {
-    call.refuse("packed" + suffix,
+    call.refuse(packed_name,
                 "what pack_conv makes of this weight for method " + std::to_string(method) + ", " +
                     std::to_string(size) + " numbers",
                 std::to_string(packed.numel()));
@@ -116,9 +122,10 @@ Conv conv_of(const Call& call, const std::string& suffix, const Tensor& weight, 
   conv.method = made.method;
   conv.packed = packed.const_data_ptr();
   if (bias) {
-    check_float(call, "bias" + suffix, *bias);
-    call.shape("bias" + suffix, *bias, {made.out_channels}, "a number an output channel,");
-    call.contiguous("bias" + suffix, *bias);
+    const std::string bias_name = named("bias", "biases", at);
+    check_float(call, bias_name, *bias);
+    call.shape(bias_name, *bias, {made.out_channels}, "a number an output channel,");
+    call.contiguous(bias_name, *bias);
     conv.bias = static_cast<const float*>(bias->const_data_ptr());
   }
   return conv;
@@ -149,11 +156,8 @@ void read(const Map& x, Conv& conv) {
 Map lead(const Call& call, const std::string& argument, const Map& x, const std::vector<int64_t>& stride,
          const std::vector<int64_t>& padding, int64_t method, Conv& conv) {
   read(x, conv);
-  if (stride.size() != 2 || stride[0] < 1 || stride[1] < 1)
-    call.refuse("stride", "two steps of at least 1", words(stride));
-  if (padding.size() != 2 || padding[0] < 0 || padding[1] < 0) {
-    call.refuse("padding", "two numbers of at least 0", words(padding));
-  }
+  check_pair(call, "stride", stride, 1);
+  check_pair(call, "padding", padding, 0);
   const int64_t size[] = {x.height, x.width};
   int64_t out[2];
   for (int i = 0; i < 2; ++i) {

@@ -31,9 +31,10 @@ void check_input(const Call& call, const std::string& argument, const Tensor& x,
 // Two sizes, of height and width, each from `least` to where no sum of a few of them overflows.
 void check_pair(const Call& call, const std::string& argument, const std::vector<int64_t>& pair, int64_t least);
 
-// Checked layers but for their maps. `suffix` stands behind the arguments' names.
-Weight weight_of(const Call& call, const std::string& suffix, const Tensor& weight, int64_t method);
-Conv conv_of(const Call& call, const std::string& suffix, const Tensor& weight, const std::optional<Tensor>& bias,
+// Checked layers but for their maps. `at` is the place in a chain, or kAlone.
+constexpr int64_t kAlone = -1;
+Weight weight_of(const Call& call, int64_t at, const Tensor& weight, int64_t method);
+Conv conv_of(const Call& call, int64_t at, const Tensor& weight, const std::optional<Tensor>& bias,
              const Tensor& packed, int64_t method);
 
 // A map on its way from layer to layer.

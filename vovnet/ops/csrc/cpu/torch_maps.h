@@ -20,12 +20,12 @@ namespace vovnet::cpu {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Bytes of so many elements, or no_memory for what no machine has.
 [[noreturn]] inline void no_memory(const char* op, size_t bytes) {
   throw std::runtime_error("vovnet::" + std::string(op) + ": expected " + std::to_string(bytes >> 20) +
-                           " MiB of memory, the system has not so much left: take fewer or smaller pictures at once");
+                           " MiB of memory, more than the system has left: take fewer or smaller pictures at once");
 }
 
+// Bytes of so many elements, or no_memory for what no machine has.
 inline size_t map_bytes(const char* op, const std::array<int64_t, 4>& shape, ScalarType dtype) {
   size_t bytes = dtype == ScalarType::BFloat16 ? 2 : 4;
   for (const int64_t size : shape) {

@@ -16,7 +16,7 @@ using namespace vovnet::cpu;
 
 Tensor pack_conv(Tensor weight, int64_t method) {
   const Call call("pack_conv");
-  const Weight made = weight_of(call, "", weight, method);
+  const Weight made = weight_of(call, kAlone, weight, method);
   call.contiguous("weight", weight);
   const ConvKernels& convs = convs_of(method);
   // Where maps are allocated: packed weights are read from end to end, on huge pages if there are any.
@@ -29,7 +29,7 @@ Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::opt
                    std::vector<int64_t> stride, std::vector<int64_t> padding, bool relu, int64_t method) {
   const char* op = "packed_conv";
   const Call call(op);
-  Conv conv = conv_of(call, "", weight, bias, packed, method);
+  Conv conv = conv_of(call, kAlone, weight, bias, packed, method);
   check_input(call, "x", x, conv.channels, method);
   const Map out = lead(call, "x", Map::of(x), stride, padding, method, conv);
   conv.relu = relu;
@@ -82,23 +82,24 @@ Map lead_block(const Call& call, const std::string& argument, const Map& x, cons
   for (size_t i = 0; i < step.count; ++i) {
     const size_t at = step.first + i;
     Conv& conv = chain.convs[at];
-    const std::string suffix = "s[" + std::to_string(at) + "]";
+    const std::string place = "[" + std::to_string(at) + "]";
     const bool last = i + 1 == step.count;
     const int64_t expected = last ? sum : map.channels, kernel = last ? 1 : 3;
     if (conv.channels != expected || conv.kernel[0] != kernel || conv.kernel[1] != kernel) {
-      call.refuse("weight" + suffix,
+      call.refuse("weights" + place,
                   "(out channels, " + std::to_string(expected) + ", " + std::to_string(kernel) + ", " +
                       std::to_string(kernel) + ")",
                   words({conv.out_channels, conv.channels, conv.kernel[0], conv.kernel[1]}));
     }
     if (conv.channels < kLeastChannels) {
-      call.refuse("weight" + suffix, "16 or more channels", std::to_string(conv.channels));
+      call.refuse("weights" + place, "16 or more channels", std::to_string(conv.channels));
     }
     if (element_of(chain.methods[at]) != x.element) {
-      call.refuse("method" + suffix, "one for maps of " + words(dtype_of(x.element)), std::to_string(chain.methods[at]));
+      call.refuse("methods" + place, "one for maps of " + words(dtype_of(x.element)),
+                  std::to_string(chain.methods[at]));
     }
     if (conv.method == Method::kWinogradStrided) {
-      call.refuse("method" + suffix, "one for a stride of 1", std::to_string(chain.methods[at]));
+      call.refuse("methods" + place, "one for a stride of 1", std::to_string(chain.methods[at]));
     }
     map = lead(call, argument, map, {1, 1}, {kernel / 2, kernel / 2}, chain.methods[at], conv);
     conv.relu = true;
@@ -126,7 +127,7 @@ Chain chain_of(const Call& call, const Tensor& x, const std::vector<Tensor>& wei
   if (x.dim() != 4) call.refuse("x", "a feature map (N, C, H, W)", "shape " + words(shape_of(x)));
   Chain chain{{}, methods, {}};
   for (size_t i = 0; i < count; ++i) {
-    chain.convs.push_back(conv_of(call, "s[" + std::to_string(i) + "]", weights[i], biases[i], packed[i], methods[i]));
+    chain.convs.push_back(conv_of(call, static_cast<int64_t>(i), weights[i], biases[i], packed[i], methods[i]));
     if (i == 0) continue;
     chain.convs[i - 1].next = chain.convs[i].packed;
     chain.convs[i - 1].next_bytes = packed[i].numel() * int64_t{sizeof(float)};
