@@ -17,11 +17,9 @@ from vovnet.errors import InputError
 from vovnet.fused_chain import Link, run
 from vovnet.ops import onednn
 from vovnet.ops.packed import block_step, conv_step, pool_step, repeated
-from vovnet.ops.plan import conv_method
+from vovnet.ops.plan import PICTURE_CHANNELS, conv_method
 from vovnet.packing import MOST_SHAPES, FusedLayer, dense, differentiates, kernels_serve, result_type, threads, traced
 
-PICTURE_CHANNELS = 16
-"""A map of fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""
 MOST_CONVS = 16
 """Of an OSA block that the kernels take in one call (``kMaxSources`` in csrc/cpu/kernels.h)."""
 

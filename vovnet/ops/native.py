@@ -37,6 +37,12 @@ ISAS = ("plain", "avx2", "avx512")
 CPUINFO = Path("/proc/cpuinfo")
 
 _lock = threading.Lock()
+_loaded: Build | None = None
+_loaded_cpu: Build | None = None
+_failures: dict[int | str | None, str] = {}
+"""Why there are no operators, for a GPU, for all GPUs (None) or for the CPU ("cpu"): asked once, for the compilers are
+slow to fail."""
+_warned: set[str] = set()
 
 
 def _unlock() -> None:
@@ -46,13 +52,6 @@ def _unlock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)  # a thread that builds in the parent holds it, and is not in the child
-
-_loaded: Build | None = None
-_loaded_cpu: Build | None = None
-_failures: dict[int | str | None, str] = {}
-"""Why there are no operators, for a GPU, for all GPUs (None) or for the CPU ("cpu"): asked once, for the compilers are
-slow to fail."""
-_warned: set[str] = set()
 
 
 def mode() -> str:

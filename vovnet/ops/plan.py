@@ -1,5 +1,5 @@
-"""Which method computes a convolution fastest on a CPU: decided from its shape and the number of
-threads alone, so that results repeat.
+"""Which method computes a convolution fastest on a CPU: decided from its shape and the number of threads alone, so that
+results repeat.
 
 The costs are those of products on which everything else waits: how many numbers are multiplied, and how many weights
 have to come from memory first, which many threads wait for as long as few.
@@ -19,6 +19,8 @@ FLOAT_PRODUCTS = 32
 ALGORITHMS = ("auto", "direct")
 PRECISIONS = ("fp32", "bf16")
 
+PICTURE_CHANNELS = 16
+"""A map of fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""
 WEIGHT_COST = 8
 """Tiles that one thread multiplies with a weight in the time that the weight takes to come from memory."""
 FLOAT_CHANNELS = 64
@@ -60,7 +62,7 @@ def conv_method(
     """
     bit = BFLOAT16 if precision == "bf16" else 0
     wide = bit | FLOAT_PRODUCTS if bit else 0
-    if in_channels < 16:
+    if in_channels < PICTURE_CHANNELS:
         return DIRECT + wide
     if algorithm == "direct":
         return DIRECT + bit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -387,3 +389,24 @@ def test_the_real_library_uses_the_set_that_state_names(real_cache, monkeypatch,
     done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == dict(native.state())["CPU instruction set"].split()[0]
+
+
+def _asks(queue: Any) -> None:
+    queue.put(cpu_operators())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_does_not_wait_for_a_build_in_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that builds holds the lock, and is not there in the child."""
+    assert cpu_operators()
+    monkeypatch.setattr(native, "_loaded_cpu", None)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_asks, args=(queue,))
+    with native._lock:
+        child.start()
+    child.join(60)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive
+    assert queue.get() is True

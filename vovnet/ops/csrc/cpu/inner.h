@@ -10,12 +10,11 @@
 
 namespace VOVNET_ISA {
 
+using vovnet::cpu::kPictureChannels;
 using vovnet::cpu::Method;
 using vovnet::cpu::Parallel;
 using vovnet::cpu::Source;
 using vovnet::cpu::Weight;
-
-constexpr int kPictureChannels = 16;  // fewer than these
 
 VOVNET_INLINE bool is_picture(int64_t channels) { return channels < kPictureChannels; }
 

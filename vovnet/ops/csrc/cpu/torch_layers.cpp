@@ -67,7 +67,7 @@ void check_input(const Call& call, const std::string& argument, const Tensor& x,
     call.refuse(argument, "(N, " + std::to_string(channels) + ", H, W), with as many channels as the weight",
                 words(shape_of(x)));
   }
-  if (channels < kLeastChannels) {
+  if (channels < kPictureChannels) {
     check_float(call, argument, x);
   } else {
     check_map(call, argument, x, dtype_of(element_of(method)));
@@ -92,11 +92,11 @@ Weight weight_of(const Call& call, int64_t at, const Tensor& weight, int64_t met
                     weight.size(1),
                     {weight.size(2), weight.size(3)},
                     method_of(call, named("method", "methods", at), method)};
-  const bool fits = made.kernel[0] == 3 && made.kernel[1] == 3 && made.channels >= kLeastChannels;
+  const bool fits = made.kernel[0] == 3 && made.kernel[1] == 3 && made.channels >= kPictureChannels;
   if (is_winograd(made.method) && !fits) {
     call.refuse(argument, "a 3x3 kernel and 16 or more channels for Winograd's transform", words(shape_of(weight)));
   }
-  if (made.method == Method::kStrassen && made.channels < kLeastChannels) {
+  if (made.method == Method::kStrassen && made.channels < kPictureChannels) {
     call.refuse(argument, "16 or more channels for Strassen's product", words(shape_of(weight)));
   }
   return made;

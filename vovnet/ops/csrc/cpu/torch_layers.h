@@ -16,8 +16,6 @@ using vovnet::checks::Call;
 using vovnet::checks::shape_of;
 using vovnet::checks::words;
 
-constexpr int64_t kLeastChannels = 16;  // of a feature map; with fewer it is a picture
-
 // What a method's number says beside how products are computed: what maps are of.
 Element element_of(int64_t method);
 ScalarType dtype_of(Element element);

@@ -91,7 +91,7 @@ Map lead_block(const Call& call, const std::string& argument, const Map& x, cons
                       std::to_string(kernel) + ")",
                   words({conv.out_channels, conv.channels, conv.kernel[0], conv.kernel[1]}));
     }
-    if (conv.channels < kLeastChannels) {
+    if (conv.channels < kPictureChannels) {
       call.refuse("weights" + place, "16 or more channels", std::to_string(conv.channels));
     }
     if (element_of(chain.methods[at]) != x.element) {
@@ -149,7 +149,7 @@ Chain chain_of(const Call& call, const Tensor& x, const std::vector<Tensor>& wei
       if (row == rows.begin()) {
         check_input(call, argument, x, conv.channels, methods[at]);
       } else if (map.channels != conv.channels ||
-                 map.element != (conv.channels < kLeastChannels ? Element::kFloat32 : element_of(methods[at]))) {
+                 map.element != (conv.channels < kPictureChannels ? Element::kFloat32 : element_of(methods[at]))) {
         call.refuse("weights[" + std::to_string(at) + "]", "one for the map before it, " + words(map.shape()) + " of " +
                     words(dtype_of(map.element)), std::to_string(conv.channels) + " channels and method " +
                     std::to_string(methods[at]));
