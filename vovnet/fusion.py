@@ -75,7 +75,8 @@ def fuse(model: nn.Module, precision: str = "fp32", algorithm: str = "auto") -> 
         A copy in evaluation mode, whose parameters require no gradients. Its inputs may.
 
     Raises:
-        InputError: the model cannot be copied, or another argument has an unknown value.
+        InputError: the model cannot be copied or is fused already in another way, or another argument has an unknown
+            value.
         BuildError: a RuntimeError, where ``VOVNET_OPS=require`` and the kernels cannot be had.
     """
     _check(model, precision, algorithm)
@@ -112,10 +113,11 @@ def _check(model: Any, precision: Any, algorithm: Any) -> None:
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise InputError("model: it is compiled already; fuse the model itself, and compile the copy")
     found = [module for module in model.modules() if isinstance(module, FusedLayer)]
-    if found and not any((layer.precision, layer.algorithm) == (precision, algorithm) for layer in found):
+    low = any(layer.precision == "bf16" for layer in found)  # a detector's predictors are fp32 among them
+    if found and ("bf16" if low else "fp32", found[0].algorithm) != (precision, algorithm):
         raise InputError(
-            f"model: it is fused already, with precision='{found[0].precision}' and algorithm='{found[0].algorithm}'; "
-            "fuse the original"
+            f"model: it is fused already, with precision='{'bf16' if low else 'fp32'}' and algorithm="
+            f"'{found[0].algorithm}'; fuse the original"
         )
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise InputError(f"model: expected a model, got a {type(model).__name__} around it; give model.module")

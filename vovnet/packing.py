@@ -98,8 +98,9 @@ class FusedLayer(nn.Module):
     @property
     def learns(self) -> bool:
         """Whether somebody wants a parameter's gradient, and may then change it."""
-        weight, bias = self._parameters["weight"], self._parameters.get("bias")
-        return bool((weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad))
+        weight: Any = self.weight
+        bias: Any = self.bias
+        return bool(weight.requires_grad or (bias is not None and bias.requires_grad))
 
     def prepared(self, key: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` returns, made once for a key."""

@@ -341,6 +341,8 @@ def test_bfloat16_detectors(way: str) -> None:
     for key, value in fused.backbone(x).items():
         assert value.dtype == torch.float32
         assert _rms(value - exact[key]) <= 1.1 * _rms(eager[key] - exact[key])
+    with pytest.raises(InputError, match="model: it is fused already, with precision='bf16'"):
+        fuse(fused)
     for found in fused(pictures()):
         assert {found[key].dtype for key in ("boxes", "scores", "masks")} == {torch.float32}
         assert len(found["boxes"]) > 5
