@@ -176,7 +176,7 @@ def test_a_gradient_without_the_bits_is_an_error():
 
 # Python tells of each process that is started, and of each module that is imported, through audit events.
 CODE = """
-import json, sys
+import json, os, sys
 
 started, step = {}, "import timm"
 
@@ -202,7 +202,8 @@ for layout in (torch.contiguous_format, torch.channels_last):
 step = "control"
 import subprocess
 subprocess.run([sys.executable, "-c", ""], check=True)
-loaded = [line.split()[-1] for line in open("/proc/self/maps") if "vovnet" in line and line.strip().endswith(".so")]
+built = os.environ["TORCH_EXTENSIONS_DIR"]  # the checkout's own path may well have the project's name in it
+loaded = [line.split()[-1] for line in open("/proc/self/maps") if built in line and line.strip().endswith(".so")]
 print(json.dumps({"early": early, "started": started, "loaded": loaded}))
 """
 
