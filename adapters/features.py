@@ -28,7 +28,7 @@ class Features:
     """A network that returns feature maps, and what is known of them."""
 
     net: nn.Module
-    """Picture batch (N, in_chans, H, W) -> list of feature maps."""
+    """Image batch (N, in_chans, H, W) -> list of feature maps."""
     name: str
     """What messages call the model."""
     indices: tuple[int, ...]
@@ -204,7 +204,7 @@ def _described(
     if not cfg.get("mean") or not cfg.get("std"):
         raise InputError(
             f"{name} has no pretrained_cfg with mean and std, so its input normalisation is unknown; set "
-            "model.pretrained_cfg = {'mean': (...), 'std': (...)} for pictures in 0..1"
+            "model.pretrained_cfg = {'mean': (...), 'std': (...)} for images in 0..1"
         )
     in_chans = getattr(net, "in_chans", None) or _first_conv_channels(net, name)
     return Features(

@@ -30,8 +30,8 @@ class FpnBackbone(nn.Module):
         level_names: ``("0", "1", …)`` for the backbone's levels, then ``"pool"`` or ``"p6"``, ``"p7"``.
         roi_level_names: the backbone's levels alone, from which boxes are pooled.
         strides: pixels a step of every level in ``level_names``.
-        mean, std: per channel, for pictures in 0..1; the detector normalises with them.
-        in_chans: channels of a picture.
+        mean, std: per channel, for images in 0..1; the detector normalises with them.
+        in_chans: channels of an image.
         norm_report: one line on what became of the backbone's norms.
     """
 
@@ -60,7 +60,7 @@ class FpnBackbone(nn.Module):
         self._channels_last = features.channels_last
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised pictures (N, in_chans, H, W) -> ``{level: (N, out_channels, H / stride, W / stride)}``."""
+        """Normalised images (N, in_chans, H, W) -> ``{level: (N, out_channels, H / stride, W / stride)}``."""
         maps = self.body(images)
         levels: dict[str, Tensor] = {}
         for level, position in enumerate(self._positions):
@@ -88,7 +88,7 @@ def fpn_backbone(
 ) -> FpnBackbone:
     """Turn any timm model with ``features_only`` into a torchvision detection backbone with a feature pyramid.
 
-    One small black picture is run through the model to see that its maps have the channels and strides that timm says.
+    One small black image is run through the model to see that its maps have the channels and strides that timm says.
 
     Args:
         model_or_name: a timm model's name (``vovnet39``, ``resnet50.a1_in1k``), or an instance: one made with
@@ -105,7 +105,7 @@ def fpn_backbone(
         trainable_stages: how many of the last stages train, a stage ending at each map of timm's ``feature_info``;
             None trains all.
         fpn_norm: of the pyramid: None as in the paper, ``bn``, ``sync_bn`` or ``gn``.
-        in_chans: channels of a picture; None takes the model's own.
+        in_chans: channels of an image; None takes the model's own.
         backbone_args: more arguments of the timm model, such as ``{"drop_path_rate": 0.1}``.
         force_norm: allow ``gn`` over pretrained batch-norm weights.
         download: False leaves pretrained weights out although ``pretrained`` is set, for a caller that loads its own

@@ -17,13 +17,13 @@ convolutions leave nothing of the first; it is no multiple of a bigger step: det
 
 
 def verify_features(features: Features) -> None:
-    """Run a small black picture, not square, through the network and compare its maps with what timm says of them.
+    """Run a small black image, not square, through the network and compare its maps with what timm says of them.
 
-    Modes and statistics stay as they are. Maps may be a little smaller than picture / stride (convolutions without
+    Modes and statistics stay as they are. Maps may be a little smaller than image / stride (convolutions without
     padding), as long as torchvision's pooling would round their scale to the stride.
 
     Raises:
-        InputError: the network takes only its own picture size, or its maps have other channels or strides.
+        InputError: the network takes only its own image size, or its maps have other channels or strides.
     """
     step = max(32, *features.strides)
     failures: list[Exception] = []
@@ -39,19 +39,19 @@ def verify_features(features: Features) -> None:
     height, width = (n * step for n in _PICTURES[0])
     reason = " ".join(f"{type(failures[0]).__name__} {failures[0]}".split())[:200]
     raise InputError(
-        f"{features.name} cannot take a {height}×{width} picture, and a detector's have many sizes ({reason}); "
+        f"{features.name} cannot take a {height}×{width} image, and a detector's have many sizes ({reason}); "
         "some timm models take any size with backbone_args {'strict_img_size': False} or {'dynamic_img_size': True}"
     ) from failures[0]
 
 
 def _quiet_forward(net: nn.Module, in_chans: int, height: int, width: int) -> Any:
     parameter = next(net.parameters())
-    picture = torch.zeros(1, in_chans, height, width, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, in_chans, height, width, device=parameter.device, dtype=parameter.dtype)
     training = {module: module.training for module in net.modules()}
     net.eval()
     try:
         with torch.no_grad():
-            return net(picture)
+            return net(image)
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -67,6 +67,6 @@ def _compare(features: Features, maps: Any, height: int, width: int) -> None:
         scales = [round(math.log2(side / found)) for side, found in zip((height, width), shape[2:], strict=True)]
         if shape[:2] != (1, channels) or scales != [round(math.log2(stride))] * 2:
             raise InputError(
-                f"{features.name} says that a {height}×{width} picture gives a feature map of {channels} channels with "
+                f"{features.name} says that a {height}×{width} image gives a feature map of {channels} channels with "
                 f"stride {stride}, but it gives {shape}: its feature_info is wrong, or it is not fit for a pyramid"
             )

@@ -2,8 +2,8 @@
 
     python -m benchmarks.legacy [--mask]
 
-Inference takes a picture of bytes-in-floats as ``vovnet evaluate`` gives it, resize included; training is a forward and
-backward pass over resized pictures. The classifier's random weights are spread so that hundreds of boxes pass the score
+Inference takes an image of bytes-in-floats as ``vovnet evaluate`` gives it, resize included; training is a forward and
+backward pass over resized images. The classifier's random weights are spread so that hundreds of boxes pass the score
 threshold, as from a trained detector.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from benchmarks.common import Ratio, environment, interleave, positive, throughput_table, timed
 from benchmarks.training import CLASSES, Batch, make_batch, wait
-from vovnet.detection.detectors import build_detector
+from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.legacy.masks import Polygons
-from vovnet.detection.recipe import load_recipe
+from vovnet.detection.models.assembly import build_detector
 
 INFERENCE_GOAL, TRAINING_GOAL = 1.1, 1.15
 LEGACY, MODERN = "legacy", "torchvision"
@@ -57,12 +57,12 @@ def legacy_targets(targets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def inference(detector: Any, options: argparse.Namespace) -> Callable[[int], float]:
-    """Seconds that a detector takes for one picture."""
+    """Seconds that a detector takes for one image."""
     device = torch.device(options.device)
 
     def one_round(number: int) -> float:
         detector.eval()
-        (image, *_), _ = batch_of(number, options.picture, 1, options)
+        (image, *_), _ = batch_of(number, options.image, 1, options)
         image = image.to(device).float() / 255
 
         def work() -> None:
@@ -86,10 +86,10 @@ def training(detector: Any, options: argparse.Namespace, *, legacy: bool) -> Cal
         images, targets = batch_of(number, options.size, options.batch_size, options)
         truths = legacy_targets(targets) if legacy else targets
         on_device = [{key: value.to(device) for key, value in truth.items() if key != "image_id"} for truth in truths]
-        pictures = [image.to(device).float() / 255 for image in images]
+        normalised = [image.to(device).float() / 255 for image in images]
 
         def work() -> None:
-            losses = detector(pictures, on_device)
+            losses = detector(normalised, on_device)
             torch.stack(list(losses.values())).sum().backward()
             wait(device)
 
@@ -111,7 +111,7 @@ def compare(options: argparse.Namespace) -> list[Ratio]:
     kind = f"{'Mask' if options.mask else 'Faster'} R-CNN {options.network}"
     found = []
     jobs = {
-        f"inference of {kind}, a {options.picture[0]}x{options.picture[1]} picture resized to {options.min_size}": (
+        f"inference of {kind}, a {options.image[0]}x{options.image[1]} image resized to {options.min_size}": (
             {name: inference(detector, options) for name, detector in pair.items()},
             1,
             INFERENCE_GOAL,
@@ -143,13 +143,13 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m benchmarks.legacy", description=(__doc__ or "").split("\n")[0])
     options.add_argument("--mask", action="store_true", help="Mask R-CNN instead of Faster R-CNN")
     options.add_argument("--network", choices=["R_50", "R_101", "V_39", "V_57"], default="V_39")
-    options.add_argument("--picture", type=positive, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
+    options.add_argument("--image", type=positive, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--min-size", type=positive, default=800, help="short side that it is resized to")
     options.add_argument("--size", type=positive, nargs=2, default=[320, 416], metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--batch-size", type=positive, default=2)
     options.add_argument("--rounds", type=positive, default=7, help="pairs that count")
     options.add_argument("--warmup", type=int, default=1, help="pairs before them")
-    options.add_argument("--objects", type=positive, default=8, help="objects on a picture")
+    options.add_argument("--objects", type=positive, default=8, help="objects on an image")
     options.add_argument("--device", default="cpu")
     return options
 

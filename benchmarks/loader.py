@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from benchmarks.common import Ratio, environment, interleave, positive, speed_ratio, throughput_table, timed
-from benchmarks.pictures import generate_pictures
+from benchmarks.images import generate_images
 from benchmarks.training import build_ours, recipe_for, wait
+from vovnet.detection.config.schema import DataRecipe, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import training_loader
-from vovnet.detection.engine import step
-from vovnet.detection.recipe import DataRecipe, DataSource
+from vovnet.detection.training.engine import step
 
 GOAL = 3.0
 LOADER, STEP = "loader", "training step"
@@ -95,7 +95,7 @@ def compare_all(options: argparse.Namespace) -> list[Ratio]:
             source = DataSource(images=options.images, annotations=options.annotations)
             print(f"data: {options.annotations}")
         else:
-            source = generate_pictures(Path(folder), count=options.count)
+            source = generate_images(Path(folder), count=options.count)
             sizes = [path.stat().st_size for path in Path(source.images).iterdir()]
             print(f"data: {len(sizes)} generated JPEGs of 640x480 pixels, {sum(sizes) / len(sizes) / 1000:.0f} kB each")
         kinds = {"faster": [False], "mask": [True], "both": [False, True]}[options.detector]

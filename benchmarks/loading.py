@@ -25,7 +25,7 @@ from benchmarks.common import Ratio, environment, interleave, positive, throughp
 if TYPE_CHECKING:
     from torch import nn
 
-    from vovnet.detection.recipe import ModelRecipe
+    from vovnet.detection.config.schema import ModelRecipe
 
 GOAL = 1.3
 OURS, HAND = "load_detector", "by hand"
@@ -38,7 +38,7 @@ def model_of(options: argparse.Namespace) -> ModelRecipe:
     """The shipped recipe's model, with as many classes as COCO has."""
     from dataclasses import replace
 
-    from vovnet.detection.recipe import load_recipe
+    from vovnet.detection.config.loading import load_recipe
 
     recipe = load_recipe(f"{'mask' if options.mask else 'faster'}_rcnn_vovnet39_fpn")
     return replace(recipe.model, backbone=options.backbone, num_classes=CLASSES)
@@ -48,8 +48,8 @@ def fill_cache(cache: Path, model: ModelRecipe) -> Path:
     """Put a detector with random weights where huggingface_hub keeps what it downloaded; returns its snapshot."""
     import torch
 
-    from vovnet.detection.checkpoint import save_detector
-    from vovnet.detection.detectors import build_detector
+    from vovnet.detection.checkpoints.folder import save_detector
+    from vovnet.detection.models.assembly import build_detector
 
     repository = cache / f"models--{NAME.replace('/', '--')}"
     blobs, snapshot = repository / "blobs", repository / "snapshots" / COMMIT
@@ -70,7 +70,7 @@ def loaders(snapshot: Path, model: ModelRecipe) -> dict[str, Callable[[], nn.Mod
     """The two ways to the detector."""
     from safetensors.torch import load_file
 
-    from vovnet.detection.detectors import build_detector
+    from vovnet.detection.models.assembly import build_detector
     from vovnet.hub import load_detector
 
     def by_hand() -> nn.Module:

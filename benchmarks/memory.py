@@ -33,8 +33,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.common import Ratio, environment, interleave, positive, throughput_table, timed
 from benchmarks.training import CLASSES, make_batch
-from vovnet.detection.detectors import build_detector
-from vovnet.detection.recipe import load_recipe
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.models.assembly import build_detector
 from vovnet.memory import memory_efficient
 from vovnet.ops import aggregate, conv
 from vovnet.vovnet import OsaStage
@@ -184,7 +184,7 @@ def fake(model: nn.Module) -> Iterator[None]:
 
 
 def build_backbone(network: Network) -> nn.Module:
-    """Pictures (N, 3, H, W) -> maps of the strides 4 to 32; norms frozen, all parameters training."""
+    """Images (N, 3, H, W) -> maps of the strides 4 to 32; norms frozen, all parameters training."""
     if network.name.startswith("resnet"):
         net = resnet.__dict__[network.name](norm_layer=FrozenBatchNorm2d)
         return IntermediateLayerGetter(net, {f"layer{i}": str(i - 1) for i in range(1, 5)}).train()
@@ -311,7 +311,7 @@ def parser() -> argparse.ArgumentParser:
         "--of", nargs="*", choices=["backbone", "detector"], default=["backbone", "detector"], help="what to count"
     )
     options.add_argument("--time", action="store_true", help="compare times, too, on real tensors")
-    options.add_argument("--channels-last", action="store_true", help="pictures and weights of all contestants in time")
+    options.add_argument("--channels-last", action="store_true", help="images and weights of all contestants in time")
     options.add_argument("--rounds", type=positive, default=7, help="of the comparison of times that count")
     options.add_argument("--warmup", type=int, default=1, help="rounds before them")
     options.add_argument("--threads", type=positive, help="torch threads; by default torch's own choice")

@@ -79,7 +79,7 @@ def aggregations(images: int, size: tuple[int, int]) -> list[Aggregation]:
 
     Args:
         images: in a batch.
-        size: height and width of the pictures.
+        size: height and width of the images.
     """
     config = model_cfgs["vovnet39"]
     height, width = (((pixels + 1) // 2 + 1) // 2 for pixels in size)  # two convolutions of stride 2

@@ -4,7 +4,7 @@
 
 Ours is what ``vovnet train`` runs: the recipe's detector, put together by ``detection.run.prepare`` (channels-last
 weights among the rest) and stepped by ``detection.engine.step``. Theirs is what a user would write with timm and
-torchvision, stepped by the loop of torchvision's references. Both have the same parameters, norms, pictures, targets,
+torchvision, stepped by the loop of torchvision's references. Both have the same parameters, norms, images, targets,
 optimizer and warm-up. Neither resizes in the step: ours does that in the loader, so theirs is spared it too.
 """
 
@@ -29,11 +29,12 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from benchmarks.common import Ratio, environment, interleave, positive, speed_ratio, throughput_table, timed
-from vovnet.detection.checkpoint import save_detector
-from vovnet.detection.detectors import build_detector
-from vovnet.detection.engine import step
-from vovnet.detection.recipe import Recipe, load_recipe
-from vovnet.detection.run import Run, prepare, tensors_only
+from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.training.engine import step
+from vovnet.detection.training.run import Run, prepare, tensors_only
 
 GOAL = 1.0
 OURS, HAND = "vovnet", "torchvision over timm"
@@ -132,13 +133,13 @@ def loop_by_hand(detector: nn.Module, recipe: Recipe, device: torch.device) -> L
 
 
 def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int, masks: bool) -> Batch:
-    """Pictures of noise, uint8 (3, height, width), with random boxes and filled ones as masks."""
+    """Images of noise, uint8 (3, height, width), with random boxes and filled ones as masks."""
     generator = torch.Generator().manual_seed(number)
     height, width = size
     limits = torch.tensor([width, height], dtype=torch.float32)
-    pictures, targets = [], []
+    images, targets = [], []
     for index in range(images):
-        pictures.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator))
+        images.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator))
         sides = limits * (0.1 + 0.5 * torch.rand(objects, 2, generator=generator))
         corners = (limits - sides) * torch.rand(objects, 2, generator=generator)
         boxes = torch.cat((corners, corners + sides), dim=1)
@@ -149,7 +150,7 @@ def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int,
             for mask, (x0, y0, x1, y1) in zip(target["masks"], boxes.round().int().tolist(), strict=True):
                 mask[y0:y1, x0:x1] = 1
         targets.append(target)
-    return pictures, targets
+    return images, targets
 
 
 def contestant(loop: Loop, options: argparse.Namespace) -> Callable[[int], float]:
@@ -214,7 +215,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch-size", type=positive, default=2)
     options.add_argument("--rounds", type=positive, default=8, help="pairs of steps that count")
     options.add_argument("--warmup", type=int, default=2, help="pairs before them")
-    options.add_argument("--objects", type=positive, default=8, help="objects on a picture")
+    options.add_argument("--objects", type=positive, default=8, help="objects on an image")
     options.add_argument("--norm", choices=["frozen_bn", "bn"], default="frozen_bn", help="of both backbones")
     options.add_argument("--residual", action="store_true", help="timm's vovnet39a with the identity that it lacks")
     options.add_argument(

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vovnet.detection.checkpoint import load_detector
+from vovnet.detection.checkpoints.folder import load_detector
+from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.engine import train
-from vovnet.detection.evaluation import evaluate, format_metrics
-from vovnet.detection.plots import plot_predictions
-from vovnet.detection.recipe import load_recipe
-from vovnet.detection.shapes import generate_shapes
+from vovnet.detection.data.synthetic import generate_shapes
+from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
+from vovnet.detection.evaluation.plots import plot_predictions
+from vovnet.detection.training.engine import train
 from vovnet.files import claim_folder
 
 
 def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
     """Train the ``quickstart`` recipe on generated shapes.
 
-    Leaves in ``output`` the folder ``data`` (the pictures and their COCO JSON), all that
+    Leaves in ``output`` the folder ``data`` (the images and their COCO JSON), all that
     :func:`vovnet.detection.train` leaves, ``metrics.json`` and the results of the final evaluation, and
     ``predictions.png``.
 

@@ -71,9 +71,9 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
     Raises:
         InputError: not found, offline, damaged, or of a format that this version does not read.
     """
-    from vovnet.detection import checkpoint
+    from vovnet.detection.checkpoints import folder
 
-    return checkpoint.load_detector(name_or_folder, revision)
+    return folder.load_detector(name_or_folder, revision)
 
 
 def publish(
@@ -110,8 +110,8 @@ def publish(
     """
     from pathlib import Path
 
-    from vovnet.hub.published_folder import Description
     from vovnet.hub.publishing import publish_folder
+    from vovnet.hub.release import Description
 
     description = Description(repository, license, dataset, architecture)
     return publish_folder(Path(folder), description, yes=yes, private=private)
@@ -120,7 +120,7 @@ def publish(
 def verify(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> Verification:
     """Check that a published folder is whole and computes here what it did where it was published.
 
-    The files are held to ``SHA256SUMS``, loaded, and run on a picture that is made by rule; the outputs are held to
+    The files are held to ``SHA256SUMS``, loaded, and run on an image that is made by rule; the outputs are held to
     those in ``manifest.json``.
 
     Args:

@@ -10,12 +10,13 @@ from typing import Any
 import timm
 from torch import nn
 
-from vovnet.detection.callbacks import read_metrics
-from vovnet.detection.complexity import classifier_gmacs, detector_gmacs
-from vovnet.detection.detectors import DETECTORS
-from vovnet.detection.published import PublishedRow, published_row
-from vovnet.detection.recipe import Recipe, load_recipe, recipe_names
-from vovnet.downloads import HUB_NAME
+from vovnet.checkpoints.hub import HUB_NAME
+from vovnet.detection.config.loading import load_recipe, recipe_names
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.models.assembly import DETECTORS
+from vovnet.detection.models.flops import classifier_gmacs, detector_gmacs
+from vovnet.detection.training.callbacks import read_metrics
+from vovnet.detection.zoo.published import PublishedRow, published_row
 from vovnet.hub.manifest import Source
 from vovnet.hub.markdown import code, plain
 from vovnet.vovnet import PUBLISHED_TOP1_ERROR, default_cfgs
@@ -77,10 +78,10 @@ def detector_facts(folder: Path, detector: Any, source: Source | None, dataset: 
         "backbone": f"`{model.backbone}`",
         "conventions": f"{model.conventions} (of boxes, anchors and selection)",
         "parameters": f"{_parameters(detector):,}",
-        "GMACs": f"{detector_gmacs(detector):.1f} for one 800×1344 picture and 1,000 proposals",
-        "input": "a list of RGB pictures (3, H, W) as floats in 0..1"
+        "GMACs": f"{detector_gmacs(detector):.1f} for one 800×1344 image and 1,000 proposals",
+        "input": "a list of RGB images (3, H, W) as floats in 0..1"
         if model.in_chans == 3
-        else f"a list of pictures ({model.in_chans}, H, W) as floats in 0..1",
+        else f"a list of images ({model.in_chans}, H, W) as floats in 0..1",
         "preprocessing": f"inside the detector: {_preprocessing(preprocessing)}",
         "output": f"boxes (x1, y1, x2, y2) in pixels{inclusive}, labels, scores"
         + (", masks" if model.detector == "mask_rcnn" else ""),
@@ -212,7 +213,7 @@ def _schedule(recipe: Recipe) -> str:
     steps = ", ".join(f"{step:,}" for step in solver.steps)
     drops = f" × {solver.gamma:g} at {steps}" if solver.schedule == "steps" else ""
     return (
-        f"{solver.max_iterations:,} iterations of {solver.batch_size} pictures, SGD, learning rate "
+        f"{solver.max_iterations:,} iterations of {solver.batch_size} images, SGD, learning rate "
         f"{solver.base_lr:g} ({solver.schedule}{drops}), weight decay {solver.weight_decay:g}"
     )
 

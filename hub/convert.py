@@ -18,19 +18,20 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from vovnet.checkpoint_file import read_checkpoint_file, to_float32
-from vovnet.detection.checkpoint import save_detector
-from vovnet.detection.detectors import build_detector
+from vovnet.checkpoints.hub import V1_NOTICE, V2_NOTICE
+from vovnet.checkpoints.pickled import read_checkpoint_file, to_float32
+from vovnet.checkpoints.shapes import shapes_of
+from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.config.loading import load_recipe, recipe_names
+from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, identify_detector
-from vovnet.detection.published import COCO_CLASSES, coco_categories
-from vovnet.detection.recipe import ModelRecipe, load_recipe, recipe_names
-from vovnet.detection.tensor_shapes import shapes_of
+from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
 from vovnet.errors import InputError
 from vovnet.files import claim_folder, flush_folder, flush_to_disk
+from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, identify_network, write_network
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, Source, sha256_of
-from vovnet.hub.networks import BOTTOM_UP, PublishedNetwork, identify_network, write_network
-from vovnet.hub.published_folder import Description, check_architecture, describe
-from vovnet.licences import V1_NOTICE, V2_NOTICE
+from vovnet.hub.release import Description, check_architecture, describe
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vovnet.checkpoints.timm_folder import CONFIG_FILE, WEIGHTS_FILE, read_json
 from vovnet.errors import InputError
 from vovnet.files import refuse_foreign_link, write_json, write_text
-from vovnet.timm_folder import CONFIG_FILE, WEIGHTS_FILE, read_json
 
 CARD_FILE = "README.md"
 MANIFEST_FILE = "manifest.json"
@@ -53,7 +53,7 @@ class Manifest:
     source: Source | None
     """None for weights that were trained here."""
     outputs: Mapping[str, Mapping[str, Any]]
-    """See :func:`vovnet.hub.probe.record_outputs`."""
+    """See :func:`vovnet.hub.reference_outputs.record_outputs`."""
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

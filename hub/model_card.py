@@ -7,10 +7,10 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from vovnet.checkpoints.hub import V1_NOTICE, V2_NOTICE
 from vovnet.hub.card_facts import Facts, Metrics
 from vovnet.hub.manifest import Source
 from vovnet.hub.markdown import code, plain
-from vovnet.licences import V1_NOTICE, V2_NOTICE
 
 UNKNOWN_REPOSITORY = "ORG/NAME"
 """What a card calls the repository before it is published."""

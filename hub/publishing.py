@@ -12,7 +12,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, errors
 from huggingface_hub.utils import validate_repo_id
 
-from vovnet.downloads import HUB_NAME
+from vovnet.checkpoints.hub import HUB_NAME
+from vovnet.checkpoints.timm_folder import CONFIG_FILE, WEIGHTS_FILE, read_json
 from vovnet.errors import InputError, reason
 from vovnet.files import refuse_foreign_link
 from vovnet.hub.manifest import (
@@ -23,8 +24,7 @@ from vovnet.hub.manifest import (
     check_sums,
     read_manifest,
 )
-from vovnet.hub.published_folder import Description, check_architecture, describe
-from vovnet.timm_folder import CONFIG_FILE, WEIGHTS_FILE, read_json
+from vovnet.hub.release import Description, check_architecture, describe
 
 NONCOMMERCIAL = "cc-by-nc-4.0"
 

@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vovnet.downloads import hub_files
+from vovnet.checkpoints.hub import hub_files
 from vovnet.errors import InputError
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMMED_FILES, check_sums, read_manifest
-from vovnet.hub.probe import compare_outputs
-from vovnet.hub.published_folder import load_folder
+from vovnet.hub.reference_outputs import compare_outputs
+from vovnet.hub.release import load_folder
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ import torch
 from PIL import Image, ImageDraw
 from support import Outcome, command, contents
 
-from vovnet.detection.checkpoint import save_detector
-from vovnet.detection.detectors import build_detector
-from vovnet.detection.recipe import load_recipe
+from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.models.assembly import build_detector
 
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 90, "name": "bar"}]
 
@@ -66,14 +66,14 @@ def write_data(root: Path, size: tuple[int, int] = (64, 64), count: int = 4) -> 
     annotations: list[dict[str, Any]] = []
     width, height = size
     for number in range(count):
-        picture = Image.new("RGB", size, (30, 40 * number, 60))
-        image = {"id": 500 + number, "file_name": f"picture{number}.png", "width": width, "height": height}
+        drawn = Image.new("RGB", size, (30, 40 * number, 60))
+        image = {"id": 500 + number, "file_name": f"image{number}.png", "width": width, "height": height}
         boxes = {7: [0, 0, width, height]} if min(size) < 8 else {7: [3, 3, 40, 40], 90: [4, 48, 50, 9]}
         for category, (x, y, w, h) in boxes.items():
-            ImageDraw.Draw(picture).rectangle((x, y, x + w - 1, y + h - 1), fill=(220, 2 * category, 40))
+            ImageDraw.Draw(drawn).rectangle((x, y, x + w - 1, y + h - 1), fill=(220, 2 * category, 40))
             annotation = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": category}
             annotations.append({**annotation, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
-        picture.save(root / "images" / str(image["file_name"]))
+        drawn.save(root / "images" / str(image["file_name"]))
         images.append(image)
     write_instances(root, images=images, annotations=annotations, categories=CATEGORIES)
     (root / "tiny.yaml").write_text(RECIPE.format(root=root))
@@ -103,7 +103,7 @@ def finished(workplace: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def detector(workplace: Path) -> Path:
-    """A detector folder with random weights, which finds something on any picture."""
+    """A detector folder with random weights, which finds something on any image."""
     torch.manual_seed(0)
     recipe = load_recipe(workplace / "tiny.yaml", ["model.num_classes=2"])
     save_detector(workplace / "detector", build_detector(recipe.model).eval(), recipe.model, CATEGORIES)
@@ -223,12 +223,12 @@ def test_a_missing_annotation_file_or_image_folder(workplace: Path, detector: Pa
     assert untouched(output)
 
 
-def test_missing_pictures(finished: Path, detector: Path, data: Path, tmp_path: Path) -> None:
-    (data / "images" / "picture2.png").unlink()
-    evaluate(detector, data, tmp_path / "out").refused("picture2.png")
+def test_missing_images(finished: Path, detector: Path, data: Path, tmp_path: Path) -> None:
+    (data / "images" / "image2.png").unlink()
+    evaluate(detector, data, tmp_path / "out").refused("image2.png")
     assert untouched(tmp_path / "out")
-    command("predict", data / "images" / "picture2.png", "--weights", detector, "--output", tmp_path / "out").refused(
-        "picture2.png"
+    command("predict", data / "images" / "image2.png", "--weights", detector, "--output", tmp_path / "out").refused(
+        "image2.png"
     )
     assert untouched(tmp_path / "out")
     # Training leaves it out and says so.
@@ -238,12 +238,12 @@ def test_missing_pictures(finished: Path, detector: Path, data: Path, tmp_path: 
 
 
 def test_missing_weights(data: Path, tmp_path: Path) -> None:
-    picture, absent = data / "images" / "picture0.png", tmp_path / "absent"
-    command("predict", picture, "--weights", absent, "--output", tmp_path / "out").refused(absent)
+    image_path, absent = data / "images" / "image0.png", tmp_path / "absent"
+    command("predict", image_path, "--weights", absent, "--output", tmp_path / "out").refused(absent)
     evaluate(absent, data, tmp_path / "out").refused(absent)
     command("train", data / "tiny.yaml", f"init={absent}", "--output", tmp_path / "out").refused(absent)
     (tmp_path / "empty").mkdir()
-    command("predict", picture, "--weights", tmp_path / "empty", "--output", tmp_path / "out").refused(
+    command("predict", image_path, "--weights", tmp_path / "empty", "--output", tmp_path / "out").refused(
         tmp_path / "empty", "config.json"
     )
     command("train", data / "tiny.yaml", "--resume", "--output", tmp_path / "empty").refused("last.pt", "--resume")
@@ -260,7 +260,7 @@ def test_an_empty_dataset(empty: str, workplace: Path, detector: Path, data: Pat
     assert untouched(tmp_path / "out")
 
 
-def test_no_pictures_at_all(detector: Path, tmp_path: Path) -> None:
+def test_no_images_at_all(detector: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     command("predict", "--folder", tmp_path / "nothing", "--weights", detector, "--output", tmp_path / "out").refused(
         tmp_path / "nothing"
@@ -321,9 +321,9 @@ def test_weights_of_another_model(detector_copy: Path, workplace: Path, data: Pa
     other = load_recipe(workplace / "tiny.yaml", ["model.num_classes=2", "model.fpn_channels=16"]).model
     save_detector(tmp_path / "other", build_detector(other), other, CATEGORIES)
     shutil.copy(tmp_path / "other" / "model.safetensors", detector_copy)
-    picture, output = data / "images" / "picture0.png", tmp_path / "out"
+    image_path, output = data / "images" / "image0.png", tmp_path / "out"
     weights = detector_copy / "model.safetensors"
-    command("predict", picture, "--weights", detector_copy, "--output", output).refused(weights, "another model")
+    command("predict", image_path, "--weights", detector_copy, "--output", output).refused(weights, "another model")
     evaluate(detector_copy, data, output).refused(weights, "another model")
     command("train", data / "tiny.yaml", f"init={detector_copy}", "--output", output).refused(weights, "another model")
     assert untouched(output)
@@ -338,16 +338,16 @@ def test_resuming_the_run_of_another_model(run_copy: Path, workplace: Path) -> N
 
 
 def test_what_is_no_detector(finished: Path, data: Path, tmp_path: Path) -> None:
-    picture, output = data / "images" / "picture0.png", tmp_path / "out"
-    command("predict", picture, "--weights", finished / "last.pt", "--output", output).refused(finished / "last.pt")
+    image_path, output = data / "images" / "image0.png", tmp_path / "out"
+    command("predict", image_path, "--weights", finished / "last.pt", "--output", output).refused(finished / "last.pt")
     folder = tmp_path / "later"
     folder.mkdir()
     shutil.copy(finished / "model.safetensors", folder)
     config = json.loads((finished / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format_version": 2}))
-    command("predict", picture, "--weights", folder, "--output", output).refused(folder, "version", "2")
+    command("predict", image_path, "--weights", folder, "--output", output).refused(folder, "version", "2")
     (folder / "config.json").write_text(json.dumps({**config, "format": "something"}))
-    command("predict", picture, "--weights", folder, "--output", output).refused(folder, "something")
+    command("predict", image_path, "--weights", folder, "--output", output).refused(folder, "something")
     assert untouched(output)
 
 
@@ -376,9 +376,9 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["truncated", "emptied", "flipped", "garbage", "header"])
 def test_damaged_weights(how: str, detector_copy: Path, data: Path, tmp_path: Path) -> None:
     spoil(detector_copy / "model.safetensors", how)
-    picture, output = data / "images" / "picture0.png", tmp_path / "out"
+    image_path, output = data / "images" / "image0.png", tmp_path / "out"
     for outcome in (
-        command("predict", picture, "--weights", detector_copy, "--output", output),
+        command("predict", image_path, "--weights", detector_copy, "--output", output),
         evaluate(detector_copy, data, output),
         command("train", data / "tiny.yaml", f"init={detector_copy}", "--output", output),
     ):
@@ -389,7 +389,7 @@ def test_damaged_weights(how: str, detector_copy: Path, data: Path, tmp_path: Pa
 def test_a_damaged_config(detector_copy: Path, data: Path, tmp_path: Path) -> None:
     config = detector_copy / "config.json"
     good = json.loads(config.read_text())
-    picture, output = data / "images" / "picture0.png", tmp_path / "out"
+    image_path, output = data / "images" / "image0.png", tmp_path / "out"
     for text in (
         config.read_text()[:200],
         "",
@@ -400,7 +400,7 @@ def test_a_damaged_config(detector_copy: Path, data: Path, tmp_path: Path) -> No
         json.dumps({**good, "model": {**good["model"], "fpn_channels": "8"}, "preprocessing": None}),
     ):
         config.write_text(text)
-        command("predict", picture, "--weights", detector_copy, "--output", output).refused(
+        command("predict", image_path, "--weights", detector_copy, "--output", output).refused(
             detector_copy, "config.json"
         )
         evaluate(detector_copy, data, output).refused(config)
@@ -423,12 +423,12 @@ def test_a_damaged_checkpoint(how: str, run_copy: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-# Pictures
+# Images
 
 
-def picture_that_is_none(path: Path, kind: str) -> Path:
+def image_that_is_none(path: Path, kind: str) -> Path:
     if kind == "text":
-        path.write_text("this is no picture")
+        path.write_text("this is no image")
     elif kind == "empty":
         path.touch()
     elif kind == "folder":
@@ -441,44 +441,44 @@ def picture_that_is_none(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "folder", "truncated"])
-def test_a_file_that_is_no_picture(kind: str, detector: Path, data: Path, tmp_path: Path) -> None:
-    good, output = data / "images" / "picture0.png", tmp_path / "out"
-    bad = picture_that_is_none(tmp_path / "bad.jpg", kind)
+def test_a_file_that_is_no_image(kind: str, detector: Path, data: Path, tmp_path: Path) -> None:
+    good, output = data / "images" / "image0.png", tmp_path / "out"
+    bad = image_that_is_none(tmp_path / "bad.jpg", kind)
     command("predict", bad, "--weights", detector, "--output", output).refused("bad.jpg")
     assert untouched(output)
-    # The other pictures are done all the same.
+    # The other images are done all the same.
     command("predict", bad, good, "--weights", detector, "--output", output).refused("bad.jpg")
-    assert set(contents(output)) == {"picture0.png", "picture0.json"}
+    assert set(contents(output)) == {"image0.png", "image0.json"}
 
 
 @pytest.mark.parametrize("kind", ["text", "truncated"])
-def test_a_file_among_the_data_that_is_no_picture(kind: str, detector: Path, data: Path, tmp_path: Path) -> None:
-    (data / "images" / "picture1.png").unlink()
-    picture_that_is_none(data / "images" / "picture1.png", kind)
-    evaluate(detector, data, tmp_path / "out").refused("picture1.png")
+def test_a_file_among_the_data_that_is_no_image(kind: str, detector: Path, data: Path, tmp_path: Path) -> None:
+    (data / "images" / "image1.png").unlink()
+    image_that_is_none(data / "images" / "image1.png", kind)
+    evaluate(detector, data, tmp_path / "out").refused("image1.png")
     assert untouched(tmp_path / "out")
-    with pytest.warns(RuntimeWarning, match=r"picture1\.png"):
+    with pytest.warns(RuntimeWarning, match=r"image1\.png"):
         trained = command("train", data / "tiny.yaml", "data.val=[]", "--output", tmp_path / "run")
     assert trained.code == 0, trained.err
 
 
-def predicted(detector: Path, picture: Path, output: Path) -> list[dict[str, Any]]:
-    """The detections of one picture; the drawing must have its upright size."""
-    outcome = command("predict", picture, "--weights", detector, "--output", output, "--overwrite")
+def predicted(detector: Path, image_path: Path, output: Path) -> list[dict[str, Any]]:
+    """The detections of one image; the drawing must have its upright size."""
+    outcome = command("predict", image_path, "--weights", detector, "--output", output, "--overwrite")
     assert outcome.code == 0, outcome.err
     assert not [line for line in outcome.err.splitlines() if line.startswith("error")]
-    found: list[dict[str, Any]] = json.loads((output / f"{picture.stem}.json").read_text())
+    found: list[dict[str, Any]] = json.loads((output / f"{image_path.stem}.json").read_text())
     return found
 
 
 @pytest.fixture(scope="module")
 def scene() -> Image.Image:
-    """A picture, wider than high, whose turned and mirrored versions all differ; its colours are greys."""
-    picture = Image.new("L", (80, 48), 40)
-    draw = ImageDraw.Draw(picture)
+    """An image, wider than high, whose turned and mirrored versions all differ; its colours are greys."""
+    drawn = Image.new("L", (80, 48), 40)
+    draw = ImageDraw.Draw(drawn)
     draw.rectangle((6, 5, 40, 30), fill=230)
     draw.ellipse((50, 20, 74, 44), fill=140)
-    return picture.convert("RGB")
+    return drawn.convert("RGB")
 
 
 def grey(scene: Image.Image, path: Path) -> None:
@@ -507,7 +507,7 @@ def turned(scene: Image.Image, path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [grey, transparent, palette, sixteen_bits, turned])
-def test_unusual_pictures_are_seen_as_what_they_show(
+def test_unusual_images_are_seen_as_what_they_show(
     save: Callable[[Image.Image, Path], None], scene: Image.Image, detector: Path, tmp_path: Path
 ) -> None:
     scene.save(tmp_path / "plain.png")
@@ -527,21 +527,21 @@ def test_unusual_pictures_are_seen_as_what_they_show(
         assert not drawn.getexif()
 
 
-def test_the_turned_picture_really_lies_on_its_side(scene: Image.Image, detector: Path, tmp_path: Path) -> None:
-    """Without its EXIF data the picture of the test above gives other boxes: the comparison there says something."""
+def test_the_turned_image_really_lies_on_its_side(scene: Image.Image, detector: Path, tmp_path: Path) -> None:
+    """Without its EXIF data the image of the test above gives other boxes: the comparison there says something."""
     scene.save(tmp_path / "plain.png")
     scene.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "side.png")
     plain = predicted(detector, tmp_path / "plain.png", tmp_path / "a")
     assert predicted(detector, tmp_path / "side.png", tmp_path / "b") != plain
 
 
-def test_a_picture_of_one_pixel(detector: Path, tmp_path: Path) -> None:
+def test_a_image_of_one_pixel(detector: Path, tmp_path: Path) -> None:
     root = write_data(tmp_path / "data", size=(1, 1), count=2)
-    for entry in predicted(detector, root / "images" / "picture0.png", tmp_path / "predicted"):
+    for entry in predicted(detector, root / "images" / "image0.png", tmp_path / "predicted"):
         left, top, width, height = entry["bbox"]
         assert 0 <= left <= left + width <= 1
         assert 0 <= top <= top + height <= 1
-    with Image.open(tmp_path / "predicted" / "picture0.png") as drawn:
+    with Image.open(tmp_path / "predicted" / "image0.png") as drawn:
         assert drawn.size == (1, 1)
     evaluated = evaluate(detector, root, tmp_path / "evaluated")
     assert evaluated.code == 0, evaluated.err
@@ -551,7 +551,7 @@ def test_a_picture_of_one_pixel(detector: Path, tmp_path: Path) -> None:
     assert checked.code == 0, checked.out
 
 
-def test_a_picture_that_is_too_narrow(detector: Path, tmp_path: Path) -> None:
+def test_a_image_that_is_too_narrow(detector: Path, tmp_path: Path) -> None:
     Image.new("RGB", (1, 900)).save(tmp_path / "line.png")
     outcome = command("predict", tmp_path / "line.png", "--weights", detector, "--output", tmp_path / "out")
     outcome.refused("line.png", "1x900")
@@ -614,7 +614,7 @@ def test_a_folder_without_write_permission(
             *("--weights", detector, "--images", workplace / "images"),
             *("--annotations", workplace / "instances.json", "--workers", 0),
         ),
-        "predict": (workplace / "images" / "picture0.png", "--weights", detector),
+        "predict": (workplace / "images" / "image0.png", "--weights", detector),
         "quickstart": (),
     }
     with locked(folder):
@@ -641,9 +641,9 @@ def test_a_place_where_no_folder_can_be(path: str, workplace: Path) -> None:
 
 
 def test_files_without_read_permission(detector_copy: Path, data: Path, tmp_path: Path) -> None:
-    picture, output = data / "images" / "picture0.png", tmp_path / "out"
+    image_path, output = data / "images" / "image0.png", tmp_path / "out"
     for path, run in (
-        (picture, lambda: command("predict", picture, "--weights", detector_copy, "--output", output)),
+        (image_path, lambda: command("predict", image_path, "--weights", detector_copy, "--output", output)),
         (data / "instances.json", lambda: evaluate(detector_copy, data, output)),
         (data / "tiny.yaml", lambda: command("train", data / "tiny.yaml", "--output", output)),
         (detector_copy / "config.json", lambda: evaluate(detector_copy, data, output)),
@@ -705,12 +705,12 @@ def test_a_disk_that_fills_up_in_a_new_run(workplace: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
 def test_a_disk_that_fills_up_with_results(name: str, workplace: Path, detector: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    picture = workplace / "images" / "picture0.png"
+    image_path = workplace / "images" / "image0.png"
 
     def run() -> Outcome:
         if name == "evaluate":
             return evaluate(detector, workplace, output, "--overwrite")
-        return command("predict", picture, "--weights", detector, "--output", output, "--overwrite")
+        return command("predict", image_path, "--weights", detector, "--output", output, "--overwrite")
 
     assert run().code == 0
     before = contents(output)

@@ -20,7 +20,7 @@ def benchmarks() -> Iterator[Namespace]:
     """The modules, which are found from the repository's root."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        names = ("common", "evaluation", "legacy", "loader", "loading", "memory", "operators", "pictures", "training")
+        names = ("common", "evaluation", "legacy", "loader", "loading", "memory", "operators", "images", "training")
         yield Namespace(**{name: import_module(f"benchmarks.{name}") for name in names})
         for name in names:
             sys.modules.pop(f"benchmarks.{name}")
@@ -90,17 +90,17 @@ def test_the_conventions_are_compared_on_the_same_objects(benchmarks: Namespace)
 
 
 def test_the_conventions_benchmark_runs(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--picture", "48", "64", "--min-size", "64", "--size", "64", "96", "--batch-size", "1"]
+    sizes = ["--image", "48", "64", "--min-size", "64", "--size", "64", "96", "--batch-size", "1"]
     ratios = benchmarks.legacy.main(["--mask", *sizes, "--rounds", "1", "--warmup", "0"])
     assert len(ratios) == 2
     assert all(ratio.value > 0 for ratio in ratios)
     assert "legacy / torchvision" in capsys.readouterr().out
 
 
-def test_generated_pictures_are_sound_data(benchmarks: Namespace, tmp_path: Path) -> None:
+def test_generated_images_are_sound_data(benchmarks: Namespace, tmp_path: Path) -> None:
     from vovnet.detection.data.coco import CocoDataset
 
-    source = benchmarks.pictures.generate_pictures(tmp_path, count=4)
+    source = benchmarks.images.generate_images(tmp_path, count=4)
     dataset = CocoDataset([source], masks=True, training=True)
     assert (len(dataset), dataset.dropped_summary) == (4, "")
     image, target = dataset[0]

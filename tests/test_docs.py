@@ -41,11 +41,11 @@ def defaults(recipe: type[Any]) -> dict[str, Any]:
     ],
 )
 def test_every_key_of_a_recipe_is_documented_with_its_default(heading: str, schemas: list[str]) -> None:
-    from vovnet.detection import recipe
+    from vovnet.detection.config import schema as schemas_module
 
     expected: dict[str, Any] = {}
     for schema in schemas:
-        expected |= defaults(getattr(recipe, schema))
+        expected |= defaults(getattr(schemas_module, schema))
     table = {row[0].strip("`"): row[1].strip("`") for row in rows("training.md", heading) if row[0] != "key"}
     assert list(table) == list(expected)
     for key, value in expected.items():
@@ -53,7 +53,7 @@ def test_every_key_of_a_recipe_is_documented_with_its_default(heading: str, sche
 
 
 def test_every_recipe_is_listed() -> None:
-    from vovnet.detection.recipe import recipe_names
+    from vovnet.detection.config.loading import recipe_names
 
     listed = {name for row in rows("training.md", "# Training") for name in re.findall(r"`(\w+)`", row[0])}
     assert listed == set(recipe_names())
@@ -84,7 +84,7 @@ def test_the_networks_are_as_the_table_says() -> None:
 def test_the_example_of_a_coco_file_is_sound(tmp_path: Path) -> None:
     from PIL import Image
 
-    from vovnet.detection.data.checks import check_data
+    from vovnet.detection.data.validation import check_data
 
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("```json\n")[1].split("```")[0]
     (tmp_path / "a.json").write_text(text)
@@ -111,7 +111,7 @@ def test_the_published_numbers_are_those_of_the_recipes() -> None:
 
 
 def test_the_schedules_for_one_gpu_are_eight_times_as_long() -> None:
-    from vovnet.detection.recipe import load_recipe
+    from vovnet.detection.config.loading import load_recipe
 
     names = {"1x": "mask_rcnn_R_50_FPN_1x", "2x": "mask_rcnn_R_50_FPN_2x"}
     names["scratch 3x"] = "scratch_mask_rcnn_V_57_FPN_3x_gn"
@@ -125,7 +125,7 @@ def test_the_schedules_for_one_gpu_are_eight_times_as_long() -> None:
 
 @pytest.mark.parametrize("page", ["reproduce.md", "training.md"])
 def test_commands_for_many_processes_name_recipes_that_exist(page: str) -> None:
-    from vovnet.detection.recipe import load_recipe
+    from vovnet.detection.config.loading import load_recipe
 
     lines = "\n".join(fenced(page, "sh")).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("torchrun ")]

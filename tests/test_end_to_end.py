@@ -1,4 +1,4 @@
-"""The whole way on generated and real data: the quickstart, COCO's pictures and the blood cells."""
+"""The whole way on generated and real data: the quickstart, COCO's images and the blood cells."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from support import command
 
 from vovnet.detection import load_recipe
-from vovnet.detection.checkpoint import save_detector
-from vovnet.detection.detectors import build_detector
+from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.models.assembly import build_detector
 
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
@@ -39,15 +39,15 @@ def test_the_quickstart_learns_shapes(tmp_path: Path) -> None:
     for name in ("predictions.png", "curves.png", "model.safetensors"):
         assert str(run / name) in printed or str(run) in printed
     # What is left is a detector that predicts.
-    picture = next((run / "data" / "val").iterdir())
-    done = command("predict", picture, "--weights", run, "--output", tmp_path / "out")
+    image = next((run / "data" / "val").iterdir())
+    done = command("predict", image, "--weights", run, "--output", tmp_path / "out")
     assert done.code == 0, done.err
-    assert read(tmp_path / "out" / f"{picture.stem}.json")
+    assert read(tmp_path / "out" / f"{image.stem}.json")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_mask_rcnn_learns_eight_real_pictures_by_heart(shared: Path, tmp_path: Path) -> None:
+def test_a_mask_rcnn_learns_eight_real_images_by_heart(shared: Path, tmp_path: Path) -> None:
     coco = shared / "data" / "coco_tiny_cc"
     content = read(coco / "annotations" / "instances_train2017.json")
     with_objects = {entry["image_id"] for entry in content["annotations"] if not entry["iscrowd"]}
@@ -116,7 +116,7 @@ def test_coco_is_evaluated_with_all_its_oddities(shared: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_coco_passes_the_check_of_its_data(split: str, shared: Path) -> None:
-    """Real data are never perfect; but every picture is there, decodes and has its size, and crowds are sound."""
+    """Real data are never perfect; but every image is there, decodes and has its size, and crowds are sound."""
     coco = shared / "data" / "coco_tiny_cc"
     annotations = coco / "annotations" / f"instances_{split}.json"
     done = command("check-data", "--images", coco / split, "--annotations", annotations)

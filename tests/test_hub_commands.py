@@ -14,9 +14,9 @@ from support import Outcome, command, contents
 from timm.models import save_for_hf
 
 from vovnet.detection import load_recipe
-from vovnet.detection.checkpoint import save_detector
-from vovnet.detection.detectors import build_detector
-from vovnet.detection.shapes import generate_shapes
+from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.data.synthetic import generate_shapes
+from vovnet.detection.models.assembly import build_detector
 
 SMALL = (
     "model.pretrained=false",
@@ -35,12 +35,12 @@ DETECTOR, CLASSIFIER = "org/detector", "org/classifier"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two pictures to train on and two to evaluate on, of three categories."""
+    """Two images to train on and two to evaluate on, of three categories."""
     return generate_shapes(tmp_path_factory.mktemp("data"), train=2, val=2, size=(64, 64), max_shapes=2)
 
 
 @pytest.fixture(scope="module")
-def picture(data: dict[str, Any]) -> Path:
+def image(data: dict[str, Any]) -> Path:
     return sorted(Path(data["val"].images).iterdir())[0]
 
 
@@ -75,29 +75,29 @@ def done(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def predict(picture: Path, weights: object, output: Path) -> bytes:
-    done(command("predict", picture, "--weights", weights, "--output", output))
-    assert (output / f"{picture.stem}.png").stat().st_size > 0
-    return (output / f"{picture.stem}.json").read_bytes()
+def predict(image: Path, weights: object, output: Path) -> bytes:
+    done(command("predict", image, "--weights", weights, "--output", output))
+    assert (output / f"{image.stem}.png").stat().st_size > 0
+    return (output / f"{image.stem}.json").read_bytes()
 
 
-def test_predict_with_a_detector(published: Hub, detectors: dict[str, Path], picture: Path, tmp_path: Path) -> None:
-    expected = predict(picture, detectors["fit"], tmp_path / "local")
+def test_predict_with_a_detector(published: Hub, detectors: dict[str, Path], image: Path, tmp_path: Path) -> None:
+    expected = predict(image, detectors["fit"], tmp_path / "local")
     assert json.loads(expected)
     assert published.log() == []
     published.commit(DETECTOR, {"model.safetensors": b"damaged later"})
     for i, name in enumerate((f"{DETECTOR}@v1", f"{DETECTOR}@{published.tags(DETECTOR)['v1']}")):
-        assert predict(picture, name, tmp_path / f"hub{i}") == expected
-    outcome = command("predict", picture, "--weights", DETECTOR, "--output", tmp_path / "damaged")
+        assert predict(image, name, tmp_path / f"hub{i}") == expected
+    outcome = command("predict", image, "--weights", DETECTOR, "--output", tmp_path / "damaged")
     outcome.refused("model.safetensors")
     assert not (tmp_path / "damaged").exists()
 
 
-def test_predict_with_a_classifier(published: Hub, picture: Path, tmp_path: Path) -> None:
-    expected = done(command("predict", picture, "--weights", tmp_path / "classifier")).out
+def test_predict_with_a_classifier(published: Hub, image: Path, tmp_path: Path) -> None:
+    expected = done(command("predict", image, "--weights", tmp_path / "classifier")).out
     assert all(name in expected for name in ("owl", "emu", "jay"))
     for name in (CLASSIFIER, f"hf-hub:{CLASSIFIER}", f"{CLASSIFIER}@{published.head(CLASSIFIER)}"):
-        assert done(command("predict", picture, "--weights", name)).out == expected
+        assert done(command("predict", image, "--weights", name)).out == expected
 
 
 def test_evaluate(published: Hub, data: dict[str, Any], detectors: dict[str, Path], tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def learned(run: Path, start: Path) -> tuple[set[str], set[str]]:
     """Which parameters of a run that learned nothing are its start's, and which are not."""
     after, before = load_file(run / "model.safetensors"), load_file(start / "model.safetensors")
     kept = {key for key, value in after.items() if key in before and torch.equal(value, before[key])}
-    # Norms count the pictures that they see.
+    # Norms count the images that they see.
     statistics = {key for key in after if "running_" in key or "num_batches" in key}
     return kept - statistics, set(after) - kept - statistics
 
@@ -173,33 +173,33 @@ def test_a_classifier_on_the_hub_starts_a_backbone(published: Hub, data: dict[st
 
 
 COMMANDS: dict[str, Callable[[dict[str, Any], Path, Path, str], Outcome]] = {
-    "predict": lambda data, picture, output, name: command("predict", picture, "-w", name, "-o", output),
-    "evaluate": lambda data, picture, output, name: command(
+    "predict": lambda data, image, output, name: command("predict", image, "-w", name, "-o", output),
+    "evaluate": lambda data, image, output, name: command(
         "evaluate", "-w", name, "--images", data["val"].images, "--annotations", data["val"].annotations, "-o", output
     ),
-    "train": lambda data, picture, output, name: train(data, output, f"init={name}"),
+    "train": lambda data, image, output, name: train(data, output, f"init={name}"),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_goes_wrong_is_one_line(
-    published: Hub, data: dict[str, Any], picture: Path, tmp_path: Path, name: str
+    published: Hub, data: dict[str, Any], image: Path, tmp_path: Path, name: str
 ) -> None:
     run = COMMANDS[name]
-    run(data, picture, tmp_path / "out", "org/nothing").refused("org/nothing", "no such repository")
-    run(data, picture, tmp_path / "out", f"{DETECTOR}@v9").refused(DETECTOR, "'v9'")
+    run(data, image, tmp_path / "out", "org/nothing").refused("org/nothing", "no such repository")
+    run(data, image, tmp_path / "out", f"{DETECTOR}@v9").refused(DETECTOR, "'v9'")
     published.down()
-    run(data, picture, tmp_path / "out", DETECTOR).refused(DETECTOR, "config.json", "HF_ENDPOINT", "folder", "cache")
+    run(data, image, tmp_path / "out", DETECTOR).refused(DETECTOR, "config.json", "HF_ENDPOINT", "folder", "cache")
     assert not (tmp_path / "out").exists() or contents(tmp_path / "out") == {}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_warm_cache_is_enough(
-    published: Hub, data: dict[str, Any], picture: Path, tmp_path: Path, offline: Callable[[], None], name: str
+    published: Hub, data: dict[str, Any], image: Path, tmp_path: Path, offline: Callable[[], None], name: str
 ) -> None:
     run = COMMANDS[name]
-    done(run(data, picture, tmp_path / "first", DETECTOR))
+    done(run(data, image, tmp_path / "first", DETECTOR))
     published.down()
-    done(run(data, picture, tmp_path / "down", DETECTOR))
+    done(run(data, image, tmp_path / "down", DETECTOR))
     offline()
-    done(run(data, picture, tmp_path / "offline", DETECTOR))
+    done(run(data, image, tmp_path / "offline", DETECTOR))

@@ -26,8 +26,8 @@ sys.addaudithook(hook)
 import timm
 import torch
 
-import vovnet, vovnet.adapters, vovnet.cli, vovnet.detection, vovnet.detection.engine, vovnet.hub
-from vovnet.detection.shapes import generate_shapes
+import vovnet, vovnet.adapters, vovnet.cli, vovnet.detection, vovnet.detection.training.engine, vovnet.hub
+from vovnet.detection.data.synthetic import generate_shapes
 
 step = "create_model"
 timm.create_model("vovnet39")
@@ -58,8 +58,8 @@ timm.models.save_for_hf(model, folder + "/saved", model_config={"num_classes": 2
 timm.create_model(f"local-dir:{folder}/saved", pretrained=True)
 
 step = "the command"
-(picture,) = os.listdir(folder + "/data/val")
-sys.argv = ["vovnet", "predict", f"{folder}/data/val/{picture}", "--weights", run, "--output", folder + "/drawn"]
+(image,) = os.listdir(folder + "/data/val")
+sys.argv = ["vovnet", "predict", f"{folder}/data/val/{image}", "--weights", run, "--output", folder + "/drawn"]
 try:
     vovnet.cli.main()
 except SystemExit as stop:

@@ -21,9 +21,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("adapters", "detection", "hub")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LITTER = shutil.ignore_patterns(
-    ".git", ".venv*", "runs", "quickstart", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".coverage*"
-)
+ANYWHERE = shutil.ignore_patterns("*.egg-info", "__pycache__")
+AT_THE_ROOT = shutil.ignore_patterns(".git", ".venv*", "runs", "quickstart", "build", "dist", ".*_cache", ".coverage*")
+
+
+def litter(folder: str, names: list[str]) -> set[str]:
+    """What a checkout holds beside the project's files; ``build`` is a package elsewhere than at the root."""
+    return ANYWHERE(folder, names) | (AT_THE_ROOT(folder, names) if Path(folder) == ROOT else set())
 
 
 def tree() -> dict[str, Path]:
@@ -56,7 +60,7 @@ def site_packages(python: Path) -> Path:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("checkout") / "vovnet"
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=LITTER)
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=litter)
     return copy
 
 
@@ -171,7 +175,7 @@ def test_metadata_is_built_without_torch(checkout: Path, tmp_path: Path) -> None
         f"print(build_meta.prepare_metadata_for_build_wheel({str(tmp_path)!r}))\n"
     )
     copy = tmp_path / "copy"
-    shutil.copytree(checkout, copy, symlinks=True, ignore=LITTER)
+    shutil.copytree(checkout, copy, symlinks=True, ignore=litter)
     assert run(sys.executable, "-c", code, cwd=copy).split()[-1] == f"vovnet-{PROJECT['version']}.dist-info"
 
 
@@ -187,7 +191,7 @@ def test_installed_wheel(wheel: Path, empty_environment: Path, tmp_path: Path) -
 
 def test_install_from_the_checkout(checkout: Path, empty_environment: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(checkout, copy, symlinks=True, ignore=LITTER)
+    shutil.copytree(checkout, copy, symlinks=True, ignore=litter)
     install(empty_environment, copy, cwd=tmp_path)
     for name, file in probe(empty_environment, cwd=tmp_path).items():
         assert file.parts[-3 - name.count(".") :] == ("site-packages", *name.split("."), "__init__.py")
@@ -196,7 +200,7 @@ def test_install_from_the_checkout(checkout: Path, empty_environment: Path, tmp_
 @pytest.mark.parametrize("source", ["checkout", "unpacked_sdist"])
 def test_editable_install(source: str, empty_environment: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(request.getfixturevalue(source), copy, symlinks=True, ignore=LITTER)
+    shutil.copytree(request.getfixturevalue(source), copy, symlinks=True, ignore=litter)
     install(empty_environment, "--editable", copy, cwd=tmp_path)
     found = probe(empty_environment, cwd=tmp_path)
     assert found["vovnet"].resolve() == copy / "vovnet" / "__init__.py"

@@ -96,7 +96,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_overrides_and_recipes_exist(page: Path) -> None:
-    from vovnet.detection.recipe import load_recipe
+    from vovnet.detection.config.loading import load_recipe
 
     for _, subcommand, *rest in commands(page):
         if subcommand != "train" or rest[0].isupper():

@@ -41,7 +41,7 @@ def check_head(num_classes: int, global_pool: str | None) -> None:
 
 
 def check_input(in_chans: int, output_stride: int) -> None:
-    """Channels of the picture, and the stride of the last feature map."""
+    """Channels of the image, and the stride of the last feature map."""
     _check_int("in_chans", in_chans, least=1)
     if output_stride not in (8, 16, 32):
         raise InputError(f"output_stride={output_stride!r}: expected 32, 16 or 8")

@@ -1,4 +1,4 @@
-"""Classify pictures with any timm model: its own preprocessing, its own class names."""
+"""Classify images with any timm model: its own preprocessing, its own class names."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 
-from vovnet.downloads import hub_files
+from vovnet.checkpoints.hub import hub_files
+from vovnet.checkpoints.timm_folder import TIMM_FILES, load_timm_folder
 from vovnet.errors import InputError
-from vovnet.timm_folder import TIMM_FILES, load_timm_folder
 
-_BATCH = 32  # pictures through the network at once: bounds the memory, whatever the number of pictures
+_BATCH = 32  # images through the network at once: bounds the memory, whatever the number of images
 
 
 class ClassScore(TypedDict):
-    """One class of one picture: its name, its index and its probability (0 to 1)."""
+    """One class of one image: its name, its index and its probability (0 to 1)."""
 
     label: str
     index: int
@@ -57,24 +57,24 @@ def classify(
     top: int = 5,
     class_names: Sequence[str] | None = None,
 ) -> list[list[ClassScore]]:
-    """The likeliest classes of each picture, the likeliest first.
+    """The likeliest classes of each image, the likeliest first.
 
     Args:
         model: a timm classifier; it is put in evaluation mode. Size, crop, mean and std come from its
-            ``pretrained_cfg``; a model of one channel sees the pictures in grey.
-        images: PIL pictures of any size and mode.
+            ``pretrained_cfg``; a model of one channel sees the images in grey.
+        images: PIL images of any size and mode.
         top: how many classes to return (all, where there are fewer).
         class_names: a name per class; by default the model's ``label_names``, else ImageNet's where the number of
             classes is ImageNet's, else the index as text.
 
     Raises:
-        InputError: a wrong ``top``, a wrong number of names, or something that is not a PIL picture.
+        InputError: a wrong ``top``, a wrong number of names, or something that is not a PIL image.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InputError(f"top={top!r}: expected an integer of at least 1")
     for i, image in enumerate(images):
         if not isinstance(image, Image.Image):
-            raise InputError(f"images[{i}] is a {type(image).__name__}: expected a PIL picture")
+            raise InputError(f"images[{i}] is a {type(image).__name__}: expected a PIL image")
     names = class_labels(model) if class_names is None else list(class_names)
     classes: int = model.num_classes  # type: ignore[assignment]  # timm's, an int
     if len(names) != classes:
@@ -110,7 +110,7 @@ def _probabilities(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
     config = resolve_data_config(model=model)
     channels: Any = getattr(model, "in_chans", config["input_size"][0])
     if channels not in (1, 3):
-        raise InputError(f"the model takes {channels} channels and pictures have 1 or 3: use a model made for pictures")
+        raise InputError(f"the model takes {channels} channels and images have 1 or 3: use a model made for images")
     if channels != len(config["mean"]):  # made from a model of the other number of channels
         config["mean"] = (sum(config["mean"]) / len(config["mean"]),) * channels
         config["std"] = (sum(config["std"]) / len(config["std"]),) * channels

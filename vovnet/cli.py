@@ -88,9 +88,9 @@ def evaluate(
     """Evaluate a detector: COCO's twelve numbers, AP for each class, results in COCO's form, precision-recall plot."""
     from vovnet.detection import evaluate as evaluate_detector
     from vovnet.detection import format_metrics
+    from vovnet.detection.config.schema import DataSource
     from vovnet.detection.data.coco import CocoDataset
-    from vovnet.detection.evaluation import names_matter
-    from vovnet.detection.recipe import DataSource
+    from vovnet.detection.evaluation.evaluator import names_matter
     from vovnet.files import claim_folder
     from vovnet.hub import load_detector
 
@@ -111,16 +111,16 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="Images.")],
     weights: Weights,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
-    folder: Annotated[bool, typer.Option("--folder", help="The arguments are folders of pictures.")] = False,
+    folder: Annotated[bool, typer.Option("--folder", help="The arguments are folders of images.")] = False,
     threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
     overwrite: Overwrite = False,
     device: Device = None,
     fuse: Fuse = False,
 ) -> None:
-    """Detect objects in pictures (OUT/STEM.png, OUT/STEM.json), or name them with a classifier's weights."""
+    """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or name them with a classifier's weights."""
     from vovnet.detection.data.images import list_images
 
     paths = [path for entry in images for path in (list_images(entry) if folder else [entry])]
@@ -129,7 +129,7 @@ def predict(
         return
     if output is None:
         raise InputError("--output: a folder for the drawings and JSON files is needed")
-    from vovnet.detection.prediction import predict_files
+    from vovnet.detection.prediction.predictor import predict_files
     from vovnet.files import claim_folder
     from vovnet.hub import load_detector
 
@@ -143,10 +143,10 @@ def predict(
 def check_data(
     images: Annotated[Path, typer.Option("--images", help="Folder that file_name entries are relative to.")],
     annotations: Annotated[Path, typer.Option("--annotations", help="COCO JSON.")],
-    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every picture (slow).")] = True,
+    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every image (slow).")] = True,
 ) -> None:
     """Read a dataset and print a table of what is wrong with it; the exit code is 1 if anything is."""
-    from vovnet.detection.data.checks import check_data as check
+    from vovnet.detection.data.validation import check_data as check
 
     report = check(images, annotations, decode=decode, progress=True)
     typer.echo(report.table())
@@ -240,8 +240,8 @@ def _is_classifier(weights: str) -> bool:
     import timm
 
     import vovnet  # noqa: F401 (registers our models)
-    from vovnet.downloads import HUB_NAME, hub_files
-    from vovnet.timm_folder import CONFIG_FILE, read_json
+    from vovnet.checkpoints.hub import HUB_NAME, hub_files
+    from vovnet.checkpoints.timm_folder import CONFIG_FILE, read_json
 
     folder = Path(weights)
     if weights.startswith(("hf-hub:", "local-dir:")) or (not folder.exists() and timm.is_model(weights.split(".")[0])):
@@ -268,7 +268,7 @@ def _ready(model: Any, fuse: bool) -> Any:
 
 
 def _classify(weights: str, paths: list[Path], device: str | None, fuse: bool) -> None:
-    """Print the five likeliest classes of each picture; those that cannot be read are an error after the others."""
+    """Print the five likeliest classes of each image; those that cannot be read are an error after the others."""
     from vovnet.classification import classify, load_classifier
     from vovnet.detection.data.images import read_image
 
@@ -283,7 +283,7 @@ def _classify(weights: str, paths: list[Path], device: str | None, fuse: bool) -
             continue
         typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
     if failed:
-        raise InputError(f"{len(failed)} of {len(paths)} pictures were not done: {'; '.join(failed)}")
+        raise InputError(f"{len(failed)} of {len(paths)} images were not done: {'; '.join(failed)}")
 
 
 def main() -> None:

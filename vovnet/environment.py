@@ -167,7 +167,7 @@ def _folders() -> list[tuple[str, str]]:
 
 
 def _operators() -> list[tuple[str, str]]:
-    native: Any = importlib.import_module("vovnet.ops.native")
+    native: Any = importlib.import_module("vovnet.ops.build.loader")
     return native.state()
 
 

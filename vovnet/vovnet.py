@@ -37,8 +37,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vovnet.arguments import check_head, check_input, check_layers, check_rates, check_widths
+from vovnet.checkpoints.pretrained import pretrained_source
 from vovnet.errors import InputError
-from vovnet.pretrained import pretrained_source
 
 __all__ = ["OsaBlock", "OsaStage", "VoVNet", "checkpoint_filter_fn", "published_keys"]  # timm adds the entry points
 
@@ -475,7 +475,7 @@ def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
 
 
 PUBLISHED_TOP1_ERROR = {"vovnet39": 23.23, "vovnet57": 22.27}
-"""In percent on ImageNet-1k's validation pictures at 224×224, as the authors report it."""
+"""In percent on ImageNet-1k's validation images at 224×224, as the authors report it."""
 
 default_cfgs = generate_default_cfgs(
     {

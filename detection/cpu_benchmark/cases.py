@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-from vovnet.detection.detectors import build_detector
-from vovnet.detection.recipe import load_recipe
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.models.assembly import build_detector
 
 SEED = 0
 CALIBRATION_SIZE = (224, 224)
 CANDIDATES = 300
-"""Boxes of a class above a detector's score threshold, before duplicates go: as many as a busy picture has."""
+"""Boxes of a class above a detector's score threshold, before duplicates go: as many as a busy image has."""
 LOGIT_SPREAD = 1.5
 """Standard deviation of the classes' logits: some boxes are sure of their class."""
 
@@ -29,9 +29,9 @@ class Case:
     Attributes:
         name: what ``--case`` calls it.
         network: a timm model, or with ``detector`` a recipe.
-        batch: pictures at once.
-        height: of the pictures, in pixels.
-        width: of the pictures, in pixels; a detector's are wide.
+        batch: images at once.
+        height: of the images, in pixels.
+        width: of the images, in pixels; a detector's are wide.
         precision: of the products: ``fp32`` or ``bf16``.
         goal: how many times as fast as the best of the others ``vovnet.fuse`` is meant to be.
         detector: whether it is a whole detector.
@@ -69,9 +69,9 @@ CASES = {
 def build_network(case: Case) -> nn.Module:
     """The network of a case in float32 and evaluation mode, the same in every call.
 
-    Convolutions have He's initial weights, and batch norms the statistics of random pictures. A backbone takes
-    (N, 3, H, W) and gives the maps of the strides 4, 8, 16 and 32. A detector takes a list of pictures (3, H, W); some
-    of its scores of the case's first picture pass the threshold, as a trained one's do.
+    Convolutions have He's initial weights, and batch norms the statistics of random images. A backbone takes
+    (N, 3, H, W) and gives the maps of the strides 4, 8, 16 and 32. A detector takes a list of images (3, H, W); some
+    of its scores of the case's first image pass the threshold, as a trained one's do.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(SEED)
@@ -83,11 +83,11 @@ def build_network(case: Case) -> nn.Module:
         recipe = load_recipe(case.network, [f"model.{setting}" for setting in settings])
         detector = build_detector(recipe, download=False)
         _calibrated(detector.backbone)
-        _make_choosy(detector.eval(), make_pictures(case)[0])
+        _make_choosy(detector.eval(), make_images(case)[0])
         return detector
 
 
-def make_pictures(case: Case) -> Tensor:
+def make_images(case: Case) -> Tensor:
     """(N, 3, H, W) float32, contiguous: random, normalised for a backbone and in 0..1 for a detector."""
     generator = torch.Generator().manual_seed(SEED + 1)
     draw = torch.rand if case.detector else torch.randn
@@ -95,13 +95,13 @@ def make_pictures(case: Case) -> Tensor:
 
 
 @torch.inference_mode()
-def exact_maps(model: nn.Module, pictures: Tensor) -> list[Tensor]:
+def exact_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
     """A backbone's maps in float64."""
-    return list(copy.deepcopy(model).double()(pictures.double()))
+    return list(copy.deepcopy(model).double()(images.double()))
 
 
 def _calibrated(model: nn.Module) -> nn.Module:
-    """Give batch norms the statistics of random pictures, in place: with those of a new one, activations explode."""
+    """Give batch norms the statistics of random images, in place: with those of a new one, activations explode."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -113,7 +113,7 @@ def _calibrated(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _make_choosy(detector: FasterRCNN, picture: Tensor) -> None:
+def _make_choosy(detector: FasterRCNN, image: Tensor) -> None:
     """Spread the logits of classes, in place, and raise the background's until ``CANDIDATES`` scores pass."""
     heads: Any = detector.roi_heads
     layer = heads.box_predictor.cls_score
@@ -121,7 +121,7 @@ def _make_choosy(detector: FasterRCNN, picture: Tensor) -> None:
     seen: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, args, output: seen.append(output.double()))
     try:
-        detector([picture])
+        detector([image])
     finally:
         hook.remove()
     factor = float(LOGIT_SPREAD / seen[0].std())

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vovnet.detection.cpu_benchmark.contestants import CONTESTANTS
+from vovnet.detection.cpu_benchmark.backends import CONTESTANTS
 from vovnet.detection.cpu_benchmark.running import Outcome, Result
-from vovnet.detection.cpu_benchmark.turns import speedup
-from vovnet.detection.plots import new_figure
+from vovnet.detection.cpu_benchmark.timing import speedup
+from vovnet.detection.evaluation.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vovnet.detection.cpu_benchmark.cases import CASES, Case, build_network, exact_maps, make_pictures
-from vovnet.detection.cpu_benchmark.contestants import CONTESTANTS, Run, Task, UnavailableError
-from vovnet.detection.cpu_benchmark.turns import Speedup, speedup, take_turns
+from vovnet.detection.cpu_benchmark.backends import CONTESTANTS, Run, Task, UnavailableError
+from vovnet.detection.cpu_benchmark.cases import CASES, Case, build_network, exact_maps, make_images
+from vovnet.detection.cpu_benchmark.timing import Speedup, speedup, take_turns
 from vovnet.errors import InputError
 
 SAME_BOX = 5.0
@@ -123,12 +123,12 @@ def _known(option: str, given: Sequence[str], known: Sequence[str]) -> list[str]
 @torch.inference_mode()
 def run_case(case: Case, contestants: Sequence[str], rounds: int, progress: Callable[[str], None]) -> Outcome:
     """Prepare the contestants that can take part, hold their answers to the truth, and time them."""
-    model, pictures = build_network(case), make_pictures(case)
+    model, images = build_network(case), make_images(case)
     runs: dict[str, Run] = {}
     judged: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        task = Task(case, model, pictures, Path(folder))
+        task = Task(case, model, images, Path(folder))
         progress(f"{case.name}: eager PyTorch and the exact answer")
         eager = CONTESTANTS["eager"].set_up(task)()
         judge = _judge(task, eager)
@@ -151,7 +151,7 @@ def _judge(task: Task, eager: Any) -> Callable[[Any], dict[str, Any]]:
     """A function from an answer to the fields of :class:`Result` that say how good it is."""
     if task.case.detector:
         return lambda answer: {"agreement": agreement(answer[0], eager[0])}
-    truth = exact_maps(task.model, task.pictures)
+    truth = exact_maps(task.model, task.images)
     return lambda maps: {"errors": [_rms(x, exact) for x, exact in zip(maps, truth, strict=True)]}
 
 
@@ -160,7 +160,7 @@ def _rms(x: Tensor, exact: Tensor) -> float:
 
 
 def agreement(detections: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> Agreement:
-    """Compare a picture's detections (``boxes`` (D, 4) in pixels, ``labels`` (D,), ``scores`` (D,)).
+    """Compare an image's detections (``boxes`` (D, 4) in pixels, ``labels`` (D,), ``scores`` (D,)).
 
     Each of the eager detector's belongs to the nearest of its class that no other has, within :data:`SAME_BOX`.
     """

@@ -1,4 +1,4 @@
-"""Datasets in COCO's form: JSON files and folders of pictures, as the protocol of :mod:`vovnet.detection.data` asks."""
+"""Datasets in COCO's form: JSON files and folders of images, as the protocol of :mod:`vovnet.detection.data` asks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from vovnet.detection.data.checks import CheckedImage, CheckedObject, check_content, read_annotations
 from vovnet.detection.data.images import (
     ImageFolder,
     ImageSizeError,
@@ -25,36 +24,37 @@ from vovnet.detection.data.images import (
 )
 from vovnet.detection.data.masks import Segmentation, decode_masks
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
+from vovnet.detection.data.validation import CheckedImage, CheckedObject, check_content, read_annotations
 from vovnet.errors import InputError
 
 Category = dict[str, Any]
 
 ATTEMPTS = 100
-"""Pictures in a row that may fail before training gives up: so many mean a broken disk, not a broken file."""
+"""Images in a row that may fail before training gives up: so many mean a broken disk, not a broken file."""
 
 
 class Source(Protocol):
-    """One annotation file and its folder, such as :class:`vovnet.detection.recipe.DataSource`."""
+    """One annotation file and its folder, such as :class:`vovnet.detection.config.schema.DataSource`."""
 
     images: str
     annotations: str
 
 
 class CocoDataset(Dataset[Any]):
-    """One or several COCO JSON files as one dataset; pictures are decoded when asked for.
+    """One or several COCO JSON files as one dataset; images are decoded when asked for.
 
     In training, what is unusable is left out and counted in ``dropped``, by the rules of ``vovnet check-data``;
-    crowds are not in the targets; boxes are clipped to the picture. A picture that turns out to be truncated, or of
+    crowds are not in the targets; boxes are clipped to the image. An image that turns out to be truncated, or of
     another size than its entry says, when it is its turn (decoding everything at the start would take too long) is
     replaced by the next good one, with a warning.
 
     In evaluation every image is kept: one that is missing or cannot be decoded is an ``InputError`` that names it.
 
     Image ids are those of the files. Where a later file uses an id that an earlier one has, its images get new ids,
-    above all others; :meth:`source_of` tells the file and the id there. A picture in two files is two images.
+    above all others; :meth:`source_of` tells the file and the id there. An image in two files is two images.
 
     Args:
-        sources: annotation files and the folders of their pictures.
+        sources: annotation files and the folders of their images.
         masks: give masks, and treat annotations without a sound one as unusable. In evaluation data without any
             segmentation is taken as boxes.
         training: see above.
@@ -190,10 +190,10 @@ class CocoDataset(Dataset[Any]):
             except (UnreadableImage, ImageSizeError) as error:
                 if not self.training:
                     raise
-                # Python shows a warning once a place and text, so once a picture and worker.
+                # Python shows a warning once a place and text, so once an image and worker.
                 warnings.warn(f"left out of training: {error}", RuntimeWarning, stacklevel=2)
                 failure = error
-        raise InputError(f"{ATTEMPTS} pictures in a row cannot be used; is the disk in order? The last one: {failure}")
+        raise InputError(f"{ATTEMPTS} images in a row cannot be used; is the disk in order? The last one: {failure}")
 
     def _load(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
         height, width = self.image_size(index)
@@ -224,7 +224,7 @@ class CocoDataset(Dataset[Any]):
         return [marshal.loads(self._shapes[start:stop]) for start, stop in pairwise(bounds)]
 
     def _corners(self, start: int, stop: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """x0, y0, x1, y1 in pixels, clipped to the picture."""
+        """x0, y0, x1, y1 in pixels, clipped to the image."""
         x, y, w, h = self._boxes[start:stop].T
         corners = np.stack((x, y, x + w, y + h), axis=1)
         return np.clip(corners, 0, (width, height, width, height)).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Pictures: found below a root that no file name can leave, decoded by Pillow in one function.
+"""Images: found below a root that no file name can leave, decoded by Pillow in one function.
 
-Every picture of the package passes through :func:`read_image`, so that training, evaluation and prediction see the same
+Every image of the package passes through :func:`read_image`, so that training, evaluation and prediction see the same
 pixels for the same file.
 """
 
@@ -22,7 +22,7 @@ from vovnet.errors import InputError, reason
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""What :func:`list_images` takes for a picture, in lower case."""
+"""What :func:`list_images` takes for an image, in lower case."""
 
 _ORIENTATION = 0x0112
 # EXIF 2.32, table 6: what undoes each orientation; 1 (or anything else) is upright already.
@@ -39,11 +39,11 @@ _SWAPS = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 class UnreadableImage(InputError):
-    """A picture is missing, truncated, not a picture at all, or of a kind that we do not read."""
+    """An image is missing, truncated, not an image at all, or of a kind that we do not read."""
 
 
 class ImageSizeError(InputError):
-    """A picture's width and height are not those that its annotation file states."""
+    """An image's width and height are not those that its annotation file states."""
 
 
 class OutsideRoot(InputError):
@@ -51,24 +51,24 @@ class OutsideRoot(InputError):
 
 
 def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decode a picture to 8 bits a channel.
+    """Decode an image to 8 bits a channel.
 
-    Grey, palette, CMYK and transparent pictures are converted (transparency is dropped, not blended); 16-bit values
-    lose their low byte. A picture that its EXIF data says was taken turned is turned upright.
+    Grey, palette, CMYK and transparent images are converted (transparency is dropped, not blended); 16-bit values
+    lose their low byte. An image that its EXIF data says was taken turned is turned upright.
 
     Args:
         source: A path or an open binary file.
         channels: 3 returns mode ``RGB``, 1 returns mode ``L``.
-        size: (width, height) in pixels that an annotation file states. The picture is then turned upright only if
+        size: (width, height) in pixels that an annotation file states. The image is then turned upright only if
             that gives this size: boxes belong to the pixels as they were annotated.
 
     Raises:
         UnreadableImage: The file cannot be opened or decoded.
-        ImageSizeError: Neither the stored nor the upright picture has ``size``.
+        ImageSizeError: Neither the stored nor the upright image has ``size``.
     """
     if channels not in (1, 3):
-        raise InputError(f"channels: pictures are read with 1 (grey) or 3 (RGB) channels, got {channels}")
-    name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the open picture"))
+        raise InputError(f"channels: images are read with 1 (grey) or 3 (RGB) channels, got {channels}")
+    name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the open image"))
     try:
         with Image.open(source) as opened:
             opened.load()
@@ -78,19 +78,19 @@ def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[in
     except OSError as error:
         raise UnreadableImage(f"{name}: {_reason(error)}") from error
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
-        raise UnreadableImage(f"{name}: cannot be decoded as a picture ({reason(error)})") from error
+        raise UnreadableImage(f"{name}: cannot be decoded as an image ({reason(error)})") from error
 
 
 def _reason(error: OSError) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "is not a picture of a kind that Pillow reads"
+        return "is not an image of a kind that Pillow reads"
     if isinstance(error, FileNotFoundError):
-        return "no such picture"
+        return "no such image"
     if isinstance(error, IsADirectoryError):
-        return "is a folder, not a picture"
+        return "is a folder, not an image"
     if isinstance(error, PermissionError):
-        return "no permission to read this picture"
-    return f"the picture is truncated or damaged ({reason(error)})"
+        return "no permission to read this image"
+    return f"the image is truncated or damaged ({reason(error)})"
 
 
 def _orient(image: Image.Image, name: str, size: tuple[int, int] | None) -> Image.Image:
@@ -101,8 +101,8 @@ def _orient(image: Image.Image, name: str, size: tuple[int, int] | None) -> Imag
         return image if turn is None else image.transpose(turn)
     if image.size != tuple(size):
         raise ImageSizeError(
-            f"{name}: the picture is {width}x{height} but its annotations say {size[0]}x{size[1]} (width x height); "
-            "correct width and height, or the picture"
+            f"{name}: the image is {width}x{height} but its annotations say {size[0]}x{size[1]} (width x height); "
+            "correct width and height, or the image"
         )
     return image
 
@@ -137,17 +137,17 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The pictures in a folder by their suffix, sorted by name; not those in folders below it, nor hidden ones."""
+    """The images in a folder by their suffix, sorted by name; not those in folders below it, nor hidden ones."""
     try:
         with os.scandir(folder) as entries:
             names = [
                 e.name for e in entries if not e.name.startswith(".") and PurePath(e.name).suffix.lower() in SUFFIXES
             ]
     except OSError as error:
-        raise InputError(f"{folder}: cannot be listed as a folder of pictures ({error.strerror})") from error
+        raise InputError(f"{folder}: cannot be listed as a folder of images ({error.strerror})") from error
     paths = [Path(folder, name) for name in sorted(names) if not Path(folder, name).is_dir()]
     if not paths:
-        raise InputError(f"{folder}: no pictures in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{folder}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))})")
     return paths
 
 
@@ -219,12 +219,12 @@ def _is_file(path: str) -> bool:
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) in pixels that :func:`read_image` gives a picture, from the file's header alone."""
+    """(width, height) in pixels that :func:`read_image` gives an image, from the file's header alone."""
     try:
         with Image.open(path) as image:
             return image.size if _turn(image) not in _SWAPS else (image.height, image.width)
     except Exception as error:
-        raise UnreadableImage(f"{path}: cannot be read as a picture ({reason(error)})") from error
+        raise UnreadableImage(f"{path}: cannot be read as an image ({reason(error)})") from error
 
 
 def example_names(names: Iterable[object], total: int, limit: int = 3) -> str:

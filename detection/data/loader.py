@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.sampler import BatchStream, Draw, aspect_groups, evaluation_indices
-from vovnet.detection.recipe import DataRecipe
-from vovnet.detection.transforms import TransformedDataset, eval_transforms, train_transforms
+from vovnet.detection.data.transforms import TransformedDataset, eval_transforms, train_transforms
 from vovnet.errors import InputError
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]

@@ -1,7 +1,7 @@
 """COCO's segmentations: polygons and run lengths, judged before pycocotools sees them, and decoded by it.
 
-pycocotools computes something for almost any input: nonsense for run lengths that do not sum to the picture,
-an overlap of -1 for sizes that differ, gigabytes for a polygon that leaves the picture by a billion pixels. So what is
+pycocotools computes something for almost any input: nonsense for run lengths that do not sum to the image,
+an overlap of -1 for sizes that differ, gigabytes for a polygon that leaves the image by a billion pixels. So what is
 wrong is told here first.
 """
 
@@ -22,7 +22,7 @@ Segmentation = list[list[float]] | dict[str, Any]
 
 
 def sound_segmentation(segmentation: object, height: int, width: int) -> tuple[Segmentation | None, str | None]:
-    """What of a segmentation can be used for a picture of this size in pixels, and what is wrong with it.
+    """What of a segmentation can be used for an image of this size in pixels, and what is wrong with it.
 
     Returns:
         The usable part (None if there is none) and the kind of problem (None if there is none): ``no_mask``,
@@ -46,7 +46,7 @@ def sound_segmentation(segmentation: object, height: int, width: int) -> tuple[S
 
 
 def _is_polygon(part: object, limit: float) -> bool:
-    """Three or more points, all finite and near the picture: pycocotools' time and memory grow with the distance."""
+    """Three or more points, all finite and near the image: pycocotools' time and memory grow with the distance."""
     if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
         return False
     try:

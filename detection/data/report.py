@@ -25,26 +25,26 @@ KINDS: dict[str, Kind] = {
     "path_outside": Kind("file_name that leaves the folder of images", "image", "left out"),
     "missing_image": Kind("missing image file", "image", "left out"),
     "no_size": Kind("image entry without a width and height", "image", "kept, size read from the file"),
-    "unreadable_image": Kind("unreadable or truncated picture", "image", "left out, when it is met"),
-    "size_differs": Kind("width and height that are not the picture's", "image", "left out, when it is met"),
+    "unreadable_image": Kind("unreadable or truncated image", "image", "left out, when it is met"),
+    "size_differs": Kind("width and height that are not the image's", "image", "left out, when it is met"),
     "annotation_entry": Kind("annotation that is not an object", "annotation", "left out"),
     "duplicate_annotation_id": Kind("annotation id that an earlier annotation has", "annotation", "kept, id not used"),
     "unknown_image": Kind("annotation of an image that is not listed", "annotation", "left out"),
     "unknown_category": Kind("category that is not listed", "annotation", "left out"),
     "bad_box": Kind("box that is not four finite numbers", "annotation", "left out"),
     "empty_box": Kind("box with zero or negative width or height", "annotation", "left out"),
-    "box_outside": Kind("box entirely outside the picture", "annotation", "left out"),
-    "box_partly_outside": Kind("box partly outside the picture", "annotation", "clipped"),
+    "box_outside": Kind("box entirely outside the image", "annotation", "left out"),
+    "box_partly_outside": Kind("box partly outside the image", "annotation", "clipped"),
     "no_mask": Kind("no segmentation, where others have one", "annotation", "left out of mask training"),
     "bad_polygon": Kind("polygon without three proper points", "annotation", "polygon left out of mask training"),
     "bad_rle": Kind("run lengths (RLE) that are malformed", "annotation", "left out of mask training"),
-    "rle_size": Kind("RLE whose size is not the picture's", "annotation", "left out of mask training"),
-    "rle_sum": Kind("RLE whose sum is not the picture's area", "annotation", "left out of mask training"),
+    "rle_size": Kind("RLE whose size is not the image's", "annotation", "left out of mask training"),
+    "rle_sum": Kind("RLE whose sum is not the image's area", "annotation", "left out of mask training"),
     "empty_mask": Kind("mask without area", "annotation", "left out of mask training"),
 }
 
 LOST_IMAGE = frozenset({"image_entry", "duplicate_image_id", "path_outside", "missing_image", "unreadable_image"})
-"""Kinds that make an image unusable before any picture is decoded (``unreadable_image`` where its size is asked)."""
+"""Kinds that make an image unusable before any image is decoded (``unreadable_image`` where its size is asked)."""
 
 
 @dataclass

@@ -34,7 +34,7 @@ def base_anchors(stride: int, size: float, ratios: Sequence[float]) -> Tensor:
 class LegacyAnchorGenerator(nn.Module):
     """Anchors of each level, one size a level, placed at multiples of the level's stride.
 
-    Reference modeling/rpn/anchor_generator.py:73-95. torchvision divides the padded picture by the map's size instead,
+    Reference modeling/rpn/anchor_generator.py:73-95. torchvision divides the padded image by the map's size instead,
     which for P6 of an 800-pixel side gives 61 and not 64 (models/detection/anchor_utils.py:119-123).
     """
 
@@ -48,7 +48,7 @@ class LegacyAnchorGenerator(nn.Module):
         return [len(cells) for cells in self._cells]
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """For each picture all levels' anchors (sum of H · W · A, 4), in the order y, x, ratio."""
+        """For each image all levels' anchors (sum of H · W · A, 4), in the order y, x, ratio."""
         device = feature_maps[0].device
         levels = zip(self.strides, feature_maps, self._cells, strict=True)
         anchors = torch.cat([_placed(s, map_.shape[-2:], cells, device) for s, map_, cells in levels])
@@ -65,7 +65,7 @@ def _placed(stride: int, size: Sequence[int], cells: Tensor, device: torch.devic
 
 
 def inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which anchors (N, 4) lie wholly in the picture, without its padding: the straddle rule with threshold 0.
+    """Which anchors (N, 4) lie wholly in the image, without its padding: the straddle rule with threshold 0.
 
     Reference modeling/rpn/anchor_generator.py:97-110. torchvision has no such rule.
     """

@@ -36,7 +36,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         boxes: (…, 4).
-        size: height and width of the picture.
+        size: height and width of the image.
     """
     height, width = size
     x = boxes[..., 0::2].clamp(min=0, max=width - 1)
@@ -45,7 +45,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_boxes(boxes: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Multiply (N, 4) by the ratios of two pictures' sizes (height, width), inclusive corners and all.
+    """Multiply (N, 4) by the ratios of two images' sizes (height, width), inclusive corners and all.
 
     Reference structures/bounding_box.py:91-127.
     """

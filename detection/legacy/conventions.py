@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vovnet.detection import distributed, engine
-from vovnet.detection.conventions import Conventions
+from vovnet.detection import distributed
+from vovnet.detection.config.schema import DataRecipe, Recipe
 from vovnet.detection.data.loader import Batch, batch_loader
 from vovnet.detection.data.sampler import aspect_groups
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
@@ -17,8 +17,9 @@ from vovnet.detection.legacy.detectors import build_legacy_detector
 from vovnet.detection.legacy.published_file import read_published
 from vovnet.detection.legacy.sampler import LegacyBatchStream
 from vovnet.detection.legacy.solver import build_legacy_optimizer, build_legacy_schedule, check_legacy_solver
-from vovnet.detection.recipe import DataRecipe, Recipe
-from vovnet.detection.run import Run
+from vovnet.detection.training import engine
+from vovnet.detection.training.rules import Conventions
+from vovnet.detection.training.run import Run
 from vovnet.errors import InputError
 
 
@@ -48,7 +49,7 @@ def legacy_training_batches(
 def check_legacy_training(recipe: Recipe, resume: bool) -> None:
     """Refuse what the reference cannot do, and a pretrained backbone without ``init``.
 
-    timm's weights are for other pictures and other strides: the reference starts from networks trained on BGR in 0..255
+    timm's weights are for other images and other strides: the reference starts from networks trained on BGR in 0..255
     and, for ResNets, with strides in the 1×1.
     """
     legacy_train_transforms(recipe.data)
@@ -61,7 +62,7 @@ def check_legacy_training(recipe: Recipe, resume: bool) -> None:
 
 
 def legacy_step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
-    """One iteration, or none: where a picture has no object the iteration passes without update or schedule step.
+    """One iteration, or none: where an image has no object the iteration passes without update or schedule step.
 
     Reference engine/trainer.py:59-61. There each process decides for itself; here all leave the iteration out
     together, because they would otherwise wait for each other's gradients.

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vovnet.detection.data.checks import CheckedImage, check_content
+from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.coco import CocoDataset, Source
 from vovnet.detection.data.images import ImageFolder
 from vovnet.detection.data.masks import decode_masks
+from vovnet.detection.data.validation import CheckedImage, check_content
 from vovnet.detection.legacy.masks import Polygons
 from vovnet.detection.legacy.transform import resize_image, resized_size
-from vovnet.detection.recipe import DataRecipe
 from vovnet.errors import InputError
 
 NO_SHAPE = ("no_mask", "bad_rle", "rle_size", "rle_sum")
@@ -103,13 +103,13 @@ class LegacyCocoDataset(CocoDataset):
 
 
 def inclusive_corners(boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The reference's boxes: x1 = x0 + max(w - 1, 0), clipped to the picture's last pixel; all in single precision.
+    """The reference's boxes: x1 = x0 + max(w - 1, 0), clipped to the image's last pixel; all in single precision.
 
     Reference structures/bounding_box.py:55-89, 214-224. torchvision has x1 = x0 + w, clipped to the width.
 
     Args:
         boxes: (N, 4), x, y, width, height in pixels.
-        sizes: (N, 2) or (2,), height and width of each box's picture, or of all boxes'.
+        sizes: (N, 2) or (2,), height and width of each box's image, or of all boxes'.
     """
     x, y, width, height = boxes.reshape(-1, 4).astype(np.float32).T
     one = np.float32(1)

@@ -11,20 +11,20 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import FpnBackbone
-from vovnet.detection.detectors import BOX_POOL, MASK_POOL, SAMPLING_RATIO, assemble, recipe_backbone
+from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.anchors import LegacyAnchorGenerator
 from vovnet.detection.legacy.boxes import boxes_to_xywh
 from vovnet.detection.legacy.roi_heads import LegacyRoIHeads, legacy_roi_pool
 from vovnet.detection.legacy.rpn import LegacyRegionProposalNetwork
 from vovnet.detection.legacy.transform import PIXEL_MEAN_BGR, LegacyTransform
-from vovnet.detection.recipe import ModelRecipe
+from vovnet.detection.models.assembly import BOX_POOL, MASK_POOL, SAMPLING_RATIO, assemble, recipe_backbone
 from vovnet.errors import InputError
 
 
 def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
     """Build the detector of a checked recipe with ``conventions: legacy``, with random weights.
 
-    The result takes RGB pictures in [0, 1] like any torchvision detector. Its boxes are inclusive (both corners are
+    The result takes RGB images in [0, 1] like any torchvision detector. Its boxes are inclusive (both corners are
     pixels of the object) and its detections are in the reference's order, by class and then by proposal.
 
     Raises:
@@ -33,7 +33,7 @@ def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
     _check_counterparts(model)
     if download and model.pretrained:
         warnings.warn(
-            "conventions: legacy: no weights are downloaded, as timm's are for other pictures and strides; load a "
+            "conventions: legacy: no weights are downloaded, as timm's are for other images and strides; load a "
             "converted checkpoint (vovnet.hub.load_detector, or init in a recipe)",
             stacklevel=3,
         )

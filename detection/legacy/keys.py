@@ -18,10 +18,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vovnet.detection.detectors import build_detector
+from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, shapes_of
+from vovnet.detection.config.loading import load_recipe, recipe_names
+from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.anchors import base_anchors
-from vovnet.detection.recipe import ModelRecipe, load_recipe, recipe_names
-from vovnet.detection.tensor_shapes import Shapes, closest, compare_shapes, shapes_of
+from vovnet.detection.models.assembly import build_detector
 from vovnet.errors import InputError
 from vovnet.vovnet import VoVNet, published_keys
 

@@ -20,7 +20,7 @@ FARTHEST = 1e5
 
 
 class Polygons:
-    """The outlines of a picture's objects, in pixels as float32; travels in a target like a tensor of N rows.
+    """The outlines of an image's objects, in pixels as float32; travels in a target like a tensor of N rows.
 
     Reference structures/segmentation_mask.py. There an object without any polygon of three points vanishes from the
     list (395-399), so that later objects get each other's masks; here it stays, with nothing to draw. An object that
@@ -72,10 +72,10 @@ class Polygons:
         return Polygons(map(resize, self.objects))
 
     def flipped(self, width: int) -> Polygons:
-        """Mirrored left to right in a picture of this width in pixels: x' = width - x - 1.
+        """Mirrored left to right in an image of this width in pixels: x' = width - x - 1.
 
         Reference structures/segmentation_mask.py:248-269. Polygons' x runs from 0 to the width, which would ask for
-        width - x; the reference shifts them by a pixel against the picture, and so does this.
+        width - x; the reference shifts them by a pixel against the image, and so does this.
         """
 
         def flip(shape: Shape) -> Shape:
@@ -99,11 +99,11 @@ def mask_targets(polygons: Polygons, indices: Tensor, boxes: Tensor, size: int, 
     torchvision's, rounded.
 
     Args:
-        polygons: of the picture's N objects.
+        polygons: of the image's N objects.
         indices: (P,), each box's object in 0..N - 1.
         boxes: (P, 4), inclusive x0, y0, x1, y1 in the pixels that the polygons are in.
         size: cells of the grid a side, such as 28.
-        image_size: (height, width) of the picture; boxes start and end in it.
+        image_size: (height, width) of the image; boxes start and end in it.
 
     Returns:
         (P, size, size) float32 of 0 and 1, on the boxes' device.

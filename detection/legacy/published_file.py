@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vovnet.checkpoint_file import read_checkpoint_file, to_float32
+from vovnet.checkpoints.pickled import read_checkpoint_file, to_float32
+from vovnet.checkpoints.shapes import shapes_of
 from vovnet.detection.legacy.keys import check_cell_anchors, identify_detector
-from vovnet.detection.published import published_model
-from vovnet.detection.tensor_shapes import shapes_of
+from vovnet.detection.zoo.published import published_model
 from vovnet.errors import InputError
 
 
@@ -17,7 +17,7 @@ def read_published(recipe: str, path: Path) -> dict[str, Tensor]:
     """Read a published file as the state of the detector that a recipe describes.
 
     Args:
-        recipe: of a row in :data:`vovnet.detection.published.PUBLISHED_ROWS`.
+        recipe: of a row in :data:`vovnet.detection.zoo.published.PUBLISHED_ROWS`.
         path: the ``.pth`` file.
 
     Returns:

@@ -26,7 +26,7 @@ class LegacyLevelMapper:
         self.first, self.last = first, last
 
     def __call__(self, boxes: list[Tensor]) -> Tensor:
-        """Boxes (N, 4) of each picture -> (sum of N,) int64, 0 for the first level."""
+        """Boxes (N, 4) of each image -> (sum of N,) int64, 0 for the first level."""
         side = torch.sqrt(torch.cat([box_areas(part) for part in boxes]))
         level = torch.floor(4 + torch.log2(side / 224 + 1e-6))
         return level.clamp(min=self.first, max=self.last).to(torch.int64) - self.first
@@ -35,7 +35,7 @@ class LegacyLevelMapper:
 def legacy_roi_pool(names: Sequence[str], strides: Sequence[int], cells: int, samples: int) -> MultiScaleRoIAlign:
     """torchvision's pooling with scales of 1 / stride and the reference's levels.
 
-    torchvision guesses the scales from the first pictures' sizes (ops/poolers.py:98-122).
+    torchvision guesses the scales from the first images' sizes (ops/poolers.py:98-122).
     """
     pool: Any = MultiScaleRoIAlign(list(names), output_size=cells, sampling_ratio=samples)
     pool.scales = [1 / stride for stride in strides]
@@ -61,11 +61,11 @@ class LegacyRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Any]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections of each picture, in the network's pixels; or, in training, the losses."""
+        """Detections of each image, in the network's pixels; or, in training, the losses."""
         if not self.training:
             return super().forward(features, proposals, image_shapes, targets)
         if targets is None:
-            raise ValueError("targets: expected boxes and labels of each picture in training, got None")
+            raise ValueError("targets: expected boxes and labels of each image in training, got None")
         proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
         pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_logits, box_regression = self.box_predictor(pooled)
@@ -115,7 +115,7 @@ class LegacyRoIHeads(RoIHeads):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes, scores and labels of each picture, by class and in a class by proposal: not by score.
+        """Boxes, scores and labels of each image, by class and in a class by proposal: not by score.
 
         Reference modeling/roi_heads/box_head/inference.py:58-149. torchvision drops boxes below a hundredth of a pixel,
         sorts by score and keeps exactly the first 100; here all that tie with the hundredth stay.
@@ -178,12 +178,12 @@ def mask_loss(
     bitmap, which gives soft targets (models/detection/roi_heads.py:85-97).
 
     Args:
-        logits: (N, classes, S, S) for all pictures' positive boxes.
+        logits: (N, classes, S, S) for all images' positive boxes.
         classes: (N,).
-        boxes: positive boxes of each picture.
+        boxes: positive boxes of each image.
         objects: which object each of them is of.
         targets: with ``polygons``.
-        sizes: heights and widths of the pictures.
+        sizes: heights and widths of the images.
     """
     if not len(classes):
         return logits.sum() * 0

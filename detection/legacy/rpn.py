@@ -28,7 +28,7 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Feature maps of all levels -> proposals (N, 4) of each picture, and in training the two losses."""
+        """Feature maps of all levels -> proposals (N, 4) of each image, and in training the two losses."""
         maps = list(features.values())
         scores, offsets = self.head(maps)
         anchors = self.anchor_generator(images, maps)
@@ -38,7 +38,7 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
         if not self.training:
             return proposals, {}
         if targets is None:
-            raise ValueError("targets: expected boxes of each picture in training, got None")
+            raise ValueError("targets: expected boxes of each image in training, got None")
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
         for label, anchor, size in zip(labels, anchors, images.image_sizes, strict=True):
             # After the matching: an object whose best anchor straddles the border gets no other instead.
@@ -56,7 +56,7 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
         """
         positive, negative = (torch.where(torch.cat(part))[0] for part in self.fg_bg_sampler(labels))
         sampled = torch.cat((positive, negative))
-        if not len(sampled):  # no anchor lies in any picture; the reference's mean of nothing is NaN
+        if not len(sampled):  # no anchor lies in any image; the reference's mean of nothing is NaN
             return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
         wanted = torch.cat(regression_targets)[positive]
         distance = smooth_l1(pred_bbox_deltas[positive] - wanted, beta=1 / 9).sum() / sampled.numel()
@@ -69,7 +69,7 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
         """The best of each level after its own suppression, then the best of all levels.
 
         Reference modeling/rpn/inference.py:76-123. torchvision ranks logits, where sigmoid's rounding makes no ties;
-        clips to the whole picture; and drops boxes below a thousandth of a pixel.
+        clips to the whole image; and drops boxes below a thousandth of a pixel.
         """
         scores, offsets = scores.reshape(len(sizes), -1), offsets.reshape(len(sizes), -1, 4)
         boxes: list[list[Tensor]] = [[] for _ in sizes]
@@ -90,9 +90,9 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
         return self._best_of_all_levels([torch.cat(part) for part in boxes], [torch.cat(part) for part in kept_scores])
 
     def _best_of_all_levels(self, boxes: list[Tensor], scores: list[Tensor]) -> list[Tensor]:
-        """In training the best of the whole batch, in their order; else of each picture, by score.
+        """In training the best of the whole batch, in their order; else of each image, by score.
 
-        Reference modeling/rpn/inference.py:145-181. torchvision takes the best of each picture in both modes.
+        Reference modeling/rpn/inference.py:145-181. torchvision takes the best of each image in both modes.
         """
         limit = self.post_nms_top_n()
         if not self.training:

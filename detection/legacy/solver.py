@@ -6,8 +6,8 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from vovnet.detection.recipe import SolverRecipe
-from vovnet.detection.schedule import learning_rate_factor, scaled_learning_rate
+from vovnet.detection.config.schema import SolverRecipe
+from vovnet.detection.training.optimizer import learning_rate_factor, scaled_learning_rate
 from vovnet.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""From a picture to the network's input and back: Pillow's resize, BGR in 0..255, inclusive boxes."""
+"""From an image to the network's input and back: Pillow's resize, BGR in 0..255, inclusive boxes."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(image.shape[-2:]) == size:
         return image
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
-    return to_tensor(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)).to(image.device)
+    pil_image = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
+    return to_tensor(pil_image.resize((size[1], size[0]), Image.Resampling.BILINEAR)).to(image.device)
 
 
 class LegacyTransform(GeneralizedRCNNTransform):
-    """Takes RGB pictures in [0, 1]; gives the network BGR in 0..255 less the mean; scales detections back.
+    """Takes RGB images in [0, 1]; gives the network BGR in 0..255 less the mean; scales detections back.
 
-    In training pictures and targets come resized (``vovnet.detection.legacy.data``). Reference
+    In training images and targets come resized (``vovnet.detection.legacy.data``). Reference
     data/transforms/build.py:36-45, transforms.py:115-118, structures/image_list.py:49-68.
     """
 
@@ -62,7 +62,7 @@ class LegacyTransform(GeneralizedRCNNTransform):
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Any]] | None = None
     ) -> tuple[ImageList, list[dict[str, Any]] | None]:
-        """Pictures (3, H, W), each of its own size, to one padded batch; the sizes without padding go with it."""
+        """Images (3, H, W), each of its own size, to one padded batch; the sizes without padding go with it."""
         inputs = [self.normalize(image if self.training else self._resized(image)) for image in images]
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in inputs]
         return ImageList(self.batch_images(inputs, size_divisible=self.size_divisible), sizes), targets
@@ -70,13 +70,13 @@ class LegacyTransform(GeneralizedRCNNTransform):
     def normalize(self, image: Tensor) -> Tensor:
         """RGB in [0, 1] -> BGR in 0..255, less the mean, over the deviation (which is 1)."""
         if not image.is_floating_point():
-            raise TypeError(f"expected pictures as floats in [0, 1], got {image.dtype}")
+            raise TypeError(f"expected images as floats in [0, 1], got {image.dtype}")
         mean = image.new_tensor(self.image_mean)[:, None, None]
         std = image.new_tensor(self.image_std)[:, None, None]
         return (image.flip(0) * 255 - mean) / std
 
     def _resized(self, image: Tensor) -> Tensor:
-        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)  # exact for pictures that had 8 bits
+        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)  # exact for images that had 8 bits
         height, width = image.shape[-2:]
         short_sides: Any = self.min_size
         size = resized_size(height, width, short_sides[-1], self.max_size)
@@ -88,7 +88,7 @@ class LegacyTransform(GeneralizedRCNNTransform):
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Boxes to the given pictures' pixels, still inclusive; masks pasted there (N, 1, H, W).
+        """Boxes to the given images' pixels, still inclusive; masks pasted there (N, 1, H, W).
 
         Boxes first, then masks: reference data/datasets/evaluation/coco/coco_eval.py:104-155. torchvision's pasting is
         the reference's own (modeling/roi_heads/mask_head/inference.py:91-159).

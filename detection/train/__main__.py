@@ -3,9 +3,9 @@
 import argparse
 import os
 
-from vovnet.detection.engine import train
-from vovnet.detection.evaluation import format_metrics
-from vovnet.detection.recipe import load_recipe
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.evaluation.evaluator import format_metrics
+from vovnet.detection.training.engine import train
 from vovnet.errors import one_line_errors
 
 

@@ -52,7 +52,7 @@ def test_an_argument_that_the_adapter_sets_is_refused() -> None:
         ("rsnet18", "timm knows no model 'rsnet18'; did you mean resnet18"),
         ("vit_tiny_patch16_224", "no feature map with stride 4, 8, 32"),
         ("resnet18.nothing", "tag"),
-        ("swin_tiny_patch4_window7_224", "cannot take a 64×96 picture.*strict_img_size"),
+        ("swin_tiny_patch4_window7_224", "cannot take a 64×96 image.*strict_img_size"),
     ],
 )
 def test_a_name_that_cannot_be_used_says_what_it_lacks(name: str, message: str) -> None:
@@ -94,8 +94,8 @@ def test_a_classifier_gives_the_same_features_as_its_name() -> None:
     named.body.load_state_dict({k: v for k, v in classifier.state_dict().items() if not k.startswith("fc.")})
     taken = fpn_backbone(classifier, norm="bn", out_channels=8).eval()
     taken.fpn.load_state_dict(named.fpn.state_dict())
-    picture = torch.rand(1, 3, 64, 64)
-    for ours, theirs in zip(taken(picture).values(), named(picture).values(), strict=True):
+    image = torch.rand(1, 3, 64, 64)
+    for ours, theirs in zip(taken(image).values(), named(image).values(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

@@ -53,9 +53,9 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
 def test_exported_backbone_computes_the_same(name: str) -> None:
     backbone = build(name).eval()
     exported = torch.export.export(backbone, (torch.rand(1, 3, 64, 96),)).module()
-    picture = torch.rand(1, 3, 64, 96)
-    levels = exported(picture)
-    for level, expected in backbone(picture).items():
+    image = torch.rand(1, 3, 64, 96)
+    levels = exported(image)
+    for level, expected in backbone(image).items():
         torch.testing.assert_close(levels[level], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -64,9 +64,9 @@ def test_exported_backbone_computes_the_same(name: str) -> None:
 def test_scripted_backbone_computes_the_same(name: str) -> None:
     backbone = build(name, extra_level="p6p7").eval()
     scripted = torch.jit.script(backbone)
-    picture = torch.rand(1, 3, 64, 96)
+    image = torch.rand(1, 3, 64, 96)
     for (level, value), (expected_level, expected) in zip(
-        scripted(picture).items(), backbone(picture).items(), strict=True
+        scripted(image).items(), backbone(image).items(), strict=True
     ):
         assert level == expected_level
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
@@ -79,8 +79,8 @@ def test_it_computes_what_torchvisions_backbone_computes() -> None:
             value.uniform_(0.5, 1.5)
     ours = fpn_backbone("resnet18", pretrained=True, download=False)
     ours.eval().load_state_dict(theirs.state_dict())  # the keys are the same, too
-    picture = torch.rand(2, 3, 96, 64)
-    found, expected = ours(picture), theirs(picture)
+    image = torch.rand(2, 3, 96, 64)
+    found, expected = ours(image), theirs(image)
     assert list(found) == list(expected)
     for level in expected:
         torch.testing.assert_close(found[level], expected[level], rtol=1e-4, atol=1e-5)
@@ -90,12 +90,12 @@ def test_maps_with_channels_last_are_permuted() -> None:
     name = "swin_tiny_patch4_window7_224"
     backbone = build(name, extra_level=None).eval()
     net = copy.deepcopy(backbone.body)
-    picture = torch.rand(1, 3, 64, 96)
+    image = torch.rand(1, 3, 64, 96)
     channels = timm.create_model(name, features_only=True).feature_info.channels()
     pyramid = FeaturePyramidNetwork(channels, 16).eval()
     pyramid.load_state_dict(backbone.fpn.state_dict())
-    expected = pyramid({str(i): m.permute(0, 3, 1, 2) for i, m in enumerate(net(picture))})
-    for level, value in backbone(picture).items():
+    expected = pyramid({str(i): m.permute(0, 3, 1, 2) for i, m in enumerate(net(image))})
+    for level, value in backbone(image).items():
         torch.testing.assert_close(value, expected[level])
 
 

@@ -34,10 +34,10 @@ def test_frozen_norms_compute_what_batch_norm_computes_in_evaluation(name: str) 
     reference = copy.deepcopy(net).eval()
     backbone = fpn_backbone(net, pretrained=True, norm="frozen_bn", out_channels=8)
     assert not batch_norms(backbone.body)
-    picture = torch.rand(2, 3, 64, 64)
+    image = torch.rand(2, 3, 64, 64)
     backbone.train()
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    for ours, theirs in zip(backbone.body(picture), reference(picture), strict=True):
+    for ours, theirs in zip(backbone.body(image), reference(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
 
@@ -52,9 +52,9 @@ def test_frozen_and_trainable_norms_read_each_others_files(name: str) -> None:
     plain.load_state_dict(dict(frozen.state_dict()))
     clone = copy.deepcopy(frozen)
     assert list(clone.state_dict()) == list(frozen.state_dict())
-    picture = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(frozen.eval()(picture)["3"], plain.eval()(picture)["3"], rtol=1e-4, atol=1e-5)
-    assert torch.equal(frozen(picture)["3"], clone.eval()(picture)["3"])
+    image = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(frozen.eval()(image)["3"], plain.eval()(image)["3"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(frozen(image)["3"], clone.eval()(image)["3"])
 
 
 def test_random_weights_are_not_frozen_and_the_user_is_told() -> None:
@@ -85,8 +85,8 @@ def test_synchronised_norms_compute_the_same_in_one_process(name: str) -> None:
     reference = copy.deepcopy(net).train()
     backbone = fpn_backbone(net, norm="sync_bn", out_channels=8).train()
     assert all(isinstance(backbone.body.get_submodule(n), nn.SyncBatchNorm) for n in batch_norms(backbone.body))
-    picture = torch.rand(2, 3, 64, 64)
-    for ours, theirs in zip(backbone.body(picture), reference(picture), strict=True):
+    image = torch.rand(2, 3, 64, 64)
+    for ours, theirs in zip(backbone.body(image), reference(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -18,21 +18,21 @@ from torch import Tensor, nn
 
 import vovnet
 from vovnet.detection.cpu_benchmark import machine
+from vovnet.detection.cpu_benchmark.backends import CONTESTANTS, Contestant, Task, UnavailableError
 from vovnet.detection.cpu_benchmark.cases import (
     CANDIDATES,
     CASES,
     Case,
     build_network,
     exact_maps,
-    make_pictures,
+    make_images,
 )
-from vovnet.detection.cpu_benchmark.contestants import CONTESTANTS, Contestant, Task, UnavailableError
 from vovnet.detection.cpu_benchmark.report import draw_chart, format_outcome, format_summary, to_json
 from vovnet.detection.cpu_benchmark.running import Agreement, Outcome, Result, agreement, run_case
-from vovnet.detection.cpu_benchmark.turns import TURN_SECONDS, speedup, take_turns
-from vovnet.detection.plots import save_figure
+from vovnet.detection.cpu_benchmark.timing import TURN_SECONDS, speedup, take_turns
+from vovnet.detection.evaluation.plots import save_figure
 from vovnet.errors import InputError
-from vovnet.ops import native
+from vovnet.ops.build import loader
 
 TINY = Case("tiny", "vovnet27_slim", 2, 64, 96, "fp32", 2.0)
 TINY_BF16 = Case("tiny-bf16", "vovnet27_slim", 1, 64, 96, "bf16", 2.0)
@@ -45,7 +45,7 @@ def fake_fuse(model: nn.Module, precision: str = "fp32") -> nn.Module:
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    return Task(TINY, build_network(TINY), make_pictures(TINY), tmp_path)
+    return Task(TINY, build_network(TINY), make_images(TINY), tmp_path)
 
 
 # Turns and times
@@ -120,7 +120,7 @@ def test_a_network_is_the_same_each_time_and_draws_nothing_from_the_caller() -> 
     assert torch.equal(before, torch.get_rng_state())
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert torch.equal(make_pictures(TINY), make_pictures(TINY))
+    assert torch.equal(make_images(TINY), make_images(TINY))
     assert not first.training
 
 
@@ -144,12 +144,12 @@ def test_convolutions_are_hes_and_norms_are_calibrated() -> None:
 
 
 def test_the_exact_answer_is_that_of_float64_and_leaves_the_network() -> None:
-    model, pictures = build_network(TINY), make_pictures(TINY)
-    exact = exact_maps(model, pictures)
+    model, images = build_network(TINY), make_images(TINY)
+    exact = exact_maps(model, images)
     assert next(model.parameters()).dtype == torch.float32
     assert [tuple(x.shape[2:]) for x in exact] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     with torch.no_grad():
-        for ours, x in zip(model(pictures), exact, strict=True):
+        for ours, x in zip(model(images), exact, strict=True):
             assert x.dtype == torch.float64
             assert 0 < float((ours.double() - x).abs().max()) < 1e-2
 
@@ -159,7 +159,7 @@ def test_a_detector_finds_as_many_candidates_as_a_trained_one() -> None:
     seen: list[Tensor] = []
     detector.roi_heads.box_predictor.cls_score.register_forward_hook(lambda m, i, output: seen.append(output))
     with torch.no_grad():
-        found = detector([make_pictures(SMALL_DETECTOR)[0]])[0]
+        found = detector([make_images(SMALL_DETECTOR)[0]])[0]
     passing = int((seen[0].softmax(1)[:, 1:] > 0.05).sum())
     assert passing == pytest.approx(CANDIDATES, abs=2)
     assert 0 < len(found["scores"]) <= 100
@@ -190,7 +190,7 @@ def test_each_contestant_computes_the_network(task: Task, name: str, monkeypatch
         run = CONTESTANTS[name].set_up(task)
         first = [x.clone() for x in run()]
         again = run()
-    for x, y, exact in zip(first, again, exact_maps(task.model, task.pictures), strict=True):
+    for x, y, exact in zip(first, again, exact_maps(task.model, task.images), strict=True):
         assert torch.equal(x, y)
         assert x.dtype == torch.float32
         assert float((x.double() - exact).abs().max()) < 1e-2
@@ -199,7 +199,7 @@ def test_each_contestant_computes_the_network(task: Task, name: str, monkeypatch
 
 
 def test_in_bfloat16_eager_computes_in_it_and_onnx_runtime_says_that_it_cannot(tmp_path: Path) -> None:
-    task = Task(TINY_BF16, build_network(TINY_BF16), make_pictures(TINY_BF16), tmp_path)
+    task = Task(TINY_BF16, build_network(TINY_BF16), make_images(TINY_BF16), tmp_path)
     with torch.inference_mode():
         assert [x.dtype for x in CONTESTANTS["channels-last"].set_up(task)()] == [torch.bfloat16] * 4
     with pytest.raises(UnavailableError, match="no convolutions in bf16"):
@@ -213,7 +213,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_the_mend(
     def absent(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
 
-    monkeypatch.setattr("vovnet.detection.cpu_benchmark.contestants.import_module", absent)
+    monkeypatch.setattr("vovnet.detection.cpu_benchmark.backends.import_module", absent)
     with pytest.raises(UnavailableError, match=rf"{missing} is not installed: pip install 'vovnet\[benchmark\]'"):
         CONTESTANTS["openvino"].set_up(task)
 
@@ -288,7 +288,7 @@ def test_a_case_is_judged_against_float64(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_fuse_is_as_exact_as_it_says() -> None:
     """At most twice the error of eager PyTorch, at the depth of a whole network."""
-    if "AVX512" not in torch.backends.cpu.get_cpu_capability() or not native.cpu_operators():
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability() or not loader.cpu_operators():
         pytest.skip("both errors are measured on processors with AVX-512, with compiled kernels")
     ours = run_case(CASES["v39-224"], ["fused"], 1, lambda _: None)
     assert ours.eager_errors is not None

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vovnet.detection import evaluate
-from vovnet.detection.checkpoint import load_detector
+from vovnet.detection.checkpoints.folder import load_detector
+from vovnet.detection.config.schema import DataSource
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.recipe import DataSource
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROCESSES = 2
@@ -86,9 +86,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images, annotations = [], []
     for number in range(IMAGES):
         left, top = 2 + 4 * number, 14 - 2 * number
-        picture = Image.new("RGB", (64, 64), (30, 40, 60))
-        ImageDraw.Draw(picture).rectangle((left, top, left + 39, top + 39), fill=(220, 200, 20 * number))
-        picture.save(root / f"{number}.png")
+        image = Image.new("RGB", (64, 64), (30, 40, 60))
+        ImageDraw.Draw(image).rectangle((left, top, left + 39, top + 39), fill=(220, 200, 20 * number))
+        image.save(root / f"{number}.png")
         images.append({"id": 40 + number, "file_name": f"{number}.png", "width": 64, "height": 64})
         box = {"bbox": [left, top, 40, 40], "area": 1600, "iscrowd": 0}
         annotations.append({"id": number + 1, "image_id": 40 + number, "category_id": 7, **box})

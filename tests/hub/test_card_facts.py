@@ -11,12 +11,12 @@ import timm
 from hub_folders import RUN_RECIPE, Made, write_run
 from safetensors.torch import load_file
 
-from vovnet.detection.checkpoint import load_detector
+from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.errors import InputError
 from vovnet.hub.card_facts import Facts, detector_facts, network_facts
+from vovnet.hub.classifiers import own_architecture
 from vovnet.hub.manifest import Source
-from vovnet.hub.networks import own_architecture
-from vovnet.hub.published_folder import load_folder
+from vovnet.hub.release import load_folder
 
 ISSUE = {
     # The authors' table: recipe, file, box AP/APs/APm/APl, mask AP/APs/APm/APl.
@@ -49,9 +49,9 @@ def by_metric(facts: Facts) -> dict[str, float]:
 
 def test_numbers_of_a_run_are_those_of_the_weights_that_it_kept(run: Path, detector: Any) -> None:
     """The evaluation with the best mask AP (box AP went on rising), in percent; -1 means that there was nothing."""
-    facts = of_run(run, detector, "my pictures")
+    facts = of_run(run, detector, "my images")
     assert by_metric(facts) == {"box AP": 32.14, "box AP50": 55.0, "mask AP": 28.75, "mask AP50": 50.0}
-    assert {metrics.dataset for metrics in facts.metrics} == {"my pictures"}
+    assert {metrics.dataset for metrics in facts.metrics} == {"my images"}
     assert {metrics.task for metrics in facts.metrics} == {"object-detection", "image-segmentation"}
     assert all(metrics.claimed_by is None for metrics in facts.metrics)
     assert facts.datasets == ()
@@ -68,8 +68,8 @@ def test_a_faster_rcnn_is_kept_by_its_box_ap(tmp_path: Path) -> None:
 
 
 def test_the_recipe_is_told_and_no_path_of_it(run: Path, detector: Any) -> None:
-    training = of_run(run, detector, "my pictures").training
-    for words in ("my pictures", "1,200 iterations", "4 pictures", "0.015", "800, 1,100", "0.0002"):
+    training = of_run(run, detector, "my images").training
+    for words in ("my images", "1,200 iterations", "4 images", "0.015", "800, 1,100", "0.0002"):
         assert words in training
     assert "somebody" not in repr(of_run(run, detector))
     assert "has not named" in of_run(run, detector).training

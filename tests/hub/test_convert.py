@@ -25,8 +25,8 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from vovnet.cli import main
+from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.legacy.keys import empty_detector, published_detector_keys, published_resnet_keys
-from vovnet.detection.recipe import load_recipe
 from vovnet.errors import InputError
 from vovnet.hub import convert_checkpoint, load_detector, verify
 from vovnet.vovnet import published_keys
@@ -401,7 +401,7 @@ def test_a_folder_that_is_not_empty_is_kept_unless_told(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vovnet.hub import networks
+    from vovnet.hub import classifiers
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
@@ -409,7 +409,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     path, out = save(tmp_path / "f.pth", random_slim()), tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("mine")
-    monkeypatch.setattr(networks, "save_for_hf", fail)
+    monkeypatch.setattr(classifiers, "save_for_hf", fail)
     with pytest.raises(OSError, match="No space left"):
         convert_checkpoint(path, out, overwrite=True)
     assert [(entry.name, entry.read_text()) for entry in out.iterdir()] == [("config.json", "mine")]

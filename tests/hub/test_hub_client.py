@@ -147,11 +147,11 @@ def test_timm_pushes_and_loads_a_model(hub: Hub, token: str) -> None:
     assert hub.files(NAME).keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
     assert json.loads(hub.files(NAME)["config.json"])["architecture"] == "vovnet27_slim"
 
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     loaded = timm.create_model(f"hf-hub:{NAME}", pretrained=True).eval()
-    assert torch.equal(loaded(picture), model(picture))
+    assert torch.equal(loaded(image), model(image))
     features = timm.create_model(f"hf-hub:{NAME}", pretrained=True, features_only=True).eval()
-    assert torch.equal(features(picture)[-1], model.forward_features(picture))
+    assert torch.equal(features(image)[-1], model.forward_features(image))
 
 
 # Download.

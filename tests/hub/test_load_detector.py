@@ -3,13 +3,13 @@
 import pytest
 
 import vovnet.hub
-from vovnet.detection import checkpoint
+from vovnet.detection.checkpoints import folder
 from vovnet.errors import InputError
 
 
 def test_hands_on_name_and_revision(monkeypatch):
     asked = []
-    monkeypatch.setattr(checkpoint, "load_detector", lambda *arguments: asked.append(arguments) or "detector")
+    monkeypatch.setattr(folder, "load_detector", lambda *arguments: asked.append(arguments) or "detector")
     assert vovnet.hub.load_detector("someone/detector", revision="v2") == "detector"
     assert asked == [("someone/detector", "v2")]
 

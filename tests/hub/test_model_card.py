@@ -22,8 +22,8 @@ from PIL import Image
 from vovnet.hub.card_facts import Facts, Metrics
 from vovnet.hub.manifest import Source
 from vovnet.hub.model_card import compose_card
-from vovnet.hub.published_folder import Description, describe
 from vovnet.hub.publishing import publish_folder
+from vovnet.hub.release import Description, describe
 
 SOURCE = Source(
     "MRCN-V-39-FPN-2x.pth", "ab" * 32, "Mask R-CNN V-39-FPN, 80 classes", "mask_rcnn_V_39_FPN_2x", "unknown"
@@ -156,13 +156,13 @@ def test_the_card_of_a_converted_classifier(slim: Made) -> None:
 
 
 def test_the_card_of_a_run(run: Path, tmp_path: Path) -> None:
-    card = folder_card(run, tmp_path, dataset="my pictures")
+    card = folder_card(run, tmp_path, dataset="my images")
     results: Any = card.data.eval_results
     values = {"box AP": 32.14, "box AP50": 55.0, "mask AP": 28.75, "mask AP50": 50.0}
     assert {result.metric_name: result.metric_value for result in results} == values
-    assert {result.dataset_name for result in results} == {"my pictures"}
+    assert {result.dataset_name for result in results} == {"my images"}
     assert "Categories, in the order of the labels 1 to 2: cat, dog." in card.text
-    assert "1,200 iterations of 4 pictures" in card.text
+    assert "1,200 iterations of 4 images" in card.text
     assert headings(card)[1:] == SECTIONS
     assert table_rows(card) == 1 + 8 + 2 + 2  # the header, eight facts, and two tables of metrics
 

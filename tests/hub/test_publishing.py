@@ -56,16 +56,16 @@ def test_a_dry_run_says_all_and_asks_nobody(hub: Hub, run: Path) -> None:
 
 @pytest.mark.usefixtures("token")
 def test_what_arrives_is_what_was_shown(hub: Hub, run: Path) -> None:
-    shown = publish(run, "me/detector", license="apache-2.0", dataset="my pictures")
+    shown = publish(run, "me/detector", license="apache-2.0", dataset="my images")
     before = contents(run)
-    done = publish(run, "me/detector", yes=True, license="apache-2.0", dataset="my pictures")
+    done = publish(run, "me/detector", yes=True, license="apache-2.0", dataset="my images")
     assert done.files == shown.files
     files = arrived(hub, "me/detector")
     assert set(files) == FILES
     assert {name: len(data) for name, data in files.items()} == dict(shown.files)
     assert files["model.safetensors"] == before["model.safetensors"]
     assert json.loads(files["config.json"]) == json.loads(before["config.json"])
-    assert b"my pictures" in files["README.md"]
+    assert b"my images" in files["README.md"]
     assert contents(run) == before
     assert shown.commit is None
     assert hub.head("me/detector") in str(done.commit)

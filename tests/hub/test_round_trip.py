@@ -101,9 +101,9 @@ def test_a_detector_comes_back_equal(hub: Hub, run: Path) -> None:
     assert there.categories == here.categories
     assert there.recipe == here.recipe
     assert there.preprocessing == here.preprocessing
-    picture = torch.rand(3, 60, 80)
+    image = torch.rand(3, 60, 80)
     with torch.inference_mode():
-        for a, b in zip(here([picture])[0].values(), there([picture])[0].values(), strict=True):
+        for a, b in zip(here([image])[0].values(), there([image])[0].values(), strict=True):
             assert torch.equal(a, b)
     assert command("verify", "me/detector").code == 0
 

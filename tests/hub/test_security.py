@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from support import command, contents
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from vovnet.detection.checkpoint import save_detector
-from vovnet.detection.detectors import build_detector
-from vovnet.detection.recipe import ModelRecipe
+from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.models.assembly import build_detector
 from vovnet.errors import InputError
 from vovnet.hub import convert_checkpoint, load_detector, verify
 
@@ -147,8 +147,8 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "huge classes": model(num_classes=10**9),
     "classes that are text": model(num_classes="two"),
     "classes that are negative": model(num_classes=-2),
-    "huge channels of the picture": model(in_chans=10**9),
-    "huge pictures": model(min_size=10**9, max_size=10**9),
+    "huge channels of the image": model(in_chans=10**9),
+    "huge images": model(min_size=10**9, max_size=10**9),
     "many anchors": model(anchor_sizes=[[32] * 60] * 5, aspect_ratios=[1.0] * 60),
     "endless anchors": model(anchor_sizes=[[32]] * 10**5),
     "huge anchors": model(anchor_sizes=[[10**30]] * 5),

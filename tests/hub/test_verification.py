@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from support import command, contents
 
 from vovnet.hub import publish, verify
-from vovnet.hub.published_folder import Description, describe
+from vovnet.hub.release import Description, describe
 
 Copy = Callable[[Path], Path]
 FILES = ["README.md", "SHA256SUMS", "config.json", "manifest.json", "model.safetensors"]

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from vovnet.ops import native
+from vovnet.ops.build import loader
 
 
 @pytest.fixture(params=["plain", "kernels"])
@@ -17,6 +17,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if not native.cpu_operators():
+            if not loader.cpu_operators():
                 pytest.skip("needs the compiled operators for the CPU")
     return str(request.param)

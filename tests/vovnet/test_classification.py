@@ -1,4 +1,4 @@
-"""Classifying pictures: the preprocessing is the model's own, and names and errors help."""
+"""Classifying images: the preprocessing is the model's own, and names and errors help."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from vovnet.errors import InputError
 assert vovnet.VoVNet  # the import registers the names
 
 
-def picture(seed: int, size: tuple[int, int] = (320, 240), mode: str = "RGB") -> Image.Image:
+def make_image(seed: int, size: tuple[int, int] = (320, 240), mode: str = "RGB") -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
@@ -39,7 +39,7 @@ def save(model: nn.Module, folder: Path, **config: Any) -> Path:
 
 def test_scores_are_those_of_torchvisions_preprocessing(model: nn.Module) -> None:
     """Resize the short side to 256, crop 224 from the middle, scale to [0, 1], normalise: written out here."""
-    image = picture(1)
+    image = make_image(1)
     resized = image.resize((341, 256), Image.Resampling.BILINEAR)
     left, upper = round((341 - 224) / 2), 16
     pixels = np.asarray(resized.crop((left, upper, left + 224, upper + 224)), dtype=np.float32) / 255
@@ -51,8 +51,8 @@ def test_scores_are_those_of_torchvisions_preprocessing(model: nn.Module) -> Non
     assert [r["score"] for r in result] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
 
 
-def test_each_picture_has_its_own_likeliest_classes(model: nn.Module) -> None:
-    images = [picture(i, size) for i, size in enumerate([(320, 240), (50, 400), (1, 1)])]
+def test_each_image_has_its_own_likeliest_classes(model: nn.Module) -> None:
+    images = [make_image(i, size) for i, size in enumerate([(320, 240), (50, 400), (1, 1)])]
     results = classify(model, images, top=2)
     assert [len(r) for r in results] == [2, 2, 2]
     for image, result in zip(images, results, strict=True):
@@ -64,36 +64,36 @@ def test_each_picture_has_its_own_likeliest_classes(model: nn.Module) -> None:
 
 
 def test_top_ends_at_the_number_of_classes(model: nn.Module) -> None:
-    (result,) = classify(model, [picture(1)], top=100)
+    (result,) = classify(model, [make_image(1)], top=100)
     assert len(result) == 7
     assert sum(r["score"] for r in result) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1"])
-def test_pictures_of_any_mode(model: nn.Module, mode: str) -> None:
-    assert len(classify(model, [picture(1, mode=mode)])[0]) == 5
+def test_images_of_any_mode(model: nn.Module, mode: str) -> None:
+    assert len(classify(model, [make_image(1, mode=mode)])[0]) == 5
 
 
 def test_a_grey_model_sees_grey() -> None:
     grey = timm.create_model("vovnet27_slim", in_chans=1, num_classes=3)
-    assert len(classify(grey, [picture(1)])[0]) == 3
+    assert len(classify(grey, [make_image(1)])[0]) == 3
     with pytest.raises(InputError, match="4 channels"):
-        classify(timm.create_model("vovnet27_slim", in_chans=4, num_classes=3), [picture(1)])
+        classify(timm.create_model("vovnet27_slim", in_chans=4, num_classes=3), [make_image(1)])
 
 
 def test_names_given_by_the_caller(model: nn.Module) -> None:
     names = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
-    (result,) = classify(model, [picture(1)], class_names=names)
+    (result,) = classify(model, [make_image(1)], class_names=names)
     assert all(r["label"] == names[r["index"]] for r in result)
     with pytest.raises(InputError, match="class_names has 2 names and the model has 7 classes"):
-        classify(model, [picture(1)], class_names=["a", "b"])
+        classify(model, [make_image(1)], class_names=["a", "b"])
 
 
 def test_imagenet_names() -> None:
     imagenet = timm.create_model("vovnet27_slim")
     with torch.no_grad():
         imagenet.head.fc.bias[24] = 50.0
-    (result,) = classify(imagenet, [picture(1)])
+    (result,) = classify(imagenet, [make_image(1)])
     assert result[0]["index"] == 24
     assert result[0]["label"].startswith("great grey owl")
 
@@ -101,12 +101,12 @@ def test_imagenet_names() -> None:
 @pytest.mark.parametrize("top", [0, -1, 2.5, True, "5"])
 def test_a_wrong_top_is_named(model: nn.Module, top: Any) -> None:
     with pytest.raises(InputError, match="top="):
-        classify(model, [picture(1)], top=top)
+        classify(model, [make_image(1)], top=top)
 
 
-def test_what_is_no_picture_is_named(model: nn.Module) -> None:
+def test_what_is_no_image_is_named(model: nn.Module) -> None:
     with pytest.raises(InputError, match=r"images\[1\] is a str"):
-        classify(model, [picture(1), "cat.png"])  # type: ignore[list-item]
+        classify(model, [make_image(1), "cat.png"])  # type: ignore[list-item]
 
 
 # --- loading --------------------------------------------------------------------------------------------------------
@@ -118,9 +118,9 @@ def test_a_folder_that_timm_wrote(model: nn.Module, tmp_path: Path, prefix: str)
     loaded = load_classifier(f"{prefix}{folder}")
     assert isinstance(loaded, vovnet.VoVNet)
     assert not loaded.training
-    expected = classify(model, [picture(1)], class_names=list("abcdefg"))
-    assert classify(loaded, [picture(1)]) == expected
-    assert classify(load_classifier(folder), [picture(1)]) == expected
+    expected = classify(model, [make_image(1)], class_names=list("abcdefg"))
+    assert classify(loaded, [make_image(1)]) == expected
+    assert classify(load_classifier(folder), [make_image(1)]) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The authors' ImageNet recipe as docs/classification.md gives it, one step of it, on generated pictures.
+"""The authors' ImageNet recipe as docs/classification.md gives it, one step of it, on generated images.
 
 timm's ``train.py`` is not in its wheel; where it lies is told by ``TIMM_TRAIN_SCRIPT`` and then the script itself is
 run. The other test takes the same parts of timm that the script puts together.

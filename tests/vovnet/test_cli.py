@@ -81,23 +81,23 @@ def rectangle(left: int, top: int, width: int, height: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe and six pictures of a large square and a thin bar, under ids that are no labels."""
+    """A folder with a recipe and six images of a large square and a thin bar, under ids that are no labels."""
     root = tmp_path_factory.mktemp("workplace")
     (root / "images").mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(6):
-        picture = Image.new("RGB", (64, 64), (20, 20 * number, 60))
+        image = Image.new("RGB", (64, 64), (20, 20 * number, 60))
         objects = {7: rectangle(2 + number, 4, 44, 40), 90: rectangle(4, 50, 50, 8 + number % 3)}
         for category, entry in objects.items():
             left, top, width, height = entry["bbox"]
             corners = (left, top, left + width - 1, top + height - 1)
-            ImageDraw.Draw(picture).rectangle(corners, fill=(220, 200, 40) if category == 7 else (240, 240, 240))
+            ImageDraw.Draw(image).rectangle(corners, fill=(220, 200, 40) if category == 7 else (240, 240, 240))
             annotations.append(
                 {"id": len(annotations) + 11, "image_id": 500 + number, "category_id": category, **entry}
             )
-        picture.save(root / "images" / f"picture{number}.png")
-        images.append({"id": 500 + number, "file_name": f"picture{number}.png", "width": 64, "height": 64})
+        image.save(root / "images" / f"image{number}.png")
+        images.append({"id": 500 + number, "file_name": f"image{number}.png", "width": 64, "height": 64})
     content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     (root / "instances.json").write_text(json.dumps(content))
     (root / "tiny.yaml").write_text(RECIPE.format(root=root, iterations=ITERATIONS))
@@ -294,29 +294,29 @@ def check_predictions(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_predicting_leaves_a_drawing_and_a_list_for_each_picture(
+def test_predicting_leaves_a_drawing_and_a_list_for_each_image(
     run_folder: Path, workplace: Path, tmp_path: Path
 ) -> None:
-    pictures = [workplace / "images" / f"picture{number}.png" for number in (0, 3)]
-    outcome = command("predict", *pictures, "--weights", run_folder, "--output", tmp_path / "out")
+    paths = [workplace / "images" / f"image{number}.png" for number in (0, 3)]
+    outcome = command("predict", *paths, "--weights", run_folder, "--output", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert len(outcome.out.splitlines()) == 2
-    for picture, line in zip(pictures, outcome.out.splitlines(), strict=True):
-        assert picture.name in line
-    assert set(contents(tmp_path / "out")) == {"picture0.png", "picture0.json", "picture3.png", "picture3.json"}
-    for picture in pictures:
-        assert check_predictions(tmp_path / "out" / f"{picture.stem}.json")
-        assert Image.open(tmp_path / "out" / picture.name).size == (64, 64)
+    for image, line in zip(paths, outcome.out.splitlines(), strict=True):
+        assert image.name in line
+    assert set(contents(tmp_path / "out")) == {"image0.png", "image0.json", "image3.png", "image3.json"}
+    for image in paths:
+        assert check_predictions(tmp_path / "out" / f"{image.stem}.json")
+        assert Image.open(tmp_path / "out" / image.name).size == (64, 64)
 
 
 def test_predicting_with_the_fused_copy(run_folder: Path, workplace: Path, tmp_path: Path, way: str) -> None:
-    picture = workplace / "images" / "picture2.png"
+    image = workplace / "images" / "image2.png"
     answers = []
     for extra in ((), ("--fuse",)):
         output = tmp_path / f"out{len(extra)}"
-        outcome = command("predict", picture, "--weights", run_folder, "--output", output, *extra)
+        outcome = command("predict", image, "--weights", run_folder, "--output", output, *extra)
         assert outcome.code == 0, outcome.err
-        answers.append(check_predictions(output / "picture2.json"))
+        answers.append(check_predictions(output / "image2.json"))
     plain, fused = answers
     assert len(plain) == len(fused)
     for one in fused:
@@ -330,7 +330,7 @@ def test_predicting_with_the_fused_copy(run_folder: Path, workplace: Path, tmp_p
 @pytest.mark.parametrize("name", ["predict", "evaluate"])
 def test_a_fused_copy_is_for_the_cpu(name: str, run_folder: Path, workplace: Path, tmp_path: Path) -> None:
     data = {
-        "predict": (workplace / "images" / "picture2.png",),
+        "predict": (workplace / "images" / "image2.png",),
         "evaluate": ("--images", workplace / "images", "--annotations", workplace / "instances.json"),
     }
     given = (name, *data[name], "--weights", run_folder, "--output", tmp_path / "out", "--fuse")
@@ -340,26 +340,26 @@ def test_a_fused_copy_is_for_the_cpu(name: str, run_folder: Path, workplace: Pat
 
 
 def test_the_threshold_affects_only_the_drawing(run_folder: Path, workplace: Path, tmp_path: Path) -> None:
-    picture = workplace / "images" / "picture1.png"
+    image = workplace / "images" / "image1.png"
     for threshold in (0, 1):
         outcome = command(
-            "predict", picture, "-w", run_folder, "--output", tmp_path / str(threshold), "--threshold", threshold
+            "predict", image, "-w", run_folder, "--output", tmp_path / str(threshold), "--threshold", threshold
         )
         assert outcome.code == 0, outcome.err
     low, high = (contents(tmp_path / str(threshold)) for threshold in (0, 1))
-    assert low["picture1.json"] == high["picture1.json"]
-    assert low["picture1.png"] != high["picture1.png"]
-    # Nothing reaches a score of 1: the drawing is the picture itself.
-    with Image.open(tmp_path / "1" / "picture1.png") as drawn, Image.open(picture) as original:
+    assert low["image1.json"] == high["image1.json"]
+    assert low["image1.png"] != high["image1.png"]
+    # Nothing reaches a score of 1: the drawing is the image itself.
+    with Image.open(tmp_path / "1" / "image1.png") as drawn, Image.open(image) as original:
         assert drawn.convert("RGB").tobytes() == original.tobytes()
 
 
-def test_folders_of_pictures_and_equal_stems(run_folder: Path, workplace: Path, tmp_path: Path) -> None:
+def test_folders_of_images_and_equal_stems(run_folder: Path, workplace: Path, tmp_path: Path) -> None:
     for place, number in (("a", 0), ("b", 4)):
         (tmp_path / place).mkdir()
-        with Image.open(workplace / "images" / f"picture{number}.png") as picture:
-            picture.save(tmp_path / place / "same.png")
-    (tmp_path / "b" / "notes.txt").write_text("no picture")
+        with Image.open(workplace / "images" / f"image{number}.png") as image:
+            image.save(tmp_path / place / "same.png")
+    (tmp_path / "b" / "notes.txt").write_text("no image")
     output = tmp_path / "out"
     outcome = command(
         "predict", "--folder", tmp_path / "a", tmp_path / "b", "--weights", run_folder, "--output", output
@@ -381,13 +381,13 @@ def test_a_classifiers_weights_print_the_five_likeliest_classes(
     names = [f"class{number}" for number in range(9)]
     model = timm.create_model("vovnet27_slim", num_classes=9)
     save_for_hf(model, str(tmp_path), model_config={"label_names": names}, safe_serialization=True)
-    pictures = [workplace / "images" / f"picture{number}.png" for number in (0, 1)]
-    outcome = command("predict", *pictures, "--weights", f"{prefix}{tmp_path}")
+    paths = [workplace / "images" / f"image{number}.png" for number in (0, 1)]
+    outcome = command("predict", *paths, "--weights", f"{prefix}{tmp_path}")
     assert outcome.code == 0, outcome.err
     assert len(outcome.out.splitlines()) == 2
-    for picture, line in zip(pictures, outcome.out.splitlines(), strict=True):
+    for image, line in zip(paths, outcome.out.splitlines(), strict=True):
         place, _, answer = line.rpartition(": ")
-        assert place.endswith(picture.name)
+        assert place.endswith(image.name)
         entries = [entry.split() for entry in answer.split(", ")]
         assert len(entries) == 5
         assert len({name for name, _ in entries}) == 5
@@ -397,10 +397,10 @@ def test_a_classifiers_weights_print_the_five_likeliest_classes(
         assert sum(scores) >= 5 / 9 - 0.01
         assert sum(scores) <= 1.01
     monkeypatch.setenv("VOVNET_OPS", "off")
-    fused = command("predict", *pictures, "--weights", f"{prefix}{tmp_path}", "--fuse")
+    fused = command("predict", *paths, "--weights", f"{prefix}{tmp_path}", "--fuse")
     assert fused.out == outcome.out
-    (tmp_path / "notes.png").write_text("this is no picture")
-    refused = command("predict", tmp_path / "notes.png", *pictures, "--weights", f"{prefix}{tmp_path}")
+    (tmp_path / "notes.png").write_text("this is no image")
+    refused = command("predict", tmp_path / "notes.png", *paths, "--weights", f"{prefix}{tmp_path}")
     assert refused.code == 1
     assert "notes.png" in refused.error()
     assert refused.out == outcome.out
@@ -418,8 +418,8 @@ def test_the_check_counts_what_is_wrong_and_names_ids(workplace: Path, tmp_path:
     good = content["annotations"]
     content["images"].append({"id": 901, "file_name": "absent.png", "width": 64, "height": 64})
     (tmp_path / "images").mkdir()
-    for picture in (workplace / "images").iterdir():
-        (tmp_path / "images" / picture.name).write_bytes(picture.read_bytes())
+    for image in (workplace / "images").iterdir():
+        (tmp_path / "images" / image.name).write_bytes(image.read_bytes())
     Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "images" / "cut.jpg")
     whole = (tmp_path / "images" / "cut.jpg").read_bytes()
     (tmp_path / "images" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -470,7 +470,7 @@ def test_a_folder_with_something_in_it_is_refused(name: str, occupied: Path, run
             *("--weights", run_folder, "--images", workplace / "images"),
             *("--annotations", workplace / "instances.json", "--workers", 0),
         ),
-        "predict": (workplace / "images" / "picture0.png", "--weights", run_folder),
+        "predict": (workplace / "images" / "image0.png", "--weights", run_folder),
     }
     outcome = command(name, *arguments[name], "--output", occupied)
     assert outcome.code == 1
@@ -480,13 +480,13 @@ def test_a_folder_with_something_in_it_is_refused(name: str, occupied: Path, run
 
 
 def test_overwriting_replaces_results_and_nothing_else(occupied: Path, run_folder: Path, workplace: Path) -> None:
-    (occupied / "picture0.json").write_text("of yesterday")
+    (occupied / "image0.json").write_text("of yesterday")
     outcome = command(
-        *("predict", workplace / "images" / "picture0.png"),
+        *("predict", workplace / "images" / "image0.png"),
         *("--weights", run_folder, "--output", occupied, "--overwrite"),
     )
     assert outcome.code == 0, outcome.err
-    assert check_predictions(occupied / "picture0.json")
+    assert check_predictions(occupied / "image0.json")
     assert contents(occupied)["thesis.txt"] == b"the only copy"
 
 

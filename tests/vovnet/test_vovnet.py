@@ -35,7 +35,7 @@ def deep(**kwargs: object) -> nn.Module:
     return timm.create_model(SLIM, stem_chs=(8, 8, 16), **sizes, **kwargs).eval()
 
 
-def picture(batch: int = 1, size: int = 64, channels: int = 3) -> Tensor:
+def image(batch: int = 1, size: int = 64, channels: int = 3) -> Tensor:
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -66,7 +66,7 @@ def test_timm_with_residual_reads_our_file_and_we_read_theirs(name: str) -> None
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
     randomise_norms(theirs)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = picture()
+    x = image()
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
     randomise_norms(ours)
@@ -79,7 +79,7 @@ def test_without_the_identity_the_same_weights_compute_something_else() -> None:
     ours, theirs = timm.create_model("vovnet39").eval(), timm.create_model("vovnet39a").eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     with torch.inference_mode():
-        assert (ours(picture()) - theirs(picture())).abs().max() > 1e-3
+        assert (ours(image()) - theirs(image())).abs().max() > 1e-3
 
 
 def test_a_block_adds_its_input_after_the_last_relu() -> None:
@@ -167,7 +167,7 @@ def test_published_files() -> None:
 
 def test_pool_size_is_the_truth() -> None:
     with torch.inference_mode():
-        assert slim().forward_features(picture(size=224)).shape == (1, 512, 7, 7)
+        assert slim().forward_features(image(size=224)).shape == (1, 512, 7, 7)
 
 
 # --- timm's interface -----------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_features_only(out_indices: tuple[int, ...] | int, feature_cls: str) -> 
         model = slim(features_only=True, out_indices=out_indices, feature_cls=feature_cls)
     taken = list(range(5))[-out_indices:] if isinstance(out_indices, int) else [range(5)[i] for i in out_indices]
     with torch.inference_mode():
-        outputs = model(picture())
+        outputs = model(image())
     assert model.feature_info.channels() == [SLIM_CHANNELS[i] for i in taken]
     assert model.feature_info.reduction() == [STRIDES[i] for i in taken]
     assert [tuple(o.shape[1:]) for o in outputs] == [(SLIM_CHANNELS[i], *[64 // STRIDES[i]] * 2) for i in taken]
@@ -199,7 +199,7 @@ def test_features_equal_the_whole_networks() -> None:
             if not k.startswith("head")
         }
     )
-    x = picture()
+    x = image()
     with torch.inference_mode():
         final, intermediates = whole.forward_intermediates(x)
         for a, b in zip(features(x), intermediates, strict=True):
@@ -215,7 +215,7 @@ def test_feature_cfg_is_taken_from_the_caller() -> None:
 
 
 def test_forward_intermediates_options() -> None:
-    model, x = deep(), picture()
+    model, x = deep(), image()
     with torch.inference_mode():
         final, everything = model.forward_intermediates(x)
         early, some = model.forward_intermediates(x, indices=[0, 2], stop_early=True)
@@ -230,7 +230,7 @@ def test_forward_intermediates_options() -> None:
 
 @pytest.mark.parametrize(("indices", "taken"), [([0], [0]), ([1, 3], [1, 3]), ([-1], [4]), (2, [3, 4])])
 def test_prune_intermediate_layers(indices: int | list[int], taken: list[int]) -> None:
-    model, x = deep(), picture()
+    model, x = deep(), image()
     with torch.inference_mode():
         expected = model.forward_intermediates(x, indices, intermediates_only=True)
         assert model.prune_intermediate_layers(indices) == taken
@@ -246,13 +246,13 @@ def test_prune_intermediate_layers(indices: int | list[int], taken: list[int]) -
 def test_prune_can_keep_the_head_of_a_whole_network() -> None:
     model = deep(num_classes=7)
     model.prune_intermediate_layers([4], prune_head=False)
-    assert model(picture()).shape == (1, 7)
+    assert model(image()).shape == (1, 7)
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax", "fast"])
 def test_head(pool: str) -> None:
     width = 1024 if pool == "catavgmax" else 512
-    model, x = slim(num_classes=5, global_pool=pool), picture(2)
+    model, x = slim(num_classes=5, global_pool=pool), image(2)
     assert model.head_hidden_size == width
     with torch.inference_mode():
         features = model.forward_features(x)
@@ -281,27 +281,27 @@ def test_reset_classifier_keeps_device_dtype_and_mode() -> None:
 
 def test_no_head_from_the_start() -> None:
     model = slim(num_classes=0, global_pool="")
-    assert model(picture()).shape == (1, 512, 2, 2)
-    assert slim(num_classes=0)(picture()).shape == (1, 512)
+    assert model(image()).shape == (1, 512, 2, 2)
+    assert slim(num_classes=0)(image()).shape == (1, 512)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_in_chans(channels: int) -> None:
     model = slim(in_chans=channels)
     assert model.in_chans == channels
-    assert model(picture(channels=channels)).shape == (1, 1000)
+    assert model(image(channels=channels)).shape == (1, 1000)
 
 
 def test_backward_reaches_every_parameter() -> None:
     model = slim(num_classes=42).train()
-    model(picture(2)).mean().backward()
+    model(image(2)).mean().backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
 def test_grad_checkpointing_changes_nothing_but_memory() -> None:
     plain, saving = deep().train(), deep().train()
     saving.set_grad_checkpointing()
-    x = picture(2)
+    x = image(2)
     a, b = plain(x), saving(x)
     torch.testing.assert_close(a, b)
     a.square().sum().backward()
@@ -315,7 +315,7 @@ def test_grad_checkpointing_changes_nothing_but_memory() -> None:
 def test_features_can_checkpoint() -> None:
     model = deep(features_only=True).train()
     model.set_grad_checkpointing(True)
-    sum(f.mean() for f in model(picture(2))).backward()
+    sum(f.mean() for f in model(image(2))).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -340,7 +340,7 @@ def test_drop_rate_is_dropout_before_the_classifier() -> None:
 
 def test_drop_path_drops_whole_branches_and_never_the_signal() -> None:
     model = deep(drop_path_rate=0.99)
-    torch.testing.assert_close(model(picture()), deep()(picture()))
+    torch.testing.assert_close(model(image()), deep()(image()))
     model.train()
     block = model.stages[3].blocks[1]
     assert block.drop_path.drop_prob == pytest.approx(0.99)
@@ -353,7 +353,7 @@ def test_drop_path_drops_whole_branches_and_never_the_signal() -> None:
 @pytest.mark.parametrize("norm", ["groupnorm1", "batchnorm2d", nn.BatchNorm2d, "evonormb0"])
 def test_norm_layer(norm: object) -> None:
     model = slim(norm_layer=norm)
-    assert model(picture()).shape == (1, 1000)
+    assert model(image()).shape == (1, 1000)
     assert isinstance(model.stem[0].bn, nn.GroupNorm) == (norm == "groupnorm1")
 
 
@@ -361,7 +361,7 @@ def test_norm_layer(norm: object) -> None:
 def test_act_layer(act: object) -> None:
     model = slim(act_layer=act)
     assert not any(type(m) is nn.ReLU for m in model.modules())
-    assert model(picture()).shape == (1, 1000)
+    assert model(image()).shape == (1, 1000)
 
 
 # --- dilation -------------------------------------------------------------------------------------------------------
@@ -379,14 +379,14 @@ def test_output_stride(output_stride: int, dilations: list[int], reductions: lis
     features = deep(features_only=True, output_stride=output_stride)
     assert features.feature_info.reduction() == reductions
     with torch.inference_mode():
-        assert [o.shape[-1] for o in features(picture())] == [64 // r for r in reductions]
-        assert model(picture()).shape == (1, 1000)
+        assert [o.shape[-1] for o in features(image())] == [64 // r for r in reductions]
+        assert model(image()).shape == (1, 1000)
     model.load_state_dict(deep().state_dict(), strict=True)
 
 
 def test_dilated_stage_computes_the_dilated_convolution() -> None:
     model = deep(output_stride=8)
-    stage, x = model.stages[2], picture(size=12, channels=16)
+    stage, x = model.stages[2], image(size=12, channels=16)
     with torch.inference_mode():
         pooled = F.max_pool2d(x, 3, stride=1, padding=1)
         conv = stage.blocks[0].conv_mid[0]
@@ -399,7 +399,7 @@ def test_dilated_stage_computes_the_dilated_convolution() -> None:
 def test_odd_sizes(size: int) -> None:
     """The ceil-mode pool rounds up, so that a feature map is never smaller than its stride says."""
     with torch.inference_mode():
-        for stride, feature in zip(STRIDES, deep().forward_intermediates(picture(size=size))[1], strict=True):
+        for stride, feature in zip(STRIDES, deep().forward_intermediates(image(size=size))[1], strict=True):
             assert feature.shape[-1] in (-(-size // stride), size // stride)
 
 
@@ -411,7 +411,7 @@ def test_meta_device_holds_no_memory() -> None:
     assert all(t.is_meta for t in model.state_dict().values())
     other = slim(device="meta")
     other.load_state_dict(slim().state_dict(), assign=True)
-    torch.testing.assert_close(other(picture()), slim()(picture()))
+    torch.testing.assert_close(other(image()), slim()(image()))
 
 
 def test_init_weights_after_to_empty() -> None:
@@ -422,18 +422,18 @@ def test_init_weights_after_to_empty() -> None:
     model.init_weights()
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
     assert model.stem[0].bn.num_batches_tracked == 0
-    assert model(picture()).isfinite().all()
+    assert model(image()).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype(dtype: torch.dtype) -> None:
     model = slim(dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {dtype}
-    assert model(picture().to(dtype)).dtype == dtype
+    assert model(image().to(dtype)).dtype == dtype
 
 
 def test_channels_last() -> None:
-    model, x = slim(), picture()
+    model, x = slim(), image()
     with torch.inference_mode():
         expected = model(x)
         model = model.to(memory_format=torch.channels_last)
@@ -444,16 +444,16 @@ def test_channels_last() -> None:
 
 @pytest.mark.parametrize("kwargs", [{}, {"output_stride": 8}, {"features_only": True}, {"drop_path_rate": 0.1}])
 def test_torchscript(kwargs: dict[str, object], tmp_path: object) -> None:
-    model, x = deep(scriptable=True, **kwargs), picture()
+    model, x = deep(scriptable=True, **kwargs), image()
     scripted = torch.jit.script(model)
     with torch.inference_mode():
         torch.testing.assert_close(scripted(x), model(x))
     model.train()
-    torch.jit.script(model)(picture(2))
+    torch.jit.script(model)(image(2))
 
 
 def test_torchscript_of_the_feature_getter() -> None:
-    model, x = deep(features_only=True, feature_cls="getter", out_indices=(1, 2), scriptable=True), picture()
+    model, x = deep(features_only=True, feature_cls="getter", out_indices=(1, 2), scriptable=True), image()
     scripted = torch.jit.script(model)
     with torch.inference_mode():
         torch.testing.assert_close(scripted(x), model(x))
@@ -462,13 +462,13 @@ def test_torchscript_of_the_feature_getter() -> None:
 def test_fx_trace_is_equal() -> None:
     from timm.models import create_feature_extractor, get_graph_node_names
 
-    model, x = deep(), picture()
+    model, x = deep(), image()
     _, nodes = get_graph_node_names(model)
     extractor = create_feature_extractor(model, [nodes[-1]])
     with torch.inference_mode():
         assert torch.equal(next(iter(extractor(x).values())), model(x))
     extractor.train()
-    next(iter(extractor(picture(2)).values())).mean().backward()
+    next(iter(extractor(image(2)).values())).mean().backward()
     torch.jit.script(create_feature_extractor(deep(scriptable=True), [nodes[-1]]))
 
 
@@ -477,17 +477,17 @@ def test_export(kwargs: dict[str, object]) -> None:
     model = deep(**kwargs)
     dim = torch.export.Dim
     program = torch.export.export(
-        model, (picture(2),), dynamic_shapes={"x": {0: dim("n", max=64), 2: dim.AUTO, 3: dim.AUTO}}
+        model, (image(2),), dynamic_shapes={"x": {0: dim("n", max=64), 2: dim.AUTO, 3: dim.AUTO}}
     )
     with torch.inference_mode():
-        for x in (picture(2), picture(3)):
+        for x in (image(2), image(3)):
             torch.testing.assert_close(program.module()(x), model(x))
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"features_only": True, "output_stride": 16}])
 def test_compile_fullgraph(kwargs: dict[str, object]) -> None:
     torch.compiler.reset()
-    model, x = deep(**kwargs), picture()
+    model, x = deep(**kwargs), image()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(x), model(x))
@@ -497,8 +497,8 @@ def test_compile_fullgraph_trains() -> None:
     torch.compiler.reset()
     model, twin = slim(layer_per_block=1).train(), slim(layer_per_block=1).train()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    compiled(picture(2)).square().sum().backward()
-    twin(picture(2)).square().sum().backward()
+    compiled(image(2)).square().sum().backward()
+    twin(image(2)).square().sum().backward()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
 

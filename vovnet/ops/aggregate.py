@@ -2,7 +2,7 @@
 
 The operator ``vovnet::osa_aggregate`` returns the output and, for the backward pass, a bit an element of what the ReLU
 let through: the output itself is not kept. ``vovnet::osa_aggregate_backward`` is its gradient. Each is defined here in
-plain PyTorch, which the CPU runs; CUDA tensors take ``csrc/cuda`` where :mod:`vovnet.ops.native` can load it.
+plain PyTorch, which the CPU runs; CUDA tensors take ``csrc/cuda`` where :mod:`vovnet.ops.build.loader` can load it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vovnet.ops import cuda, onednn
 from vovnet.ops.arguments import check_aggregate
-from vovnet.ops.bits import format_of, in_strides_of, pack_positive, relu_backward
 from vovnet.ops.registration import refuse_second_derivative, refuse_vmap, under_autocast
+from vovnet.ops.relu_mask import format_of, in_strides_of, pack_positive, relu_backward
 
 
 def osa_aggregate(
@@ -57,7 +57,7 @@ def osa_aggregate(
 def _aggregate(
     inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, keep_mask: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the bits of :func:`vovnet.ops.bits.pack_positive` of what the ReLU let through (or no bits)."""
+    """The output, and which elements the ReLU let through, as bits (:mod:`vovnet.ops.relu_mask`); or no bits."""
     check_aggregate(inputs, weight, bias, residual)
     if cuda.takes(inputs, weight):
         return cuda.aggregate_forward(inputs, weight, bias, residual, relu, keep_mask)
@@ -97,12 +97,12 @@ def _empty_output(x: Tensor, out_channels: int) -> Tensor:
 def _rows(x: Tensor, layout: torch.memory_format) -> list[Tensor]:
     """A map, dense in ``layout``, as matrices of channels that share its memory.
 
-    (N·H·W, C) if channels-last, else each picture's. The map alone does not tell: that of one channel is dense in both.
+    (N·H·W, C) if channels-last, else each image's. The map alone does not tell: that of one channel is dense in both.
     """
     n, c, h, w = x.shape
     if layout == torch.channels_last:
         return [x.permute(0, 2, 3, 1).reshape(n * h * w, c)]
-    return [picture.t() for picture in x.view(n, c, h * w)]
+    return [image.t() for image in x.view(n, c, h * w)]
 
 
 def _blocks(weight: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -188,7 +188,7 @@ def _input_gradient(g: Tensor, block: Tensor, x: Tensor, layout: torch.memory_fo
 
 
 def _weight_gradient(g: Tensor, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """Each input's block is written where it belongs; the pictures are added up in float32 at least."""
+    """Each input's block is written where it belongs; the images are added up in float32 at least."""
     layout = format_of(inputs[0])
     sums = torch.promote_types(weight.dtype, torch.float32)
     gradient = torch.zeros(weight.shape, dtype=sums, device=weight.device)

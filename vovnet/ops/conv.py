@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vovnet.ops import cuda
 from vovnet.ops.arguments import check_conv, conv_shape, pair
-from vovnet.ops.bits import in_strides_of, is_channels_last
 from vovnet.ops.registration import refuse_second_derivative, refuse_vmap, under_autocast
+from vovnet.ops.relu_mask import in_strides_of, is_channels_last
 
 Pair = int | Sequence[int]
 
@@ -136,7 +136,7 @@ def _conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the map, the weight, the scale and the shift (an empty tensor where one is not wanted).
 
-    ``kept`` is what :func:`vovnet.ops.bits.relu_backward` takes: the output, or its bits.
+    ``kept`` is what :func:`vovnet.ops.relu_mask.relu_backward` takes: the output, or its bits.
     """
     wants_x, wants_weight, wants_scale, wants_shift = wanted
     layout = _layout(x, weight)

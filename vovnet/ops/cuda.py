@@ -10,19 +10,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vovnet.ops import native
-from vovnet.ops.bits import in_strides_of, relu_backward
+from vovnet.ops.build import loader
+from vovnet.ops.relu_mask import in_strides_of, relu_backward
 
 
 def takes(inputs: Sequence[Tensor], weight: Tensor) -> bool:
     """Whether the compiled aggregation takes these tensors; the first call for a GPU may build it."""
     device = inputs[0].device
-    if device.type != "cuda" or not native.available(device):
+    if device.type != "cuda" or not loader.available(device):
         return False
     if not all(x.is_contiguous(memory_format=torch.channels_last) for x in inputs):
         return False
     served: bool = torch.ops.vovnet._cuda_supported(
-        list(inputs), _matrix(weight, inputs[0]), native.capability(device), _tf32()
+        list(inputs), _matrix(weight, inputs[0]), loader.capability(device), _tf32()
     )
     return served
 
@@ -73,7 +73,7 @@ def masked_gradient(grad: Tensor, kept: Tensor | None, wants_sum: bool) -> tuple
 
     Args:
         grad: (N, C, H, W), of a type that the kernels take.
-        kept: as of :func:`vovnet.ops.bits.relu_backward`.
+        kept: as of :func:`vovnet.ops.relu_mask.relu_backward`.
         wants_sum: else the second result has no meaning.
     """
     grad = _aligned(grad.contiguous(memory_format=torch.channels_last))
@@ -89,7 +89,7 @@ def masked_gradient(grad: Tensor, kept: Tensor | None, wants_sum: bool) -> tuple
 def gradient_before_relu(grad: Tensor, kept: Tensor | None, wants_sum: bool) -> tuple[Tensor, Tensor | None]:
     """:func:`masked_gradient` where the kernels serve, else the reference and no sum."""
     serves = grad.is_cuda and grad.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    if serves and grad.is_contiguous(memory_format=torch.channels_last) and native.available(grad.device):
+    if serves and grad.is_contiguous(memory_format=torch.channels_last) and loader.available(grad.device):
         return masked_gradient(grad, kept, wants_sum)
     return relu_backward(grad, kept), None
 

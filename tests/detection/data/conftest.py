@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vovnet.detection.recipe import DataSource
+from vovnet.detection.config.schema import DataSource
 
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
 
@@ -31,7 +31,7 @@ def annotation(number: int, image_id: int, /, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., DataSource]:
-    """Writes a dataset of 60 × 40 pictures: sound unless told otherwise."""
+    """Writes a dataset of 60 × 40 images: sound unless told otherwise."""
 
     def write_dataset(
         annotations: list[Any] | None = None,

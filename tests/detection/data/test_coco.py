@@ -15,8 +15,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision import tv_tensors
 
+from vovnet.detection.config.schema import DataSource
 from vovnet.detection.data.coco import CocoDataset, match_categories
-from vovnet.detection.recipe import DataSource
 from vovnet.errors import InputError
 
 Write = Callable[..., DataSource]
@@ -221,7 +221,7 @@ def test_nothing_usable(write: Write, entries: Any, training: bool) -> None:
         CocoDataset([], masks=False, training=training)
 
 
-def test_missing_pictures_in_evaluation(write: Write) -> None:
+def test_missing_images_in_evaluation(write: Write) -> None:
     source = write()
     for path in list(Path(source.images).iterdir())[:2]:
         path.unlink()
@@ -247,7 +247,7 @@ def test_goes_to_other_processes(real: DataSource) -> None:
 
 
 def test_evaluation_keeps_the_boxes_of_objects_without_masks(tmp_path):
-    """One file has masks and one has not: every box counts, and a picture without a mask does not crash."""
+    """One file has masks and one has not: every box counts, and an image without a mask does not crash."""
     square = [[2.0, 2.0, 10.0, 2.0, 10.0, 10.0, 2.0, 10.0]]
     sources = []
     for number, segmentation in ((1, square), (2, None)):

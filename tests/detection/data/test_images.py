@@ -1,4 +1,4 @@
-"""Pictures of every kind are read as 8-bit RGB or grey, or refused in one line; names cannot leave the root."""
+"""Images of every kind are read as 8-bit RGB or grey, or refused in one line; names cannot leave the root."""
 
 import io
 import os
@@ -66,7 +66,7 @@ def test_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotated_pictures(tmp_path: Path, orientation: int) -> None:
+def test_exif_rotated_images(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path / "a.png", Image.fromarray(RGB), exif=exif)
@@ -76,7 +76,7 @@ def test_exif_rotated_pictures(tmp_path: Path, orientation: int) -> None:
     size = (upright.shape[1], upright.shape[0])
     assert upright_size(path) == size
     np.testing.assert_array_equal(np.asarray(read_image(path, size=size)), upright)
-    if size != (9, 6):  # the annotations are of the picture as stored
+    if size != (9, 6):  # the annotations are of the image as stored
         np.testing.assert_array_equal(np.asarray(read_image(path, size=(9, 6))), RGB)
     with pytest.raises(ImageSizeError, match="9x7"):
         read_image(path, size=(9, 7))
@@ -106,11 +106,11 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
+def test_what_is_no_image(tmp_path: Path) -> None:
     text = tmp_path / "a.jpg"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     for path, words in (
-        (text, "not a picture|kind that Pillow"),
+        (text, "not an image|kind that Pillow"),
         (tmp_path / "b.jpg", "no such"),
         (tmp_path, "folder"),
     ):
@@ -139,7 +139,7 @@ def test_list_images(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "d.png").mkdir()
     assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b.JPG"]
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         list_images(tmp_path / "d.png")
     for wrong in (tmp_path / "none", tmp_path / "c.txt"):
         with pytest.raises(InputError, match="cannot be listed"):

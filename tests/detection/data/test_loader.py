@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from vovnet.detection.config.schema import DataRecipe, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import Batch, evaluation_loader, training_loader
-from vovnet.detection.recipe import DataRecipe, DataSource
 from vovnet.errors import InputError
 
 Write = Callable[..., DataSource]

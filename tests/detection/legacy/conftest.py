@@ -146,8 +146,8 @@ def same_arithmetic(golden: Path, rule: Callable[..., Any]) -> bool:
             parts.append(layer(parts[-1], f"{name}.layers.{i}.OSA{stage}_1_{i}", middle))
         return layer(torch.cat(parts, dim=1), f"{name}.concat.OSA{stage}_1_concat", outputs, kernel=1)
 
-    picture = Image.open(golden / "images" / "synth.png").convert("RGB").resize((1199, 800), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    image = Image.open(golden / "images" / "synth.png").convert("RGB").resize((1199, 800), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     x = pixels.flip(0) * 255 - torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
     x = F.pad(x, (0, 17))[None]
     former = torch.get_num_threads()

@@ -12,7 +12,7 @@ from vovnet.detection.legacy.anchors import LegacyAnchorGenerator, base_anchors,
 
 SIZES, STRIDES, RATIOS = (32, 64, 128, 256, 512), (4, 8, 16, 32, 64), (0.5, 1.0, 2.0)
 MAPS = ((40, 48), (20, 24), (10, 12), (5, 6), (3, 3))
-"""Of a 160×192 picture, as the reference's unit case has them."""
+"""Of a 160×192 image, as the reference's unit case has them."""
 
 
 @pytest.mark.parametrize("level", range(5))

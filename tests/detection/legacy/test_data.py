@@ -15,10 +15,10 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 
+from vovnet.detection.config.schema import DataRecipe, DataSource
 from vovnet.detection.data.loader import batch_loader
 from vovnet.detection.legacy.data import LegacyCocoDataset, LegacyTransforms, inclusive_corners, legacy_train_transforms
 from vovnet.detection.legacy.sampler import LegacyBatchStream
-from vovnet.detection.recipe import DataRecipe, DataSource
 from vovnet.errors import InputError
 
 Write = Callable[..., DataSource]
@@ -52,7 +52,7 @@ def annotation(number: int, image_id: int, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a dataset of 60 × 40 pictures with the given ids."""
+    """Writes a dataset of 60 × 40 images with the given ids."""
 
     def write_dataset(ids: list[int], annotations: list[Any], name: str = "data") -> DataSource:
         folder = tmp_path / name
@@ -128,7 +128,7 @@ def test_pixels_are_pillows(minicoco: LegacyCocoDataset, golden: Path) -> None:
     np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), expected)
 
 
-def test_one_draw_decides_for_picture_boxes_and_polygons() -> None:
+def test_one_draw_decides_for_image_boxes_and_polygons() -> None:
     image = torch.arange(3 * 8 * 12, dtype=torch.uint8).reshape(3, 8, 12)
     target = {"boxes": torch.tensor([[1.0, 2.0, 4.0, 6.0]]), "labels": torch.tensor([1]), "image_id": 5}
     transforms = legacy_train_transforms(DataRecipe(train_min_sizes=[8, 16], train_max_size=100, flip=0.5))

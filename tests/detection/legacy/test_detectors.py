@@ -23,13 +23,14 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import fpn_backbone
-from vovnet.detection.conventions import conventions_of
-from vovnet.detection.detectors import build_detector
+from vovnet.detection.config.loading import load_recipe, recipe_names
+from vovnet.detection.config.schema import ModelRecipe, Recipe
 from vovnet.detection.legacy.anchors import base_anchors
 from vovnet.detection.legacy.detectors import exact_backbone
 from vovnet.detection.legacy.masks import Polygons
-from vovnet.detection.recipe import ModelRecipe, Recipe, load_recipe, recipe_names
-from vovnet.detection.schedule import learning_rate_factor
+from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.training.optimizer import learning_rate_factor
+from vovnet.detection.training.rules import conventions_of
 from vovnet.errors import InputError
 from vovnet.hub import load_detector
 
@@ -253,7 +254,7 @@ def test_what_the_reference_lacks_is_refused(settings: dict[str, Any], says: str
     assert "\n" not in str(caught.value)
 
 
-def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
+def images(*sizes: tuple[int, int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(7)
     return [torch.randint(0, 256, (3, *size), generator=generator).float() / 255 for size in sizes]
 
@@ -264,8 +265,8 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float =
         torch.testing.assert_close(value, second[key], atol=tolerance, rtol=0)
 
 
-def test_a_batch_of_equal_sizes_gives_what_each_picture_gives(detector: Any) -> None:
-    batch = pictures((64, 96), (64, 96))
+def test_a_batch_of_equal_sizes_gives_what_each_image_gives(detector: Any) -> None:
+    batch = images((64, 96), (64, 96))
     with torch.no_grad():
         together = detector(batch)
         for image, found in zip(batch, together, strict=True):
@@ -273,10 +274,10 @@ def test_a_batch_of_equal_sizes_gives_what_each_picture_gives(detector: Any) -> 
     assert all(len(found["scores"]) for found in together)
 
 
-def test_a_batch_of_sizes_is_each_picture_padded_to_the_largest(detector: Any) -> None:
-    """Facts 3 and 4: padding is zeros after the mean, and the picture's own size bounds its boxes."""
+def test_a_batch_of_sizes_is_each_image_padded_to_the_largest(detector: Any) -> None:
+    """Facts 3 and 4: padding is zeros after the mean, and the image's own size bounds its boxes."""
     sizes = [(64, 96), (50, 50), (80, 64)]  # scaled to 64 × 96, 64 × 64 and 80 × 64
-    batch = pictures(*sizes)
+    batch = images(*sizes)
     inputs, _ = detector.transform(batch)
     assert inputs.tensors.shape == (3, 3, 96, 96)
     assert inputs.image_sizes == [(64, 96), (64, 64), (80, 64)]
@@ -293,16 +294,16 @@ def test_a_batch_of_sizes_is_each_picture_padded_to_the_largest(detector: Any) -
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 200)])
-def test_odd_pictures_pass(detector: Any, size: tuple[int, int]) -> None:
+def test_odd_images_pass(detector: Any, size: tuple[int, int]) -> None:
     with torch.no_grad():
-        (found,) = detector(pictures(size))
+        (found,) = detector(images(size))
     assert torch.isfinite(found["boxes"]).all()
     assert found["masks"].shape[1:] == (1, *size)
 
 
 def test_detections_come_by_class_and_their_boxes_are_inclusive(detector: Any) -> None:
     with torch.no_grad():
-        (found,) = detector(pictures((64, 96)))
+        (found,) = detector(images((64, 96)))
     assert found["labels"].tolist() == sorted(found["labels"].tolist())
     assert found["scores"].tolist() != sorted(found["scores"].tolist(), reverse=True)
     xywh = detector.boxes_to_xywh(found["boxes"])
@@ -310,7 +311,7 @@ def test_detections_come_by_class_and_their_boxes_are_inclusive(detector: Any) -
 
 
 def test_it_is_deterministic(detector: Any) -> None:
-    (image,) = pictures((70, 90))
+    (image,) = images((70, 90))
     with torch.no_grad():
         same(detector([image])[0], detector([image.clone()])[0])
 
@@ -324,13 +325,13 @@ def test_training_gives_every_parameter_a_gradient() -> None:
             "polygons": Polygons([[[5.0, 6, 45, 6, 45, 51, 5, 51]]]),
         }
     ]
-    losses = found(pictures((64, 96)), targets)
+    losses = found(images((64, 96)), targets)
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
     torch.stack(list(losses.values())).sum().backward()
     assert all(parameter.grad is not None for parameter in found.parameters())
 
 
-def test_a_picture_too_small_for_any_anchor_gives_losses_of_nothing() -> None:
+def test_a_image_too_small_for_any_anchor_gives_losses_of_nothing() -> None:
     """No anchor lies in it, so that none is sampled; the reference's mean of nothing is NaN."""
     found = built(norm="frozen_bn", pretrained=True).train()
     targets = [
@@ -340,14 +341,14 @@ def test_a_picture_too_small_for_any_anchor_gives_losses_of_nothing() -> None:
             "polygons": Polygons([[[2.0, 3, 15, 3, 15, 16, 2, 16]]]),
         }
     ]
-    losses = found(pictures((20, 20)), targets)
+    losses = found(images((20, 20)), targets)
     assert float(losses["loss_objectness"].detach()) == float(losses["loss_rpn_box_reg"].detach()) == 0
     torch.stack(list(losses.values())).sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in found.parameters() if parameter.grad is not None)
 
 
 def test_saving_and_loading_keeps_the_conventions(tmp_path: Path) -> None:
-    from vovnet.detection.checkpoint import save_detector
+    from vovnet.detection.checkpoints.folder import save_detector
 
     model = model_recipe(norm="frozen_bn", pretrained=True)
     torch.manual_seed(0)
@@ -368,7 +369,7 @@ def test_saving_and_loading_keeps_the_conventions(tmp_path: Path) -> None:
     assert dataclasses.replace(loaded.recipe, image_mean=None, image_std=None) == model
     assert type(loaded.rpn) is type(found.rpn)
     assert loaded.state_dict().keys() == found.state_dict().keys()
-    image = pictures((50, 70))
+    image = images((50, 70))
     with torch.no_grad():
         same(loaded(image)[0], found(image)[0])
     path = tmp_path / "config.json"

@@ -1,4 +1,4 @@
-"""Fused copies of the published detectors, on the reference's pictures, beside the detectors themselves."""
+"""Fused copies of the published detectors, on the reference's images, beside the detectors themselves."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 import vovnet
 from vovnet.detection.data.images import read_image, to_tensor
 from vovnet.hub import load_detector
-from vovnet.ops import native
+from vovnet.ops.build import loader
 
 TESTED = [("frcn_v39", "synth"), ("frcn_v39", "coffee"), ("mrcn_v57", "synth")]
 
 
 @pytest.mark.parametrize(("config", "image"), TESTED)
 def test_detections(config: str, image: str, golden: Path, converted: Callable[[str], Path]) -> None:
-    if not native.cpu_operators():
+    if not loader.cpu_operators():
         pytest.skip("needs the compiled operators for the CPU")
     detector: Any = load_detector(converted(config)).eval()
-    picture = to_tensor(read_image(golden / "images" / f"{image}.png")).float() / 255
+    input_ = to_tensor(read_image(golden / "images" / f"{image}.png")).float() / 255
     with torch.inference_mode():
-        (expected,) = detector([picture])
-        (got,) = vovnet.fuse(detector)([picture])
+        (expected,) = detector([input_])
+        (got,) = vovnet.fuse(detector)([input_])
     assert len(expected["labels"]) > 0
     assert torch.equal(got["labels"], expected["labels"])
     torch.testing.assert_close(got["boxes"], expected["boxes"], atol=0.1, rtol=0)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.legacy.keys import (
     check_cell_anchors,
     empty_detector,
     identify_detector,
     published_detector_keys,
 )
-from vovnet.detection.recipe import load_recipe, recipe_names
 from vovnet.errors import InputError
 
 Shapes = dict[str, tuple[int, ...]]

@@ -16,14 +16,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from vovnet.detection.coco_results import image_detections
-from vovnet.detection.conventions import conventions_of
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.config.schema import DataRecipe, DataSource
 from vovnet.detection.data.images import read_image, to_tensor
+from vovnet.detection.data.transforms import TransformedDataset
+from vovnet.detection.evaluation.results import image_detections
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
 from vovnet.detection.legacy.keys import published_detector_keys
-from vovnet.detection.recipe import DataRecipe, DataSource, load_recipe
-from vovnet.detection.run import Run, prepare
-from vovnet.detection.transforms import TransformedDataset
+from vovnet.detection.training.rules import conventions_of
+from vovnet.detection.training.run import Run, prepare
 from vovnet.hub import load_detector
 
 pytestmark = pytest.mark.reproduce
@@ -105,7 +106,7 @@ def test_detections(config: str, image: str, golden: Path, converted: Callable[[
     for what, key, got, otherwise in (
         ("scores", "det_scores", found["scores"], 1e-3),
         ("boxes, network", "det_boxes_net", found["boxes"], 0.2),
-        ("boxes, picture", "det_boxes", output["boxes"], 0.2),
+        ("boxes, image", "det_boxes", output["boxes"], 0.2),
     ):
         table.values(f"{name} {what}", expected[key], got, relative=FLOATS, otherwise=otherwise)
     if "masks" in found:
@@ -142,8 +143,8 @@ def different_pixels(first: dict[str, Any], second: dict[str, Any]) -> int:
 
 @pytest.fixture(scope="module")
 def pictures(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """minicoco's pictures; scikit-image has the astronaut, which is not among the golden files."""
-    data = pytest.importorskip("skimage.data", reason="needs scikit-image's pictures (vovnet[dev])")
+    """minicoco's images; scikit-image has the astronaut, which is not among the golden files."""
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image's images (vovnet[dev])")
     folder = tmp_path_factory.mktemp("minicoco")
     for name in ("coffee.png", "synth.png"):
         shutil.copy(golden / "images" / name, folder / name)
@@ -193,7 +194,7 @@ def test_training(
     batch = training_batch(golden, pictures, masks=config.startswith("mrcn"))
     name = f"{config} training, {sampling}:"
     for number, target in enumerate(batch[1]):
-        table.values(f"{name} boxes of picture {number}", arrays[f"target{number}.boxes"], target["boxes"])
+        table.values(f"{name} boxes of image {number}", arrays[f"target{number}.boxes"], target["boxes"])
         table.same(f"{name} labels", arrays[f"target{number}.labels"].tolist(), target["labels"].tolist())
     if sampling == "iterations":
         check_iterations(table, name, expected, run, batch)

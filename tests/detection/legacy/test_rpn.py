@@ -15,7 +15,7 @@ from vovnet.detection.legacy.rpn import LegacyRegionProposalNetwork
 
 STRIDES, SIZES, RATIOS = (8, 16), (16, 32), (0.5, 1.0, 2.0)
 MAPS = ((6, 8), (3, 4))
-"""Heights and widths of two levels of pictures padded to 48 × 64."""
+"""Heights and widths of two levels of images padded to 48 × 64."""
 
 Box = tuple[float, float, float, float]
 
@@ -92,10 +92,10 @@ def plain_box(anchor: Box, code: list[float], size: tuple[int, int]) -> Box:
 
 
 def plain_level(
-    head: Answers, picture: int, level: int, size: tuple[int, int], pre: int, post: int
+    head: Answers, image: int, level: int, size: tuple[int, int], pre: int, post: int
 ) -> list[tuple[float, Box]]:
-    logits = head.scores[level][picture].permute(1, 2, 0).flatten().tolist()
-    codes = head.offsets[level][picture].reshape(3, 4, *MAPS[level]).permute(2, 3, 0, 1).reshape(-1, 4).tolist()
+    logits = head.scores[level][image].permute(1, 2, 0).flatten().tolist()
+    codes = head.offsets[level][image].reshape(3, 4, *MAPS[level]).permute(2, 3, 0, 1).reshape(-1, 4).tolist()
     scored = sorted(zip(logits, plain_anchors(level), codes, strict=True), key=lambda one: -one[0])[:pre]
     kept: list[tuple[float, Box]] = []
     for logit, anchor, code in scored:
@@ -135,10 +135,10 @@ def test_proposals(pre: int, post: int, training: bool) -> None:
     assert not any(part.requires_grad for part in found)
 
 
-def test_training_takes_the_best_of_the_batch_not_of_each_picture() -> None:
+def test_training_takes_the_best_of_the_batch_not_of_each_image() -> None:
     head = answers(2)
     for scores in head.scores:
-        scores[1] -= 100  # nothing of the second picture is better than anything of the first
+        scores[1] -= 100  # nothing of the second image is better than anything of the first
     images, maps = inputs((48, 64), (48, 64))
     targets = [{"boxes": torch.tensor([[4.0, 4, 24, 24]])}] * 2
     assert [len(part) for part in network(head).train()(images, maps, targets)[0]] == [15, 0]
@@ -242,7 +242,7 @@ def test_the_matching_equals_the_reference(units: dict[str, Any]) -> None:
 
 
 def test_straddling_equals_the_reference(units: dict[str, Any]) -> None:
-    """All five levels of a picture of 150 × 187 that is padded to 160 × 192: where labels are left."""
+    """All five levels of an image of 150 × 187 that is padded to 160 × 192: where labels are left."""
     sizes = [(40, 48), (20, 24), (10, 12), (5, 6), (3, 3)]
     head = Answers([torch.zeros(1, 3, h, w) for h, w in sizes], [torch.zeros(1, 12, h, w) for h, w in sizes])
     anchors = LegacyAnchorGenerator((32, 64, 128, 256, 512), (4, 8, 16, 32, 64), RATIOS)
@@ -267,7 +267,7 @@ def test_the_sample_is_half_positive_at_most() -> None:
     _, losses = network(head, sampled=9).train()(images, maps, targets)
     losses["loss_objectness"].backward()
     gradients = torch.cat([part.grad.flatten() for part in head.scores if part.grad is not None])
-    assert int((gradients != 0).sum()) == 18  # nine of each picture
+    assert int((gradients != 0).sum()) == 18  # nine of each image
     assert 1 <= int((gradients < 0).sum()) <= 8  # of them int(9 / 2) at most want to grow
 
 

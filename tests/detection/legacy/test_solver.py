@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from vovnet.detection.config.schema import SolverRecipe
 from vovnet.detection.legacy.solver import build_legacy_optimizer, build_legacy_schedule
-from vovnet.detection.recipe import SolverRecipe
 from vovnet.errors import InputError
 
 

@@ -20,15 +20,16 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vovnet.detection import evaluate, predict
-from vovnet.detection.callbacks import Callback
-from vovnet.detection.conventions import conventions_of
+from vovnet.detection.config.loading import load_recipe, recipe_to_yaml
+from vovnet.detection.config.schema import DataRecipe, DataSource, Recipe
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.engine import TrainingInterrupted, train
 from vovnet.detection.legacy.data import legacy_train_transforms
 from vovnet.detection.legacy.masks import mask_targets
-from vovnet.detection.recipe import DataRecipe, DataSource, Recipe, load_recipe, recipe_to_yaml
-from vovnet.detection.run import Run, prepare
-from vovnet.detection.schedule import learning_rate_factor
+from vovnet.detection.training.callbacks import Callback
+from vovnet.detection.training.engine import TrainingInterrupted, train
+from vovnet.detection.training.optimizer import learning_rate_factor
+from vovnet.detection.training.rules import conventions_of
+from vovnet.detection.training.run import Run, prepare
 from vovnet.errors import InputError
 from vovnet.hub import load_detector
 
@@ -67,7 +68,7 @@ RECIPES = ("faster_rcnn_V_39_FPN_1x", "mask_rcnn_V_57_FPN_2x")
 
 
 def write_data(folder: Path, count: int, without_objects: tuple[int, ...] = ()) -> tuple[str, str]:
-    """Pictures of two shapes with an object each, or with a crowd alone; the recipe's keys for them."""
+    """Images of two shapes with an object each, or with a crowd alone; the recipe's keys for them."""
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for number in range(count):
@@ -142,7 +143,7 @@ def test_a_run_leaves_a_detector_of_the_conventions(finished: tuple[str, Path]) 
 
 def test_results_have_inclusive_widths(finished: tuple[str, Path], data: tuple[str, str], tmp_path: Path) -> None:
     detector: Any = load_detector(finished[1])
-    source = DataSource(str(picture_folder(data)), str(picture_folder(data) / "instances.json"))
+    source = DataSource(str(image_folder(data)), str(image_folder(data) / "instances.json"))
     dataset = CocoDataset([source], masks=False, training=False)
     evaluate(detector, dataset, tmp_path)
     results = json.loads((tmp_path / "results_bbox.json").read_text())
@@ -158,12 +159,12 @@ def test_results_have_inclusive_widths(finished: tuple[str, Path], data: tuple[s
     got = [(one["image_id"], *one["bbox"]) for one in results]
     assert len(got) == len(expected)
     np.testing.assert_allclose(got, expected, atol=1e-4)
-    (predicted,) = predict(detector, [picture_folder(data) / "0.png"])
+    (predicted,) = predict(detector, [image_folder(data) / "0.png"])
     theirs = sorted((one for one in results if one["image_id"] == 40), key=lambda one: -one["score"])
     assert [one["bbox"] for one in predicted] == [one["bbox"] for one in theirs]
 
 
-def picture_folder(data: tuple[str, str]) -> Path:
+def image_folder(data: tuple[str, str]) -> Path:
     return Path(data[0].split("images: '")[1].split("'")[0])
 
 
@@ -172,7 +173,7 @@ def test_the_command_line_accepts_the_run(finished: tuple[str, Path], data: tupl
 
     from vovnet.cli import app
 
-    pictures = picture_folder(data)
+    pictures = image_folder(data)
     command = ["evaluate", "--weights", str(finished[1]), "--images", str(pictures), "--workers", "0"]
     command += ["--annotations", str(pictures / "instances.json"), "--output", str(tmp_path / "evaluation")]
     done = CliRunner().invoke(app, command)
@@ -256,7 +257,7 @@ class Watcher(Callback):
 
 
 def test_iterations_without_objects_are_left_out(tmp_path: Path) -> None:
-    """Half of the batches have an empty picture; one image a batch, so that it is known which."""
+    """Half of the batches have an empty image; one image a batch, so that it is known which."""
     settings = ("data.train=[]", "data.val=[]", "solver.batch_size=1", "solver.max_iterations=8", "solver.ema=0.5")
     watcher = Watcher()
     recipe = recipe_of(RECIPES[0], *settings)
@@ -300,7 +301,7 @@ def test_what_the_reference_lacks_is_refused_before_the_folder_is_taken(data: tu
 
 
 def test_a_published_backbone_is_asked_for(data: tuple[str, str], tmp_path: Path) -> None:
-    """timm's own weights are for other pictures."""
+    """timm's own weights are for other images."""
     with pytest.raises(InputError, match=r"^init: .*vovnet convert"):
         train(recipe_of(RECIPES[0], *data, "model.pretrained=true"), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
@@ -374,7 +375,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_train_as_one_that_accumulates_and_leave_out_together(tmp_path: Path) -> None:
-    """With picture 2 a crowd alone: only one of the processes has it in a batch."""
+    """With image 2 a crowd alone: only one of the processes has it in a batch."""
     data = write_data(tmp_path / "data", 7, without_objects=(2,))
     # Group norms, as batch norms' statistics are each process's own.
     norms = ("model.norm=gn", "data.flip=0.5", "solver.batch_size=4")

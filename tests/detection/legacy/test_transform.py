@@ -1,4 +1,4 @@
-"""Pictures in and detections out, against Pillow, the reference's sizes and arithmetic done again in float64."""
+"""Images in and detections out, against Pillow, the reference's sizes and arithmetic done again in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def transform(min_size: int = 20, max_size: int = 60) -> LegacyTransform:
     return LegacyTransform(min_size, max_size, PIXEL_MEAN_BGR, (1.0, 1.0, 1.0)).eval()
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def make_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -31,18 +31,18 @@ def test_a_line_of_pixels_stays_one() -> None:
 
 
 def test_resizing_is_pillows() -> None:
-    image = picture(40, 30)
+    image = make_image(40, 30)
     wanted = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((15, 20), Image.Resampling.BILINEAR)
     assert np.array_equal(resize_image(image, (20, 15)).permute(1, 2, 0).numpy(), np.asarray(wanted))
 
 
-def test_a_picture_of_the_right_size_is_left_alone() -> None:
-    image = picture(20, 31)
+def test_a_image_of_the_right_size_is_left_alone() -> None:
+    image = make_image(20, 31)
     assert resize_image(image, (20, 31)) is image
 
 
 def test_the_network_gets_bgr_in_bytes_less_the_mean() -> None:
-    image = picture(20, 24)
+    image = make_image(20, 24)
     batch, _ = transform()([image.float() / 255])
     assert batch.image_sizes == [(20, 24)]
     assert batch.tensors.shape == (1, 3, 32, 32)
@@ -61,18 +61,18 @@ def test_every_byte_survives_the_way_through_floats() -> None:
     torch.testing.assert_close(batch.tensors[0].double(), wanted, atol=2e-5, rtol=0)
 
 
-def test_in_training_pictures_are_not_resized() -> None:
-    batch, targets = transform().train()([picture(50, 70).float() / 255], [{"boxes": torch.zeros(0, 4)}])
+def test_in_training_images_are_not_resized() -> None:
+    batch, targets = transform().train()([make_image(50, 70).float() / 255], [{"boxes": torch.zeros(0, 4)}])
     assert batch.image_sizes == [(50, 70)]
     assert targets is not None
 
 
 def test_bytes_are_refused() -> None:
     with pytest.raises(TypeError, match=r"floats in \[0, 1\]"):
-        transform().train()([picture(20, 20)])
+        transform().train()([make_image(20, 20)])
 
 
-def test_boxes_return_to_the_pictures_pixels_and_masks_are_pasted_there() -> None:
+def test_boxes_return_to_the_images_pixels_and_masks_are_pasted_there() -> None:
     found = {"boxes": torch.tensor([[4.0, 2, 11, 9]]), "masks": torch.ones(1, 1, 28, 28)}
     (result,) = transform().postprocess([found], [(20, 24)], [(40, 48)])
     assert result["boxes"].tolist() == [[8, 4, 22, 18]]

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vovnet.ops import cache, native, sources, toolchain
-from vovnet.ops.sources import Library
+from vovnet.ops.build import cache, loader, sources, toolchain
+from vovnet.ops.build.sources import Library
 
 TINY = """
 #include <cstddef>
@@ -59,7 +59,7 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VOVNET_OPS", "VOVNET_ISA", "LOCAL_RANK", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (("_loaded", None), ("_loaded_cpu", None), ("_failures", {}), ("_warned", set())):
-        monkeypatch.setattr(native, name, value)
+        monkeypatch.setattr(loader, name, value)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def tiny(nothing_built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder.mkdir()
     (folder / "tiny.cu").write_text(TINY)
     library = Library("tiny", folder)
-    monkeypatch.setattr(native, "CUDA", library)
+    monkeypatch.setattr(loader, "CUDA", library)
     return library
 
 
@@ -83,7 +83,7 @@ def standin(nothing_built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         check = f"#ifndef {MACROS[name]}\n#error flags\n#endif\n" if name in MACROS else ""
         (folder / f"isa_{name}.cpp").write_text(f'{check}const char* {name}() {{ return "{name}"; }}\n')
     library = Library("standin", folder)
-    for module in (native, sources):
+    for module in (loader, sources):
         monkeypatch.setattr(module, "CPU", library)
     return library
 

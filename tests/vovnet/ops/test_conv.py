@@ -22,7 +22,7 @@ CASES = {
     "one pixel": ((3, 4, 1, 1), (6, 4, 3, 3), (1, 1, 1, 1)),
     "one channel": ((2, 1, 5, 4), (1, 1, 3, 3), (1, 1, 1, 1)),
     "one channel out": ((2, 3, 5, 4), (1, 3, 3, 3), (1, 1, 1, 1)),
-    "no picture": ((0, 4, 5, 7), (6, 4, 3, 3), (1, 1, 1, 1)),
+    "no image": ((0, 4, 5, 7), (6, 4, 3, 3), (1, 1, 1, 1)),
     "depthwise": ((2, 4, 6, 5), (4, 1, 3, 3), (1, 1, 1, 4)),
     "grouped, uneven": ((2, 4, 9, 7), (6, 2, 3, 2), ((2, 1), (2, 0), (1, 3), 2)),
 }
@@ -139,7 +139,7 @@ def test_gradcheck_of_one_map_used_twice():
         ("grouped, uneven", ("channels-last", "contiguous")),
         ("one channel", ("channels-last", "channels-last")),
         ("one pixel", ("contiguous", "contiguous")),
-        ("no picture", ("contiguous", "contiguous")),
+        ("no image", ("contiguous", "contiguous")),
     ],
 )
 def test_opcheck(name, layouts):

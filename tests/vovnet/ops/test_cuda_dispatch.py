@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vovnet.ops import aggregate, conv, conv_affine_relu, cuda, osa_aggregate
-from vovnet.ops.bits import pack_positive, relu_backward
+from vovnet.ops.relu_mask import pack_positive, relu_backward
 
 LAST = torch.channels_last
 

@@ -22,11 +22,11 @@ from native_answers import answers_of_a_worker, forbid, one_warning, required
 
 from vovnet.errors import InputError
 from vovnet.memory import memory_efficient
-from vovnet.ops import cache, compiler, native, sources, toolchain
-from vovnet.ops.cache import build_once, find_builds
-from vovnet.ops.native import available, cpu_operators
-from vovnet.ops.sources import CPU, CUDA, INSTRUCTION_SETS, LIBRARIES, NO_GPU
-from vovnet.ops.toolchain import BuildError
+from vovnet.ops.build import cache, compiler, loader, sources, toolchain
+from vovnet.ops.build.cache import build_once, find_builds
+from vovnet.ops.build.loader import available, cpu_operators
+from vovnet.ops.build.sources import CPU, CUDA, INSTRUCTION_SETS, LIBRARIES, NO_GPU
+from vovnet.ops.build.toolchain import BuildError
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ on PATH")
 on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
@@ -58,7 +58,7 @@ def test_first_call_builds_and_loads_once(standin, cxx, capfd):
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(lambda _: cpu_operators(), range(4)))
     (build,) = find_builds(standin)
-    assert native._loaded_cpu == build
+    assert loader._loaded_cpu == build
     assert sources_of(runs()) == sorted(path.name for path in standin.sources)
     (said,) = capfd.readouterr().err.splitlines()
     for word in ("compiling", f"every {platform.machine()} processor", str(build.path.parent.parent)):
@@ -91,10 +91,10 @@ def test_each_source_has_its_own_flags(standin, cxx):
 def test_a_compiler_that_does_not_know_bfloat16(standin, cxx, monkeypatch, capsys):
     cxx(f'case "$*" in *-mavx512bf16*) echo "error: unrecognized option" >&2; exit 1;; esac\n{REAL}')
     assert cpu_operators()
-    build = native._loaded_cpu
+    build = loader._loaded_cpu
     assert build.left_out == ["isa_avx512_bf16.cpp"]
     assert compiled_in(build.path) == ["plain", "avx2", "avx512"]
-    assert "without isa_avx512_bf16.cpp" in dict(native.state())["CPU operators"]
+    assert "without isa_avx512_bf16.cpp" in dict(loader.state())["CPU operators"]
 
 
 def test_another_processor_compiles_the_plain_source_alone(standin, monkeypatch):
@@ -137,7 +137,7 @@ def test_a_change_of_sources_or_flags_is_another_library(standin, monkeypatch):
 @pytest.mark.parametrize("value", ["auto", "off", "require", ""])
 def test_others_start_no_compiler_on_the_cpu(standin, monkeypatch, value):
     monkeypatch.setenv("VOVNET_OPS", value)
-    for module, name in ((native, "_ensure_cpu"), (native, "build_once"), (torch.ops, "load_library")):
+    for module, name in ((loader, "_ensure_cpu"), (loader, "build_once"), (torch.ops, "load_library")):
         monkeypatch.setattr(module, name, forbid)
     assert not available(torch.device("cpu"))
     model = memory_efficient(timm.create_model("ese_vovnet19b_slim", features_only=True))
@@ -146,7 +146,7 @@ def test_others_start_no_compiler_on_the_cpu(standin, monkeypatch, value):
 
 def test_off_is_silent(standin, monkeypatch):
     monkeypatch.setenv("VOVNET_OPS", "off")
-    monkeypatch.setattr(native, "_ensure_cpu", forbid)
+    monkeypatch.setattr(loader, "_ensure_cpu", forbid)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not cpu_operators()
@@ -240,9 +240,9 @@ def test_neither_library_spoils_the_other(standin, tiny, gpus, no_nvcc, monkeypa
     monkeypatch.delenv("CXX", raising=False)
     with pytest.warns(UserWarning, match="no CUDA compiler"):
         assert not available(torch.device("cuda:0"))
-    assert "cpu" not in native._failures
-    monkeypatch.setattr(native, "_failures", {"cpu": "broken"})
-    monkeypatch.setattr(native, "_load", lambda index: None)
+    assert "cpu" not in loader._failures
+    monkeypatch.setattr(loader, "_failures", {"cpu": "broken"})
+    monkeypatch.setattr(loader, "_load", lambda index: None)
     assert available(torch.device("cuda:0"))
 
 
@@ -326,20 +326,20 @@ def test_state_names_the_instruction_set(standin, monkeypatch, tmp_path, flags, 
     info = tmp_path / "cpuinfo"
     if flags is not None:
         info.write_text(f"processor\t: 0\nflags\t\t: {' '.join(sorted(flags))}\nvmx flags\t: none\n")
-    monkeypatch.setattr(native, "CPUINFO", info)
+    monkeypatch.setattr(loader, "CPUINFO", info)
     if asked is not None:
         monkeypatch.setenv("VOVNET_ISA", asked)
-    assert dict(native.state())["CPU instruction set"] == expected
+    assert dict(loader.state())["CPU instruction set"] == expected
 
 
 def test_state_says_what_is_built(standin, monkeypatch):
-    for module, name in ((native, "build_once"), (torch.ops, "load_library")):
+    for module, name in ((loader, "build_once"), (torch.ops, "load_library")):
         monkeypatch.setattr(module, name, forbid)
-    assert dict(native.state())["CPU operators"] == "not built"
+    assert dict(loader.state())["CPU operators"] == "not built"
     build_once(standin, NO_GPU)
-    assert dict(native.state())["CPU operators"].startswith(f"built for every {platform.machine()} processor")
+    assert dict(loader.state())["CPU operators"].startswith(f"built for every {platform.machine()} processor")
     monkeypatch.setattr(torch, "__version__", "2.6.0")
-    assert "cannot be built: PyTorch 2.10 or later" in dict(native.state())["CPU operators"]
+    assert "cannot be built: PyTorch 2.10 or later" in dict(loader.state())["CPU operators"]
 
 
 def test_the_libraries(monkeypatch):
@@ -358,8 +358,8 @@ def test_the_libraries(monkeypatch):
 ASK = """
 import sys
 import torch
-from vovnet.ops import native
-assert native.cpu_operators()
+from vovnet.ops.build import loader
+assert loader.cpu_operators()
 print(torch.ops.vovnet._cpu_instruction_set())
 """
 
@@ -388,7 +388,7 @@ def test_the_real_library_uses_the_set_that_state_names(real_cache, monkeypatch,
     monkeypatch.setenv("VOVNET_OPS", "require")
     done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == dict(native.state())["CPU instruction set"].split()[0]
+    assert done.stdout.strip() == dict(loader.state())["CPU instruction set"].split()[0]
 
 
 def _asks(queue: Any) -> None:
@@ -399,11 +399,11 @@ def _asks(queue: Any) -> None:
 def test_a_child_does_not_wait_for_a_build_in_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that builds holds the lock, and is not there in the child."""
     assert cpu_operators()
-    monkeypatch.setattr(native, "_loaded_cpu", None)
+    monkeypatch.setattr(loader, "_loaded_cpu", None)
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=_asks, args=(queue,))
-    with native._lock:
+    with loader._lock:
         child.start()
     child.join(60)
     alive = child.is_alive()

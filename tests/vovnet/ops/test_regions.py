@@ -13,7 +13,8 @@ from osa_reference import draw
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from vovnet.ops import native, packed  # noqa: F401  (the operators' schemas)
+from vovnet.ops import inference  # noqa: F401  (the operators' schemas)
+from vovnet.ops.build import loader
 
 SCALES = [0.25, 0.125, 0.0625]
 CHANNELS = [1, 3, 15, 16, 17, 64, 100, 256, 300]
@@ -22,7 +23,7 @@ CHANNELS = [1, 3, 15, 16, 17, 64, 100, 256, 300]
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """Skips where nothing can be compiled."""
-    if not native.cpu_operators():
+    if not loader.cpu_operators():
         pytest.skip("needs the compiled operators for the CPU")
 
 
@@ -31,7 +32,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def pyramid(channels: int, dtype: torch.dtype = torch.float32, batch: int = 2) -> list[Tensor]:
-    """Of pictures of 160x224 pixels."""
+    """Of images of 160x224 pixels."""
     sizes = [(round(160 * scale), round(224 * scale)) for scale in SCALES]
     return [channels_last(draw((batch, channels, *size), i).to(dtype)) for i, size in enumerate(sizes)]
 
@@ -217,9 +218,9 @@ def swap(position: int, value: Any) -> tuple[Any, ...]:
         (1, lambda rois: rois[:, :4], r"rois: expected \(K, 5\)"),
         (1, lambda rois: rois.double(), "rois: expected float32, got float64"),
         (1, lambda rois: rois.T.contiguous().T, "rois: expected contiguous memory"),
-        (1, lambda rois: rois + 7, r"rois\[0\]: expected a picture's index below 2, got [78]"),
-        (1, lambda rois: rois - 7, r"rois\[0\]: expected a picture's index below 2, got -[67]"),
-        (1, lambda rois: rois * math.nan, r"rois\[0\]: expected a picture's index below 2, got -?nan"),
+        (1, lambda rois: rois + 7, r"rois\[0\]: expected an image's index below 2, got [78]"),
+        (1, lambda rois: rois - 7, r"rois\[0\]: expected an image's index below 2, got -[67]"),
+        (1, lambda rois: rois * math.nan, r"rois\[0\]: expected an image's index below 2, got -?nan"),
         (2, lambda levels: levels[:3], r"levels: expected one for each RoI, so \(4,\), got \(3,\)"),
         (2, lambda levels: levels.int(), "levels: expected "),
         (2, lambda levels: levels * 0 + 3, r"levels\[0\]: expected a map's index below 3, got 3"),
@@ -278,7 +279,7 @@ def test_max_pool(window: str, dtype: torch.dtype, special: float | None) -> Non
             torch.testing.assert_close(out.double(), expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_max_pool_of_no_picture() -> None:
+def test_max_pool_of_no_image() -> None:
     assert largest(channels_last(torch.zeros(0, 16, 9, 9)), WINDOWS["VoVNet's"]).shape == (0, 16, 4, 4)
 
 

@@ -23,7 +23,7 @@ HALF = 2  # bytes
 
 @dataclass(frozen=True)
 class Case:
-    """An aggregation of VoVNet-39 on one picture of 800×1344."""
+    """An aggregation of VoVNet-39 on one image of 800×1344."""
 
     height: int
     width: int

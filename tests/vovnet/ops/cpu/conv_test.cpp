@@ -23,7 +23,7 @@ struct Case {
   int64_t kernel[2], stride[2], padding[2];
   bool bias = true, relu = true;
   Residual residual = Residual::kNone;
-  bool channels_first = false;  // of a picture
+  bool channels_first = false;  // of an image
 
   int64_t channels() const {
     int64_t sum = 0;
@@ -35,7 +35,7 @@ struct Case {
     return (size + 2 * padding[axis] - kernel[axis]) / stride[axis] + 1;
   }
   int64_t residual_size(int axis) const { return residual == Residual::kSame ? out_size(axis) : (out_size(axis) + 2) / 3; }
-  bool picture() const { return channels() < vovnet::cpu::kPictureChannels; }
+  bool image() const { return channels() < vovnet::cpu::kPictureChannels; }
   std::string words() const {
     std::string text = std::to_string(channels()) + " channels of " + std::to_string(sources.size()) + ", " +
                        std::to_string(batch) + "x" + std::to_string(height) + "x" + std::to_string(width) + " -> " +
@@ -111,7 +111,7 @@ Buffer<T> as(const std::vector<int>& numbers) {
   return buffer;
 }
 
-// A picture of float32 in (N, C, H, W) order.
+// An image of float32 in (N, C, H, W) order.
 Buffer<float> channels_first(const Case& c, const std::vector<int>& map) {
   Buffer<float> buffer(static_cast<int64_t>(map.size()));
   const int64_t plane = c.height * c.width, channels = c.channels();
@@ -129,7 +129,7 @@ class Comparison {
       : kernels_(kernels), set_(set), case_(c), data_(data), weight_(as<float>(data.weight)), bias_(as<float>(data.bias)),
         residual_(as<M>(data.residual)) {
     for (const auto& map : data.maps) {
-      if (c.picture()) {
+      if (c.image()) {
         pictures_.push_back(c.channels_first ? channels_first(c, map) : as<float>(map));
       } else {
         maps_.push_back(as<M>(map));
@@ -157,7 +157,7 @@ class Comparison {
     Conv conv{};
     conv.count = static_cast<int>(c.sources.size());
     for (int s = 0; s < conv.count; ++s) {
-      const void* map = c.picture() ? static_cast<const void*>(pictures_[s].begin()) : maps_[s].begin();
+      const void* map = c.image() ? static_cast<const void*>(pictures_[s].begin()) : maps_[s].begin();
       conv.sources[s] = {map, c.sources[s]};
     }
     conv.batch = c.batch, conv.height = c.height, conv.width = c.width, conv.channels = c.channels();
@@ -214,11 +214,11 @@ void run(const Request& request, const char* set, const Case& c) {
   Comparison<float> single(request.kernels.convs[0], set, c, data);
   Comparison<uint16_t> half(request.kernels.convs[1], set, c, data), mixed(request.kernels.convs[2], set, c, data);
   const bool square = c.kernel[0] == 3 && c.kernel[1] == 3 && c.stride[0] == c.stride[1];
-  const bool winograd = square && !c.picture() && c.sources.size() == 1 && c.residual == Residual::kNone;
+  const bool winograd = square && !c.image() && c.sources.size() == 1 && c.residual == Residual::kNone;
   for (const Method method : {Method::kDirect, Method::kStrassen, Method::kWinograd2, Method::kWinograd4,
                               Method::kWinogradStrided}) {
     const int64_t stride = method == Method::kWinogradStrided ? 2 : 1;
-    if (method == Method::kStrassen && c.picture()) continue;
+    if (method == Method::kStrassen && c.image()) continue;
     if (method >= Method::kWinograd2 && !(winograd && c.stride[0] == stride)) continue;
     single.run(method);
     half.run(method);
@@ -242,7 +242,7 @@ std::vector<Case> chosen_cases() {
       {{32}, 2, 1, 1, 15, {1, 1}, {1, 1}, {0, 0}, false, false},                          // a predictor
       {{16}, 3, 1, 1, 17, {3, 3}, {1, 1}, {1, 1}},
       {{64}, 5, 7, 7, 48, {7, 7}, {1, 1}, {0, 0}},                                        // a linear layer
-      {{15}, 1, 17, 16, 8, {13, 13}, {1, 1}, {6, 6}},                                     // a long row of a picture
+      {{15}, 1, 17, 16, 8, {13, 13}, {1, 1}, {6, 6}},                                     // a long row of an image
       {{24}, 1, 1, 9, 24, {3, 3}, {1, 1}, {1, 1}},
       {{24}, 1, 9, 1, 24, {3, 3}, {1, 1}, {1, 1}},
       {{24}, 1, 6, 7, 24, {3, 3}, {1, 1}, {0, 2}},
@@ -278,11 +278,11 @@ Case random_case() {
     c.padding[axis] = draw_int(0, 3) > 0 ? c.kernel[axis] / 2 : draw_int(0, 4);
     (axis == 0 ? c.height : c.width) = std::max<int64_t>(draw_int(1, 20), c.kernel[axis] - 2 * c.padding[axis]);
   }
-  const bool picture = draw_int(0, 5) == 0;
-  const int64_t count = picture || draw_int(0, 2) ? 1 : draw_int(2, 7);
-  for (int64_t s = 0; s < count; ++s) c.sources.push_back(picture ? draw_int(1, 16) : draw_int(1, 81));
-  if (!picture && c.picture()) c.sources.back() = 16;
-  c.channels_first = picture && draw_int(0, 2);
+  const bool image = draw_int(0, 5) == 0;
+  const int64_t count = image || draw_int(0, 2) ? 1 : draw_int(2, 7);
+  for (int64_t s = 0; s < count; ++s) c.sources.push_back(image ? draw_int(1, 16) : draw_int(1, 81));
+  if (!image && c.image()) c.sources.back() = 16;
+  c.channels_first = image && draw_int(0, 2);
   c.bias = draw_int(0, 2), c.relu = draw_int(0, 2);
   c.residual = draw_int(0, 2) ? Residual::kNone : draw_int(0, 2) ? Residual::kSame : Residual::kSmaller;
   return c;

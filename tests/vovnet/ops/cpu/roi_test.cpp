@@ -216,9 +216,9 @@ void test_far_offsets() {
   }
   const Pyramid pyramid{{{map, kSide, kSide, 1.0f}}, 1, kChannels};
   compare_rois<float>("far RoI", pyramid, {0, kSide - 4, kSide - 4, kSide, kSide}, {0}, 4, 4, 2, false);
-  // The same memory as a batch of smaller pictures.
+  // The same memory as a batch of smaller images.
   const Pyramid batch{{{map, kSide / 100, kSide, 1.0f}}, 100, kChannels};
-  compare_rois<float>("far picture", batch, {99, kSide - 4, 26, kSide, 30}, {0}, 4, 4, 2, false);
+  compare_rois<float>("far image", batch, {99, kSide - 4, 26, kSide, 30}, {0}, 4, 4, 2, false);
   munmap(memory, kCount * sizeof(float));
 }
 

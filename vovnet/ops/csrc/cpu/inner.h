@@ -1,6 +1,6 @@
 // The inner dimension of a convolution as a product: its order, and the weights' columns in it.
 //
-// Tap by tap, and within a tap channel by channel, each tap filled up to whole blocks. Of pictures, which have few
+// Tap by tap, and within a tap channel by channel, each tap filled up to whole blocks. Of images, which have few
 // channels, all are one row instead, channel by channel.
 #pragma once
 
@@ -48,7 +48,7 @@ VOVNET_INLINE void fill_inner(const Conv& conv, Inner<M>* inner) {
   }
 }
 
-// Of a picture: where its elements are, from that of the first tap.
+// Of an image: where its elements are, from that of the first tap.
 VOVNET_INLINE void fill_offsets(const Conv& conv, int64_t* offsets) {
   for (int64_t c = 0; c < conv.channels; ++c) {
     for (int64_t y = 0; y < conv.kernel[0]; ++y) {
@@ -77,8 +77,8 @@ template <typename S>
 VOVNET_INLINE float weight_at(const Weight& weight, int64_t o, int64_t k) {
   const int64_t taps = weight.kernel[0] * weight.kernel[1];
   const int64_t row = ceil_div(weight.channels, kBlock<S>) * kBlock<S>;
-  const bool picture = is_picture(weight.channels);
-  const int64_t tap = picture ? k % taps : k / row, c = picture ? k / taps : k % row;
+  const bool image = is_picture(weight.channels);
+  const int64_t tap = image ? k % taps : k / row, c = image ? k / taps : k % row;
   if (o >= weight.out_channels || tap >= taps || c >= weight.channels) return 0.0f;
   return weight.data[(o * weight.channels + c) * taps + tap];
 }

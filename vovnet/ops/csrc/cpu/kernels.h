@@ -25,7 +25,7 @@ enum class Method : int {
 };
 
 constexpr int kMaxSources = 16;
-constexpr int kPictureChannels = 16;  // a map of fewer channels is read as a picture is: as it lies, in float32
+constexpr int kPictureChannels = 16;  // a map of fewer channels is read as an image is: as it lies, in float32
 
 struct Source {
   const void* data;
@@ -33,13 +33,13 @@ struct Source {
 };
 
 // A convolution of the concatenation of `sources`: out = relu(conv + bias) + residual. Maps are of one Element; where all
-// sources together are a picture, they are float32 always.
+// sources together are an image, they are float32 always.
 struct Conv {
   Source sources[kMaxSources];
   int count;                     // of sources
   int64_t batch, height, width;  // of every source
   int64_t channels;              // of all sources together
-  int64_t strides[4];            // of the first source, in elements, for n, c, y, x; read of pictures
+  int64_t strides[4];            // of the first source, in elements, for n, c, y, x; read of images
   int64_t out_channels, out_height, out_width;
   int64_t kernel[2], stride[2], padding[2];  // of y and x
   const void* packed;                        // what pack() made of the weight

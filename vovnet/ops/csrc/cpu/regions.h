@@ -34,7 +34,7 @@ struct Patch {
   bool streams;  // whether `out` goes past the caches; then it and each bin begin at a multiple of 64 bytes
 };
 
-// A max-pool. Kernels take its output rows [begin, end), counted through the pictures.
+// A max-pool. Kernels take its output rows [begin, end), counted through the images.
 struct MaxPool {
   const void* x;
   int64_t channels, height, width, out_height, out_width;
@@ -42,7 +42,7 @@ struct MaxPool {
   void* out;
 };
 
-// A level of a feature pyramid. `scale` takes a length of the picture to one of the map.
+// A level of a feature pyramid. `scale` takes a length of the image to one of the map.
 struct Level {
   const void* map;  // (batch, height, width, channels)
   int64_t height, width;
@@ -53,7 +53,7 @@ struct RoiAlign {
   const Level* levels;
   int64_t channels;
   int64_t count;           // of RoIs
-  const float* rois;       // (count, 5): index of the picture, x1, y1, x2, y2
+  const float* rois;       // (count, 5): index of the image, x1, y1, x2, y2
   const int64_t* level_of; // (count)
   int64_t out_height, out_width, sampling_ratio;
   bool aligned;
@@ -66,7 +66,7 @@ struct RegionKernels {
   void (*max_rows)(const MaxPool&, int64_t begin, int64_t end);
 };
 
-// torchvision's roi_align of every RoI on the level that is its own. Pictures and levels that RoIs name must be there.
+// torchvision's roi_align of every RoI on the level that is its own. Images and levels that RoIs name must be there.
 void roi_align(const RoiAlign&, Element, const RegionKernels*, const Parallel&);
 
 // The rows' last window begins inside of the map or its upper padding, which is at most half a window.

@@ -105,7 +105,7 @@ class Axis {
   std::vector<int64_t> begin_;
 };
 
-// RoIs by level, picture, and place: what follows each other reads much of the same memory.
+// RoIs by level, image, and place: what follows each other reads much of the same memory.
 std::vector<int64_t> order_of(const RoiAlign& call) {
   constexpr float kBand = 16;  // pixels of the map; a NaN and what is far away are in a band of their own
   std::vector<std::tuple<int64_t, float, float, float, int64_t>> places;

@@ -118,7 +118,7 @@ inline void pack_rows(const Conv& conv, const Inner<M>* inner, int64_t begin, in
   }
 }
 
-// A row of a picture: all channels' taps. `offsets` are of its elements from that of the first tap.
+// A row of an image: all channels' taps. `offsets` are of its elements from that of the first tap.
 template <typename S>
 inline void pack_picture_row(const Conv& conv, const int64_t* offsets, const Pixel& pixel, int64_t blocks, S* to,
                              int64_t step) {
@@ -145,8 +145,8 @@ inline void pack_picture_row(const Conv& conv, const int64_t* offsets, const Pix
 }
 
 #if defined(__AVX512F__)
-// Where the elements of a picture's row come from, taps side by side at a time: those under the mask of the vector at
-// an offset from the first tap's. Of pictures whose lines are dense, as they usually are, and few taps.
+// Where the elements of an image's row come from, taps side by side at a time: those under the mask of the vector at
+// an offset from the first tap's. Of images whose lines are dense, as they usually are, and few taps.
 struct Pieces {
   static constexpr int kVectors = 4;
   int64_t offset[kVectors * (kLanes + 1)];
@@ -180,7 +180,7 @@ struct Pieces {
 };
 #endif
 
-// The rows of a picture's pixels.
+// The rows of an image's pixels.
 template <typename S>
 inline void pack_picture_rows(const Conv& conv, const int64_t* offsets, const Pixels& pixels, int64_t blocks, S* to) {
   const int64_t step = pixels.count * kBlock<S>;
@@ -208,7 +208,7 @@ inline void pack_picture_rows(const Conv& conv, const int64_t* offsets, const Pi
   }
 }
 
-// The lines of the sources that rows [m, end) read and those before them may not have; of pictures whose lines are
+// The lines of the sources that rows [m, end) read and those before them may not have; of images whose lines are
 // dense.
 template <typename M>
 VOVNET_INLINE Ahead ahead_of_rows(const Conv& conv, int64_t m, int64_t end) {

@@ -24,7 +24,7 @@ bool is_winograd(Method method);
 
 void check_place(const Call& call, const std::string& argument, const Tensor& tensor);
 void check_map(const Call& call, const std::string& argument, const Tensor& map, ScalarType dtype);
-// What a convolution reads: a feature map of its method's element, or a picture, in float32 and of any layout.
+// What a convolution reads: a feature map of its method's element, or an image, in float32 and of any layout.
 void check_input(const Call& call, const std::string& argument, const Tensor& x, int64_t channels, int64_t method);
 // Two sizes, of height and width, each from `least` to where no sum of a few of them overflows.
 void check_pair(const Call& call, const std::string& argument, const std::vector<int64_t>& pair, int64_t least);

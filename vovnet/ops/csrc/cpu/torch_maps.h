@@ -22,7 +22,7 @@ using torch::stable::Tensor;
 
 [[noreturn]] inline void no_memory(const char* op, size_t bytes) {
   throw std::runtime_error("vovnet::" + std::string(op) + ": expected " + std::to_string(bytes >> 20) +
-                           " MiB of memory, more than the system has left: take fewer or smaller pictures at once");
+                           " MiB of memory, more than the system has left: take fewer or smaller images at once");
 }
 
 // Bytes of so many elements, or no_memory for what no machine has.

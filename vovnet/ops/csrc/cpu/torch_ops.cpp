@@ -1,4 +1,4 @@
-// Convolutions for Torch, alone and in chains. Schemas and references are in vovnet/ops/packed.py.
+// Convolutions for Torch, alone and in chains. Schemas and references are in vovnet/ops/inference.py.
 #include <memory>
 #include <optional>
 #include <string>

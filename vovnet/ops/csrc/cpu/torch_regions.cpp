@@ -68,7 +68,7 @@ std::vector<vovnet::cpu::Level> check_maps(const Call& call, const std::vector<T
 // What RoIs name is read, so it must be there.
 void check_rois(const Call& call, const Tensor& rois, const Tensor& level_of, int64_t images, int64_t levels) {
   if (rois.dim() != 2 || rois.size(1) != 5) {
-    call.refuse("rois", "(K, 5): index of the picture, x1, y1, x2, y2", words(shape_of(rois)));
+    call.refuse("rois", "(K, 5): index of the image, x1, y1, x2, y2", words(shape_of(rois)));
   }
   call.dtype("rois", rois, ScalarType::Float);
   call.contiguous("rois", rois);
@@ -79,7 +79,7 @@ void check_rois(const Call& call, const Tensor& rois, const Tensor& level_of, in
   const auto* level = static_cast<const int64_t*>(level_of.const_data_ptr());
   for (int64_t i = 0; i < rois.size(0); ++i, roi += 5) {
     if (!(roi[0] >= 0 && roi[0] < static_cast<float>(images))) {
-      call.refuse("rois[" + std::to_string(i) + "]", "a picture's index below " + std::to_string(images),
+      call.refuse("rois[" + std::to_string(i) + "]", "an image's index below " + std::to_string(images),
                   std::to_string(roi[0]));
     }
     if (level[i] < 0 || level[i] >= levels) {

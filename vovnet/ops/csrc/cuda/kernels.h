@@ -1,6 +1,6 @@
 // The CUDA kernels of One-Shot Aggregation, as functions on raw device pointers. Nothing here knows Torch.
 //
-// Layout: channels-last. A feature map of N pictures is a row-major matrix (pixels = N*H*W) x channels; a weight is
+// Layout: channels-last. A feature map of N images is a row-major matrix (pixels = N*H*W) x channels; a weight is
 // row-major (out_channels) x (sum of the inputs' channels), the columns in the order of the inputs.
 #pragma once
 

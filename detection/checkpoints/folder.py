@@ -1,0 +1,229 @@
+"""Our detector folder, ``config.json`` + ``model.safetensors``: written and read here and nowhere else.
+
+Nothing in this module unpickles: weights are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vovnet.checkpoints.hub import hub_files
+from vovnet.checkpoints.shapes import Shapes, compare_shapes, shapes_of
+from vovnet.checkpoints.timm_folder import limited_building
+from vovnet.detection.checkpoints.config_json import DetectorConfig, compose_config, read_config
+from vovnet.detection.config.schema import ModelRecipe
+from vovnet.errors import InputError, reason
+from vovnet.files import atomic_path, refuse_foreign_link
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save_detector(
+    folder: str | os.PathLike[str], detector: nn.Module, model: ModelRecipe, categories: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write a detector folder; on any error the files that were there stay as they were.
+
+    Args:
+        folder: where ``config.json`` and ``model.safetensors`` go; created if need be.
+        detector: a torchvision detector built from ``model``.
+        model: its recipe; ``num_classes`` and the normalisation are filled in from the other two arguments.
+        categories: ``{"id", "name"}`` in label order (label k is ``categories[k - 1]``).
+
+    Raises:
+        InputError: the categories do not fit the model.
+        OSError: no permission, full disk and the like, with the file's name.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    config = compose_config(detector, model, categories)
+    tensors = _separate(detector.state_dict())
+    with ExitStack() as both:
+        # Both are complete on the disk before either takes its place.
+        config_path = both.enter_context(atomic_path(folder / CONFIG_FILE))
+        weights_path = both.enter_context(atomic_path(folder / WEIGHTS_FILE))
+        text = json.dumps(config.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        config_path.write_text(text + "\n", encoding="utf-8")
+        weights_path.write_bytes(save(tensors, metadata={"format": "pt", "sha256": _checksum(tensors)}))
+
+
+def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> nn.Module:
+    """Build the detector of a folder or of a Hugging Face repository and load its weights.
+
+    Args:
+        name_or_folder: a local folder with ``config.json`` and ``model.safetensors``; else ``ORG/NAME`` on the Hub,
+            which is the only case that reaches the network.
+        revision: branch, tag or commit of the repository; only for a Hub name.
+
+    Returns:
+        The torchvision detector in eval mode on the CPU. Input: a list of float tensors (C, H, W) in [0, 1]. Extra
+        attributes: ``categories`` (``{"id", "name"}`` in label order), ``preprocessing`` (dict), ``recipe``
+        (:class:`~vovnet.detection.config.schema.ModelRecipe`).
+
+    Raises:
+        InputError: not found, offline, damaged, of another format or version, or weights of another model.
+    """
+    from vovnet.detection.models.assembly import build_detector
+
+    folder = find_folder(name_or_folder, revision)
+    config = read_config(folder / CONFIG_FILE)
+    with open_weights(folder / WEIGHTS_FILE) as weights:
+        with limited_building(len(weights.shapes()), str(weights.path)):
+            expected = _shapes_without_memory(config)
+        weights.refuse_differences(expected)
+        with _Uninitialised():
+            # What pretraining decided about norms and freezing stays; the weights are all in the folder.
+            detector = build_detector(config.model, download=False)
+        detector.load_state_dict(weights.tensors())
+    return attach(detector, config).eval()
+
+
+def attach(detector: nn.Module, config: DetectorConfig) -> nn.Module:
+    """Give a detector the attributes that evaluation and prediction read."""
+    detector.categories = config.categories  # type: ignore[assignment]
+    detector.preprocessing = config.preprocessing  # type: ignore[assignment]
+    detector.recipe = config.model  # type: ignore[assignment]
+    return detector
+
+
+def find_folder(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Turn a local folder's path or a Hub name into a local folder that holds both files.
+
+    Raises:
+        InputError: neither, or a file is missing or a link that leads elsewhere, or the Hub cannot give it.
+    """
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    folder = Path(name_or_folder)
+    if not folder.exists():
+        return hub_files(os.fspath(name_or_folder), files, revision)
+    if revision is not None:
+        raise InputError(
+            f"revision '{revision}' was given, but '{folder}' is a local path; revisions exist only on the Hub"
+        )
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is a file; expected the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    for name in files:
+        refuse_foreign_link(folder, name)
+        if not (folder / name).is_file():
+            raise InputError(
+                f"folder '{folder}' has no {name}; expected a detector folder, as `vovnet train` leaves one"
+            )
+    return folder
+
+
+class WeightsFile:
+    """An open safetensors file, from :func:`open_weights`."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path = path
+        self._file = file
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes, from the header alone."""
+        return {key: tuple(self._file.get_slice(key).get_shape()) for key in self._file.keys()}  # noqa: SIM118
+
+    def refuse_differences(self, expected: Shapes) -> None:
+        """Hold the file to the shapes that a model has, before anything is read but the header.
+
+        Raises:
+            InputError: the message counts what is missing, left over and of another shape, and names some of each.
+        """
+        refuse_differences(self.path, expected, self.shapes())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, held to the checksum that :func:`save_detector` stored, if any.
+
+        Raises:
+            InputError: they do not fit their checksum.
+        """
+        tensors = {key: self._file.get_tensor(key) for key in self._file.keys()}  # noqa: SIM118
+        checksum = (self._file.metadata() or {}).get("sha256")
+        if checksum is not None and checksum != _checksum(tensors):
+            raise InputError(
+                f"{self.path}: the weights do not fit their checksum; the file is damaged, fetch or save it again"
+            )
+        return tensors
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[WeightsFile]:
+    """Open a safetensors file once, to look at its header and to read it.
+
+    Raises:
+        InputError: the file cannot be read, is truncated or is not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield WeightsFile(path, file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({reason(error)}); fetch or save it again"
+        ) from error
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leave out the random start of parameters that are about to be loaded: it takes longer than reading them."""
+
+    # The functions of nn.init that hand over to a mode as a whole, and what the others call.
+    _RANDOM = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _shapes_without_memory(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes that a config asks for, before any memory is taken for them."""
+    from vovnet.detection.models.assembly import build_detector
+
+    with torch.device("meta"):
+        return shapes_of(build_detector(config.model, download=False).state_dict())
+
+
+def refuse_differences(path: Path, expected: Shapes, found: Shapes) -> None:
+    """Hold the shapes in a file to those that a model has.
+
+    Raises:
+        InputError: the message counts what is missing, left over and of another shape, and names some of each.
+    """
+    if differences := compare_shapes(expected, found):
+        raise InputError(
+            f"{path}: weights of another model: {differences.brief()}; of {len(expected)} expected tensors"
+        )
+
+
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors of which no two share memory, as safetensors wants them."""
+    seen: set[int] = set()
+    tensors = {}
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        tensors[key] = tensor
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key].contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""What a training starts from: another detector's weights, or a backbone's (the recipe's key ``init``)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vovnet.checkpoints.shapes import Shapes, shapes_of
+from vovnet.detection.checkpoints.config_json import read_config
+from vovnet.detection.checkpoints.folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    find_folder,
+    open_weights,
+    refuse_differences,
+)
+from vovnet.errors import InputError
+
+# The parts whose shapes follow from the number of classes.
+_PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
+
+
+def load_matching(
+    detector: nn.Module, name_or_folder: str | os.PathLike[str], conventions: str | None = None
+) -> list[str]:
+    """Start a detector from another one's weights, or its backbone from a timm model's.
+
+    Predictors for another number of classes keep their own start, and with a backbone all the rest does.
+
+    Args:
+        detector: what receives the weights, in place.
+        name_or_folder: as in :func:`vovnet.hub.load_detector`; only the tensors are read, so its config may be of
+            other classes. A folder in timm's form holds a backbone.
+        conventions: those that a detector's weights must be of; None takes any.
+
+    Returns:
+        What was not loaded: keys in the box and mask predictors whose shapes differ, or the parts beside the backbone.
+
+    Raises:
+        InputError: anything but the predictors differs, or the files cannot be read.
+    """
+    folder = find_folder(name_or_folder, None)
+    if _is_timm(folder):
+        return _load_backbone(detector, folder / WEIGHTS_FILE)
+    theirs = read_config(folder / CONFIG_FILE).model.conventions
+    if conventions not in (None, theirs):
+        raise InputError(
+            f"init: '{name_or_folder}' is of conventions: {theirs}, whose images and boxes are not those of "
+            f"conventions: {conventions}; train with model.conventions={theirs}"
+        )
+    expected = shapes_of(detector.state_dict())
+    with open_weights(folder / WEIGHTS_FILE) as weights:
+        found = weights.shapes()
+        fresh = [
+            key
+            for key, shape in expected.items()
+            if key.startswith(_PREDICTORS) and key in found and found[key] != shape
+        ]
+        # Frozen norms do not count batches and others do; either can start from the other.
+        counters = [key for key in {*expected, *found} if key.endswith(".num_batches_tracked")]
+        refuse_differences(weights.path, _without(expected, fresh + counters), _without(found, fresh + counters))
+        tensors = weights.tensors()
+    detector.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in fresh}, strict=False)
+    return fresh
+
+
+def _is_timm(folder: Path) -> bool:
+    try:
+        return "architecture" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False  # whoever reads it as a detector's says what is wrong
+
+
+def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
+    """timm's keys into a timm feature extractor, which lacks the classifier and joins the first two parts of a name."""
+    body: Any = detector.get_submodule("backbone.body")
+    expected = shapes_of(body.state_dict())
+    parts = {key.partition(".")[0] for key in expected}
+    tensors: dict[str, Tensor] = {}
+    with open_weights(weights) as file:
+        for key, tensor in file.tensors().items():
+            joined = key.replace(".", "_", 1)
+            tensors[joined if joined.partition(".")[0] in parts else key] = tensor
+    counters = [key for key in {*expected, *tensors} if key.endswith(".num_batches_tracked")]
+    # A classifier, and stages behind the last level, have no place in a detector; more of a stage is another network.
+    unused = [key for key in tensors if key.partition(".")[0] not in parts]
+    found = _without(shapes_of(tensors), unused + counters)
+    refuse_differences(weights, _without(expected, counters), found)
+    body.load_state_dict({key: tensors[key] for key in found}, strict=False)
+    return sorted({f"{name}.*" for name in ("backbone.fpn", "rpn", "roi_heads")})
+
+
+def _without(shapes: Shapes, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    left_out = set(keys)
+    return {key: shape for key, shape in shapes.items() if key not in left_out}

@@ -1,0 +1,312 @@
+"""What can be wrong with a COCO-form dataset, said once: ``vovnet check-data`` prints what training drops by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from vovnet.detection.data.images import (
+    ImageFolder,
+    ImageSizeError,
+    OutsideRoot,
+    UnreadableImage,
+    read_image,
+    upright_size,
+)
+from vovnet.detection.data.masks import Segmentation, mask_area, sound_segmentation
+from vovnet.detection.data.report import DataReport
+from vovnet.detection.progress import progress_bar
+from vovnet.errors import InputError
+
+TOLERANCE = 0.5
+"""Pixels that a box may leave the image by without being counted: files round to two decimals, or whole pixels."""
+
+SMALLEST = 0.01
+"""Pixels; a side of a box below it is as good as zero."""
+
+
+@dataclass(slots=True)
+class CheckedObject:
+    """A usable annotation."""
+
+    category_id: int
+    box: tuple[float, float, float, float]
+    """x, y, width, height in pixels as in the file, not clipped."""
+    area: float
+    crowd: bool
+    segmentation: Segmentation | None
+    """Sound polygons or run lengths; None where masks are not asked for or there is none."""
+    annotation_id: Any
+    empty_mask: bool = False
+
+
+@dataclass(slots=True)
+class CheckedImage:
+    """A usable image with its usable annotations."""
+
+    image_id: int
+    file_name: str
+    path: str
+    width: int
+    height: int
+    objects: list[CheckedObject] = field(default_factory=list)
+
+
+def check_data(
+    images: str | Path,
+    annotations: str | Path,
+    *,
+    decode: bool = True,
+    progress: bool = False,
+) -> DataReport:
+    """Look for everything that is wrong with a dataset.
+
+    Args:
+        images: The folder that ``file_name`` entries are relative to.
+        annotations: A COCO JSON file.
+        decode: Also decode every image; without it truncated files and wrong sizes go unnoticed.
+        progress: Show a bar on stderr while images are decoded.
+
+    Raises:
+        InputError: The folder is missing, or the file is not COCO JSON at all.
+    """
+    content = read_annotations(annotations)
+    report = DataReport([str(annotations)])
+    has_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in content["annotations"])
+    checked = check_content(content, ImageFolder(images), has_masks, report)
+    for image in progress_bar(checked if decode else (), "check", "image", shown=progress):
+        try:
+            read_image(image.path, size=(image.width, image.height))
+        except ImageSizeError:
+            report.add("size_differs", image.image_id)
+        except UnreadableImage:
+            report.add("unreadable_image", image.image_id)
+    return report
+
+
+def read_annotations(path: str | Path) -> dict[str, Any]:
+    """A COCO JSON file with its three lists and sound categories; what the lists hold else is not looked at.
+
+    Raises:
+        InputError: in one line, what is wrong with the file as a whole.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise InputError(f"{path}: annotations cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected a COCO JSON object with images, annotations and categories, got {_type(content)}"
+        )
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            raise InputError(f"{path}: key '{key}' is missing (COCO JSON has images, annotations and categories)")
+        if not isinstance(content[key], list):
+            raise InputError(f"{path}: key '{key}' must be a list, got {_type(content[key])}")
+        if key != "annotations" and not content[key]:
+            raise InputError(f"{path}: empty dataset: key '{key}' is an empty list")
+    _check_categories(content["categories"], path)
+    return content
+
+
+def _check_categories(categories: Sequence[Any], path: str | Path) -> None:
+    names: dict[int, str] = {}
+    for position, entry in enumerate(categories):
+        where = f"{path}: categories[{position}]"
+        if not isinstance(entry, dict) or not _is_whole(entry.get("id")) or not isinstance(entry.get("name"), str):
+            raise InputError(
+                f"{where}: expected an object with a whole-number 'id' and a text 'name', got {str(entry)[:80]}"
+            )
+        if names.setdefault(entry["id"], entry["name"]) != entry["name"]:
+            raise InputError(f"{where}: id {entry['id']} is both '{names[entry['id']]}' and '{entry['name']}'")
+
+
+def check_content(
+    content: dict[str, Any], folder: ImageFolder, masks: bool, report: DataReport, *, evaluation: bool = False
+) -> list[CheckedImage]:
+    """The usable images and annotations of a file, in its order; everything else is added to the report.
+
+    Args:
+        content: as :func:`read_annotations` returns it.
+        folder: where the images are; they are looked up, not opened (unless an entry has no width and height).
+        masks: whether an annotation needs a sound segmentation to be usable.
+        report: is added to.
+        evaluation: keep masks that cover no pixel, which pycocotools counts among the objects to be found, and boxes
+            without a sound mask.
+    """
+    images, lost = _check_images(content["images"], folder, report)
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    for name in names.values():
+        report.objects_per_category.setdefault(name, 0)
+    seen: set[Any] = set()
+    for position, entry in enumerate(content["annotations"]):
+        report.annotations += 1
+        if not isinstance(entry, dict):
+            report.add("annotation_entry", f"#{position}")
+            report.dropped_annotations += 1
+            continue
+        annotation_id = _identity(entry, position)
+        if annotation_id in seen:
+            report.add("duplicate_annotation_id", annotation_id)
+        seen.add(annotation_id)
+        image_id = _key(entry.get("image_id"))
+        if image_id in lost:
+            report.orphans += 1
+            continue
+        checked = _check_annotation(entry, annotation_id, images.get(image_id), names, masks, report, evaluation)
+        if checked is None or (checked.empty_mask and not evaluation):
+            report.dropped_annotations += 1
+            continue
+        images[image_id].objects.append(checked)
+        report.objects_per_category[names[checked.category_id]] += 1
+        report.crowds += checked.crowd
+        report.masks += bool(entry.get("segmentation"))
+    report.images_without_objects += sum(all(one.crowd for one in image.objects) for image in images.values())
+    return list(images.values())
+
+
+def _check_images(
+    entries: Sequence[Any], folder: ImageFolder, report: DataReport
+) -> tuple[dict[Any, CheckedImage], set[Any]]:
+    """Usable images by id, and the ids of unusable ones."""
+    images: dict[Any, CheckedImage] = {}
+    lost: set[Any] = set()
+    for position, entry in enumerate(entries):
+        report.images += 1
+        found = _check_image(entry, images, folder)
+        if isinstance(found, CheckedImage):
+            images[found.image_id] = found
+            if _stated_size(entry) is None:
+                report.add("no_size", found.image_id)
+            continue
+        report.dropped_images += 1
+        report.add(found, _identity(entry, position))
+        if isinstance(entry, dict):
+            lost.add(_key(entry.get("id")))
+    return images, lost - images.keys() - {None}
+
+
+def _check_image(entry: Any, images: dict[Any, CheckedImage], folder: ImageFolder) -> CheckedImage | str:
+    """A usable image, or the kind of problem that makes it unusable."""
+    if not isinstance(entry, dict) or not _is_whole(entry.get("id")) or not isinstance(entry.get("file_name"), str):
+        return "image_entry"
+    if entry["id"] in images:
+        return "duplicate_image_id"
+    try:
+        path = folder.find(entry["file_name"])
+    except OutsideRoot:
+        return "path_outside"
+    if path is None:
+        return "missing_image"
+    try:
+        width, height = _stated_size(entry) or upright_size(path)
+    except UnreadableImage:
+        return "unreadable_image"
+    return CheckedImage(int(entry["id"]), entry["file_name"], path, width, height)
+
+
+def _check_annotation(
+    entry: dict[str, Any],
+    annotation_id: Any,
+    image: CheckedImage | None,
+    names: dict[int, str],
+    masks: bool,
+    report: DataReport,
+    evaluation: bool,
+) -> CheckedObject | None:
+    """A usable annotation, or None with the reason in the report."""
+    if image is None:
+        report.add("unknown_image", annotation_id)
+        return None
+    category_id = _key(entry.get("category_id"))
+    if category_id not in names:
+        report.add("unknown_category", annotation_id)
+        return None
+    problem = box_problem(entry.get("bbox"), image.width, image.height)
+    if problem:
+        report.add(problem, annotation_id)
+        if problem != "box_partly_outside":
+            return None
+    x, y, width, height = entry["bbox"]
+    segmentation = None
+    area = _area(entry.get("area"))
+    if masks or area is None:
+        segmentation, problem = sound_segmentation(entry.get("segmentation"), image.height, image.width)
+        if masks and problem:
+            report.add(problem, annotation_id)
+            # Evaluation keeps its box; there the object is a region that no mask is counted in.
+            if segmentation is None and not evaluation:
+                return None
+    empty_mask = masks and problem == "empty_mask"
+    if area is None:
+        area = mask_area(segmentation, image.height, image.width) if segmentation else width * height
+    return CheckedObject(
+        category_id=int(category_id),
+        box=(float(x), float(y), float(width), float(height)),
+        area=area,
+        crowd=bool(entry.get("iscrowd")),
+        segmentation=segmentation if masks else None,
+        annotation_id=annotation_id,
+        empty_mask=empty_mask,
+    )
+
+
+def _area(area: object) -> float | None:
+    """An annotation's own area, if it is one."""
+    try:
+        return float(area) if isinstance(area, int | float) and isfinite(area) and area > 0 else None
+    except OverflowError:
+        return None
+
+
+def box_problem(box: object, width: int, height: int) -> str | None:
+    """The kind of problem of a box (x, y, width, height in pixels) in an image of this size, or None."""
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(number, int | float) for number in box):
+        return "bad_box"
+    try:
+        x, y, w, h = map(float, box)
+    except OverflowError:
+        return "bad_box"
+    if not isfinite(x + y + w + h):
+        return "bad_box"
+    if min(w, h) < SMALLEST:
+        return "empty_box"
+    if min(x + w, width) - max(x, 0) < SMALLEST or min(y + h, height) - max(y, 0) < SMALLEST:
+        return "box_outside"
+    overhang = max(-x, -y, x + w - width, y + h - height)
+    return "box_partly_outside" if overhang > TOLERANCE else None
+
+
+def _stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    width, height = entry.get("width"), entry.get("height")
+    if not _is_whole(width) or not _is_whole(height) or not 0 < min(width, height) <= max(width, height) < 2**31:
+        return None
+    return int(width), int(height)
+
+
+def _is_whole(value: object) -> TypeGuard[int | float]:
+    """A whole number that fits 64 bits, as ids must."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**63 and (isinstance(value, int) or value.is_integer())
+
+
+def _key(value: Any) -> Any:
+    """A value to look ids up by: those that are not numbers match nothing."""
+    return value if _is_whole(value) else None
+
+
+def _identity(entry: Any, position: int) -> Any:
+    value = entry.get("id") if isinstance(entry, dict) else None
+    return value if isinstance(value, int | str) else f"#{position}"
+
+
+def _type(value: object) -> str:
+    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")

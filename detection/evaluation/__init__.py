@@ -1,0 +1,1 @@
+"""Evaluate a detector with pycocotools."""

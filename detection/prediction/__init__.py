@@ -1,0 +1,1 @@
+"""Predict on images and draw the detections."""

@@ -1,0 +1,247 @@
+"""Detections drawn into images: translucent masks, boxes, and labels that can be read on any ground."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vovnet.errors import InputError
+from vovnet.files import atomic_path
+
+Rgb = tuple[int, int, int]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+Rectangle = tuple[float, float, float, float]
+
+_MASK_OPACITY = 0.42
+_GOLDEN = 0.618033988749895
+
+
+def draw_detections(
+    image: Image.Image, detections: Sequence[Mapping[str, Any]], threshold: float = 0.5, *, labels: bool = True
+) -> Image.Image:
+    """Draw detections into a copy of an image, the best on top; a category always has the same colour.
+
+    Args:
+        image: of any mode; it is not changed.
+        detections: as :func:`vovnet.detection.predict` returns them: ``bbox`` [x, y, width, height] in pixels,
+            ``category_id``, ``category`` and ``score``; optional ``segmentation`` (an RLE of the same size).
+        threshold: those with a lower score are not drawn.
+        labels: write category and score beside each box.
+
+    Returns:
+        A new ``RGB`` image of the same size. Lines and letters grow with it.
+
+    Raises:
+        InputError: a threshold outside 0..1.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    shown = sorted((one for one in detections if one["score"] >= threshold), key=lambda one: float(one["score"]))
+    line = line_width(image.size)
+    pixels = np.array(image.convert("RGB"))
+    for one in shown:
+        if "segmentation" in one:
+            _paint_mask(pixels, decode(one["segmentation"]), category_colour(int(one["category_id"])), line)
+    drawn = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(drawn)
+    for one in shown:
+        draw.rectangle(_corners(one["bbox"], drawn.size), outline=category_colour(int(one["category_id"])), width=line)
+    if labels:
+        font = label_font(max(10, round(max(image.size) / 55)))
+        taken: list[Rectangle] = []
+        # The best choose their places first.
+        for one in reversed(shown):
+            text = f"{one['category']} {one['score']:.2f}"
+            _label(draw, text, _corners(one["bbox"], drawn.size), category_colour(int(one["category_id"])), font, taken)
+    return drawn
+
+
+def draw_truth(image: Image.Image, annotations: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Draw the boxes of annotations as dashed white lines with a dark rim into a copy of an image."""
+    drawn = image.convert("RGB").copy()
+    draw = ImageDraw.Draw(drawn)
+    line = line_width(image.size)
+    for annotation in annotations:
+        left, top, right, bottom = _corners(annotation["bbox"], drawn.size)
+        for start, end in (
+            ((left, top), (right, top)),
+            ((right, top), (right, bottom)),
+            ((right, bottom), (left, bottom)),
+            ((left, bottom), (left, top)),
+        ):
+            _dashes(draw, start, end, line)
+    return drawn
+
+
+def prediction_sheet(
+    samples: Sequence[tuple[Image.Image, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]],
+    out_png: str | os.PathLike[str],
+    threshold: float = 0.5,
+    columns: int = 4,
+) -> None:
+    """Lay images with their detections (coloured, labelled) and the true boxes (dashed) out on one sheet.
+
+    Args:
+        samples: for each image the image, its detections as :func:`vovnet.detection.predict` gives them, and its
+            annotations in COCO's form (``bbox`` in pixels; may be empty).
+        out_png: written atomically.
+        threshold: detections with a lower score are not drawn.
+        columns: images in a row, at most.
+
+    Raises:
+        InputError: no samples.
+    """
+    if not samples:
+        raise InputError("prediction_sheet: no images were given")
+    side, gap, head = 384, 10, 44
+    columns = min(columns, len(samples))
+    cells = [_cell(image, detections, truth, threshold, side) for image, detections, truth in samples]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, head + sum(heights) + gap * len(rows)), "white")
+    top = head
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            left = gap + column * (side + gap)
+            sheet.paste(cell, (left + (side - cell.width) // 2, top + (height - cell.height) // 2))
+        top += height + gap
+    title = f"Detections with score ≥ {threshold:g}; dashed: the truth"
+    ImageDraw.Draw(sheet).text((gap, 12), title, fill="#222222", font=label_font(20))
+    with atomic_path(out_png) as temporary:
+        sheet.save(temporary)
+
+
+def _cell(
+    image: Image.Image,
+    detections: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    threshold: float,
+    side: int,
+) -> Image.Image:
+    """One image of the sheet, resized first so that lines and letters are as sharp as the sheet."""
+    from pycocotools import mask as coco_mask
+
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    scaled = []
+    for one in detections:
+        entry = {**one, "bbox": [value * scale for value in one["bbox"]]}
+        if "segmentation" in one and one["score"] >= threshold:
+            mask = Image.fromarray(decode(one["segmentation"]).astype(np.uint8) * 255)
+            smooth = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
+            entry["segmentation"] = coco_mask.encode(np.asfortranarray(smooth.astype(np.uint8)))
+        scaled.append(entry)
+    truth = [{**one, "bbox": [value * scale for value in one["bbox"]]} for one in annotations]
+    return draw_detections(draw_truth(resized, truth), scaled, threshold)
+
+
+def category_colour(category_id: int) -> Rgb:
+    """A vivid colour; ids that are close to each other get colours that are far apart."""
+    hue = (0.40 + category_id * _GOLDEN) % 1
+    # Every other turn through the hues is paler, so that the many classes of COCO stay apart too.
+    saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.95, 0.7))[category_id // 8 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def line_width(size: tuple[int, int]) -> int:
+    """Pixels: 1 in a small image, 3 at 1200 pixels."""
+    return max(1, round(max(size) / 400))
+
+
+@functools.lru_cache(maxsize=16)
+def label_font(size: int) -> Font:
+    """A font of ``size`` pixels: Matplotlib's DejaVu, which knows most alphabets, else Pillow's own."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        try:
+            return ImageFont.truetype(str(path), size)
+        except OSError:
+            pass
+    return ImageFont.load_default(size)
+
+
+def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """An RLE as a mask (H, W)."""
+    from pycocotools import mask as coco_mask
+
+    return np.asarray(coco_mask.decode(segmentation), dtype=bool)
+
+
+def _paint_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Rgb, line: int) -> None:
+    """Tint a mask's pixels and draw its inner rim, in place; (H, W, 3) and (H, W)."""
+    if mask.shape != pixels.shape[:2]:
+        raise InputError(f"segmentation: its size is {mask.shape}, the image's {pixels.shape[:2]} (height, width)")
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return
+    # Only the mask's own rectangle is worked on: images may be large and objects many.
+    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    part, inside = pixels[window], mask[window]
+    tint = np.asarray(colour, dtype=np.float32)
+    part[inside] = (part[inside] * (1 - _MASK_OPACITY) + tint * _MASK_OPACITY).astype(np.uint8)
+    core = inside
+    for _ in range(line):
+        padded = np.pad(core, 1)
+        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    part[inside & ~core] = colour
+
+
+def _corners(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
+    """Corner pixels of an [x, y, width, height] box inside an image of (width, height)."""
+    x, y, width, height = box
+    left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
+    return left, top, min(max(x + width - 1, left), size[0] - 1), min(max(y + height - 1, top), size[1] - 1)
+
+
+def _label(
+    draw: ImageDraw.ImageDraw, text: str, box: Rectangle, colour: Rgb, font: Font, taken: list[Rectangle]
+) -> None:
+    """Write a text on its own ground above the box, or where there is room beside it."""
+    # Every label is as tall as the tallest letters, so that they line up.
+    _, top, _, bottom = draw.textbbox((0, 0), "Äg", font=font)
+    pad = max(2, (bottom - top) // 6)
+    width, height = draw.textlength(text, font=font) + 2 * pad, bottom - top + 2 * pad
+    image_width, image_height = draw.im.size
+
+    def at(x: float, y: float) -> Rectangle:
+        x = max(0, min(x, image_width - width))
+        y = max(0, min(y, image_height - height))
+        return x, y, x + width, y + height
+
+    # Above; inside at the top; below; inside at the bottom.
+    places = [at(box[0], box[1] - height), at(box[0], box[1]), at(box[0], box[3] + 1), at(box[0], box[3] - height)]
+    place = next((one for one in places if not any(_overlap(one, other) for other in taken)), places[0])
+    taken.append(place)
+    draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
+    # Relative luminance (ITU-R BT.601 weights) decides between black and white letters.
+    dark_ground = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
+    draw.text((place[0] + pad, place[1] + pad - top), text, fill="white" if dark_ground else "black", font=font)
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _dashes(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], line: int) -> None:
+    length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
+    step = 4.0 * line
+    count = max(1, int(length / step))
+    for index in range(0, count, 2):
+        one, other = index / count, (index + 1) / count
+        ends = [
+            (start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share) for share in (one, other)
+        ]
+        draw.line(ends, fill=(0, 0, 0), width=line + 2)
+        draw.line(ends, fill=(255, 255, 255), width=line)

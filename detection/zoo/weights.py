@@ -1,0 +1,209 @@
+"""The published detectors as torchvision's weights: ``fasterrcnn_vovnet39_fpn(weights="COCO_V1")``.
+
+The enums are torchvision's but for two things: ``get_state_dict`` gives the tensors by our detector's names, not by
+the file's, and a name that is none is refused with what there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import EnumMeta
+from typing import Any, Self
+
+from torch import Tensor
+from torchvision.models._api import Weights, WeightsEnum
+from torchvision.models.detection import FasterRCNN
+from torchvision.transforms._presets import ObjectDetection
+
+from vovnet.checkpoints.hub import V1_NOTICE, fetch
+from vovnet.detection.checkpoints.config_json import compose_config
+from vovnet.detection.checkpoints.folder import attach
+from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.training.rules import conventions_of
+from vovnet.detection.zoo.published import (
+    PublishedRow,
+    coco_categories,
+    published_model,
+    published_row,
+)
+from vovnet.errors import InputError
+
+_DOCS = (
+    "Published by VoVNet's authors, who trained it with maskrcnn-benchmark on COCO 2014; the metrics are theirs, on "
+    "its minival. The builder returns the detector of the recipe, which keeps maskrcnn-benchmark's conventions. The "
+    "operations are counted as torchvision counts its detectors': multiply-adds for an 800×800 image, 1000 proposals "
+    "and 100 masks."
+)
+
+
+class _SaysWhatThereIs(EnumMeta):
+    """``torchvision.models.get_weight`` looks members up by their names."""
+
+    def __getitem__(cls, name: str) -> Any:
+        if name not in cls.__members__:
+            raise InputError(cls.refusal(name))  # type: ignore[attr-defined]
+        return super().__getitem__(name)
+
+
+class PublishedWeights(WeightsEnum, metaclass=_SaysWhatThereIs):
+    """Weights that were published of one detector; an enum without members where there are none."""
+
+    @classmethod
+    def verify(cls, obj: Any) -> Self | None:
+        """The member that is meant by itself or by its name; None stays None.
+
+        Raises:
+            InputError: anything else, such as a member of another detector's enum.
+        """
+        if isinstance(obj, str):
+            return cls[obj.removeprefix(f"{cls.__name__}.")]
+        if obj is not None and not isinstance(obj, cls):
+            raise InputError(cls.refusal(obj))
+        return obj
+
+    @classmethod
+    def refusal(cls, obj: object) -> str:
+        """Why these weights cannot be had."""
+        if cls.__members__:
+            return f"weights={obj!r}: expected None or, of {cls.__name__}, {' or '.join(map(repr, cls.__members__))}"
+        return f"weights={obj!r}: {cls.absence()}; take weights=None"
+
+    @classmethod
+    def absence(cls) -> str:
+        """Why there are no members."""
+        published = [one.__name__ for one in PublishedWeights.__subclasses__() if one.__members__]
+        return f"nothing is published of this detector, only {', '.join(published)}"
+
+    def get_state_dict(self, progress: bool = True, check_hash: bool = False) -> dict[str, Tensor]:
+        """The state of the detector of ``meta["recipe"]``; the file is fetched once, into torch hub's cache.
+
+        Args:
+            progress: show a bar while it is fetched.
+            check_hash: without effect, as no hash of these files was published.
+
+        Raises:
+            InputError: the file cannot be had or read, or holds another detector.
+        """
+        recipe = self.meta["recipe"]
+        read = conventions_of(published_model(recipe)).read_published
+        if read is None:
+            raise LookupError(f"{recipe}: nothing is published by these conventions")
+        return read(recipe, fetch(self.url, V1_NOTICE, progress=progress))
+
+
+def build_published(weights: PublishedWeights, settings: dict[str, Any], *, progress: bool) -> FasterRCNN:
+    """The detector that weights belong to, with them, in training mode as torchvision's builders leave it.
+
+    Args:
+        weights: which.
+        settings: fields of the model recipe to change; none that the weights' meaning hangs on.
+        progress: show a bar while the file is fetched.
+
+    Returns:
+        The detector with the attributes that :func:`vovnet.detection.load_detector` gives it.
+
+    Raises:
+        InputError: a setting cannot be used, which is seen before anything is fetched; or the file cannot be.
+    """
+    model = replace(published_model(weights.meta["recipe"]), **settings)
+    detector = build_detector(model, download=False)
+    config = compose_config(detector, model, coco_categories())
+    detector.load_state_dict(weights.get_state_dict(progress=progress))
+    attach(detector, config)
+    return detector
+
+
+def _coco_v1(recipe: str, *, num_params: int, ops: float) -> Weights:
+    row = published_row(recipe)
+    if row is None or row.url is None:
+        raise LookupError(f"no published file of {recipe}")
+    return Weights(
+        url=row.url,
+        transforms=ObjectDetection,
+        meta={
+            # By label, which maskrcnn-benchmark numbers without gaps.
+            "categories": ["__background__", *(category["name"] for category in coco_categories())],
+            "min_size": (1, 1),
+            "num_params": num_params,
+            "recipe": recipe,
+            "license": "unknown",
+            "_metrics": {"COCO-minival2014": _metrics(row)},
+            "_ops": ops,
+            "_docs": _DOCS,
+        },
+    )
+
+
+def _metrics(row: PublishedRow) -> dict[str, float]:
+    """In percent; the first of each kind has torchvision's name."""
+    kinds = {"box": row.box, "mask": row.mask or ()}
+    names = ("map", "map_small", "map_medium", "map_large")
+    return {f"{kind}_{name}": ap for kind, aps in kinds.items() for name, ap in zip(names, aps, strict=False)}
+
+
+class FasterRCNN_Legacy_ResNet50_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_legacy_resnet50_fpn`."""
+
+    COCO_V1 = _coco_v1("faster_rcnn_R_50_FPN_2x", num_params=41_704_036, ops=131.379)
+    DEFAULT = COCO_V1
+
+
+class FasterRCNN_Legacy_ResNet101_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_legacy_resnet101_fpn`."""
+
+    COCO_V1 = _coco_v1("faster_rcnn_R_101_FPN_2x", num_params=60_643_940, ops=178.729)
+    DEFAULT = COCO_V1
+
+
+class FasterRCNN_VoVNet27_Slim_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet27_slim_fpn`: none are published."""
+
+
+class FasterRCNN_VoVNet39_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet39_fpn`."""
+
+    COCO_V1 = _coco_v1("faster_rcnn_V_39_FPN_2x", num_params=39_476_324, ops=172.063)
+    DEFAULT = COCO_V1
+
+
+class FasterRCNN_VoVNet57_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet57_fpn`."""
+
+    COCO_V1 = _coco_v1("faster_rcnn_V_57_FPN_2x", num_params=53_505_124, ops=195.761)
+    DEFAULT = COCO_V1
+
+
+class MaskRCNN_Legacy_ResNet50_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_legacy_resnet50_fpn`."""
+
+    COCO_V1 = _coco_v1("mask_rcnn_R_50_FPN_2x", num_params=44_347_573, ops=184.385)
+    DEFAULT = COCO_V1
+
+
+class MaskRCNN_Legacy_ResNet101_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_legacy_resnet101_fpn`."""
+
+    COCO_V1 = _coco_v1("mask_rcnn_R_101_FPN_2x", num_params=63_287_477, ops=231.735)
+    DEFAULT = COCO_V1
+
+
+class MaskRCNN_VoVNet27_Slim_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet27_slim_fpn`: none are published."""
+
+
+class MaskRCNN_VoVNet39_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet39_fpn`."""
+
+    COCO_V1 = _coco_v1("mask_rcnn_V_39_FPN_2x", num_params=42_119_861, ops=225.069)
+    DEFAULT = COCO_V1
+
+
+class MaskRCNN_VoVNet57_FPN_Weights(PublishedWeights):
+    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet57_fpn`: numbers are published, but no file."""
+
+    @classmethod
+    def absence(cls) -> str:
+        return (
+            "there is no published file of Mask R-CNN V-57: the published table repeats V-39's link in its row, and "
+            "V-39's weights are not loaded in its place"
+        )

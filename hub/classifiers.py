@@ -1,0 +1,251 @@
+"""Published classifiers and backbones: which network a file holds, its keys onto timm's, and timm's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import save_for_hf
+from timm.models.vovnet import model_cfgs as timm_vovnets
+from torch import Tensor, nn
+
+from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, shapes_of
+from vovnet.detection.legacy.keys import published_resnet_keys
+from vovnet.errors import InputError
+from vovnet.vovnet import VoVNet, published_keys
+from vovnet.vovnet import model_cfgs as vovnets
+from vovnet.vovnet_v2 import published_v2_keys
+
+NETWORKS = {
+    "vovnet27_slim": "VoVNet-27-slim",
+    "vovnet39": "VoVNet-39",
+    "vovnet57": "VoVNet-57",
+    "ese_vovnet19b_slim_dw": "VoVNetV2-19-slim-dw",
+    "ese_vovnet19b_dw": "VoVNetV2-19-dw",
+    "ese_vovnet19b_slim": "VoVNetV2-19-slim",
+    "ese_vovnet19b": "VoVNetV2-19",
+    "ese_vovnet39b_all": "VoVNetV2-39",
+    "ese_vovnet57b_all": "VoVNetV2-57",
+    "ese_vovnet99b_all": "VoVNetV2-99",
+    "ese_vovnet39b": "VoVNetV2-39 as timm has it",
+    "ese_vovnet57b": "VoVNetV2-57 as timm has it",
+    "ese_vovnet99b": "VoVNetV2-99 as timm has it",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+}
+"""timm's name of a network that weights are published for → what people call it."""
+
+BOTTOM_UP = "backbone.bottom_up."
+"""Where detectron2's detectors keep the network."""
+BODY = "backbone.body."
+"""Where maskrcnn-benchmark's do."""
+
+_COUNTER = ".num_batches_tracked"
+_CLASSIFIER = ("classifier.weight", "classifier.bias")
+_MOST_CLASSES = 1_000_000
+
+_BGR = (
+    "the keys do not tell which input the weights expect; the published detection backbones take BGR pixels in 0..255 "
+    "minus (102.9801, 115.9465, 122.7717), while pretrained_cfg says RGB in 0..1 with ImageNet's mean and deviation"
+)
+_BGR_V2 = (
+    "vovnet-detectron2 feeds its networks BGR pixels in 0..255 minus (103.53, 116.28, 123.675), while pretrained_cfg "
+    "says RGB in 0..1 with ImageNet's mean and deviation"
+)
+_STRIDE = (
+    "the stride is in the 1x1 convolutions of the network that these weights are of, and in the 3x3 ones of timm's: "
+    "timm.create_model alone computes something else with them; they are for recipes with conventions: legacy, which "
+    "move the stride"
+)
+_EVERY_BLOCK = "the attention is in every block, unlike in timm's {}; `import vovnet` registers this network with timm"
+
+
+@dataclass(frozen=True)
+class PublishedNetwork:
+    """A network that was told from the keys and shapes of a file."""
+
+    title: str
+    """Such as ``VoVNet-39``."""
+    name: str
+    """timm's; a model of that name with ``num_classes`` takes the weights."""
+    num_classes: int
+    """0 where the file has no classifier."""
+    names: dict[str, str]
+    """The file's key → timm's, for every tensor that the file has of the network."""
+    ignored: dict[str, str]
+    """The keys that are left out on purpose, and why."""
+    notes: tuple[str, ...]
+    licence: str
+
+
+def identify_network(found: Shapes) -> PublishedNetwork:
+    """Tell which network a file holds; every key is then either mapped, once, or ignored on purpose.
+
+    Batch counters may be absent, one by one (detectron2's frozen norms have none), and so may the classifier.
+
+    Args:
+        found: names and shapes, without ``module.``; of a detectron2 detector all, of which the backbone is taken.
+
+    Raises:
+        InputError: none of the published networks, or a key is missing, left over or of another shape; all are listed.
+    """
+    prefix, inside, ignored = _network_part(found)
+    body = {key: shape for key, shape in inside.items() if key not in _CLASSIFIER and not key.endswith(_COUNTER)}
+    candidates = {name: _expected_shapes(empty_network(name, 0), body) for name in NETWORKS}
+    name = closest(candidates, body)
+    if not candidates[name].keys() & body.keys():
+        raise InputError(
+            f"holds none of the published forms (its keys begin with {', '.join(list(found)[:3])}); expected a "
+            "classifier of VoVNet.pytorch, a backbone or detector of maskrcnn-benchmark, or one of vovnet-detectron2"
+        )
+    num_classes = _classes(inside)
+    model = empty_network(name, num_classes)
+    if differences := compare_shapes(_expected_shapes(model, inside), inside):
+        raise InputError(f"is nearest to {NETWORKS[name]}, but does not fit it ({differences})")
+    names = {f"{prefix}{theirs}": ours for theirs, ours in network_keys(model).items() if theirs in inside}
+    licence, notes = _particulars(name, model, num_classes)
+    return PublishedNetwork(NETWORKS[name], name, num_classes, names, ignored, notes, licence)
+
+
+def empty_network(name: str, num_classes: int) -> nn.Module:
+    """A timm model without memory for its tensors."""
+    return timm.create_model(name, num_classes=num_classes, device="meta")
+
+
+def network_keys(model: nn.Module) -> dict[str, str]:
+    """The published name → timm's, for every tensor of one of :data:`NETWORKS`."""
+    if isinstance(model, VoVNet):
+        return published_keys(model)
+    return published_v2_keys(model) if hasattr(model, "stages") else published_resnet_keys(model)
+
+
+def write_network(folder: Path, network: PublishedNetwork, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Write timm's ``config.json`` and ``model.safetensors``.
+
+    Args:
+        folder: an existing, empty folder.
+        network: what the tensors are of.
+        tensors: by timm's keys; batch counters may be missing.
+        source: the name of the file that they come from.
+    """
+    model = timm.create_model(
+        network.name, num_classes=network.num_classes, pretrained_cfg=_pretrained_cfg(network, source)
+    )
+    counters = {key: torch.zeros_like(value) for key, value in model.state_dict().items() if key.endswith(_COUNTER)}
+    model.load_state_dict({**counters, **tensors})
+    save_for_hf(model, str(folder), safe_serialization=True)
+
+
+PLAIN_TIMM = "vovnet39a"
+"""timm's architecture of which every VoVNet here is a case, with ``residual`` (timm 0.9.16 and newer)."""
+
+
+def stored_config(config: Mapping[str, Any], *, portable: bool) -> dict[str, Any]:
+    """timm's ``config.json`` with a VoVNet under timm's name, which plain timm loads, or under ours; else unchanged.
+
+    Both networks have the same keys and outputs.
+    """
+    name = own_architecture(config)
+    if name not in vovnets or portable == (config["architecture"] == PLAIN_TIMM):
+        return dict(config)
+    arguments = dict(config.get("model_args", {}))
+    shape = {key: _as_list(value) for key, value in vovnets[name].items()}
+    if portable:
+        base = {key: _as_list(value) for key, value in timm_vovnets[PLAIN_TIMM].items()}
+        # What is said beside the arguments, too, or is what every network has when nothing is said.
+        arguments = {k: v for k, v in arguments.items() if (k, v) not in _DEFAULTS and k != "num_classes"}
+        arguments |= {"residual": True} | {key: value for key, value in shape.items() if base.get(key) != value}
+    else:
+        arguments = {key: value for key, value in arguments.items() if key != "residual" and key not in shape}
+    rest = {key: value for key, value in config.items() if key not in ("architecture", "model_args")}
+    return {
+        "architecture": PLAIN_TIMM if portable else name,
+        **({"model_args": arguments} if arguments else {}),
+        **rest,
+    }
+
+
+_DEFAULTS = (("in_chans", 3), ("global_pool", "avg"))
+
+
+def own_architecture(config: Mapping[str, Any]) -> str:
+    """The name here of the network that timm's ``config.json`` describes; timm's own name where it is not ours."""
+    name: str = config["architecture"]
+    arguments = config.get("model_args", {})
+    if name != PLAIN_TIMM or arguments.get("residual") is not True:
+        return name
+    for ours, shape in vovnets.items():
+        described = {**timm_vovnets[PLAIN_TIMM], **arguments}
+        if all(_as_list(described.get(key)) == _as_list(value) for key, value in shape.items()):
+            return ours
+    return name
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _network_part(found: Shapes) -> tuple[str, Shapes, dict[str, str]]:
+    """The prefix of the network's keys, its keys without it, and the rest with the reason for leaving it out."""
+    if any(key.startswith(BOTTOM_UP) for key in found):
+        inside = {key.removeprefix(BOTTOM_UP): shape for key, shape in found.items() if key.startswith(BOTTOM_UP)}
+        return BOTTOM_UP, inside, {k: "not of the backbone" for k in found if not k.startswith(BOTTOM_UP)}
+    if all(key.startswith(BODY) for key in found):
+        return BODY, {key.removeprefix(BODY): shape for key, shape in found.items()}, {}
+    return "", found, {}
+
+
+def _expected_shapes(model: nn.Module, present: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """By published name: what the model has, of the batch counters only those that are present."""
+    ours = shapes_of(model.state_dict())
+    return {
+        theirs: ours[key]
+        for theirs, key in network_keys(model).items()
+        if key in ours and (theirs in present or not theirs.endswith(_COUNTER))
+    }
+
+
+def _classes(inside: Shapes) -> int:
+    """0 without a classifier; with half of one, its classes, so that the other half is listed as missing."""
+    for key in _CLASSIFIER:
+        shape = inside.get(key)
+        if shape is not None:
+            if not shape or not 1 <= shape[0] <= _MOST_CLASSES:
+                raise InputError(f"{key} is {shape}, expected the classes first")
+            return shape[0]
+    return 0
+
+
+def _particulars(name: str, model: nn.Module, num_classes: int) -> tuple[str, tuple[str, ...]]:
+    """The weights' licence, and what the user should know."""
+    if name.startswith("ese_"):
+        every_block = (_EVERY_BLOCK.format(name.removesuffix("_all")),) if name.endswith("_all") else ()
+        return "cc-by-nc-4.0", (*every_block, _BGR_V2)
+    if name.startswith("resnet"):
+        return "unknown", (_STRIDE, _BGR)
+    return "unknown", () if num_classes else (_BGR,)  # the authors' files state none
+
+
+def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
+    known: Any = empty_network(network.name, 0).pretrained_cfg
+    return {
+        "architecture": network.name,
+        "num_classes": network.num_classes,
+        # As the authors test; timm's entries may be for weights of its own, with other sizes and statistics.
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": known["first_conv"],
+        "classifier": known["classifier"],
+        "license": network.licence,
+        "description": f"{network.title}, converted from {source}",
+        "notes": network.notes,
+    }

@@ -1,0 +1,189 @@
+"""What a training starts from: all of another detector but its predictors, or a backbone in timm's form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.checkpoints.initialize import load_matching
+from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.models.assembly import build_detector
+from vovnet.errors import InputError
+
+MODEL = ModelRecipe(
+    detector="mask_rcnn",
+    backbone="vovnet27_slim",
+    fpn_channels=16,
+    box_representation_size=32,
+    mask_head_channels=8,
+    mask_head_convs=1,
+    num_classes=2,
+    min_size=64,
+    max_size=96,
+)
+PREDICTORS = [
+    "roi_heads.box_predictor.cls_score.weight",
+    "roi_heads.box_predictor.cls_score.bias",
+    "roi_heads.box_predictor.bbox_pred.weight",
+    "roi_heads.box_predictor.bbox_pred.bias",
+    "roi_heads.mask_predictor.mask_fcn_logits.weight",
+    "roi_heads.mask_predictor.mask_fcn_logits.bias",
+]
+
+
+def built(seed: int = 1, **settings: Any) -> Any:
+    torch.manual_seed(seed)
+    return build_detector(dataclasses.replace(MODEL, **settings), download=False)
+
+
+def copied(detector: Any) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in detector.state_dict().items()}
+
+
+def unchanged(detector: Any, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def detector() -> Any:
+    return built(seed=0)
+
+
+@pytest.fixture(scope="module")
+def saved(detector: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save_detector(folder, detector, MODEL, [{"id": 4, "name": "cat"}, {"id": 2, "name": "dog"}])
+    return folder
+
+
+def test_fine_tuning_starts_everything_but_the_predictors(detector: Any, saved: Path) -> None:
+    other = built(num_classes=5)
+    before = copied(other)
+    assert load_matching(other, saved) == PREDICTORS
+    theirs = detector.state_dict()
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, before[key] if key in PREDICTORS else theirs[key])
+
+
+def test_fine_tuning_with_the_same_classes_starts_everything(detector: Any, saved: Path) -> None:
+    other = built()
+    assert load_matching(other, saved) == []
+    assert unchanged(other, detector.state_dict())
+
+
+def test_fine_tuning_from_another_architecture_is_refused(saved: Path) -> None:
+    other = built(fpn_channels=8)
+    before = copied(other)
+    with pytest.raises(InputError, match="weights of another model"):
+        load_matching(other, saved)
+    assert unchanged(other, before)
+
+
+@pytest.mark.parametrize("frozen_first", [True, False])
+def test_frozen_norms_start_from_others_and_others_from_them(frozen_first: bool, tmp_path: Path) -> None:
+    frozen: dict[str, Any] = {"norm": "frozen_bn", "pretrained": True}
+    first, second = (frozen, {}) if frozen_first else ({}, frozen)
+    save_detector(tmp_path, built(**first), MODEL, [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
+    other = built(seed=2, **second)
+    assert load_matching(other, tmp_path) == []
+    theirs = load_file(tmp_path / "model.safetensors")
+    for key, value in other.state_dict().items():
+        assert key.endswith(".num_batches_tracked") or torch.equal(value, theirs[key])
+
+
+def timm_folder(folder: Path, name: str, seed: int = 3) -> dict[str, Tensor]:
+    """A classifier as timm's ``save_for_hf`` leaves it."""
+    torch.manual_seed(seed)
+    state = timm.create_model(name, num_classes=7).state_dict()
+    # Norms that differ from their start, so that one that is not loaded is seen.
+    state = {key: torch.rand_like(value) if "running" in key else value.clone() for key, value in state.items()}
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 7, "pretrained_cfg": {}}))
+    return state
+
+
+@pytest.mark.parametrize("norm", ["bn", "frozen_bn"])
+@pytest.mark.parametrize(
+    ("name", "conventions"), [("vovnet27_slim", "legacy"), ("resnet18", "legacy"), ("resnet18", "torchvision")]
+)
+def test_a_backbone_starts_the_backbone_alone(name: str, conventions: str, norm: str, tmp_path: Path) -> None:
+    theirs = timm_folder(tmp_path, name)
+    other = built(backbone=name, conventions=conventions, norm=norm, pretrained=norm == "frozen_bn")
+    before = copied(other)
+    assert load_matching(other, tmp_path) == ["backbone.fpn.*", "roi_heads.*", "rpn.*"]
+    joined = {**theirs, **{key.replace(".", "_", 1): value for key, value in theirs.items()}}
+    body = other.backbone.body.state_dict()
+    for key, value in body.items():
+        assert key.endswith(".num_batches_tracked") or torch.equal(value, joined[key]), key
+    for key, value in other.state_dict().items():
+        assert key.startswith("backbone.body.") or torch.equal(value, before[key]), key
+
+
+def test_the_backbone_computes_what_the_classifier_does(tmp_path: Path) -> None:
+    timm_folder(tmp_path, "vovnet27_slim")
+    other = built().eval()
+    load_matching(other, tmp_path)
+    whole: Any = timm.create_model("vovnet27_slim", num_classes=7).eval()
+    whole.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(other.backbone.body(image)[-1], whole.forward_features(image), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("vovnet39", "vovnet27_slim"),
+        ("vovnet57", "vovnet39"),
+        ("vovnet39", "vovnet57"),
+        ("resnet34", "resnet18"),
+        ("resnet18", "resnet34"),
+        ("resnet18", "vovnet27_slim"),
+    ],
+)
+def test_another_backbone_is_refused(ours: str, theirs: str, tmp_path: Path) -> None:
+    """Also a deeper one of the family, which has all that is needed, and more."""
+    timm_folder(tmp_path, theirs)
+    other = built(backbone=ours)
+    before = copied(other)
+    with pytest.raises(InputError, match=r"model\.safetensors|config\.json") as caught:
+        load_matching(other, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert unchanged(other, before)
+
+
+def test_a_backbone_without_a_part_is_refused(tmp_path: Path) -> None:
+    state = timm_folder(tmp_path, "vovnet27_slim")
+    gone = next(key for key in state if key.endswith("running_var"))
+    save_file({key: value for key, value in state.items() if key != gone}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="1 missing"):
+        load_matching(built(), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"format": "other"}'])
+def test_a_config_that_is_neither_is_refused(saved: Path, text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_matching(built(), tmp_path)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("legacy", "torchvision"), ("torchvision", "legacy")])
+def test_weights_for_other_images_are_refused(theirs: str, ours: str, tmp_path: Path) -> None:
+    other = dataclasses.replace(MODEL, conventions=theirs)
+    save_detector(tmp_path, built(conventions=theirs), other, [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
+    ready = built(conventions=ours)
+    before = copied(ready)
+    with pytest.raises(InputError, match=f"conventions: {theirs}.*model.conventions={theirs}"):
+        load_matching(ready, tmp_path, ours)
+    assert unchanged(ready, before)
+    assert load_matching(built(conventions=theirs), tmp_path, theirs) == []

@@ -1,0 +1,304 @@
+"""Detectors: what recipes and torchvision's names build."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from vovnet.adapters import fpn_backbone
+from vovnet.detection import build_detector
+from vovnet.detection.config.schema import ModelRecipe, Recipe
+from vovnet.detection.zoo.torchvision_api import fasterrcnn_vovnet27_slim_fpn
+from vovnet.errors import InputError
+
+SMALL: dict[str, Any] = {
+    "backbone": "vovnet27_slim",
+    "num_classes": 3,
+    "min_size": 64,
+    "max_size": 96,
+    "fpn_channels": 16,
+    "box_representation_size": 24,
+    "mask_head_convs": 1,
+    "mask_head_channels": 12,
+    "box_detections_per_img": 7,
+    "box_score_thresh": 0.0,
+    "rpn_post_nms_top_n_train": 20,
+    "rpn_post_nms_top_n_test": 20,
+}
+KINDS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
+
+
+def small(**changes: Any) -> ModelRecipe:
+    return ModelRecipe(**{**SMALL, **changes})
+
+
+def pictures(channels: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(channels, *size, generator=generator) for size in ((48, 70), (90, 64))]
+
+
+def targets(images: list[Tensor]) -> list[dict[str, Tensor]]:
+    return [
+        {
+            "boxes": torch.tensor([[4.0, 6.0, 40.0, 44.0], [10.0, 2.0, 30.0, 20.0]]),
+            "labels": torch.tensor([1, 3]),
+            "masks": torch.ones(2, *image.shape[1:], dtype=torch.uint8),
+        }
+        for image in images
+    ]
+
+
+def separated(detector: nn.Module) -> nn.Module:
+    """Spread the scores, so that thresholds and ties hide no difference."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in detector.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return detector.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_builds_torchvisions_own_class_that_trains_and_detects(kind: str) -> None:
+    detector = build_detector(Recipe(model=small(detector=kind)))
+    assert type(detector) is KINDS[kind]
+    losses = detector(pictures(), targets(pictures()))
+    masks = {"loss_mask"} if kind == "mask_rcnn" else set()
+    assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"} | masks
+    sum(losses.values()).backward()
+    assert [k for k, p in detector.named_parameters() if p.grad is None] == []
+    found = detector.eval()(pictures())
+    for result, image in zip(found, pictures(), strict=True):
+        assert 0 < len(result["boxes"]) <= 7
+        assert set(result["labels"].tolist()) <= {1, 2, 3}
+        if kind == "mask_rcnn":
+            assert result["masks"].shape[1:] == (1, *image.shape[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_as_built_by_hand_from_torchvisions_parts(kind: str) -> None:
+    ours = separated(build_detector(small(detector=kind, mask_head_channels=256, mask_head_convs=4,
+                                          box_representation_size=1024)))  # fmt: skip
+    backbone = fpn_backbone("vovnet27_slim", out_channels=16, norm="bn")
+    hand = KINDS[kind](
+        backbone, num_classes=4, min_size=64, max_size=96, box_score_thresh=0.0, box_detections_per_img=7,
+        rpn_post_nms_top_n_test=20,
+    )  # fmt: skip
+    hand.load_state_dict(ours.state_dict())
+    hand.eval()
+    for found, expected in zip(ours(pictures()), hand(pictures()), strict=True):
+        assert set(found) == set(expected)
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:RCNN always returns")
+@pytest.mark.parametrize("kind", KINDS)
+def test_scripted_detector_finds_the_same(kind: str) -> None:
+    detector = separated(build_detector(small(detector=kind)))
+    _, found = torch.jit.script(detector)(pictures())
+    for scripted, expected in zip(found, detector(pictures()), strict=True):
+        assert len(expected["boxes"]) > 0
+        for key in expected:
+            torch.testing.assert_close(scripted[key], expected[key], rtol=1e-4, atol=1e-4)
+
+
+def test_every_field_arrives() -> None:
+    detector = build_detector(
+        small(
+            detector="mask_rcnn", extra_level="p6p7", fpn_norm="gn", aspect_ratios=[0.5, 2.0], rpn_head_convs=2,
+            anchor_sizes=[[8, 12], [16, 24], [32, 48], [64, 96], [128, 192], [256, 384]], rpn_pre_nms_top_n_train=11,
+            rpn_pre_nms_top_n_test=12, rpn_post_nms_top_n_train=9, rpn_post_nms_top_n_test=10,
+            rpn_batch_size_per_image=13, box_nms_thresh=0.4, box_score_thresh=0.2, box_batch_size_per_image=14,
+            mask_head_convs=2,
+        )
+    )  # fmt: skip
+    rpn, heads, transform = detector.rpn, detector.roi_heads, detector.transform
+    assert detector.backbone.level_names == ("0", "1", "2", "3", "p6", "p7")
+    assert any(isinstance(m, nn.GroupNorm) for m in detector.backbone.fpn.modules())
+    assert rpn.anchor_generator.sizes[1] == (16, 24)
+    assert rpn.anchor_generator.num_anchors_per_location() == [4] * 6
+    assert rpn.head.cls_logits.out_channels == 4
+    assert len(rpn.head.conv) == 2
+    assert (rpn._pre_nms_top_n, rpn._post_nms_top_n) == (
+        {"training": 11, "testing": 12},
+        {"training": 9, "testing": 10},
+    )
+    assert rpn.fg_bg_sampler.batch_size_per_image == 13
+    assert (heads.nms_thresh, heads.score_thresh, heads.detections_per_img) == (0.4, 0.2, 7)
+    assert heads.fg_bg_sampler.batch_size_per_image == 14
+    assert heads.box_head.fc6.out_features == 24
+    assert heads.box_predictor.cls_score.out_features == 4
+    assert heads.box_roi_pool.featmap_names == heads.mask_roi_pool.featmap_names == ["0", "1", "2", "3"]
+    assert [m.out_channels for m in heads.mask_head.modules() if isinstance(m, nn.Conv2d)] == [12, 12]
+    assert heads.mask_predictor.mask_fcn_logits.out_channels == 4
+    assert (transform.min_size, transform.max_size) == ((64,), 96)
+
+
+def test_default_anchors_follow_the_number_of_levels() -> None:
+    for extra, sizes in (("pool", [32, 64, 128, 256, 512]), (None, [32, 64, 128, 256])):
+        generator = build_detector(small(extra_level=extra)).rpn.anchor_generator
+        assert generator.sizes == tuple((s,) for s in sizes)
+        assert generator.aspect_ratios == ((0.5, 1.0, 2.0),) * len(sizes)
+
+
+def test_images_are_resized_in_evaluation_alone() -> None:
+    detector = build_detector(small())
+    assert detector.transform(pictures())[0].image_sizes == [(48, 70), (90, 64)]
+    detector.eval()
+    assert detector.transform(pictures())[0].image_sizes == [(64, 93), (90, 64)]
+
+
+def test_normalisation_is_the_backbones_unless_the_recipe_says_otherwise() -> None:
+    detector = build_detector(small(backbone="tf_efficientnet_lite0"))
+    assert (detector.transform.image_mean, detector.transform.image_std) == ([0.5] * 3, [0.5] * 3)
+    detector = build_detector(small(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]))
+    assert (detector.transform.image_mean, detector.transform.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_other_channels_than_three(in_chans: int) -> None:
+    detector = build_detector(small(in_chans=in_chans))
+    images = pictures(in_chans)
+    assert all(torch.isfinite(loss) for loss in detector(images, targets(images)).values())
+    assert len(detector.eval()(images)) == 2
+
+
+def test_frozen_without_a_download() -> None:
+    recipe = small(pretrained=True, norm="frozen_bn", trainable_stages=2)
+    detector = build_detector(recipe, download=False)
+    trained = {k.split(".")[0] for k, p in detector.backbone.body.named_parameters() if p.requires_grad}
+    assert trained == {"stages_2", "stages_3"}
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in detector.modules())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"detector": "retinanet"}, "model.detector must be one of faster_rcnn, mask_rcnn; got 'retinanet'"),
+        ({"norm": "in"}, "model.norm must be one of"),
+        ({"fpn_norm": "frozen_bn"}, "model.fpn_norm must be one of null, bn"),
+        ({"extra_level": "p6"}, "model.extra_level must be one of"),
+        ({"num_classes": None}, "model.num_classes is not set"),
+        ({"num_classes": 0}, "model.num_classes must be a positive integer; got 0"),
+        ({"in_chans": 0}, "model.in_chans"),
+        ({"fpn_channels": -1}, "model.fpn_channels"),
+        ({"min_size": 0}, "model.min_size"),
+        ({"max_size": 63}, "model.max_size must be at least model.min_size, 64; got 63"),
+        ({"trainable_stages": -1}, "model.trainable_stages"),
+        ({"trainable_stages": 6, "pretrained": True}, "trainable_stages must be 0 to 5"),
+        ({"aspect_ratios": []}, "model.aspect_ratios"),
+        ({"aspect_ratios": [0.5, 0.0]}, "model.aspect_ratios"),
+        ({"image_mean": [0.5]}, r"model.image_mean must be 3 numbers.*got \[0.5\]"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "model.image_std must be positive"),
+        ({"anchor_sizes": [[32]]}, "model.anchor_sizes must be 5 lists"),
+        ({"anchor_sizes": [[32], [64], [128], [256], [512, 600]]}, "model.anchor_sizes must be as many"),
+        ({"anchor_sizes": [[32], [64], [128], [256], [-1]]}, "model.anchor_sizes must be positive"),
+        ({"box_score_thresh": 1.5}, "model.box_score_thresh must be a number from 0 to 1"),
+        ({"box_nms_thresh": -0.1}, "model.box_nms_thresh"),
+        ({"rpn_head_convs": 0}, "model.rpn_head_convs"),
+        ({"mask_head_convs": 0}, "model.mask_head_convs"),
+        ({"backbone": "vovnet93"}, "model.backbone 'vovnet93': timm knows no model"),
+        ({"backbone_args": {"drop_pth": 0.1}}, "model.backbone_args: .*'drop_pth'"),
+        ({"out_indices": [1, 3]}, r"model.backbone 'vovnet27_slim': out_indices \[1, 3\]"),
+    ],
+)
+def test_wrong_fields_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_detector(small(**change), download=False)
+
+
+def test_a_recipe_is_not_changed() -> None:
+    recipe = small(aspect_ratios=[0.5, 1.0])
+    before = dataclasses.asdict(recipe)
+    build_detector(recipe)
+    assert dataclasses.asdict(recipe) == before
+
+
+@pytest.mark.parametrize("backbone", ["vovnet27_slim", "vovnet39", "vovnet57"])
+@pytest.mark.parametrize(("prefix", "kind"), [("fasterrcnn", FasterRCNN), ("maskrcnn", MaskRCNN)])
+def test_torchvision_finds_the_builders(prefix: str, kind: type, backbone: str) -> None:
+    name = f"{prefix}_{backbone}_fpn"
+    assert name in torchvision.models.list_models()
+    with torch.device("meta"):
+        detector = torchvision.models.get_model(name, weights=None, progress=False)
+    assert type(detector) is kind
+    assert detector.roi_heads.box_predictor.cls_score.out_features == 91
+    assert all(p.requires_grad for p in detector.parameters())
+    builder = torchvision.models.get_model_builder(name)
+    assert builder.__name__ == name
+    assert backbone in (builder.__doc__ or "")
+
+
+def test_torchvision_style_arguments_arrive() -> None:
+    anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((1.0,),) * 5)
+    detector = fasterrcnn_vovnet27_slim_fpn(
+        num_classes=4, min_size=(64, 72), image_mean=[0.0] * 3, rpn_anchor_generator=anchors, size_divisible=64
+    )
+    assert detector.roi_heads.box_predictor.cls_score.out_features == 4
+    assert detector.transform.min_size == (64, 72)
+    assert (detector.transform.image_mean, detector.transform.image_std) == ([0.0] * 3, [0.229, 0.224, 0.225])
+    assert detector.rpn.anchor_generator is anchors
+    assert detector.transform.size_divisible == 64
+    predictor = nn.Identity()
+    assert fasterrcnn_vovnet27_slim_fpn(box_predictor=predictor).roi_heads.box_predictor is predictor
+
+
+def test_a_mistyped_argument_is_named_with_its_neighbour() -> None:
+    with pytest.raises(TypeError, match="no argument 'box_score_tresh'; did you mean 'box_score_thresh'"):
+        fasterrcnn_vovnet27_slim_fpn(box_score_tresh=0.1)
+    with pytest.raises(TypeError, match="FasterRCNN has no argument 'mask_head'"):
+        fasterrcnn_vovnet27_slim_fpn(mask_head=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": "DEFAULT"}, "weights='DEFAULT': nothing is published of this detector"),
+        ({"weights_backbone": "no_such_tag"}, "weights_backbone must be None, True, 'DEFAULT' or a tag"),
+        ({"trainable_backbone_layers": 6}, "trainable_backbone_layers must be 0 to 5, got 6"),
+    ],
+)
+def test_torchvision_style_values_are_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fasterrcnn_vovnet27_slim_fpn(**arguments)
+
+
+@pytest.mark.parametrize("given", [True, "DEFAULT", "TAG"])
+def test_a_pretrained_backbone_is_frozen_as_torchvision_freezes_it(
+    given: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def without_download(name: str, **options: Any) -> Any:
+        asked.append(name)
+        return fpn_backbone(name, download=False, **options)
+
+    monkeypatch.setattr("vovnet.detection.zoo.torchvision_api.fpn_backbone", without_download)
+    tag = timm.get_pretrained_cfg("vovnet39").tag
+    with torch.device("meta"):
+        detector = torchvision.models.get_model(
+            "fasterrcnn_vovnet39_fpn", weights_backbone=tag if given == "TAG" else given
+        )
+    assert asked == [f"vovnet39.{tag}" if given == "TAG" else "vovnet39"]
+    training = {k.split(".")[0] for k, p in detector.backbone.body.named_parameters() if p.requires_grad}
+    assert training == {"stages_1", "stages_2", "stages_3"}
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in detector.backbone.modules())
+
+
+def test_stages_of_random_weights_all_train() -> None:
+    with pytest.warns(UserWarning, match="trainable_backbone_layers=2 has no effect"):
+        detector = fasterrcnn_vovnet27_slim_fpn(trainable_backbone_layers=2)
+    assert all(p.requires_grad for p in detector.parameters())
+
+
+def test_building_from_random_weights_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fasterrcnn_vovnet27_slim_fpn()
+        build_detector(small())

@@ -1,0 +1,394 @@
+"""The training loop: its step against sums done by hand, and runs that stop, go on, repeat and fail."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import tv_tensors
+
+from vovnet.detection import distributed
+from vovnet.detection.checkpoints.folder import load_detector
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.training.callbacks import Callback
+from vovnet.detection.training.engine import NonFiniteLossError, TrainingInterrupted, step, train
+from vovnet.detection.training.optimizer import build_optimizer, build_schedule
+from vovnet.detection.training.run import RUN_FILES, Run
+from vovnet.errors import InputError
+
+
+class Squares:
+    """A dataset that follows the protocol and needs no file: one bright square in each image."""
+
+    categories = ({"id": 7, "name": "square"},)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+        pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
+        left = 4 * index
+        pixels[:, 10:42, left : left + 32] = 200
+        boxes = torch.tensor([[left, 10, left + 32, 42]], dtype=torch.float32)
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(64, 64)),
+            "labels": torch.tensor([1]),
+            "image_id": 100 + index,
+        }
+        return tv_tensors.Image(pixels), target
+
+
+def tiny_recipe(**solver: Any) -> Recipe:
+    model = ModelRecipe(
+        backbone="vovnet27_slim",
+        fpn_channels=8,
+        min_size=64,
+        max_size=64,
+        box_representation_size=16,
+        rpn_pre_nms_top_n_train=50,
+        rpn_post_nms_top_n_train=20,
+        rpn_pre_nms_top_n_test=50,
+        rpn_post_nms_top_n_test=20,
+        box_batch_size_per_image=8,
+    )
+    settings = {"base_lr": 0.01, "batch_size": 2, "reference_batch_size": 2, "max_iterations": 5, "steps": [4]}
+    return Recipe(
+        model=model,
+        data=DataRecipe(train_min_sizes=[56, 64], train_max_size=64, colour=0.2, workers=0),
+        solver=SolverRecipe(**{**settings, "warmup_iterations": 2, **solver}),
+        log=LogRecipe(log_every=1, evaluate_every=0, checkpoint_every=100),
+    )
+
+
+def losses_of(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+class InterruptAt(Callback):
+    def __init__(self, iteration: int, number: signal.Signals = signal.SIGINT) -> None:
+        self.at, self.number = iteration, number
+
+    def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
+        if run.iteration == self.at:
+            signal.raise_signal(self.number)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(tiny_recipe(ema=0.9), folder, train_dataset=Squares(), val_dataset=Squares(), progress=False)
+    return folder
+
+
+def test_a_run_leaves_every_file_and_a_folder_that_loads(finished: Path) -> None:
+    for name in RUN_FILES:
+        assert (finished / name).stat().st_size > 0, name
+    detector = load_detector(finished)
+    assert detector.categories == [{"id": 7, "name": "square"}]
+    assert set(detector([torch.rand(3, 50, 60)])[0]) == {"boxes", "labels", "scores"}
+    assert not list(finished.glob(".tmp-*"))
+
+
+def test_the_metrics_file_has_losses_and_evaluations(finished: Path) -> None:
+    losses = losses_of(finished)
+    assert [line["iteration"] for line in losses] == [1, 2, 3, 4, 5]
+    parts = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+    for line in losses:
+        assert line["loss"] == pytest.approx(sum(line[part] for part in parts))
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["iteration"] == 5
+    assert {"box_ap", "box_ap50", "box_aps"} <= set(last)
+
+
+def test_the_recipe_that_is_left_repeats_the_run(finished: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(finished / "recipe.yaml")
+    train(recipe, tmp_path / "again", train_dataset=Squares(), val_dataset=Squares(), progress=False)
+    assert losses_of(tmp_path / "again") == losses_of(finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_with_the_same_losses(
+    finished: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    recipe, run = tiny_recipe(ema=0.9), tmp_path / "run"
+    data: dict[str, Any] = {"train_dataset": Squares(), "val_dataset": Squares(), "progress": False}
+    with pytest.raises(TrainingInterrupted, match="--resume"):
+        train(recipe, run, callbacks=[InterruptAt(2, number)], **data)
+    assert len(losses_of(run)) == 2
+    torch.rand(17)  # whatever else happened to the random numbers meanwhile
+    train(recipe, run, resume=True, **data)
+    assert losses_of(run) == losses_of(finished)
+    whole, parts = load_detector(finished).state_dict(), load_detector(run).state_dict()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_lines_that_a_killed_run_wrote_after_its_checkpoint_are_dropped(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(TrainingInterrupted):
+        train(
+            tiny_recipe(ema=0.9),
+            run,
+            train_dataset=Squares(),
+            val_dataset=Squares(),
+            progress=False,
+            callbacks=[InterruptAt(3)],
+        )
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 4, "loss": 1}\n{"iterat')
+    train(tiny_recipe(ema=0.9), run, train_dataset=Squares(), val_dataset=Squares(), progress=False, resume=True)
+    assert losses_of(run) == losses_of(finished)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_iteration_and_images(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = tiny_recipe(base_lr=1e25, warmup_iterations=0)
+    recipe.log.checkpoint_every = 1
+    with pytest.raises(NonFiniteLossError, match=r"iteration [2-5], image ids \[10\d, 10\d\]"):
+        train(recipe, run, train_dataset=Squares(), progress=False)
+    saved = torch.load(run / "last.pt", weights_only=True)
+    assert saved["iteration"] == len(losses_of(run)) >= 1
+
+
+def test_a_folder_with_something_in_it_is_refused_and_kept(finished: Path, tmp_path: Path) -> None:
+    before = (finished / "last.pt").read_bytes()
+    with pytest.raises(InputError, match="--overwrite"):
+        train(tiny_recipe(), finished, train_dataset=Squares(), progress=False)
+    with pytest.raises(InputError, match="expected one of them"):
+        train(tiny_recipe(), finished, train_dataset=Squares(), progress=False, resume=True, overwrite=True)
+    assert (finished / "last.pt").read_bytes() == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="a file stands there"):
+        train(tiny_recipe(), tmp_path / "file", train_dataset=Squares(), progress=False)
+
+
+def test_overwriting_leaves_nothing_of_the_former_run(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.pt").write_text("of a former run")
+    train(tiny_recipe(max_iterations=1), run, train_dataset=Squares(), progress=False, overwrite=True)
+    assert not (run / "best.pt").exists()
+    assert (run / "model.safetensors").exists()
+
+
+def test_resuming_with_another_recipe_names_the_difference(finished: Path) -> None:
+    data: dict[str, Any] = {"train_dataset": Squares(), "progress": False, "resume": True}
+    with pytest.raises(InputError, match=r"solver\.momentum \(was 0\.9, now 0\.5\)"):
+        train(tiny_recipe(ema=0.9, momentum=0.5), finished, **data)
+    other = tiny_recipe(ema=0.9)
+    with pytest.raises(InputError, match=r"model\.backbone"):
+        train(replace(other, model=replace(other.model, backbone="resnet10t")), finished, **data)
+
+
+def test_resuming_without_a_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="start without --resume"):
+        train(tiny_recipe(), tmp_path, train_dataset=Squares(), progress=False, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "code", "foreign"])
+def test_a_damaged_checkpoint_is_refused_without_running_anything(finished: Path, tmp_path: Path, damage: str) -> None:
+    run, marker = tmp_path / "run", tmp_path / "executed"
+    run.mkdir()
+    good = (finished / "last.pt").read_bytes()
+    if damage == "truncated":
+        (run / "last.pt").write_bytes(good[: len(good) // 2])
+    elif damage == "flipped":
+        (run / "last.pt").write_bytes(b"\x00" * 200 + good[200:])
+    elif damage == "code":
+        torch.save(_Exploit(str(marker)), run / "last.pt")
+    else:
+        torch.save({"model": {"weight": torch.ones(1)}}, run / "last.pt")
+    with pytest.raises(InputError, match=r"last\.pt") as caught:
+        train(tiny_recipe(ema=0.9), run, train_dataset=Squares(), progress=False, resume=True)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+class _Exploit:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 3, "accumulate": 2}, "solver.batch_size: expected a multiple"),
+        ({"amp": "fp8"}, "solver.amp"),
+    ],
+)
+def test_a_solver_that_cannot_work_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        train(tiny_recipe(**change), tmp_path / "run", train_dataset=Squares(), progress=False)
+
+
+def test_a_wrong_number_of_classes_and_missing_data_are_refused(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    recipe.model.num_classes = 3
+    with pytest.raises(InputError, match=r"model\.num_classes: the recipe says 3, the training data has 1"):
+        train(recipe, tmp_path / "a", train_dataset=Squares(), progress=False)
+    with pytest.raises(InputError, match=r"data\.train: no training data"):
+        train(tiny_recipe(), tmp_path / "b", progress=False)
+
+
+def test_the_best_weights_alone_are_no_run_to_resume(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(finished / "best.pt", run / "last.pt")
+    with pytest.raises(InputError, match=r"best\.pt holds weights alone"):
+        train(tiny_recipe(ema=0.9), run, train_dataset=Squares(), progress=False, resume=True)
+
+
+def test_resuming_on_other_categories_is_refused(finished: Path) -> None:
+    class Renamed(Squares):
+        categories = ({"id": 7, "name": "circle"},)
+
+    with pytest.raises(InputError, match="was on categories square, the data has circle"):
+        train(tiny_recipe(ema=0.9), finished, train_dataset=Renamed(), progress=False, resume=True)
+
+
+def test_an_error_before_the_first_iteration_is_the_one_that_is_seen(tmp_path: Path) -> None:
+    class Broken(Callback):
+        def start(self, run: Run) -> None:
+            raise OSError(28, "No space left on device", "log")
+
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny_recipe(), tmp_path / "run", train_dataset=Squares(), callbacks=[Broken()])
+
+
+def test_a_failing_evaluation_keeps_the_work_that_was_done(tmp_path: Path) -> None:
+    class Unreadable(Squares):
+        def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+            raise InputError("truncated.jpg: truncated")
+
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=r"truncated\.jpg"):
+        train(tiny_recipe(), run, train_dataset=Squares(), val_dataset=Unreadable(), progress=False)
+    assert torch.load(run / "last.pt", weights_only=True)["iteration"] == 5
+
+
+def test_what_a_folder_cannot_store_is_refused_before_training(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    recipe.model.rpn_pre_nms_top_n_test = 10**6
+    with pytest.raises(InputError, match="rpn_pre_nms_top_n_test"):
+        train(recipe, tmp_path / "run", train_dataset=Squares(), progress=False)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_init_starts_from_another_runs_weights(finished: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(max_iterations=1, base_lr=0.0)
+    recipe.init = str(finished)
+    train(recipe, tmp_path / "run", train_dataset=Squares(), progress=False)
+    parent, child = load_detector(finished), load_detector(tmp_path / "run")
+    assert torch.equal(parent.backbone.fpn.inner_blocks[0][0].weight, child.backbone.fpn.inner_blocks[0][0].weight)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"amp": "bf16"}, {"clip_grad_norm": 0.1}, {"schedule": "cosine", "accumulate": 2}]
+)
+def test_every_way_of_training_runs(settings: dict[str, Any], tmp_path: Path) -> None:
+    train(tiny_recipe(max_iterations=2, **settings), tmp_path / "run", train_dataset=Squares(), progress=False)
+    assert len(losses_of(tmp_path / "run")) == 2
+
+
+def test_automatic_precision_is_written_down_as_what_it_was(tmp_path: Path) -> None:
+    train(tiny_recipe(max_iterations=1, amp="auto"), tmp_path / "run", train_dataset=Squares(), progress=False)
+    expected = "bf16" if distributed.computes_with_bf16(torch.device("cpu")) else "none"
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").solver.amp == expected
+
+
+def test_gradients_that_are_not_finite_stop_before_the_weights_change() -> None:
+    run = by_hand(SolverRecipe(base_lr=0.1, batch_size=2, reference_batch_size=2, warmup_iterations=0))
+    run.detector.layer.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = [parameter.clone() for parameter in run.detector.parameters()]
+    with pytest.raises(NonFiniteLossError, match=r"iteration 1, image ids \[0, 1\] \(gradient norm"):
+        step(run, [pictures(2)])
+    assert all(torch.equal(old, new) for old, new in zip(before, run.detector.parameters(), strict=True))
+
+
+class Regression(nn.Module):
+    """Stands for a detector: takes images and targets, returns losses that depend on nothing random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1, dtype=torch.float64)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        values = self.layer(torch.stack([image.flatten().double() for image in images]))[:, 0]
+        wanted = torch.stack([target["labels"][0].double() for target in targets])
+        return {"loss_a": (values - wanted).square().mean(), "loss_b": values.abs().mean()}
+
+
+def by_hand(solver: SolverRecipe) -> Run:
+    torch.manual_seed(3)
+    model = Regression()
+    optimizer = build_optimizer(model, solver)
+    return Run(
+        recipe=Recipe(solver=solver),
+        output=Path("none"),
+        device=torch.device("cpu"),
+        detector=model,
+        wrapped=model,
+        categories=[],
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, solver),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        ema=None,
+    )
+
+
+def pictures(count: int, first: int = 0) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    images = [torch.full((1, 2, 2), 40 * (first + i), dtype=torch.uint8) for i in range(count)]
+    return images, [{"labels": torch.tensor([first + i]), "image_id": first + i} for i in range(count)]
+
+
+def test_a_step_is_sgd_with_momentum_decay_and_clipping() -> None:
+    solver = SolverRecipe(
+        base_lr=0.1,
+        batch_size=4,
+        reference_batch_size=4,
+        weight_decay=0.01,
+        clip_grad_norm=0.5,
+        warmup_iterations=0,
+        steps=[1],
+    )
+    run = by_hand(solver)
+    reference = copy.deepcopy(run.detector)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for lr in (0.1, 0.01):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        images, targets = pictures(4)
+        losses = reference([image.float() / 255 for image in images], targets)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        optimizer.step()
+        reported = step(run, [pictures(4)])
+        assert reported["loss"] == pytest.approx(sum(losses.values()).item(), rel=1e-6)
+        assert run.last_lr == pytest.approx(lr)
+    for ours, theirs in zip(run.detector.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_accumulated_batches_equal_one_large_batch() -> None:
+    solver = SolverRecipe(base_lr=0.1, batch_size=4, reference_batch_size=4, warmup_iterations=0)
+    whole, parts = by_hand(solver), by_hand(replace(solver, accumulate=2))
+    together = step(whole, [pictures(4)])
+    in_parts = step(parts, [pictures(2), pictures(2, first=2)])
+    assert in_parts == pytest.approx(together, rel=1e-6)
+    for ours, theirs in zip(whole.detector.parameters(), parts.detector.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)

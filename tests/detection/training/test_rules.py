@@ -1,0 +1,105 @@
+"""The name of a set of conventions: looked up in one place, imported when asked for, and refused where unknown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vovnet.detection.checkpoints.folder import load_detector, save_detector
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.training.engine import train
+from vovnet.detection.training.rules import MODULES, Conventions, conventions_of
+from vovnet.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+MODEL = ModelRecipe(backbone="vovnet27_slim", fpn_channels=8, box_representation_size=8, num_classes=1)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_name_has_its_conventions(name: str) -> None:
+    found = conventions_of(ModelRecipe(conventions=name))
+    assert isinstance(found, Conventions)
+    assert found is conventions_of(ModelRecipe(conventions=name))
+
+
+def test_a_recipe_has_torchvisions_unless_it_says_so() -> None:
+    assert ModelRecipe().conventions == "torchvision"
+    assert load_recipe("quickstart").model.conventions == "torchvision"
+
+
+def test_an_unknown_name_in_a_recipe_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        "faster_rcnn_vovnet39_fpn", ["model.conventions=detectron", "data.train=[{images: a, annotations: b}]"]
+    )
+    with pytest.raises(InputError, match=r"model\.conventions must be one of torchvision, legacy; got 'detectron'"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_name_in_a_stored_detector_is_refused(tmp_path: Path) -> None:
+    save_detector(tmp_path, build_detector(MODEL), MODEL, [{"id": 1, "name": "thing"}])
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for value in ("detectron", "vovnet.detection.training.modern", "", None, 3):
+        config["model"]["conventions"] = value
+        path.write_text(json.dumps(config))
+        with pytest.raises(InputError, match=r"config\.json.*conventions") as caught:
+            load_detector(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_detector_stored_before_there_were_conventions_loads(tmp_path: Path) -> None:
+    save_detector(tmp_path, build_detector(MODEL), MODEL, [{"id": 1, "name": "thing"}])
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("conventions", "box_head_convs", "box_head_channels", "head_norm"):
+        del config["model"][key]
+    path.write_text(json.dumps(config))
+    assert load_detector(tmp_path).recipe.conventions == "torchvision"  # type: ignore[union-attr]
+
+
+MODERN_LIFE = """
+import sys
+from pathlib import Path
+import vovnet.adapters, vovnet.cli, vovnet.detection, vovnet.hub
+from vovnet.detection import evaluate, predict
+from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.training.engine import train
+from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.data.synthetic import generate_shapes
+folder = Path(sys.argv[1])
+sources = generate_shapes(folder, train=2, val=1, size=(64, 64), max_shapes=1)
+keys = [f"data.{name}=[{{images: '{one.images}', annotations: '{one.annotations}'}}]" for name, one in sources.items()]
+keys += ["model.backbone=vovnet27_slim", "model.fpn_channels=8", "model.box_representation_size=8", "model.min_size=64",
+    "model.max_size=64", "data.train_min_sizes=[64]", "data.train_max_size=64", "data.workers=0", "solver.batch_size=2",
+    "solver.max_iterations=1", "model.mask_head_channels=8", "model.pretrained=false", "model.norm=bn"]
+train(load_recipe("mask_rcnn_vovnet39_fpn", keys), folder / "run", progress=False)
+detector = vovnet.hub.load_detector(folder / "run")
+predict(detector, [next(Path(sources["val"].images).glob("*.png"))])
+print([name for name in sys.modules if name.startswith("vovnet.") and "legacy" in name])
+"""
+
+
+def test_the_modern_path_imports_nothing_of_the_legacy_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", MODERN_LIFE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_modern_path_names_the_legacy_one_only_where_it_is_looked_up() -> None:
+    folder = REPOSITORY / "detection"
+    importing = {
+        path.name
+        for path in folder.rglob("*.py")
+        if "legacy" not in path.parts
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "detection.legacy" in line
+    }
+    assert importing == {"rules.py"}

@@ -1,0 +1,242 @@
+"""Fused layers in one call: the same as one by one, and nobody who looks at a layer or changes one is missed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+from osa_reference import draw
+from small_networks import network, trained
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from vovnet import fuse
+from vovnet.fusion.layers import FusedMaxPool2d
+from vovnet.fusion.sequences import FusedFeatureDict, FusedFeatureList, FusedSequential, follow
+from vovnet.ops.build import loader
+
+
+@pytest.fixture(autouse=True)
+def kernels() -> Iterator[None]:
+    """Skips where nothing can be compiled: without kernels layers are called one by one."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        if not loader.cpu_operators():
+            pytest.skip("needs the compiled operators for the CPU")
+        yield
+
+
+def net(name: str = "vovnet27_slim", **options: Any) -> Any:
+    """Fused, of enough channels for every kernel."""
+    torch.manual_seed(0)
+    return fuse(trained(timm.create_model(name, pretrained=False, **options)).eval())
+
+
+def image(*size: int) -> Tensor:
+    return draw((*size[:1], 3, *size[1:]), 1, torch.float32)
+
+
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Which of our operators are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func).startswith("vovnet."):
+            self.names.append(str(func).removeprefix("vovnet.").removesuffix(".default"))
+        return func(*args, **(kwargs or {}))
+
+
+def calls(module: Any, x: Tensor) -> tuple[Any, list[str]]:
+    with Calls() as seen:
+        out = module(x)
+    return out, seen.names
+
+
+def one_by_one(fused: Any, x: Tensor) -> list[Tensor]:
+    """What each layer of a feature extractor makes, called by its name."""
+    maps = []
+    for name, module in fused.items():
+        x = module(x)
+        if name in fused.return_layers:
+            maps.append(x)
+    return maps
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("size", [(1, 96, 80), (3, 33, 65), (2, 32, 32)])
+def test_features_in_one_call(size: tuple[int, int, int], precision: str) -> None:
+    torch.manual_seed(0)
+    model = trained(timm.create_model("vovnet27_slim", features_only=True, out_indices=(0, 2, 4))).eval()
+    fused: Any = fuse(model, precision=precision)
+    fused(image(*size))
+    got, names = calls(fused, image(*size))
+    assert names == ["packed_chain"]
+    for one, other in zip(got, one_by_one(fused, image(*size)), strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+
+
+@pytest.mark.parametrize(("cls", "kind"), [("list", FusedFeatureList), ("dict", FusedFeatureDict)])
+def test_kinds_of_extractors(cls: str, kind: type[nn.Module]) -> None:
+    fused = net(features_only=True, feature_cls=cls)
+    assert type(fused) is kind
+    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert type(copied) is kind
+        for one, other in zip(list(copied(image(1, 40, 40))), list(fused(image(1, 40, 40))), strict=True):
+            assert isinstance(one, str) or torch.equal(one, other)
+
+
+def test_a_classifier_takes_two_calls() -> None:
+    fused = net()
+    assert type(fused.stem) is type(fused.stages) is FusedSequential
+    fused(image(1, 64, 64))
+    assert calls(fused, image(1, 64, 64))[1] == ["packed_chain"] * 2
+    taken = fused.stages(fused.stem(image(1, 64, 64)))
+    x = image(1, 64, 64)
+    for layer in [*fused.stem, *fused.stages]:
+        x = layer(x)
+    assert torch.equal(taken, x)
+
+
+def test_an_attention_ends_a_chain() -> None:
+    """Of these networks, each stage's last block has one."""
+    fused = net("ese_vovnet39b")
+    fused(image(1, 64, 64))
+    out, names = calls(fused.stages, fused.stem(image(1, 64, 64)))
+    assert names == ["packed_chain", "pool_max", *["packed_chain"] * 5]
+    x = fused.stem(image(1, 64, 64))
+    for stage in fused.stages:
+        for layer in [*([] if stage.pool is None else [stage.pool]), *stage.blocks]:
+            x = layer(x)
+    assert torch.equal(out, x)
+
+
+def test_hooks_see_every_call() -> None:
+    fused = net(features_only=True)
+    expected = fused(image(1, 64, 64))
+    seen: list[str] = []
+    for name in ("stem_1", "stages_1", "stages_2.pool", "stages_3.blocks"):
+        fused.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    for one, other in zip(fused(image(1, 64, 64)), expected, strict=True):
+        assert torch.equal(one, other)
+    assert seen == ["stem_1", "stages_1", "stages_2.pool", "stages_3.blocks"]
+
+
+def test_a_layer_that_is_exchanged_afterwards() -> None:
+    fused = net()
+    x = image(1, 64, 64)
+    before = fused.stages(fused.stem(x))
+    fused.stages[3] = nn.Identity()
+    assert fused.stages(fused.stem(x)).shape[1] < before.shape[1]
+    fused.stem[0].forward = lambda x: torch.zeros_like(x).repeat(1, 22, 1, 1)[:, :64, ::2, ::2]
+    assert fused.stem(x).std(dim=(0, 2, 3))[:, None].max() < fused.stem(x).abs().max()
+    del fused.stem[0].forward
+    other = net()
+    fused.stem[1] = other.stem[2]
+    fused.stem[2] = nn.Identity()
+    assert torch.equal(fused.stem(x), other.stem[2](fused.stem[0](x)))
+
+
+def test_a_layer_that_is_converted_afterwards() -> None:
+    """What was found for a chain before does not serve it any more."""
+    fused = net()
+    x = image(1, 64, 64)
+    before = fused(x)
+    with torch.no_grad():
+        fused.stem[1]._apply(lambda weight: weight * 2)
+    assert not torch.allclose(fused(x), before)
+    fused.stem[1]._apply(lambda weight: weight / 2)
+    assert torch.equal(fused(x), before)
+    fused.double().float()
+    assert torch.equal(fused(x), before)
+
+
+def test_shorter_chains_of_the_same_layers() -> None:
+    fused = net(features_only=True)
+    x = image(1, 64, 64)
+    expected = fused(x)[-1]
+    for _ in range(2):
+        shorter = follow([("a", fused.stem_0), ("b", fused.stem_1)], x)[0]
+        assert torch.equal(shorter, fused.stem_1(fused.stem_0(x)))
+        assert torch.equal(fused(x)[-1], expected)
+
+
+def test_a_layer_twice_in_a_row() -> None:
+    fused = net()
+    layer = fused.stem[1]
+    expected = layer(layer(fused.stem[0](image(1, 32, 32))))
+    last, taken = follow([("a", fused.stem[0]), ("b", layer), ("c", layer)], image(1, 32, 32), ("b",))
+    assert torch.equal(last, expected)
+    assert torch.equal(taken["b"], layer(fused.stem[0](image(1, 32, 32))))
+
+
+def test_gradients_go_through_plain_pytorch() -> None:
+    fused = net(features_only=True)
+    x = image(1, 64, 64)
+    expected = fused(x)[-1]
+    with torch.enable_grad():
+        x.requires_grad_()
+        got, names = calls(fused, x)
+        assert not names
+        got[-1].sum().backward()
+        assert x.grad is not None
+        fused.stages_3.blocks[0].conv_concat.weight.requires_grad_()
+        got, names = calls(fused, image(1, 64, 64))
+        assert got[-1].requires_grad
+    torch.testing.assert_close(got[-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_asked_for_beside_the_last() -> None:
+    """Also of modules that do nothing, and of those that the kernels do not take."""
+    pool = FusedMaxPool2d([3, 3], [2, 2], [1, 1], False)
+    conv = net().stem[0]
+    x = image(1, 32, 32)
+    modules = [("first", nn.Identity()), ("a", conv), ("same", nn.Identity()), ("b", pool), ("c", nn.Sigmoid())]
+    last, taken = follow(modules, x, ("first", "a", "same", "c"))
+    assert list(taken) == ["first", "a", "same", "c"]
+    assert torch.equal(taken["first"], x)
+    assert taken["a"] is taken["same"]
+    assert torch.equal(taken["a"], conv(x))
+    assert torch.equal(last, pool(conv(x)).sigmoid())
+    assert taken["c"] is last
+    last, taken = follow([], x)
+    assert last is x
+    assert not taken
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_chain_that_begins_with_a_pool(precision: str, channels: int) -> None:
+    """Images and maps may lie in any way."""
+    torch.manual_seed(0)
+    convs = [Conv2dNormActivation(channels, 16, 3), Conv2dNormActivation(16, 24, 3)]
+    fused: Any = fuse(nn.Sequential(nn.MaxPool2d(2), *convs).eval(), precision=precision)
+    assert type(fused) is FusedSequential
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = draw((2, channels, 32, 36), 1, torch.float32).contiguous(memory_format=layout)
+        assert torch.equal(fused(x), fused[2](fused[1](fused[0](x))))
+
+
+def test_pools_alone_are_no_chain() -> None:
+    pool = FusedMaxPool2d([3, 3], [2, 2], [1, 1], False)
+    x = image(1, 32, 32)
+    assert torch.equal(follow([("a", pool), ("b", pool)], x)[0], pool(pool(x)))
+
+
+def test_a_network_of_few_channels_in_bfloat16() -> None:
+    """Layers that read float32 begin a chain of their own."""
+    fused: Any = fuse(network("ours", features_only=True), precision="bf16")
+    fused(image(2, 64, 64))
+    got, names = calls(fused, image(2, 64, 64))
+    assert names.count("packed_chain") >= 1
+    for one, other in zip(got, one_by_one(fused, image(2, 64, 64)), strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,101 @@
+"""Where ``pretrained=True`` finds the weights of our own networks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from timm.models import PretrainedCfg, resolve_pretrained_cfg
+
+from vovnet.checkpoints.hub import V1_NOTICE, fetch, hub_errors
+from vovnet.checkpoints.pickled import refuse_unreadable
+from vovnet.errors import InputError, reason
+
+NAMESPACE_VARIABLE = "VOVNET_HUB_NAMESPACE"
+"""A user or organisation on the Hub that has the weights as ``vovnet39.in1k`` and so on. There is no default: who has
+not chosen one gets the authors' files, and nobody can take a name that we would trust."""
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@contextmanager
+def pretrained_source(variant: str, kwargs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Arguments of ``build_model_with_cfg`` that lead it to the weights; its failures to get them become InputErrors.
+
+    A file, folder, repository or address that the caller names is taken as it is. Else the weights come from the Hub
+    namespace in ``VOVNET_HUB_NAMESPACE``, else from the authors' file; never from the second because the first failed.
+
+    Args:
+        variant: timm's name of the architecture.
+        kwargs: what the caller gave: ``pretrained_cfg``, ``pretrained_cfg_overlay`` and others.
+
+    Raises:
+        InputError: the namespace is not one, or the weights cannot be had or read.
+    """
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    registered = resolve_pretrained_cfg(variant, cfg.tag or None)
+    chosen = cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id or cfg.url != registered.url
+    if chosen or not cfg.url:
+        with _from(cfg):
+            yield dict(kwargs)
+        return
+    namespace = os.environ.get(NAMESPACE_VARIABLE, "")
+    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
+    if namespace:
+        repository = f"{_checked(namespace)}/{variant}.{cfg.tag}"
+        with _readable_on_hub(repository):
+            yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "hf_hub_id": repository}}
+        return
+    file = str(fetch(str(cfg.url), V1_NOTICE))
+    with _readable(Path(file), f"; for that remove {file}"):
+        yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "file": file}}
+
+
+def _from(cfg: PretrainedCfg) -> AbstractContextManager[None]:
+    """What watches over the place that the caller chose."""
+    if cfg.hf_hub_id and cfg.source != "local-dir":
+        return _readable_on_hub(cfg.hf_hub_id)
+    return _readable(Path(cfg.file)) if cfg.file else nullcontext()
+
+
+def _checked(namespace: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", namespace):
+        raise InputError(f"{NAMESPACE_VARIABLE} must be a user or organisation on the Hub, got {namespace!r}")
+    return namespace
+
+
+@contextmanager
+def _readable(path: Path, mend: str = "") -> Iterator[None]:
+    """Say what is wrong with a file that timm could not read; what reads it does not even name it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # what a damaged or hostile file raises in a reader is anyone's guess
+        weights = path / WEIGHTS_FILE if path.is_dir() and (path / WEIGHTS_FILE).is_file() else path
+        try:
+            refuse_unreadable(weights)
+        except InputError as refusal:
+            raise InputError(f"{refusal}{mend}") from error
+        raise  # the file is not what it was about
+
+
+@contextmanager
+def _readable_on_hub(repository: str) -> Iterator[None]:
+    """The same for a repository's weights, and what goes wrong on the way to them."""
+    with hub_errors(repository, WEIGHTS_FILE):
+        try:
+            yield
+        except (SafetensorError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("weights_only|PytorchStreamReader", str(error)):
+                raise
+            raise InputError(
+                f"Hub repository '{repository}': its weights are damaged, or no weights alone ({reason(error)[:200]}); "
+                "name another one or a file"
+            ) from error

@@ -1,0 +1,100 @@
+"""``python -m vovnet.ops.build``: compile the operators ahead of time, and report what CUDA kernels cost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vovnet.errors import InputError, StoppedError, one_line_errors
+
+if TYPE_CHECKING:
+    from vovnet.ops.build.compiler import Build
+    from vovnet.ops.build.report import KernelReport
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+UsageError: Any = typer.BadParameter.__base__
+"""What Typer raises for a mistyped command line; Typer has no public name for it."""
+
+
+class UsageMistake(StoppedError):
+    """A command line that cannot be parsed."""
+
+    exit_code = 2
+
+
+@app.command()
+def build_operators(
+    cuda: Annotated[
+        bool, typer.Option("--cuda", help="Build the CUDA operators instead; needs nvcc, but no GPU.")
+    ] = False,
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="Compute capabilities such as 8.0,9.0+PTX; all, where not given.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="JSON file for registers, spills, occupancy.")] = None,
+) -> None:
+    """Compile the operators for the CPU, or for every supported GPU, into the cache: it is found without a compiler."""
+    if cuda:
+        _build_cuda(arch, report)
+        return
+    if arch is not None or report is not None:
+        raise InputError("--arch and --report tell of the CUDA operators: give --cuda, too")
+    # Torch is imported after the arguments are known to be right.
+    from vovnet.ops.build.cache import build_once
+    from vovnet.ops.build.sources import CPU, NO_GPU
+
+    made = build_once(CPU, NO_GPU)
+    if made.left_out:
+        typer.echo(f"left out, as the compiler does not know the instructions: {', '.join(made.left_out)}")
+    _conclude(made, [])
+
+
+def _build_cuda(arch: str | None, report: Path | None) -> None:
+    from vovnet.ops.build.sources import parse_targets
+
+    targets = parse_targets(arch)
+    if report is not None and not report.resolve().parent.is_dir():
+        raise InputError(f"--report {report}: expected a file in a folder that exists, {report.parent} does not")
+
+    from vovnet.ops.build import report as reports
+    from vovnet.ops.build.cache import build_once
+    from vovnet.ops.build.sources import CUDA
+    from vovnet.ops.build.toolchain import BuildError
+
+    made = build_once(CUDA, targets)
+    try:
+        entries = reports.kernel_reports(made)
+    except OSError as error:
+        raise BuildError(f"{made.path} cannot be loaded ({error}): remove {made.path.parent}") from error
+    if report is not None:
+        reports.write_report(report, entries, made.warnings)
+    typer.echo(reports.table(entries))
+    _conclude(made, entries)
+
+
+def _conclude(made: Build, entries: list[KernelReport]) -> None:
+    """Say what stands where; a warning or a defective kernel is an error."""
+    from vovnet.ops.build import report as reports
+    from vovnet.ops.build.toolchain import BuildError
+
+    typer.echo(f"{len(made.warnings)} warnings; built for {made.targets.words} in {made.seconds:.0f} s: {made.path}")
+    if found := reports.defects(entries, made.warnings):
+        raise BuildError(f"the build is not clean, {len(found)} in all: {'; '.join(found[:5])}")
+
+
+def main() -> None:
+    """Entry point: one line and a non-zero exit code for wrong input, a traceback for defects."""
+    with one_line_errors():
+        try:
+            app(sys.argv[1:], prog_name="python -m vovnet.ops.build", standalone_mode=False)
+        except UsageError as error:
+            raise UsageMistake(f"{' '.join(error.format_message().split())} (see --help)") from error
+        except typer.Abort:
+            raise UsageMistake("stopped") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Compiles a library of operators into a folder, and reads from the compilers' output what the kernels cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vovnet.ops.build.sources import (
+    INSTRUCTION_SETS,
+    LINK_FLAGS,
+    OPTIONAL,
+    WITHOUT_OPTIONAL,
+    Library,
+    Targets,
+    instruction_set,
+    parse_capability,
+)
+from vovnet.ops.build.toolchain import BuildError, Toolchain
+
+RECORD = "build.json"
+PROBE = 'void probe() { asm volatile("vdpbf16ps %zmm0, %zmm0, %zmm0"); }'
+"""An instruction of the optional set: the assembler, too, must know it."""
+
+
+@dataclass(frozen=True)
+class KernelCost:
+    """What ptxas says of one kernel on one architecture.
+
+    Attributes:
+        symbol: The kernel's mangled name.
+        arch: Compute capability, such as ``"9.0"``.
+        registers: Of each thread.
+        spill_bytes: Stored to and loaded from local memory by each thread, because registers were too few.
+        shared_bytes: Static shared memory of each block.
+    """
+
+    symbol: str
+    arch: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Build:
+    """A library that stands in a folder.
+
+    Attributes:
+        path: The shared library.
+        targets: The GPUs that it serves.
+        kernels: What each kernel costs on each architecture.
+        warnings: Every warning of the compilers, a line each.
+        seconds: How long compiling took.
+        left_out: Sources whose instructions the compiler did not know.
+    """
+
+    path: Path
+    targets: Targets
+    kernels: list[KernelCost]
+    warnings: list[str]
+    seconds: float
+    left_out: list[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Build | None:
+        """The build that stands in a folder; None where none does, or another release's."""
+        try:
+            record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            path = folder / record["library"]
+            if not path.is_file():
+                return None
+            targets = Targets(tuple(record["binary"]), record["ptx"])
+            kernels = [KernelCost(**entry) for entry in record["kernels"]]
+            warnings, left_out = list(record["warnings"]), list(record["left_out"])
+            return cls(path, targets, kernels, warnings, float(record["seconds"]), left_out)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self) -> None:
+        """Leave the record beside the library."""
+        record = {
+            "library": self.path.name,
+            "binary": self.targets.binary,
+            "ptx": self.targets.ptx,
+            "kernels": [asdict(kernel) for kernel in self.kernels],
+            "warnings": self.warnings,
+            "seconds": round(self.seconds, 1),
+            "left_out": self.left_out,
+        }
+        (self.path.parent / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def compile_library(library: Library, targets: Targets, folder: Path) -> Build:
+    """Compile and link ``library`` into ``folder``, which exists, with at most as many processes as cores.
+
+    Raises:
+        BuildError: with the compiler's first lines of error; ``folder/build.log`` then holds all that it said.
+    """
+    tools = Toolchain.find(library)
+    begin = time.monotonic()
+    jobs = usable_cores()
+    # One source for many GPUs is best split by GPU, many sources for one GPU by source.
+    threads = max(1, min(jobs, len(targets.binary)))
+    left_out = _unknown_sources(library, tools, folder)
+    commands = {}
+    for source in library.sources:
+        if source in left_out:
+            continue
+        target = folder / f"{source.name}.o"
+        if source.suffix == ".cu" and tools.cuda is not None:
+            compiler = [str(tools.cuda.nvcc), f"-ccbin={tools.cxx}", f"--threads={threads}", *targets.nvcc_flags]
+        else:
+            compiler = [str(tools.cxx), "-isystem", str(tools.torch / "include")]
+        defines = [WITHOUT_OPTIONAL] if left_out else []
+        commands[target] = [*compiler, *library.flags(source), *defines, "-c", str(source), "-o", str(target)]
+    path = folder / f"vovnet_{library.name}.so"
+    cuda_libraries = [] if tools.cuda is None else [str(tools.cuda.cudart), "-ltorch_cuda"]
+    libraries = [f"-L{tools.torch / 'lib'}", *cuda_libraries, "-ltorch_cpu"]
+    link = [str(tools.cxx), *LINK_FLAGS, *map(str, commands), *libraries, "-o", str(path)]
+    with ThreadPoolExecutor(max(1, jobs // threads)) as pool:
+        outputs = list(pool.map(lambda command: _run(command, folder), commands.values()))
+    outputs.append(_run(link, folder))
+    for compiled in commands:
+        compiled.unlink()
+    output = "\n".join(outputs)
+    names = [source.name for source in left_out]
+    build = Build(path, targets, parse_costs(output), parse_warnings(output), time.monotonic() - begin, names)
+    build.write()
+    return build
+
+
+def _unknown_sources(library: Library, tools: Toolchain, folder: Path) -> list[Path]:
+    """The sources that are left out, as the compiler or its assembler is older than their instructions."""
+    optional = [source for source in library.sources if instruction_set(source) == OPTIONAL]
+    if not optional:
+        return []
+    probe = folder / "probe.o"
+    command = [str(tools.cxx), *INSTRUCTION_SETS[OPTIONAL], "-x", "c++", "-c", "-", "-o", str(probe)]
+    try:
+        done = subprocess.run(command, input=PROBE, capture_output=True, text=True, errors="replace", check=False)
+    except OSError:
+        return []  # the first compilation says why
+    probe.unlink(missing_ok=True)
+    return optional if done.returncode != 0 else []
+
+
+def usable_cores() -> int:
+    """The cores that this process may use; ``MAX_JOBS`` lowers it, as for every extension of Torch."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("MAX_JOBS", "")
+    return min(cores, int(limit)) if limit.isdigit() and int(limit) > 0 else cores
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """What the command says, stdout and stderr together; a failure is a BuildError with its first errors."""
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},  # errors and warnings are found by their English names
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error.strerror or error}") from error
+    if done.returncode == 0:
+        return done.stdout
+    with (folder / "build.log").open("a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(command)}\n{done.stdout}\n")
+    raise BuildError(f"{Path(command[0]).name} failed: {first_errors(done.stdout) or f'exit code {done.returncode}'}")
+
+
+def first_errors(output: str, count: int = 3) -> str:
+    """The first lines that tell an error, or the last lines where none says so, joined to one."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\b(error|fatal|undefined reference)\b", line, re.IGNORECASE)]
+    return "; ".join(errors[:count] or lines[-count:])
+
+
+def parse_warnings(output: str) -> list[str]:
+    """The lines in which g++, nvcc, ptxas or the linker warn."""
+    return [line.strip() for line in output.splitlines() if re.search(r"\bwarning\b\s*[#:]", line, re.IGNORECASE)]
+
+
+def parse_costs(output: str) -> list[KernelCost]:
+    """What ``ptxas -v`` says of each kernel, sorted by architecture and name.
+
+    A kernel begins with ``Compiling entry function 'NAME' for 'sm_90'``; its spills and registers follow.
+    """
+    costs = []
+    for block in output.split("Compiling entry function ")[1:]:
+        head = re.match(r"'(\S+)' for 'sm_(\d+)(\d)[af]?'", block)
+        # Functions that the kernel calls, where ptxas did not inline them, come with spills of their own.
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", block)
+        registers = re.search(r"Used (\d+) registers", block)
+        if head is None or registers is None or not spills:
+            raise BuildError(f"ptxas reports in a form that is not known: {' '.join(block.split())[:200]}")
+        shared = re.search(r"(\d+) bytes smem", block)
+        costs.append(
+            KernelCost(
+                symbol=head[1],
+                arch=f"{head[2]}.{head[3]}",
+                registers=int(registers[1]),
+                spill_bytes=sum(map(int, spills)),
+                shared_bytes=int(shared[1]) if shared else 0,
+            )
+        )
+    return sorted(costs, key=lambda cost: (parse_capability(cost.arch), cost.symbol))

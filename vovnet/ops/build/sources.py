@@ -1,0 +1,219 @@
+"""The one list of sources and flags: what is built on first use and ahead of time comes from here alone."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vovnet.errors import InputError
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+"""The compute capabilities that are built ahead of time, and for which a report can tell the occupancy."""
+
+OLDEST = (7, 5)
+"""The oldest capability with the tensor-core instructions that the kernels are written in."""
+
+STABLE_TORCH = (2, 10)
+"""The first release whose stable C++ interface passes lists of tensors; what is built serves it and later ones."""
+
+OWN_MEMORY_TORCH = (2, 11)
+"""The first release whose stable C++ interface makes tensors over memory of our own, as the CPU's operators do."""
+
+CXX_FLAGS = (
+    "-std=c++20",
+    "-O2",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+)
+CUDA_CXX_FLAGS = ("-DUSE_CUDA",)  # declares the part of PyTorch's stable interface that knows streams
+NVCC_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-Xcompiler=-fPIC,-Wall,-Wextra",
+    "-Xptxas=-v",  # registers, spills and shared memory of each kernel, for the report
+)
+LINK_FLAGS = ("-shared", "-Wl,-z,defs")  # a function that nobody defines ends the build, not the first call
+
+_AVX2 = ("-mavx2", "-mfma")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+INSTRUCTION_SETS = {
+    "plain": (),
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+}
+"""``isa_NAME.cpp`` → the flags of its instruction set, from the narrowest on; all but the first are x86-64's."""
+
+KERNEL_FLAGS = ("-O3",)  # of each isa_NAME.cpp
+PLAIN_ONLY = "-DVOVNET_PLAIN_ONLY"  # tells the others that isa_plain.cpp is the only one
+OPTIONAL = "avx512_bf16"
+WITHOUT_OPTIONAL = "-DVOVNET_NO_AVX512_BF16"  # tells the others that the compiler did not know this one
+
+
+def instruction_set(source: Path) -> str | None:
+    """``isa_avx2.cpp`` → ``"avx2"``; None for a source that is compiled for no particular one."""
+    match = re.fullmatch(r"isa_(\w+)\.cpp", source.name)
+    return match[1] if match else None
+
+
+@dataclass(frozen=True)
+class Library:
+    """One shared library of operators: what is compiled into it, and with what.
+
+    One with a source in CUDA needs nvcc, CUDA's libraries and a Torch with CUDA; others need a C++ compiler alone.
+
+    Attributes:
+        name: Names its folder and file, and stands in messages.
+        folder: Where its sources are; a change of any file in it, or of a header that lies in :data:`CSRC` for all
+            libraries, makes a new build.
+        torch: The first release of PyTorch that it is built for.
+    """
+
+    name: str
+    folder: Path
+    torch: tuple[int, int] = STABLE_TORCH
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files that are compiled on this machine, each on its own."""
+        found = sorted(path for path in self.folder.iterdir() if path.suffix in (".cu", ".cpp"))
+        return [path for path in found if _is_x86() or instruction_set(path) in (None, "plain")]
+
+    @property
+    def uses_cuda(self) -> bool:
+        """Whether any source is CUDA's."""
+        return any(path.suffix == ".cu" for path in self.sources)
+
+    def flags(self, source: Path) -> tuple[str, ...]:
+        """What the compiler of a source is told on every machine of this kind."""
+        if source.suffix == ".cu":
+            return NVCC_FLAGS
+        flags: tuple[str, ...] = (
+            *CXX_FLAGS,
+            f"-DTORCH_TARGET_VERSION=0x{self.torch[0]:02x}{self.torch[1]:02x}000000000000",
+        )
+        if self.uses_cuda:
+            return (*flags, *CUDA_CXX_FLAGS)
+        if not _is_x86():
+            flags = (*flags, PLAIN_ONLY)
+        name = instruction_set(source)
+        return flags if name is None else (*flags, *KERNEL_FLAGS, *INSTRUCTION_SETS[name])
+
+    def widest_instruction_set(self, processor_flags: set[str]) -> str:
+        """The last of :data:`INSTRUCTION_SETS` that it has and a processor, too, by its flags as Linux lists them."""
+        ours = {instruction_set(source) for source in self.sources}
+        known = {flag.replace("_", "") for flag in processor_flags}
+        fitting = (name for name in INSTRUCTION_SETS if known >= {flag[2:] for flag in INSTRUCTION_SETS[name]})
+        return ["plain", *(name for name in fitting if name in ours)][-1]
+
+    def key(self, cuda_major: int | None) -> str:
+        """Names what the sources, flags, processor and CUDA's major release make: equal keys, equal libraries."""
+        digest = hashlib.sha256()
+        flags = [flag for source in self.sources for flag in (source.name, *self.flags(source))]
+        for flag in (*flags, *LINK_FLAGS, platform.machine(), f"cuda{cuda_major}"):
+            digest.update(flag.encode() + b"\0")
+        for path in (*sorted(CSRC.glob("*.h")), *sorted(self.folder.iterdir())):
+            if path.suffix in (".cu", ".cuh", ".cpp", ".h"):
+                digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        return digest.hexdigest()[:16]
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+CPU = Library("cpu", CSRC / "cpu", OWN_MEMORY_TORCH)
+CUDA = Library("cuda", CSRC / "cuda")
+LIBRARIES = (CPU, CUDA)
+"""Every library there is, each with its own folder."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The GPUs that a library is built for.
+
+    Attributes:
+        binary: Compute capabilities with machine code of their own, such as ``("8.0", "9.0")``, ascending; empty for a
+            library for the CPU.
+        ptx: The capability whose PTX is added, which the driver compiles for later GPUs; None for none.
+    """
+
+    binary: tuple[str, ...]
+    ptx: str | None = None
+
+    def __str__(self) -> str:
+        return ("-".join(self.binary) or "cpu") + (f"+PTX{self.ptx}" if self.ptx else "")
+
+    @property
+    def words(self) -> str:
+        """For messages: ``"8.0, 9.0 and PTX"``."""
+        names = ", ".join(self.binary) or f"every {platform.machine()} processor"
+        return names + (" and PTX" if self.ptx else "")
+
+    @property
+    def nvcc_flags(self) -> list[str]:
+        """The architectures, as nvcc takes them."""
+        flags = [f"-gencode=arch=compute_{_digits(a)},code=sm_{_digits(a)}" for a in self.binary]
+        if self.ptx:
+            flags.append(f"-gencode=arch=compute_{_digits(self.ptx)},code=compute_{_digits(self.ptx)}")
+        return flags
+
+    def serve(self, capability: tuple[int, int]) -> bool:
+        """Whether a GPU of this capability can run what is built: the same major and no later minor, or older PTX."""
+        for major, minor in map(parse_capability, self.binary):
+            if major == capability[0] and minor <= capability[1]:
+                return True
+        return self.ptx is not None and parse_capability(self.ptx) <= capability
+
+
+NO_GPU = Targets(())
+"""What a library for the CPU is built for: it holds all instruction sets, and picks one when it is first used."""
+
+
+def _digits(capability: str) -> str:
+    return capability.replace(".", "")
+
+
+def parse_capability(text: str) -> tuple[int, int]:
+    """``"8.6"`` → ``(8, 6)``."""
+    major, _, minor = text.partition(".")
+    return int(major), int(minor)
+
+
+def parse_targets(text: str | None) -> Targets:
+    """Read ``--arch``: capabilities between commas, ``9.0+PTX`` for one whose PTX is wanted, too.
+
+    None stands for every one of :data:`ARCHITECTURES`, and PTX of the last.
+
+    Raises:
+        InputError: for what is no capability, or one that no kernel is written for.
+    """
+    if text is None:
+        return Targets(ARCHITECTURES, ARCHITECTURES[-1])
+    binary, ptx = set(), None
+    for entry in (part.strip() for part in text.split(",")):
+        match = re.fullmatch(r"(\d+\.\d)(\+PTX)?", entry)
+        if not match or match[1] not in ARCHITECTURES:
+            raise InputError(f"--arch {text}: expected some of {', '.join(ARCHITECTURES)} (or 9.0+PTX), got '{entry}'")
+        binary.add(match[1])
+        if match[2]:
+            ptx = max(ptx or match[1], match[1], key=parse_capability)
+    return Targets(tuple(sorted(binary, key=parse_capability)), ptx)
+
+
+def targets_for(capabilities: set[tuple[int, int]]) -> Targets:
+    """The targets that serve these GPUs, each of 7.5 or later: their own, or older PTX for one that we do not list."""
+    listed = {parse_capability(name): name for name in ARCHITECTURES}
+    binary, ptx = set(), None
+    for capability in capabilities:
+        nearest = max(known for known in listed if known <= capability)
+        binary.add(listed[nearest])
+        if nearest != capability:
+            ptx = max(ptx or listed[nearest], listed[nearest], key=parse_capability)
+    return Targets(tuple(sorted(binary, key=parse_capability)), ptx)

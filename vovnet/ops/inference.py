@@ -1,0 +1,267 @@
+"""The operators of :func:`vovnet.fuse`: inference alone, on a CPU, with weights that were packed for the kernels.
+
+Each has a schema, a reference in plain PyTorch and a fake kernel here. The compiled library (``csrc/cpu``), once
+:mod:`vovnet.ops.build.loader` has loaded it, takes their place for CPU tensors without Python in between; only it
+has ``vovnet::pack_conv``. There are no gradients: :mod:`vovnet.fusion.layers` asks for them elsewhere.
+
+A method is one of :mod:`vovnet.ops.algorithms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from vovnet.ops.algorithms import BFLOAT16, FLOAT_PRODUCTS
+from vovnet.ops.arguments import conv_shape
+
+_LIBRARY = torch.library.Library("vovnet", "FRAGMENT")
+"""Registrations end with it."""
+
+for _schema in (
+    "pack_conv(Tensor weight, int method) -> Tensor",
+    "packed_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor packed, int[2] stride, "
+    "int[2] padding, bool relu, int method) -> Tensor",
+    "packed_chain(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] packed, int[] methods, int[] steps) "
+    "-> Tensor[]",
+    "pool_max(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode) -> Tensor",
+    "roi_align_levels(Tensor[] maps, Tensor rois, Tensor levels, float[] scales, int[2] output_size, "
+    "int sampling_ratio, bool aligned) -> Tensor",
+):
+    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+
+
+def packed_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    packed: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    relu: bool,
+    method: int,
+) -> Tensor:
+    """``relu(conv2d(x, weight) + bias) + residual``: the reference of ``vovnet::packed_conv``.
+
+    Args:
+        x: (N, C, H, W), channels-last; with fewer than 16 channels of any layout, and float32 beside bfloat16 products.
+        weight: (out channels, C, kernel height, kernel width), float32; a linear layer's kernel is as large as the map.
+        bias: (out channels,), float32.
+        residual: added **after** the ReLU; (N, out channels, H', W'), or a smaller map that is repeated as
+            ``F.interpolate(mode="nearest")`` does.
+        packed: what ``pack_conv`` made of the weight for the method; the reference does not read it.
+        stride: of height and width.
+        padding: zeros on each side, of height and width.
+        relu: whether there is a ReLU.
+        method: how the products are computed.
+
+    Returns:
+        (N, out channels, H', W'), channels-last, bfloat16 where the products are, else of ``x``'s type.
+    """
+    low = bool(method & BFLOAT16)
+    if method & FLOAT_PRODUCTS:
+        x = x.float()
+    elif low:
+        x, weight = x.to(torch.bfloat16).float(), weight.to(torch.bfloat16).float()
+    out = F.conv2d(x, weight, bias, list(stride), list(padding))
+    if relu:
+        out = out.relu_()
+    if residual is not None:
+        out = out + repeated(residual, out.shape[-2:])
+    return _channels_last(out.to(torch.bfloat16) if low else out)
+
+
+_CONV, _POOL, _BLOCK = range(3)
+
+
+def conv_step(stride: Sequence[int], padding: Sequence[int], relu: bool, kept: bool) -> list[int]:
+    """A convolution, as a step of :func:`packed_chain`; ``kept`` makes its map one of the results."""
+    return [_CONV, kept, *stride, *padding, relu, 0, 0]
+
+
+def pool_step(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, kept: bool
+) -> list[int]:
+    """A max-pool, as a step of :func:`packed_chain`."""
+    return [_POOL, kept, *kernel, *stride, *padding, ceil_mode]
+
+
+def block_step(convs: int, identity: bool, kept: bool) -> list[int]:
+    """A One-Shot-Aggregation block, as a step of :func:`packed_chain`.
+
+    Args:
+        convs: a chain of 3×3 convolutions (stride 1, padding 1), each fed by the one before, and last the 1×1
+            aggregation of the block's input and all their outputs; a ReLU stands behind each.
+        identity: add the input after the last ReLU.
+        kept: the map is one of the results.
+    """
+    return [_BLOCK, kept, convs, identity, 0, 0, 0, 0, 0]
+
+
+STEP = 9
+"""Numbers of a step: its kind, whether its map is kept, and what the kind takes."""
+
+
+def packed_chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    packed: Sequence[Tensor],
+    methods: Sequence[int],
+    steps: Sequence[int],
+) -> list[Tensor]:
+    """Layers one after the other, as in a network: the reference of ``vovnet::packed_chain``.
+
+    Args:
+        x: (N, C, H, W), as the first layer takes it.
+        weights: of all convolutions, in the order of the steps.
+        biases: one for each weight.
+        packed: as for :func:`packed_conv`, one for each weight.
+        methods: one for each weight.
+        steps: one :func:`conv_step`, :func:`pool_step` or :func:`block_step` after the other.
+
+    Returns:
+        The maps of the steps that are kept, channels-last.
+    """
+
+    def conv(x: Tensor, stride: Sequence[int], padding: Sequence[int], relu: bool, residual: Tensor | None) -> Tensor:
+        weight, bias, pack, method = next(convs)
+        return packed_conv(x, weight, bias, residual, pack, stride, padding, relu, method)
+
+    convs = iter(zip(weights, biases, packed, methods, strict=True))
+    return _walk(x, steps, conv, pool_max)
+
+
+def _walk(x: Tensor, steps: Sequence[int], conv: Callable[..., Tensor], pool: Callable[..., Tensor]) -> list[Tensor]:
+    kept = []
+    for kind, keep, *rest in (steps[i : i + STEP] for i in range(0, len(steps), STEP)):
+        if kind == _CONV:
+            x = conv(x, rest[:2], rest[2:4], bool(rest[4]), None)
+        elif kind == _POOL:
+            x = pool(x, rest[:2], rest[2:4], rest[4:6], bool(rest[6]))
+        else:
+            count, identity = rest[:2]
+            maps = [x]
+            for _ in range(count - 1):
+                maps.append(conv(maps[-1], [1, 1], [1, 1], True, None))
+            x = conv(torch.cat(maps, dim=1), [1, 1], [0, 0], True, x if identity else None)
+        if keep:
+            kept.append(x)
+    return kept
+
+
+def pool_max(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
+) -> Tensor:
+    """``max_pool2d`` of (N, C, H, W), channels-last: the reference of ``vovnet::pool_max``."""
+    return _channels_last(F.max_pool2d(x, list(kernel), list(stride), list(padding), 1, ceil_mode))
+
+
+def roi_align_levels(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """RoIAlign from several maps at once: the reference of ``vovnet::roi_align_levels``.
+
+    Args:
+        maps: (N, C, Hₗ, Wₗ) float32 or bfloat16, channels-last.
+        rois: (K, 5) float32: which of the N images, then x1, y1, x2, y2 in its pixels.
+        levels: (K,) int64: which map each box is pooled from.
+        scales: steps of each map a pixel.
+        output_size: cells of height and width.
+        sampling_ratio: samples a side of a cell; 0 or less takes as many as there are steps.
+        aligned: torchvision's half-step shift.
+
+    Returns:
+        (K, C, height, width), channels-last.
+    """
+    out = rois.new_zeros(len(rois), maps[0].shape[1], *output_size)
+    for level, (feature, scale) in enumerate(zip(maps, scales, strict=True)):
+        chosen = torch.where(levels == level)[0]
+        out[chosen] = roi_align(feature.float(), rois[chosen], list(output_size), scale, sampling_ratio, aligned)
+    return _channels_last(out.to(maps[0].dtype))
+
+
+def repeated(residual: Tensor, size: Sequence[int]) -> Tensor:
+    """A map of ``size`` (height, width): as it is, or its values repeated, as torchvision's pyramid does."""
+    if tuple(residual.shape[-2:]) == tuple(size):
+        return residual
+    return F.interpolate(residual, size=list(size), mode="nearest")
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+for _name, _reference in (
+    ("packed_conv", packed_conv),
+    ("packed_chain", packed_chain),
+    ("pool_max", pool_max),
+    ("roi_align_levels", roi_align_levels),
+):
+    _LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
+
+
+def _empty(shape: Sequence[int], like: Tensor, method: int = 0) -> Tensor:
+    dtype = torch.bfloat16 if method & BFLOAT16 else like.dtype
+    return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("vovnet::packed_conv")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    packed: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    relu: bool,
+    method: int,
+) -> Tensor:
+    return _empty(conv_shape(x, weight, stride, padding, (1, 1)), x, method)
+
+
+@torch.library.register_fake("vovnet::packed_chain")
+def _(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    packed: Sequence[Tensor],
+    methods: Sequence[int],
+    steps: Sequence[int],
+) -> list[Tensor]:
+    def conv(x: Tensor, stride: Sequence[int], padding: Sequence[int], relu: bool, residual: Tensor | None) -> Tensor:
+        weight, method = next(convs)
+        return _empty(conv_shape(x, weight, stride, padding, (1, 1)), x, method)
+
+    convs = iter(zip(weights, methods, strict=True))
+    return _walk(x, steps, conv, pool_max)
+
+
+@torch.library.register_fake("vovnet::pool_max")
+def _(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool) -> Tensor:
+    return pool_max(x, kernel, stride, padding, ceil_mode)
+
+
+@torch.library.register_fake("vovnet::roi_align_levels")
+def _(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    return _empty((rois.shape[0], maps[0].shape[1], *output_size), maps[0])
