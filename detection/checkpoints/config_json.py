@@ -13,8 +13,7 @@ from torch import nn
 
 from vovnet.checkpoints.timm_folder import FORBIDDEN_ARGS, read_json
 from vovnet.detection.config.loading import model_from_dict
-from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.training.rules import MODULES, conventions_of
+from vovnet.detection.config.schema import CONVENTIONS, ModelRecipe
 from vovnet.errors import InputError
 
 FORMAT = "vovnet-detector"
@@ -107,7 +106,7 @@ def compose_config(detector: nn.Module, model: ModelRecipe, categories: Sequence
 
 
 def _preprocessing(model: ModelRecipe) -> dict[str, Any]:
-    conventions = conventions_of(model)
+    conventions = CONVENTIONS[model.conventions]  # type: ignore[index]
     return {
         "in_chans": model.in_chans,
         "channel_order": {1: "grey", 3: conventions.channel_order}.get(model.in_chans, "as trained"),
@@ -165,8 +164,8 @@ def _check_model(model: ModelRecipe, where: str) -> None:
         # Written so that NaN is refused too.
         if value is not None and not low <= value <= high:
             raise InputError(f"{where}: model.{name} is {value}, expected {low} to {high}")
-    if model.conventions not in MODULES:
-        raise InputError(f"{where}: model.conventions is '{model.conventions}', expected {' or '.join(MODULES)}")
+    if model.conventions not in CONVENTIONS:
+        raise InputError(f"{where}: model.conventions is '{model.conventions}', expected {' or '.join(CONVENTIONS)}")
     if model.num_classes is None:
         raise InputError(f"{where}: model.num_classes is missing; expected the number of categories")
     if any(character in model.backbone for character in ":/\\"):

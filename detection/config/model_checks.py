@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from vovnet.adapters.fpn import EXTRA_LEVELS, FPN_NORMS
 from vovnet.adapters.norms import NORMS
-from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.training.rules import MODULES
+from vovnet.detection.config.schema import CONVENTIONS, ModelRecipe
 from vovnet.errors import InputError
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "detector": ("faster_rcnn", "mask_rcnn"),
-    "conventions": tuple(MODULES),
+    "conventions": tuple(CONVENTIONS),
     "norm": NORMS,
     "fpn_norm": FPN_NORMS,
     "extra_level": tuple(EXTRA_LEVELS),
