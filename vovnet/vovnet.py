@@ -80,17 +80,6 @@ class OsaBlock(nn.Module):
         return out
 
 
-class Stem(nn.Sequential):
-    """The convolutions before the first stage."""
-
-    @torch.jit.ignore
-    def fuse(self) -> nn.Module:
-        """What takes its place for inference; ``timm.utils.reparameterize_model`` asks for it."""
-        from vovnet.fusion import fuse
-
-        return fuse(self)
-
-
 class OsaStage(nn.Module):
     """A max-pool (none in the first stage) and OSA blocks; every block but the first has the identity.
 
@@ -138,13 +127,6 @@ class OsaStage(nn.Module):
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
-
-    @torch.jit.ignore
-    def fuse(self) -> nn.Module:
-        """What takes its place for inference; ``timm.utils.reparameterize_model`` asks for it."""
-        from vovnet.fusion import fuse
-
-        return fuse(self)
 
 
 class VoVNet(nn.Module):
@@ -203,7 +185,7 @@ class VoVNet(nn.Module):
         placement: dict[str, Any] = {"device": device, "dtype": dtype}
         layers = dict(norm_layer=norm_layer, act_layer=act_layer, **placement)
 
-        self.stem = Stem(
+        self.stem = nn.Sequential(
             ConvNormAct(in_chans, stem_chs[0], 3, stride=2, **layers),
             ConvNormAct(stem_chs[0], stem_chs[1], 3, stride=1, **layers),
             ConvNormAct(stem_chs[1], stem_chs[2], 3, stride=2, **layers),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vovnet.fusion import base
 from vovnet.fusion.base import MOST_SHAPES, threads
 from vovnet.memory.layers import watched
-from vovnet.vovnet import OsaStage, Stem
+from vovnet.vovnet import OsaStage
 
 
 class Link(nn.Module):
@@ -96,7 +96,6 @@ def _chains(layer: Any) -> TypeGuard[Link]:
     return isinstance(layer, Link) and layer.chains and not watched(layer)
 
 
-_SEQUENCES = (nn.Sequential, Stem)
 _STAGES = (OsaStage, timm_vovnet.OsaStage)
 
 
@@ -164,7 +163,7 @@ class FusedSequential(nn.Sequential):
         return follow(self._modules.items(), x)[0]
 
 
-_NESTS = {*_SEQUENCES, *_STAGES, FusedSequential}
+_NESTS = {nn.Sequential, *_STAGES, FusedSequential}
 
 
 class _Features:
@@ -187,7 +186,7 @@ class FusedFeatureList(_Features, FeatureListNet):
 
 
 _CHAINED: dict[type[nn.Module], type[nn.Module]] = {
-    **dict.fromkeys(_SEQUENCES, FusedSequential),
+    nn.Sequential: FusedSequential,
     FeatureDictNet: FusedFeatureDict,
     FeatureListNet: FusedFeatureList,
 }

@@ -19,7 +19,6 @@ import torch
 from osa_reference import draw
 from small_networks import NETWORKS, network, trained
 from timm.layers import ConvNormAct, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -381,18 +380,6 @@ def test_anti_aliasing(way: str) -> None:
     fused = fuse(model)
     assert len(of_type(fused, FusedConv)) == 2
     check_equal(fused, model, image())
-
-
-def test_timms_reparameterisation(way: str) -> None:
-    model = network("ours")
-    fused = reparameterize_model(model)
-    assert len(of_type(fused, FusedOsaBlock)) == 5
-    assert len(of_type(fused.stem, FusedConv)) == 3  # type: ignore[arg-type]
-    check_equal(fused, model, image())
-    features = network("ours", features_only=True)
-    fused = reparameterize_model(features)
-    assert len(of_type(fused, FusedOsaBlock)) == 5
-    check_equal(fused, features, image())
 
 
 @pytest.mark.parametrize(
