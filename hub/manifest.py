@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vovnet.checkpoints.timm_folder import CONFIG_FILE, WEIGHTS_FILE, read_json
 from vovnet.errors import InputError
-from vovnet.files import refuse_foreign_link, write_json, write_text
+from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, check_symlink, read_json, write_json, write_text
 
 CARD_FILE = "README.md"
 MANIFEST_FILE = "manifest.json"
@@ -68,7 +67,7 @@ def read_manifest(folder: Path) -> Manifest:
         InputError: absent, unreadable, of another format or version, or with keys or types that do not belong.
     """
     path = folder / MANIFEST_FILE
-    refuse_foreign_link(folder, MANIFEST_FILE)
+    check_symlink(folder, MANIFEST_FILE)
     values = read_json(path)
     if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
         raise InputError(
@@ -107,7 +106,7 @@ def check_sums(folder: Path, names: Sequence[str] = SUMMED_FILES) -> None:
     sums = _read_sums(folder)
     problems = []
     for name in names:
-        refuse_foreign_link(folder, name)
+        check_symlink(folder, name)
         if name not in sums:
             problems.append(f"{name} is not in {SUMS_FILE}")
         elif not (folder / name).is_file():
@@ -120,7 +119,7 @@ def check_sums(folder: Path, names: Sequence[str] = SUMMED_FILES) -> None:
 
 def _read_sums(folder: Path) -> dict[str, str]:
     path = folder / SUMS_FILE
-    refuse_foreign_link(folder, SUMS_FILE)
+    check_symlink(folder, SUMS_FILE)
     if not path.is_file():
         raise InputError(f"{folder} has no {SUMS_FILE}; expected a folder that `vovnet convert` or `publish` wrote")
     sums: dict[str, str] = {}

@@ -13,9 +13,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, errors
 from huggingface_hub.utils import validate_repo_id
 
 from vovnet.checkpoints.hub import HUB_NAME
-from vovnet.checkpoints.timm_folder import CONFIG_FILE, WEIGHTS_FILE, read_json
 from vovnet.errors import InputError, reason
-from vovnet.files import refuse_foreign_link
+from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, check_symlink, read_json
 from vovnet.hub.manifest import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -55,7 +54,7 @@ def publish_folder(
     _check_name(description.repository)
     check_architecture(description.architecture)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        refuse_foreign_link(folder, name)
+        check_symlink(folder, name)
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}; expected a folder of `vovnet train`, `vovnet convert` or timm")
     source = _source(folder)

@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from vovnet import __version__
-from vovnet.checkpoints.timm_folder import CONFIG_FILE, WEIGHTS_FILE, load_timm_folder, read_json, read_timm_config
+from vovnet.checkpoints.timm_folder import load_timm_folder, read_timm_config
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.errors import InputError
-from vovnet.files import write_json, write_text
+from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json, write_json, write_text
 from vovnet.hub.card_facts import Facts, detector_facts, network_facts
 from vovnet.hub.classifiers import own_architecture, stored_config
 from vovnet.hub.manifest import (

@@ -241,7 +241,7 @@ def _is_classifier(weights: str) -> bool:
 
     import vovnet  # noqa: F401 (registers our models)
     from vovnet.checkpoints.hub import HUB_NAME, hub_files
-    from vovnet.checkpoints.timm_folder import CONFIG_FILE, read_json
+    from vovnet.files import CONFIG_FILE, read_json
 
     folder = Path(weights)
     if weights.startswith(("hf-hub:", "local-dir:")) or (not folder.exists() and timm.is_model(weights.split(".")[0])):

@@ -8,11 +8,17 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vovnet.errors import InputError
+from vovnet.errors import InputError, reason
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+"""The two files of a folder of weights, in timm's form and in a detector's."""
+
+_MAX_BYTES = 16 * 2**20
 
 
 @contextlib.contextmanager
@@ -51,12 +57,6 @@ def _make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
-def write_atomically(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> None:
-    """Call ``writer`` with a temporary path and move what it wrote to ``path``; see :func:`atomic_path`."""
-    with atomic_path(path) as temporary:
-        writer(temporary)
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(path) as temporary:
@@ -66,6 +66,25 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write standard JSON (no NaN, no Infinity) atomically, indented by two spaces."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: the file is unreadable, huge, not JSON or not an object.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path}: larger than {_MAX_BYTES // 2**20} MiB, which no such file is")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
+        raise InputError(f"{path}: not valid JSON ({reason(error)}); the file is damaged or was edited") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
 def flush_to_disk(path: str | os.PathLike[str]) -> None:
@@ -110,7 +129,7 @@ def claim_folder(folder: str | os.PathLike[str], *, overwrite: bool = False, res
     return folder
 
 
-def refuse_foreign_link(folder: Path, name: str) -> None:
+def check_symlink(folder: Path, name: str) -> None:
     """Refuse a file that is a link out of its folder, as a hostile archive may hold one.
 
     huggingface_hub's cache is made of links, from ``snapshots/COMMIT/`` into ``blobs/`` beside it; those are followed.

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from vovnet.checkpoints.timm_folder import FORBIDDEN_ARGS, read_json
+from vovnet.checkpoints.timm_folder import FORBIDDEN_ARGS
 from vovnet.detection.config.loading import model_from_dict
 from vovnet.detection.config.schema import CONVENTIONS, ModelRecipe
 from vovnet.errors import InputError
+from vovnet.files import read_json
 
 FORMAT = "vovnet-detector"
 FORMAT_VERSION = 1

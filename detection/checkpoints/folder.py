@@ -23,10 +23,7 @@ from vovnet.checkpoints.timm_folder import limited_building
 from vovnet.detection.checkpoints.config_json import DetectorConfig, compose_config, read_config
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.errors import InputError, reason
-from vovnet.files import atomic_path, refuse_foreign_link
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
+from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, atomic_path, check_symlink
 
 
 def save_detector(
@@ -114,7 +111,7 @@ def find_folder(name_or_folder: str | os.PathLike[str], revision: str | None = N
     if not folder.is_dir():
         raise InputError(f"'{folder}' is a file; expected the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     for name in files:
-        refuse_foreign_link(folder, name)
+        check_symlink(folder, name)
         if not (folder / name).is_file():
             raise InputError(
                 f"folder '{folder}' has no {name}; expected a detector folder, as `vovnet train` leaves one"

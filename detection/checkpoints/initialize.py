@@ -12,14 +12,9 @@ from torch import Tensor, nn
 
 from vovnet.checkpoints.shapes import Shapes, shapes_of
 from vovnet.detection.checkpoints.config_json import read_config
-from vovnet.detection.checkpoints.folder import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    find_folder,
-    open_weights,
-    refuse_differences,
-)
+from vovnet.detection.checkpoints.folder import find_folder, open_weights, refuse_differences
 from vovnet.errors import InputError
+from vovnet.files import CONFIG_FILE, WEIGHTS_FILE
 
 # The parts whose shapes follow from the number of classes.
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")

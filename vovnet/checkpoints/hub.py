@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vovnet.errors import InputError, reason
-from vovnet.files import atomic_path, refuse_foreign_link
+from vovnet.files import atomic_path, check_symlink
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """``ORG/NAME``."""
@@ -125,7 +125,7 @@ def hub_files(name: str, filenames: Sequence[str], revision: str | None = None) 
             raise
         except ValueError as error:  # such as a commit whose name leads out of the cache
             raise InputError(f"Hub repository '{repository}': the answer is refused ({reason(error)})") from error
-        refuse_foreign_link(folder, filename)
+        check_symlink(folder, filename)
         commit = folder.name  # from now on that commit, whatever is pushed meanwhile
     return folder
 

@@ -16,12 +16,11 @@ from timm.models import PretrainedCfg, resolve_pretrained_cfg
 from vovnet.checkpoints.hub import V1_NOTICE, fetch, hub_errors
 from vovnet.checkpoints.pickled import refuse_unreadable
 from vovnet.errors import InputError, reason
+from vovnet.files import WEIGHTS_FILE
 
 NAMESPACE_VARIABLE = "VOVNET_HUB_NAMESPACE"
 """A user or organisation on the Hub that has the weights as ``vovnet39.in1k`` and so on. There is no default: who has
 not chosen one gets the authors' files, and nobody can take a name that we would trust."""
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,13 +16,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vovnet.errors import InputError, reason
-from vovnet.files import refuse_foreign_link
+from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, check_symlink, read_json
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 TIMM_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
-_MAX_BYTES = 16 * 2**20
 _MAX_LIST = 4096
 _MAX_NUMBER = 100_000
 _MAX_SIDE = 16_384
@@ -36,25 +32,6 @@ FORBIDDEN_ARGS = frozenset(
 _RAISED = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, SafetensorError)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: the file is unreadable, huge, not JSON or not an object.
-    """
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path}: larger than {_MAX_BYTES // 2**20} MiB, which no such file is")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
-        raise InputError(f"{path}: not valid JSON ({reason(error)}); the file is damaged or was edited") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
-
-
 def read_timm_config(folder: Path) -> dict[str, Any]:
     """timm's ``config.json``, with an architecture that timm knows and arguments within bounds.
 
@@ -62,7 +39,7 @@ def read_timm_config(folder: Path) -> dict[str, Any]:
         InputError: the file is absent or not timm's, or holds a value that no network of use has.
     """
     path = folder / CONFIG_FILE
-    refuse_foreign_link(folder, CONFIG_FILE)
+    check_symlink(folder, CONFIG_FILE)
     if not path.is_file():
         raise InputError(f"{folder} has no {CONFIG_FILE}: expected a folder that timm or the Hub wrote")
     config = read_json(path)
@@ -110,7 +87,7 @@ def load_timm_folder(folder: Path) -> nn.Module:
         InputError: a file is missing, damaged or a link elsewhere, or the weights do not fit the configuration.
     """
     read_timm_config(folder)
-    refuse_foreign_link(folder, WEIGHTS_FILE)
+    check_symlink(folder, WEIGHTS_FILE)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise InputError(f"{folder} has no {WEIGHTS_FILE}: expected a folder that timm or the Hub wrote")
