@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, DropBlock2d, DropPath, FrozenBatchNormAct2d, SyncBatchNormAct
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.fusion.layers import FusedConv, FusedLinear
-from vovnet.memory.layers import watched
+from vovnet.modules import Geometry, conv_geometry, has_hooks_or_patched_forward, is_identity_in_eval
 
 NORMS = (
     BatchNormAct2d,
@@ -22,7 +22,6 @@ NORMS = (
     FrozenBatchNorm2d,
 )
 """They scale and shift each channel by numbers that do not depend on the image."""
-_DROPS = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, DropBlock2d)
 
 
 def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, precision: str, algorithm: str) -> Any:
@@ -42,17 +41,17 @@ def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, precisi
         return f"its convolution is a {type(conv).__name__}"
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return f"its convolution has padding_mode={conv.padding_mode!r}, padding={conv.padding!r}"
-    if norm is not None and passes(norm):
+    if norm is not None and is_identity_in_eval(norm):
         norm = None
     if norm is not None and (why := _depends(norm)):
         return why
     for part in (conv, norm, act):
-        if part is not None and any(watched(module) for module in part.modules()):
+        if part is not None and any(has_hooks_or_patched_forward(module) for module in part.modules()):
             return f"its {type(part).__name__} has hooks (as pruning and weight norm have) or its own forward"
     weight, bias = _folded(conv, norm)
-    acts = [part for part in (getattr(norm, "act", None), act) if part is not None and not passes(part)]
+    acts = [part for part in (getattr(norm, "act", None), act) if part is not None and not is_identity_in_eval(part)]
     relu = [type(part) for part in acts] == [nn.ReLU]
-    geometry = list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
+    geometry = conv_geometry(conv)
     other = None
     if acts and not relu:
         other = nn.Sequential(*copy.deepcopy(acts)) if len(acts) > 1 else copy.deepcopy(acts[0])
@@ -79,7 +78,7 @@ def joined(layers: list[Any], precision: str, algorithm: str) -> Any:
         A :class:`FusedLinear` or :class:`FusedConv`, or a text that says why there is none.
     """
     first, biased = layers[0], all(layer.bias is not None for layer in layers)
-    if any(watched(layer) for layer in layers) or not biased or len({type(layer) for layer in layers}) > 1:
+    if any(map(has_hooks_or_patched_forward, layers)) or not biased or len({type(layer) for layer in layers}) > 1:
         return "its predictors have hooks, their own forward, or no biases"
     if type(first) is not nn.Linear and not all(map(_is_one_by_one, layers)):
         return f"its predictors are {type(first).__name__} layers, but not plain 1×1 convolutions"
@@ -90,13 +89,13 @@ def joined(layers: list[Any], precision: str, algorithm: str) -> Any:
     return FusedConv(weight, bias, ONE_BY_ONE, relu=False, precision=precision, algorithm=algorithm)
 
 
-ONE_BY_ONE = ([1, 1], [0, 0], [1, 1], 1)
+ONE_BY_ONE = Geometry([1, 1], [0, 0], [1, 1], 1)
 """The geometry of a 1×1 convolution."""
 
 
 def _is_one_by_one(layer: Any) -> bool:
     plain = type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and not isinstance(layer.padding, str)
-    return plain and (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups) == ONE_BY_ONE
+    return plain and conv_geometry(layer) == ONE_BY_ONE
 
 
 def as_computed(parameter: Tensor, precision: str) -> Tensor:
@@ -105,19 +104,12 @@ def as_computed(parameter: Tensor, precision: str) -> Tensor:
     return parameter.float() if half and precision == "bf16" else parameter
 
 
-def passes(module: nn.Module | None) -> bool:
-    """Whether a module does nothing in evaluation, and nobody looks at it."""
-    if isinstance(module, nn.Sequential) and not watched(module):
-        return all(passes(part) for part in module)
-    return module is None or (type(module) in _DROPS and not watched(module))
-
-
 def _depends(norm: Any) -> str:
     if type(norm) not in NORMS:
         return f"its norm is a {type(norm).__name__}"
     if norm.running_mean is None:
         return f"its {type(norm).__name__} takes each batch's own statistics"
-    return "" if passes(getattr(norm, "drop", None)) else f"its norm has a {type(norm.drop).__name__}"
+    return "" if is_identity_in_eval(getattr(norm, "drop", None)) else f"its norm has a {type(norm.drop).__name__}"
 
 
 def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor | None]:

@@ -39,7 +39,7 @@ from vovnet.fusion.detectors import (
     FusedRpnHead,
     widened,
 )
-from vovnet.fusion.folding import NORMS, ONE_BY_ONE, as_computed, fold, joined, passes
+from vovnet.fusion.folding import NORMS, ONE_BY_ONE, as_computed, fold, joined
 from vovnet.fusion.layers import FusedConv, FusedLinear, FusedMaxPool2d, FusedOsaBlock
 from vovnet.fusion.sequences import chain
 from vovnet.memory.layers import (
@@ -48,8 +48,8 @@ from vovnet.memory.layers import (
     MemoryEfficientOsaBlock,
     MemoryEfficientTimmOsaBlock,
     plain_layers,
-    watched,
 )
+from vovnet.modules import has_hooks_or_patched_forward, is_identity_in_eval, to_pair
 from vovnet.ops.algorithms import ALGORITHMS, PRECISIONS
 from vovnet.vovnet import OsaBlock
 
@@ -141,7 +141,7 @@ class _Fuser:
         build = _BUILDERS.get(type(module))
         found: Any = None
         if build is not None:
-            found = "hooks or its own forward" if watched(module) else build(self, module)
+            found = "hooks or its own forward" if has_hooks_or_patched_forward(module) else build(self, module)
         if isinstance(found, nn.Module):
             self.replaced[id(module)] = found
             return
@@ -157,7 +157,7 @@ class _Fuser:
     def conv_norm_act(self, layer: Any) -> Any:
         """timm's convolution, norm, activation, and perhaps anti-aliasing."""
         folded = self.fold(layer.conv, layer.bn)
-        if isinstance(folded, str) or passes(layer.aa):
+        if isinstance(folded, str) or is_identity_in_eval(layer.aa):
             return folded
         return nn.Sequential(folded, copy.deepcopy(layer.aa))
 
@@ -176,24 +176,26 @@ class _Fuser:
 
     def max_pool(self, pool: Any) -> Any:
         """A max-pool without indices and dilation."""
-        kernel, stride, padding, dilation = map(_pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
+        kernel, stride, padding, dilation = map(to_pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
         if dilation != [1, 1] or pool.return_indices:
             return "dilation or indices"
         return FusedMaxPool2d(kernel, stride, padding, pool.ceil_mode)
 
     def osa_block(self, block: Any) -> Any:
         """Our block; None leaves it to its parts."""
-        return self._block(block, block.identity, None) if passes(block.drop_path) else None
+        return self._block(block, block.identity, None) if is_identity_in_eval(block.drop_path) else None
 
     def timm_osa_block(self, block: Any) -> Any:
         """timm's block; None leaves it to its parts, as one with depthwise convolutions."""
-        if block.conv_reduction is not None or not passes(block.drop_path):
+        if block.conv_reduction is not None or not is_identity_in_eval(block.drop_path):
             return None
         return self._block(block, block.residual, block.attn)
 
     def _block(self, block: Any, identity: bool, attn: nn.Module | None) -> Any:
         layers = [*block.conv_mid, block.conv_concat]
-        if watched(block.conv_mid) or any(type(layer) not in _CONVS or watched(layer) for layer in layers):
+        if any(type(layer) not in _CONVS for layer in layers):
+            return None
+        if any(map(has_hooks_or_patched_forward, (block.conv_mid, *layers))):
             return None
         convs = [self.conv_norm_act(layer) for layer in layers]
         if not all(isinstance(conv, FusedConv) for conv in convs):
@@ -203,7 +205,7 @@ class _Fuser:
     def pyramid(self, fpn: Any) -> Any:
         """torchvision's pyramid; None leaves it to its parts."""
         layers = [*fpn.inner_blocks, *fpn.layer_blocks]
-        if any(type(layer) is not Conv2dNormActivation or watched(layer) for layer in layers):
+        if any(type(layer) is not Conv2dNormActivation or has_hooks_or_patched_forward(layer) for layer in layers):
             return None
         convs = [self.conv_norm_activation(layer) for layer in layers]
         if not all(isinstance(conv, FusedConv) for conv in convs):
@@ -220,13 +222,15 @@ class _Fuser:
         predictor = joined([head.cls_logits, head.bbox_pred], "fp32", self.algorithm)
         convs = [self.conv_norm_activation(layer) for layer in head.conv if type(layer) is Conv2dNormActivation]
         texts = [part for part in (predictor, *convs) if isinstance(part, str)]
-        if texts or len(convs) < len(head.conv) or any(map(watched, (head.conv, *head.conv))):
+        if texts or len(convs) < len(head.conv) or any(map(has_hooks_or_patched_forward, (head.conv, *head.conv))):
             return texts[0] if texts else None
         return FusedRpnHead(nn.Sequential(*convs), predictor, head.cls_logits.out_channels)
 
     def box_head(self, head: Any) -> Any:
         """torchvision's two linear layers with ReLUs."""
-        if any(type(layer) is not nn.Linear or watched(layer) or layer.bias is None for layer in (head.fc6, head.fc7)):
+        layers = (head.fc6, head.fc7)
+        linear = all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
+        if not linear or any(map(has_hooks_or_patched_forward, layers)):
             return "its layers are not plain linear ones with biases"
         return FusedBoxHead(self._linear(head.fc6), self._linear(head.fc7))
 
@@ -249,7 +253,7 @@ class _Fuser:
         if not tight or up.bias is None:
             return "its transposed convolution is not a plain one of 2×2 with stride 2 and a bias"
         logits = fold(predictor.mask_fcn_logits, None, None, "fp32", self.algorithm)
-        if isinstance(logits, str) or watched(up) or watched(predictor.relu):
+        if isinstance(logits, str) or has_hooks_or_patched_forward(up) or has_hooks_or_patched_forward(predictor.relu):
             return logits if isinstance(logits, str) else "hooks or a forward of its own"
         # (C, out, 2, 2) -> (4 · out, C, 1, 1): an output's four places are neighbouring channels, as pixel_shuffle
         # wants them.
@@ -347,7 +351,3 @@ def _notes(model: nn.Module, fused: nn.Module, fuser: _Fuser) -> list[str]:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         notes.append(f"left as they are: {some} ({why})")
     return notes
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)

@@ -25,6 +25,7 @@ from vovnet.fusion.base import (
     traced,
 )
 from vovnet.fusion.sequences import Link, run
+from vovnet.modules import Geometry
 from vovnet.ops import onednn
 from vovnet.ops.algorithms import IMAGE_CHANNELS, conv_method
 from vovnet.ops.inference import block_step, conv_step, pool_step, repeated
@@ -52,7 +53,7 @@ class FusedConv(FusedLayer, Link):
         self,
         weight: Tensor,
         bias: Tensor | None,
-        geometry: onednn.Geometry,
+        geometry: Geometry,
         *,
         relu: bool,
         act: nn.Module | None = None,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vovnet.fusion import base
 from vovnet.fusion.base import MOST_SHAPES, threads
-from vovnet.memory.layers import watched
+from vovnet.modules import has_hooks_or_patched_forward
 from vovnet.vovnet import OsaStage
 
 
@@ -93,7 +93,7 @@ def _found(links: Sequence[Link], kept: Sequence[bool], shape: Sequence[int]) ->
 
 
 def _chains(layer: Any) -> TypeGuard[Link]:
-    return isinstance(layer, Link) and layer.chains and not watched(layer)
+    return isinstance(layer, Link) and layer.chains and not has_hooks_or_patched_forward(layer)
 
 
 _STAGES = (OsaStage, timm_vovnet.OsaStage)
@@ -102,8 +102,8 @@ _STAGES = (OsaStage, timm_vovnet.OsaStage)
 def _layers(module: nn.Module) -> list[nn.Module]:
     """What a module calls one after the other."""
     kind, nest = type(module), cast(Any, module)
-    if kind not in _NESTS or watched(module):
-        return [] if kind is nn.Identity and not watched(module) else [module]
+    if kind not in _NESTS or has_hooks_or_patched_forward(module):
+        return [] if kind is nn.Identity and not has_hooks_or_patched_forward(module) else [module]
     layers = []
     for part in (nest.pool, nest.blocks) if kind in _STAGES else module._modules.values():
         if part is not None:
@@ -197,5 +197,5 @@ def chain(fused: nn.Module) -> None:
     for module in fused.modules():
         found = _CHAINED.get(type(module))
         layers = [layer for part in module.children() for layer in _layers(part)] if found else []
-        if found and not watched(module) and sum(map(_chains, layers)) > 1:
+        if found and not has_hooks_or_patched_forward(module) and sum(map(_chains, layers)) > 1:
             module.__class__ = found

@@ -17,7 +17,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.errors import InputError
 from vovnet.memory.pooling import max_pool
-from vovnet.memory.recompute import Affine, Geometry, aggregate_features, conv_affine, norm_relu
+from vovnet.memory.recompute import Affine, aggregate_features, conv_affine, norm_relu
+from vovnet.modules import conv_geometry, has_hooks, to_pair
 from vovnet.vovnet import OsaBlock
 
 LEVELS = {"normal": 1, "low": 2}
@@ -85,17 +86,18 @@ class MemoryEfficientConvNormAct(ConvNormAct):
         if not _is_plain(self):
             return super().forward(x)
         affine = _fixed(self.bn)
+        geometry = conv_geometry(self.conv)
         if affine is None:
-            return _normalise(self.bn, conv_affine(x, self.conv.weight, _geometry(self), None, recompute=False))
-        return conv_affine(x, self.conv.weight, _geometry(self), affine, recompute=self.recompute)
+            return _normalise(self.bn, conv_affine(x, self.conv.weight, geometry, None, recompute=False))
+        return conv_affine(x, self.conv.weight, geometry, affine, recompute=self.recompute)
 
 
 class MemoryEfficientMaxPool2d(nn.MaxPool2d):
     """A max-pool that keeps a byte an output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, stride, padding = (_pair(value) for value in (self.kernel_size, self.stride, self.padding))
-        if _pair(self.dilation) != [1, 1] or self.return_indices or kernel[0] * kernel[1] > 255 or x.dim() != 4:
+        kernel, stride, padding = (to_pair(value) for value in (self.kernel_size, self.stride, self.padding))
+        if to_pair(self.dilation) != [1, 1] or self.return_indices or kernel[0] * kernel[1] > 255 or x.dim() != 4:
             return super().forward(x)
         return max_pool(x, kernel, stride, padding, self.ceil_mode)
 
@@ -166,17 +168,6 @@ def _is_plain(layer: Any) -> bool:
     return plain_conv and not isinstance(conv.padding, str) and plain_norm and known and _passes(layer.aa)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Pruning, weight norm and whoever looks at intermediate results have some."""
-    before, after = module._forward_pre_hooks, module._forward_hooks
-    return bool(before or after or module._backward_pre_hooks or module._backward_hooks)
-
-
-def watched(module: nn.Module) -> bool:
-    """Whether somebody looks at a module's calls, or has replaced its forward: what stood for it would not be seen."""
-    return "forward" in vars(module) or has_hooks(module)
-
-
 _NORMS = (BatchNormAct2d, FrozenBatchNormAct2d, FrozenBatchNorm2d)
 _ACTIVATIONS = (nn.ReLU, nn.Identity, type(None))
 
@@ -245,12 +236,3 @@ def _left_alone(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, MemoryEfficientConvNormAct) and not _is_plain(module)
     ]
-
-
-def _geometry(layer: Any) -> Geometry:
-    conv = layer.conv
-    return list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)

@@ -16,13 +16,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vovnet.modules import Geometry
 from vovnet.ops.relu_mask import format_of, pack_positive
 
 _sources: Any = WeakTensorKeyDictionary()
 """An activation -> its source and its version then. No attribute of it: it would be pickled along."""
-
-Geometry = tuple[list[int], list[int], list[int], int]
-"""Stride, padding, dilation and groups."""
 
 
 class Source(NamedTuple):

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Geometry = tuple[list[int], list[int], list[int], int]
-"""Stride, padding and dilation of height and width, and the groups."""
+from vovnet.modules import Geometry
 
 _LARGE = 10_000
 """Pixels of a plain (N, C, H, W) map from which matrix products are faster."""

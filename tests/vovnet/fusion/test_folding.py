@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from osa_reference import draw
-from timm.layers import BatchNormAct2d, DropBlock2d, DropPath, FrozenBatchNormAct2d, GroupNormAct, SyncBatchNormAct
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, GroupNormAct, SyncBatchNormAct
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from vovnet.fusion.folding import fold, joined, passes
+from vovnet.fusion.folding import fold, joined
 from vovnet.fusion.layers import FusedConv, FusedLinear
 
 NORMS: dict[str, Any] = {
@@ -139,13 +139,3 @@ def test_layers_of_one_input(layers: list[nn.Module], expected: Any) -> None:
     x: Tensor = draw((3, 5), 0, torch.float32)
     x = x[:, :, None, None] if expected is FusedConv else x
     torch.testing.assert_close(layer(x), torch.cat([part(x) for part in layers], dim=1), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("module", [None, nn.Identity(), DropPath(0.5), DropBlock2d(), nn.Sequential(), nn.Dropout()])
-def test_what_passes_in_evaluation(module: Any) -> None:
-    assert passes(module)
-
-
-@pytest.mark.parametrize("module", [nn.ReLU(), nn.Sequential(nn.ReLU()), hooked(nn.Identity()), nn.AlphaDropout()])
-def test_what_does_not(module: Any) -> None:
-    assert not passes(module)

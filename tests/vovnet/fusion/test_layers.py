@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vovnet.errors import InputError
 from vovnet.fusion import base
 from vovnet.fusion.layers import FusedConv, FusedLinear, FusedMaxPool2d, FusedOsaBlock
+from vovnet.modules import Geometry, to_pair
 
 # x, weight, stride, padding, dilation, groups
 CONVS: dict[str, Any] = {
@@ -38,16 +39,12 @@ CONVS: dict[str, Any] = {
 BOUND = 1e-5
 
 
-def pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
-
-
 def conv(name: str, bias: bool = True, **options: Any) -> tuple[FusedConv, Tensor, Any]:
     """A layer, its input, and a function that computes in float64."""
     shape, kernel, stride, padding, dilation, groups = CONVS[name]
     weight = draw(kernel, 1) / math.sqrt(math.prod(kernel[1:]))
     shift = draw(kernel[:1], 2) if bias else None
-    geometry = pair(stride), pair(padding), pair(dilation), groups
+    geometry = Geometry(to_pair(stride), to_pair(padding), to_pair(dilation), groups)
     options = {"relu": True, **options}
     layer = FusedConv(weight.float(), None if shift is None else shift.float(), geometry, **options)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vovnet.memory import recompute
 from vovnet.memory.recompute import Affine, Source, aggregate_features, conv_affine, give_source, norm_relu, source_of
+from vovnet.modules import Geometry
 
-GEOMETRY: recompute.Geometry = ([1, 1], [1, 1], [1, 1], 1)
+GEOMETRY = Geometry([1, 1], [1, 1], [1, 1], 1)
 
 
 def gradients(out: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
