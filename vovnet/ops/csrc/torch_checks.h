@@ -42,15 +42,15 @@ inline std::vector<int64_t> shape_of(const Tensor& tensor) {
   return {sizes.begin(), sizes.end()};
 }
 
-inline std::string place_of(const Tensor& tensor) {
+inline std::string device_name(const Tensor& tensor) {
   if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
   return tensor.is_cpu() ? "cpu" : "neither the CPU nor a CUDA device";
 }
 
 // One call of one operator: its name, for the error texts, and the place that its first tensor has set.
-class Call {
+class ArgChecker {
  public:
-  explicit Call(const char* op) : op_(op) {}
+  explicit ArgChecker(const char* op) : op_(op) {}
 
   [[noreturn]] void refuse(const std::string& argument, const std::string& expected, const std::string& got) const {
     throw std::runtime_error("vovnet::" + std::string(op_) + ": " + argument + ": expected " + expected + ", got " + got);
@@ -92,11 +92,11 @@ class Call {
   }
 
   // On a GPU, all tensors of the call on the same one, at an address that 16-byte loads can start from.
-  void place(const std::string& argument, const Tensor& tensor) {
-    if (!tensor.is_cuda()) refuse(argument, "a tensor on a CUDA device", "one on " + place_of(tensor));
+  void on_cuda(const std::string& argument, const Tensor& tensor) {
+    if (!tensor.is_cuda()) refuse(argument, "a tensor on a CUDA device", "one on " + device_name(tensor));
     if (device_ < 0) device_ = tensor.get_device_index();
     if (tensor.get_device_index() != device_) {
-      refuse(argument, "a tensor on cuda:" + std::to_string(device_) + " as the others", "one on " + place_of(tensor));
+      refuse(argument, "a tensor on cuda:" + std::to_string(device_) + " as the others", "one on " + device_name(tensor));
     }
     if (tensor.numel() > 0 && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 != 0) {
       refuse(argument, "data aligned to 16 bytes (tensor.clone())", "a view that starts in between");

@@ -23,8 +23,8 @@
 
 namespace checks {
 
-using vovnet::cpu::Element;
-using vovnet::cpu::Numbers;
+using vovnet::cpu::DType;
+using vovnet::cpu::ComputeType;
 using vovnet::cpu::Kernels;
 using vovnet::cpu::Parallel;
 
@@ -46,8 +46,8 @@ inline Kernels kernels_of(const std::string& name) {
 #if !defined(VOVNET_NO_AVX512_BF16)
   if (name == "avx512_bf16" && avx512 && __builtin_cpu_supports("avx512bf16")) {
     Kernels kernels = vovnet_cpu_kernels_avx512;
-    kernels.convs[static_cast<int>(Numbers::kBFloat16)] = vovnet_cpu_bfloat16_convs[0];
-    kernels.convs[static_cast<int>(Numbers::kBFloat16Maps)] = vovnet_cpu_bfloat16_convs[1];
+    kernels.convs[static_cast<int>(ComputeType::kBFloat16)] = vovnet_cpu_bfloat16_convs[0];
+    kernels.convs[static_cast<int>(ComputeType::kBFloat16Maps)] = vovnet_cpu_bfloat16_convs[1];
     return kernels;
   }
 #endif

@@ -35,7 +35,7 @@ struct Case {
     return (size + 2 * padding[axis] - kernel[axis]) / stride[axis] + 1;
   }
   int64_t residual_size(int axis) const { return residual == Residual::kSame ? out_size(axis) : (out_size(axis) + 2) / 3; }
-  bool image() const { return channels() < vovnet::cpu::kPictureChannels; }
+  bool image() const { return channels() < vovnet::cpu::kImageChannels; }
   std::string words() const {
     std::string text = std::to_string(channels()) + " channels of " + std::to_string(sources.size()) + ", " +
                        std::to_string(batch) + "x" + std::to_string(height) + "x" + std::to_string(width) + " -> " +

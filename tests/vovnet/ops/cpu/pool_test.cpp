@@ -2,15 +2,15 @@
 #include <sys/mman.h>
 
 #include "checks.h"
-#include "regions.h"
+#include "roi_pool.h"
 
 namespace {
 
 using namespace checks;
 using vovnet::cpu::MaxPool;
-using vovnet::cpu::RegionKernels;
+using vovnet::cpu::RoiPoolKernels;
 
-const RegionKernels* regions;  // by Element
+const RoiPoolKernels* roi_pool;  // by DType
 
 int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
   int64_t count = 0;  // those that end inside, or, with ceil_mode, begin inside
@@ -66,7 +66,7 @@ void test_pools(const std::vector<int64_t>& all_channels) {
             if (pool.out_height < 1 || pool.out_width < 1) continue;
             Buffer<T> out(2 * pool.out_height * pool.out_width * channels);
             pool.out = out.begin();
-            vovnet::cpu::max_pool(pool, 2, sizeof(T) == 4 ? Element::kFloat32 : Element::kBFloat16, regions,
+            vovnet::cpu::max_pool(pool, 2, sizeof(T) == 4 ? DType::kFloat32 : DType::kBFloat16, roi_pool,
                                   kParallels[ceil_mode]);
             for (int64_t i = 0; i < out.size; ++i) {
               const int64_t pixel = i / channels, row = pixel / pool.out_width;
@@ -97,7 +97,7 @@ void test_far_offsets() {
   const auto [x, out] = maps;
   for (int64_t i = kCount - 4 * kChannels; i < kCount; ++i) x[i] = draw();
   const MaxPool pool{x, kChannels, kSide, kSide, kSide, kSide, {1, 1}, {1, 1}, {0, 0}, out};
-  regions[0].max_rows(pool, kSide - 1, kSide);
+  roi_pool[0].max_rows(pool, kSide - 1, kSide);
   for (int64_t i = kCount - 4 * kChannels; i < kCount; ++i) check(out[i] == x[i], "far row", i, out[i], x[i]);
   for (float* map : maps) munmap(map, kCount * sizeof(float));
 }
@@ -106,7 +106,7 @@ void test_far_offsets() {
 
 int main(int count, char** words) {
   const Request request(count, words);
-  regions = request.kernels.regions;
+  roi_pool = request.kernels.roi_pool;
   const std::vector<int64_t> channels =
       request.quick ? std::vector<int64_t>{3, 16, 36} : std::vector<int64_t>{1, 3, 16, 17, 36, 300};
   test_pools<float>(channels);

@@ -2,16 +2,16 @@
 #include <sys/mman.h>
 
 #include "checks.h"
-#include "regions.h"
+#include "roi_pool.h"
 
 namespace {
 
 using namespace checks;
 using vovnet::cpu::Level;
-using vovnet::cpu::RegionKernels;
+using vovnet::cpu::RoiPoolKernels;
 using vovnet::cpu::RoiAlign;
 
-const RegionKernels* regions;  // by Element
+const RoiPoolKernels* roi_pool;  // by DType
 
 // A sample of one channel, as the paper and torchvision define it.
 template <typename T>
@@ -70,10 +70,10 @@ void compare_rois(const char* what, const Pyramid& pyramid, const std::vector<fl
   Buffer<T> out(count * cells), other(count * cells);
   RoiAlign call{pyramid.levels.data(), pyramid.channels, count, rois.data(), level_of.data(), out_height, out_width,
                 sampling_ratio, aligned, out.begin()};
-  const Element element = sizeof(T) == 4 ? Element::kFloat32 : Element::kBFloat16;
-  vovnet::cpu::roi_align(call, element, regions, kParallels[0]);
+  const DType dtype = sizeof(T) == 4 ? DType::kFloat32 : DType::kBFloat16;
+  vovnet::cpu::roi_align(call, dtype, roi_pool, kParallels[0]);
   call.out = other.begin();
-  vovnet::cpu::roi_align(call, element, regions, kParallels[1]);
+  vovnet::cpu::roi_align(call, dtype, roi_pool, kParallels[1]);
   check(std::memcmp(out.begin(), other.begin(), count * cells * sizeof(T)) == 0, "threads", 0, 0, 0);
   const double tolerance = (sizeof(T) == 4 ? 0 : 1.0 / 256) + (whole_steps ? 1e-6 : 2e-5);
   for (int64_t i = 0; i < count; i += step) {
@@ -146,7 +146,7 @@ void test_strange_rois() {
         Buffer<float> out(4 * kChannels);
         const int64_t level = 0;
         vovnet::cpu::roi_align({pyramid.levels.data(), kChannels, 1, roi.data(), &level, 2, 2, sampling_ratio, true,
-                                out.begin()}, Element::kFloat32, regions, kParallels[0]);
+                                out.begin()}, DType::kFloat32, roi_pool, kParallels[0]);
         for (const float x : out) check(std::abs(x) <= 1, "strange RoI", place, x, 0);
       }
     }
@@ -169,16 +169,16 @@ void test_infinite_pixels() {
     const float rois[] = {0, 1, 1, 3, 3, 0, 1, 3, 3, 5, 0, -5, -5, -2, -2};
     const int64_t level_of[] = {0, 0, 0};
     Buffer<float> out(3 * kChannels);
-    vovnet::cpu::roi_align({&level, kChannels, 3, rois, level_of, 1, 1, 2, false, out.begin()}, Element::kFloat32,
-                           regions, kParallels[0]);
+    vovnet::cpu::roi_align({&level, kChannels, 3, rois, level_of, 1, 1, 2, false, out.begin()}, DType::kFloat32,
+                           roi_pool, kParallels[0]);
     const float expected[] = {1, 1, 0};  // rows 1 to 3, 3 to 5, and none
     for (int i = 0; i < 3; ++i) {
       const float got = out.begin()[i * kChannels];
       check(got == expected[i], "beside an infinite pixel", i, got, expected[i]);
     }
     const float touching[] = {0, 3, 1, 4.5f, 3, 0, 1.5f, 1.5f, 3.5f, 3.5f};  // the second has weight 0 at column 4
-    vovnet::cpu::roi_align({&level, kChannels, 2, touching, level_of, 1, 1, 2, false, out.begin()}, Element::kFloat32,
-                           regions, kParallels[0]);
+    vovnet::cpu::roi_align({&level, kChannels, 2, touching, level_of, 1, 1, 2, false, out.begin()}, DType::kFloat32,
+                           roi_pool, kParallels[0]);
     for (int i = 0; i < 2; ++i) {
       const float got = out.begin()[i * kChannels];
       check(!std::isfinite(got), "on an infinite pixel", i, got, special);
@@ -226,7 +226,7 @@ void test_far_offsets() {
 
 int main(int count, char** words) {
   const Request request(count, words);
-  regions = request.kernels.regions;
+  roi_pool = request.kernels.roi_pool;
   const std::vector<int64_t> channels =
       request.quick ? std::vector<int64_t>{1, 17, 36} : std::vector<int64_t>{1, 3, 15, 16, 17, 36, 100, 256, 300};
   test_rois<float>(channels);

@@ -7,7 +7,7 @@
 // and a broadcast fill the registers.
 #pragma once
 
-#include "element.h"
+#include "dtype.h"
 #include "vec.h"
 
 namespace VOVNET_ISA {
@@ -24,19 +24,19 @@ constexpr int kPerStep = kBlock<S> / kSteps;
 // rows of a strip.
 constexpr int64_t kChunk = 8;  // blocks
 
-constexpr int kAheadLines = 4;  // of a product's `ahead`, for each block
+constexpr int kPrefetchLines = 4;  // of a product's `ahead`, for each block
 // Bytes of columns that are read while others come, from memory and from the third-level cache. Those that come too
 // early are gone again before they are read.
-constexpr int kFarAhead = 8192, kNearAhead = 2048;
+constexpr int kFarDistance = 8192, kNearDistance = 2048;
 
 // How many products are added up one after the other, before what they make is added to the rest: rounding errors grow
 // with the length of such a chain.
-enum class Chain { kChunk, kBlock };
+enum class AccumulationChain { kChunk, kBlock };
 
 // Rows at most: 28 of 32 or 12 of 16 registers are sums. Of chains of a block, half of those are sums of chains, or
 // these are in memory where registers are few.
-template <Chain kind>
-constexpr int kRows = kLanes == 16 ? (kind == Chain::kBlock ? 7 : 14) : 6;
+template <AccumulationChain kind>
+constexpr int kRows = kLanes == 16 ? (kind == AccumulationChain::kBlock ? 7 : 14) : 6;
 
 // One step of a row: its number, or pair of numbers, times two vectors of columns. new_chain() first adds the sums to
 // those of the chains before. Compilers given the choice overwrite a factor instead of the sum, and then move sums
@@ -92,10 +92,10 @@ VOVNET_INLINE Vec columns_at(const void* p) { return load(static_cast<const floa
 //
 // rows: [blocks][R][line]; columns: [16 * blocks][kPanel], asked for `distance` bytes ahead. Both are asked for beyond
 // their ends, for the next product's follow. From `next` on, a line for each step is brought into the first-level
-// cache; from `ahead` on, kAheadLines for each block into the second.
-template <typename S, int R, Chain kind>
+// cache; from `ahead` on, kPrefetchLines for each block into the second.
+template <typename S, int R, AccumulationChain kind>
 void multiply(const S* rows, const S* columns, int64_t blocks, float* sums, bool add, int64_t distance,
-              const char* next, const char* ahead) {
+              const char* next, const char* prefetch) {
   constexpr int kWide = kPanel * kPerStep<S>, kHalf = kLanes * kPerStep<S>;
   const S* soon = columns + distance / int64_t{sizeof(S)};
   Vec a[R], b[R], before_a[R], before_b[R];
@@ -109,12 +109,12 @@ void multiply(const S* rows, const S* columns, int64_t blocks, float* sums, bool
       if (kLanes == 16) __builtin_prefetch(soon + k * kWide + kHalf, 0, 0);
       __builtin_prefetch(next + k * kLine, 0, 0);
       if (k < R) __builtin_prefetch(rows + (R + k) * kBlock<S>);
-      if (k < kAheadLines) __builtin_prefetch(ahead + k * kLine, 0, 2);
+      if (k < kPrefetchLines) __builtin_prefetch(prefetch + k * kLine, 0, 2);
       const Vec left = columns_at(columns + k * kWide), right = columns_at(columns + k * kWide + kHalf);
 #pragma GCC unroll 14
       for (int r = 0; r < R; ++r) {
         const S* row = rows + r * kBlock<S> + k * kPerStep<S>;
-        if constexpr (kind == Chain::kBlock) {
+        if constexpr (kind == AccumulationChain::kBlock) {
           if (k == 0) {
             new_chain(a[r], b[r], before_a[r], before_b[r], row, left, right);
             continue;
@@ -127,11 +127,11 @@ void multiply(const S* rows, const S* columns, int64_t blocks, float* sums, bool
     columns += kSteps * kWide;
     soon += kSteps * kWide;
     next += kSteps * kLine;
-    ahead += kAheadLines * kLine;
+    prefetch += kPrefetchLines * kLine;
   }
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r, sums += kPanel) {
-    if (kind == Chain::kBlock) {
+    if (kind == AccumulationChain::kBlock) {
       a[r] += before_a[r];
       b[r] += before_b[r];
     }
@@ -147,7 +147,7 @@ void multiply(const S* rows, const S* columns, int64_t blocks, float* sums, bool
 template <typename S>
 using Multiply = void (*)(const S*, const S*, int64_t, float*, bool, int64_t, const char*, const char*);
 
-template <typename S, Chain kind, int R = kRows<kind>>
+template <typename S, AccumulationChain kind, int R = kRows<kind>>
 VOVNET_INLINE Multiply<S> multiply_of(int rows) {
   if constexpr (R > 1) {
     if (rows < R) return multiply_of<S, kind, R - 1>(rows);
@@ -158,7 +158,7 @@ VOVNET_INLINE Multiply<S> multiply_of(int rows) {
 constexpr int64_t kKept = int64_t{12} << 20;  // bytes of columns that the third-level cache keeps from strip to strip
 
 // What products ask for while they last: their columns and, range by range, memory that will be wanted next.
-struct Ahead {
+struct Prefetcher {
   static constexpr int kMost = 64;
   const char* from[kMost];
   int64_t bytes[kMost];
@@ -180,17 +180,17 @@ struct Ahead {
   }
   // Memory wanted is to come late, or it is gone from the second-level cache before it is read: wait as long as
   // `blocks` of products leave time for.
-  VOVNET_INLINE void put_off(int64_t blocks) {
+  VOVNET_INLINE void delay(int64_t blocks) {
     int64_t lines = 0;
     for (int i = 0; i < count; ++i) lines += bytes[i] / kLine;
-    wait = blocks - lines / kAheadLines - blocks / 16;
+    wait = blocks - lines / kPrefetchLines - blocks / 16;
   }
   // The next few lines; where there are none left, some that are near already.
   VOVNET_INLINE const char* take(int64_t blocks, const void* near) {
     wait -= blocks;
     if (at == count || wait >= 0) return static_cast<const char*>(near);
     const char* taken = from[at];
-    const int64_t size = blocks * kAheadLines * kLine;
+    const int64_t size = blocks * kPrefetchLines * kLine;
     from[at] += size;
     bytes[at] -= size;
     if (bytes[at] <= 0) ++at;
@@ -199,7 +199,7 @@ struct Ahead {
 };
 
 // `total` rows in blocks of at most kRows whose sizes differ by one at most: 16 rows are 8 + 8, not 14 + 2.
-template <Chain kind>
+template <AccumulationChain kind>
 struct RowBlocks {
   int64_t total, count;
   explicit RowBlocks(int64_t rows) : total(rows), count((rows + kRows<kind> - 1) / kRows<kind>) {}
@@ -210,9 +210,9 @@ struct RowBlocks {
 // Packed rows of a strip times one panel: sums[row][kPanel] = product (+ what stands there, if `add`).
 //
 // rows: row block by row block, [blocks][R][line] each; columns: [16 * blocks][kPanel].
-template <Chain kind, typename S>
-inline void multiply_strip(const RowBlocks<kind>& row_blocks, const S* rows, const S* columns, int64_t blocks,
-                           float* sums, bool add, Ahead& ahead) {
+template <AccumulationChain kind, typename S>
+inline void multiply_row_tile(const RowBlocks<kind>& row_blocks, const S* rows, const S* columns, int64_t blocks,
+                           float* sums, bool add, Prefetcher& prefetcher) {
   for (int64_t from = 0; from < blocks; from += kChunk) {
     const int64_t here = blocks - from < kChunk ? blocks - from : kChunk;
     for (int64_t b = 0; b < row_blocks.count; ++b) {
@@ -220,12 +220,12 @@ inline void multiply_strip(const RowBlocks<kind>& row_blocks, const S* rows, con
       const int count = row_blocks.rows(b);
       const S* begin = rows + (first * blocks + from * count) * kBlock<S>;
       const char* next = reinterpret_cast<const char*>(begin);
-      if (ahead.cold && b < 2) {
+      if (prefetcher.cold && b < 2) {
         // The next chunk's columns come while two row blocks are multiplied, not only in the first one's time.
         next = reinterpret_cast<const char*>(columns + (from + here) * kBlock<S> * kPanel) + b * here * kSteps * kLine;
       }
       multiply_of<S, kind>(count)(begin, columns + from * kBlock<S> * kPanel, here, sums + first * kPanel,
-                                  add || from > 0, ahead.cold ? kFarAhead : kNearAhead, next, ahead.take(here, begin));
+                                  add || from > 0, prefetcher.cold ? kFarDistance : kNearDistance, next, prefetcher.take(here, begin));
     }
   }
 }

@@ -1,7 +1,7 @@
 // Everything of one instruction set: what each isa_*.cpp includes after it has named its namespace in VOVNET_ISA.
 #pragma once
 
-#include "direct.h"
+#include "igemm.h"
 #include "kernels.h"
 #include "pool.h"
 #include "roi_align.h"
@@ -19,7 +19,7 @@ int64_t packed_size(const Weight& weight) {
     case Method::kWinogradStrided:
       return winograd_packed_size<Winograd<3, 2>, S>(weight);
     default:
-      return direct_packed_size<S>(weight);
+      return igemm_packed_size<S>(weight);
   }
 }
 
@@ -33,7 +33,7 @@ void pack(const Weight& weight, void* packed, const Parallel& parallel) {
     case Method::kWinogradStrided:
       return pack_winograd<Winograd<3, 2>, S>(weight, packed, parallel);
     default:
-      return pack_direct<S>(weight, packed, parallel);
+      return pack_igemm<S>(weight, packed, parallel);
   }
 }
 
@@ -47,7 +47,7 @@ int64_t scratch_size(const Conv& conv, int threads) {
     case Method::kWinogradStrided:
       return winograd_scratch<Winograd<3, 2>, S>(conv, threads);
     default:
-      return direct_scratch<S>(conv, threads);
+      return igemm_scratch<S>(conv, threads);
   }
 }
 
@@ -61,7 +61,7 @@ void conv(const Conv& args, void* scratch, const Parallel& parallel) {
     case Method::kWinogradStrided:
       return winograd_conv<Winograd<3, 2>, M, S>(args, scratch, parallel);
     default:
-      return direct_conv<M, S>(args, scratch, parallel);
+      return igemm_conv<M, S>(args, scratch, parallel);
   }
 }
 

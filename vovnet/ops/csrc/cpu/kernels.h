@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "regions.h"
+#include "roi_pool.h"
 
 namespace vovnet::cpu {
 
@@ -25,14 +25,14 @@ enum class Method : int {
 };
 
 constexpr int kMaxSources = 16;
-constexpr int kPictureChannels = 16;  // a map of fewer channels is read as an image is: as it lies, in float32
+constexpr int kImageChannels = 16;  // a map of fewer channels is read as an image is: as it lies, in float32
 
 struct Source {
   const void* data;
   int64_t channels;
 };
 
-// A convolution of the concatenation of `sources`: out = relu(conv + bias) + residual. Maps are of one Element; where all
+// A convolution of the concatenation of `sources`: out = relu(conv + bias) + residual. Maps are of one DType; where all
 // sources together are an image, they are float32 always.
 struct Conv {
   Source sources[kMaxSources];
@@ -61,9 +61,9 @@ struct Weight {
 };
 
 // What convolutions compute with: maps, and the numbers that are multiplied.
-enum class Numbers : int { kFloat32 = 0, kBFloat16 = 1, kBFloat16Maps = 2 };  // of the last, float32 is multiplied
+enum class ComputeType : int { kFloat32 = 0, kBFloat16 = 1, kBFloat16Maps = 2 };  // of the last, float32 is multiplied
 
-// Convolutions of some Numbers.
+// Convolutions of some ComputeType.
 struct ConvKernels {
   int64_t (*packed_size)(const Weight&);  // in bytes
   void (*pack)(const Weight&, void* packed, const Parallel&);
@@ -73,8 +73,8 @@ struct ConvKernels {
 
 struct Kernels {
   const char* name;
-  ConvKernels convs[3];      // by Numbers
-  RegionKernels regions[2];  // by Element
+  ConvKernels convs[3];      // by ComputeType
+  RoiPoolKernels roi_pool[2];  // by DType
 };
 
 }  // namespace vovnet::cpu

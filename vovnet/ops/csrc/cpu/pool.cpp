@@ -1,5 +1,5 @@
 // Max-pool apart from its arithmetic: which rows are next, and on which thread.
-#include "regions.h"
+#include "roi_pool.h"
 
 #include <algorithm>
 #include <atomic>
@@ -25,12 +25,12 @@ void work(void* context, int64_t) {
 
 }  // namespace
 
-void max_pool(const MaxPool& pool, int64_t batch, Element element, const RegionKernels* kernels,
+void max_pool(const MaxPool& pool, int64_t batch, DType dtype, const RoiPoolKernels* kernels,
               const Parallel& parallel) {
   const int64_t rows = batch * pool.out_height;
   // Neighbours share input rows, so a thread takes several; but all threads shall end at about the same time.
   Job job{pool, rows, std::clamp<int64_t>(rows / (8 * parallel.threads), 1, 8),
-          kernels[static_cast<int>(element)].max_rows};
+          kernels[static_cast<int>(dtype)].max_rows};
   parallel.run(parallel.threads, work, &job);
 }
 

@@ -1,8 +1,8 @@
 // The largest values of windows, as PyTorch's max-pool has them: a window that holds a NaN gives NaN.
 #pragma once
 
-#include "element.h"
-#include "regions.h"
+#include "dtype.h"
+#include "roi_pool.h"
 
 namespace VOVNET_ISA {
 

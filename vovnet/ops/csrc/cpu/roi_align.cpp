@@ -1,7 +1,7 @@
 // RoIAlign apart from its arithmetic on maps: where the samples lie, which RoI is next, and on which thread.
 //
 // Samples lie where torchvision's do, to the last bit: the compiler must not make one rounding of two.
-#include "regions.h"
+#include "roi_pool.h"
 
 #include <algorithm>
 #include <atomic>
@@ -30,13 +30,13 @@ struct Side {
   int64_t grid;      // samples in a bin
 };
 
-Side side_of(float from, float to, float scale, const RoiAlign& call, int64_t bins) {
-  const float shift = call.aligned ? 0.5f : 0.0f;
+Side side_of(float from, float to, float scale, const RoiAlign& args, int64_t bins) {
+  const float shift = args.aligned ? 0.5f : 0.0f;
   const float start = from * scale - shift;
   float length = to * scale - shift - start;
-  if (!call.aligned) length = std::max(length, 1.0f);
+  if (!args.aligned) length = std::max(length, 1.0f);
   const float bin = length / static_cast<float>(bins);
-  if (call.sampling_ratio > 0) return {start, bin, call.sampling_ratio};
+  if (args.sampling_ratio > 0) return {start, bin, args.sampling_ratio};
   const float grid = std::ceil(bin);
   // None for a NaN, a RoI turned over, or one whose samples torchvision could not count.
   return {start, bin, grid > 0 && grid < 2147483648.0f ? static_cast<int64_t>(grid) : 0};
@@ -106,14 +106,14 @@ class Axis {
 };
 
 // RoIs by level, image, and place: what follows each other reads much of the same memory.
-std::vector<int64_t> order_of(const RoiAlign& call) {
+std::vector<int64_t> order_of(const RoiAlign& args) {
   constexpr float kBand = 16;  // pixels of the map; a NaN and what is far away are in a band of their own
   std::vector<std::tuple<int64_t, float, float, float, int64_t>> places;
-  places.reserve(call.count);
-  for (int64_t i = 0; i < call.count; ++i) {
-    const float* roi = call.rois + 5 * i;
-    const int64_t level = call.level_of[i];
-    const float x = roi[1], y = roi[2] * call.levels[level].scale / kBand;
+  places.reserve(args.count);
+  for (int64_t i = 0; i < args.count; ++i) {
+    const float* roi = args.rois + 5 * i;
+    const int64_t level = args.level_of[i];
+    const float x = roi[1], y = roi[2] * args.levels[level].scale / kBand;
     places.emplace_back(level, std::trunc(roi[0]), std::abs(y) < 1e6f ? std::floor(y) : -1e6f,
                         std::abs(x) < 1e9f ? x : -1e9f, i);
   }
@@ -125,31 +125,31 @@ std::vector<int64_t> order_of(const RoiAlign& call) {
 }
 
 struct Job {
-  const RoiAlign& call;
+  const RoiAlign& args;
   bool streams;
-  int64_t element;  // bytes
+  int64_t element_bytes;
   void (*average)(const Patch&);
   std::vector<int64_t> order;
   std::atomic<int64_t> next{0};
 };
 
 void align(const Job& job, int64_t i, Axis& rows, Axis& columns) {
-  const RoiAlign& call = job.call;
-  const float* roi = call.rois + 5 * i;
-  const Level& level = call.levels[call.level_of[i]];
-  const int64_t line = level.width * call.channels;
-  rows.lay(side_of(roi[2], roi[4], level.scale, call, call.out_height), call.out_height, level.height, line);
-  columns.lay(side_of(roi[1], roi[3], level.scale, call, call.out_width), call.out_width, level.width, call.channels);
+  const RoiAlign& args = job.args;
+  const float* roi = args.rois + 5 * i;
+  const Level& level = args.levels[args.level_of[i]];
+  const int64_t line = level.width * args.channels;
+  rows.lay(side_of(roi[2], roi[4], level.scale, args, args.out_height), args.out_height, level.height, line);
+  columns.lay(side_of(roi[1], roi[3], level.scale, args, args.out_width), args.out_width, level.width, args.channels);
   const int64_t image = static_cast<int64_t>(roi[0]) * level.height * line;
-  const int64_t out = i * call.out_height * call.out_width * call.channels;
-  job.average({static_cast<const char*>(level.map) + image * job.element, rows.bins(), columns.bins(), call.channels,
-               static_cast<char*>(call.out) + out * job.element, job.streams});
+  const int64_t out = i * args.out_height * args.out_width * args.channels;
+  job.average({static_cast<const char*>(level.map) + image * job.element_bytes, rows.bins(), columns.bins(), args.channels,
+               static_cast<char*>(args.out) + out * job.element_bytes, job.streams});
 }
 
 void work(void* context, int64_t) {
   Job& job = *static_cast<Job*>(context);
   Axis rows, columns;
-  const int64_t count = job.call.count;
+  const int64_t count = job.args.count;
   for (int64_t begin; (begin = job.next.fetch_add(kChunk)) < count;) {
     for (int64_t i = begin; i < std::min(begin + kChunk, count); ++i) align(job, job.order[i], rows, columns);
   }
@@ -157,11 +157,11 @@ void work(void* context, int64_t) {
 
 }  // namespace
 
-void roi_align(const RoiAlign& call, Element element, const RegionKernels* kernels, const Parallel& parallel) {
-  const bool half = element == Element::kBFloat16;
-  const int64_t bytes = call.count * call.out_height * call.out_width * call.channels * (half ? 2 : 4);
-  const bool aligned = call.channels % 32 == 0 && reinterpret_cast<uintptr_t>(call.out) % 64 == 0;
-  Job job{call, aligned && bytes >= kStreamBytes, half ? 2 : 4, kernels[half].average, order_of(call)};
+void roi_align(const RoiAlign& args, DType dtype, const RoiPoolKernels* kernels, const Parallel& parallel) {
+  const bool half = dtype == DType::kBFloat16;
+  const int64_t bytes = args.count * args.out_height * args.out_width * args.channels * (half ? 2 : 4);
+  const bool aligned = args.channels % 32 == 0 && reinterpret_cast<uintptr_t>(args.out) % 64 == 0;
+  Job job{args, aligned && bytes >= kStreamBytes, half ? 2 : 4, kernels[half].average, order_of(args)};
   parallel.run(parallel.threads, work, &job);
 }
 

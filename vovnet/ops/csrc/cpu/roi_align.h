@@ -4,8 +4,8 @@
 // and another more gives infinity, not NaN; and samples outside of the map read no pixel, not even the first.
 #pragma once
 
-#include "element.h"
-#include "regions.h"
+#include "dtype.h"
+#include "roi_pool.h"
 
 namespace VOVNET_ISA {
 

@@ -29,8 +29,8 @@ Kernels choose() {
     Kernels chosen = vovnet_cpu_kernels_avx512;
 #if !defined(VOVNET_NO_AVX512_BF16)
     if (__builtin_cpu_supports("avx512bf16")) {
-      chosen.convs[static_cast<int>(Numbers::kBFloat16)] = vovnet_cpu_bfloat16_convs[0];
-      chosen.convs[static_cast<int>(Numbers::kBFloat16Maps)] = vovnet_cpu_bfloat16_convs[1];
+      chosen.convs[static_cast<int>(ComputeType::kBFloat16)] = vovnet_cpu_bfloat16_convs[0];
+      chosen.convs[static_cast<int>(ComputeType::kBFloat16Maps)] = vovnet_cpu_bfloat16_convs[1];
     }
 #endif
     return chosen;

@@ -2,7 +2,7 @@
 // columns are halved, and 7 products of sums take the place of 8.
 #pragma once
 
-#include "strip.h"
+#include "row_tile.h"
 
 namespace VOVNET_ISA {
 
@@ -21,7 +21,7 @@ constexpr Goal kGoals[kProducts] = {{{0, 3}, {1, 1}},  {{2, 3}, {1, -1}}, {{1, 3
 // Panel i of all products' columns, product by product.
 template <typename S>
 inline void pack_strassen_panel(void* context, int64_t i) {
-  const auto& job = *static_cast<PackDirect<S>*>(context);
+  const auto& job = *static_cast<PackB<S>*>(context);
   const int64_t half = job.panels / 2, inner = job.inner / 2;
   const float* take = kRight[i / half];
   S* to = job.packed + i * inner * kPanel;
@@ -86,7 +86,7 @@ inline void pack_pairs(const Conv& conv, const Inner<M>* inner, int64_t blocks, 
       if (whole && above >= 0 && below >= 0) {
         a11 = left->base + above * left->stride, a12 = right->base + above * right->stride;
         a21 = left->base + below * left->stride, a22 = right->base + below * right->stride;
-        constexpr int kFar = kLinesAhead * kLine / static_cast<int>(sizeof(M));
+        constexpr int kFar = kLineDistance * kLine / static_cast<int>(sizeof(M));
         __builtin_prefetch(a11 + kFar);
         __builtin_prefetch(a12 + kFar);
         __builtin_prefetch(a21 + kFar);
@@ -114,16 +114,16 @@ VOVNET_INLINE void add_panel(const float* from, int64_t rows, float sign, bool a
 }
 
 template <typename M, typename S>
-inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const void* table, char* scratch, int64_t i,
-                           Ahead ahead) {
+inline void strassen_row_tile(const Conv& conv, const IgemmPlan<S>& plan, const void* table, char* scratch, int64_t i,
+                           Prefetcher prefetcher) {
   const int64_t m = plan.begin(i), rows = plan.begin(i + 1) - m, half = (rows + 1) / 2;
-  const RowBlocks<Chain::kChunk> row_blocks(half);
+  const RowBlocks<AccumulationChain::kChunk> row_blocks(half);
   const int64_t blocks = plan.blocks / 2, panels = plan.panels / 2;
   const int64_t exist = inner_blocks<S>(conv.channels, conv.kernel);
   const int64_t product = half * blocks * kBlock<S>;
   S* packed = reinterpret_cast<S*>(scratch);
   float* sums = reinterpret_cast<float*>(scratch + plan.packed_bytes(conv.method));
-  float* sum = sums + plan.strip * plan.panels * kPanel;  // of one product and panel
+  float* sum = sums + plan.row_tile * plan.panels * kPanel;  // of one product and panel
   for (int64_t b = 0; b < row_blocks.count; ++b) {
     const int64_t first = row_blocks.begin(b);
     Pixels upper(conv, m + first, row_blocks.rows(b), m + rows);
@@ -131,14 +131,14 @@ inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const vo
     pack_pairs(conv, static_cast<const Inner<M>*>(table), blocks, exist, upper, lower,
                packed + first * blocks * kBlock<S>, product);
   }
-  ahead.put_off(kProducts * panels * row_blocks.count * blocks);
+  prefetcher.delay(kProducts * panels * row_blocks.count * blocks);
   bool started[4] = {};
   for (int p = 0; p < kProducts; ++p) {
     const Goal& goal = kGoals[p];
     const int count = goal.sign[1] == 0.0f ? 1 : 2;
     for (int64_t panel = 0; panel < panels; ++panel) {
       const S* columns = static_cast<const S*>(conv.packed) + (p * panels + panel) * blocks * kBlock<S> * kPanel;
-      multiply_strip(row_blocks, packed + p * product, columns, blocks, sum, false, ahead);
+      multiply_row_tile(row_blocks, packed + p * product, columns, blocks, sum, false, prefetcher);
       for (int t = 0; t < count; ++t) {
         const int64_t down = goal.quadrant[t] / 2 * half, right = goal.quadrant[t] % 2 * panels;
         add_panel(sum, half, goal.sign[t], started[goal.quadrant[t]],
@@ -148,7 +148,7 @@ inline void strassen_strip(const Conv& conv, const DirectPlan<S>& plan, const vo
     started[goal.quadrant[0]] = true;
     if (count == 2) started[goal.quadrant[1]] = true;
   }
-  finish_strip<M>(conv, 0, plan.panels, m, rows, sums, 2 * half);
+  store_row_tile<M>(conv, 0, plan.panels, m, rows, sums, 2 * half);
 }
 
 }  // namespace VOVNET_ISA

@@ -2,7 +2,7 @@
 // pixels.
 #pragma once
 
-#include "inner.h"
+#include "pack_b.h"
 #include "transforms.h"
 
 namespace VOVNET_ISA {
@@ -10,7 +10,7 @@ namespace VOVNET_ISA {
 // The transforms multiply the sums' errors, so chains are short; errors of sums of bfloat16 products drown in those of
 // the numbers.
 template <typename S>
-constexpr Chain kWinogradChain = sizeof(S) == sizeof(float) ? Chain::kBlock : Chain::kChunk;
+constexpr AccumulationChain kWinogradChain = sizeof(S) == sizeof(float) ? AccumulationChain::kBlock : AccumulationChain::kChunk;
 template <typename S>
 using TileBlocks = RowBlocks<kWinogradChain<S>>;
 
@@ -21,13 +21,13 @@ struct WinogradPlan {
   int64_t parts;               // that the tiles come in: by strips, tasks; by frequencies, one after the other
   int64_t part;                // tiles of the largest
   int64_t row_step, sum_step;  // from one frequency to the next, in numbers
-  bool by_frequency;
+  bool by_point;
   int64_t groups;  // of panels, by frequencies: as many as give every thread something to do
-  int frequencies;
+  int points;
 
   template <typename W>
   WinogradPlan(W, const Conv& conv, int threads) {
-    frequencies = W::kTile * W::kTile;
+    points = W::kTile * W::kTile;
     tiles_y = ceil_div(conv.out_height, W::kOut);
     tiles_x = ceil_div(conv.out_width, W::kOut);
     tiles = conv.batch * tiles_y * tiles_x;
@@ -35,12 +35,12 @@ struct WinogradPlan {
     panels = ceil_div(conv.out_channels, kPanel);
     // By strips, the rows and one panel's sums share the second-level cache with the weights that pass by, and with the
     // tiles of the next strip; but weights must serve some rows.
-    constexpr int64_t kMost = kRows<kWinogradChain<S>>, kFewest = 2 * kRows<Chain::kBlock>;
-    const int64_t rows_bytes = frequencies * blocks * kLine, sums_bytes = 4 * frequencies * panels * kPanel;
+    constexpr int64_t kMost = kRows<kWinogradChain<S>>, kFewest = 2 * kRows<AccumulationChain::kBlock>;
+    const int64_t rows_bytes = points * blocks * kLine, sums_bytes = 4 * points * panels * kPanel;
     const int64_t wanted = smaller(larger((400 << 10) / (rows_bytes * kMost) * kMost, kFewest), 8 * kFewest);
     const int64_t few = columns_bytes() > (4 << 20) ? 2 : 1;  // strips of a thread, not worth reading weights for
-    by_frequency = rows_bytes * wanted > (800 << 10) || tiles < few * kFewest * threads;
-    if (by_frequency) {
+    by_point = rows_bytes * wanted > (800 << 10) || tiles < few * kFewest * threads;
+    if (by_point) {
       // Rows and sums of all frequencies stay in the third-level cache.
       const int64_t most = larger(4 * kFewest, (12 << 20) / (rows_bytes + sums_bytes));
       parts = ceil_div(tiles, most);
@@ -49,18 +49,18 @@ struct WinogradPlan {
       if (parts < 8 * threads) parts = ceil_div(parts, threads) * threads;
     }
     part = ceil_div(tiles, parts);
-    groups = smaller(panels, ceil_div(4 * threads, frequencies));
+    groups = smaller(panels, ceil_div(4 * threads, points));
     // An odd number of lines between frequencies, so that a tile's vectors do not fall on the same sets.
     row_step = (part * blocks | 1) * kBlock<S>;
-    sum_step = (ceil_div((by_frequency ? panels : 1) * part * kPanel, kSteps) | 1) * kSteps;
+    sum_step = (ceil_div((by_point ? panels : 1) * part * kPanel, kSteps) | 1) * kSteps;
   }
   int64_t begin(int64_t i) const { return i * tiles / parts; }
   // Of the channels, that a row block's tiles are transformed in by frequencies: row blocks may be few.
   int64_t shares(int threads) const { return smaller(blocks, 2 * threads); }
   // Bytes of scratch for a part: its rows, then its sums.
-  int64_t rows_bytes() const { return frequencies * row_step * int64_t{sizeof(S)}; }
-  int64_t columns_bytes() const { return frequencies * blocks * panels * kPanel * kLine; }
-  int64_t each() const { return rows_bytes() + frequencies * sum_step * int64_t{sizeof(float)}; }
+  int64_t rows_bytes() const { return points * row_step * int64_t{sizeof(S)}; }
+  int64_t columns_bytes() const { return points * blocks * panels * kPanel * kLine; }
+  int64_t each() const { return rows_bytes() + points * sum_step * int64_t{sizeof(float)}; }
 };
 
 // W: a Winograd<>; M: what maps are of; S: what packed numbers are.
@@ -138,7 +138,7 @@ inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const T
 
 // Sums of a panel at every frequency -> pixels of one tile.
 template <typename W, typename M>
-VOVNET_INLINE void transform_out(const Conv& conv, const Finish<M>& finish, const Tile& tile, const float* sums,
+VOVNET_INLINE void transform_out(const Conv& conv, const Epilogue<M>& epilogue, const Tile& tile, const float* sums,
                                  int64_t step, int64_t channel) {
   constexpr int T = W::kTile;
   const int64_t below = conv.out_height - tile.y, beside = conv.out_width - tile.x;
@@ -160,7 +160,7 @@ VOVNET_INLINE void transform_out(const Conv& conv, const Finish<M>& finish, cons
   for (int y = 0; y < W::kOut && y < below; ++y) {
     M* line = static_cast<M*>(conv.out) + (corner + y * conv.out_width) * conv.out_channels;
     for (int x = 0; x < W::kOut && x < beside; ++x) {
-      finish.put(pixels[0][y][x], pixels[1][y][x], channel, line + x * conv.out_channels,
+      epilogue.put(pixels[0][y][x], pixels[1][y][x], channel, line + x * conv.out_channels,
                  static_cast<const M*>(nullptr));
     }
   }

@@ -15,9 +15,9 @@ namespace {
 using namespace vovnet::cpu;
 
 Tensor pack_conv(Tensor weight, int64_t method) {
-  const Call call("pack_conv");
-  const Weight made = weight_of(call, kAlone, weight, method);
-  call.contiguous("weight", weight);
+  const ArgChecker check("pack_conv");
+  const Weight made = weight_of(check, kAlone, weight, method);
+  check.contiguous("weight", weight);
   const ConvKernels& convs = convs_of(method);
   // Where maps are allocated: packed weights are read from end to end, on huge pages if there are any.
   Tensor packed = new_map("pack_conv", {1, convs.packed_size(made) / 4, 1, 1}, ScalarType::Float);
@@ -28,24 +28,24 @@ Tensor pack_conv(Tensor weight, int64_t method) {
 Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual, Tensor packed,
                    std::vector<int64_t> stride, std::vector<int64_t> padding, bool relu, int64_t method) {
   const char* op = "packed_conv";
-  const Call call(op);
-  Conv conv = conv_of(call, kAlone, weight, bias, packed, method);
-  check_input(call, "x", x, conv.channels, method);
-  const Map out = lead(call, "x", Map::of(x), stride, padding, method, conv);
+  const ArgChecker check(op);
+  Conv conv = conv_of(check, kAlone, weight, bias, packed, method);
+  check_input(check, "x", x, conv.channels, method);
+  const Map out = set_geometry(check, "x", Map::of(x), stride, padding, method, conv);
   conv.relu = relu;
   if (residual) {
-    check_map(call, "residual", *residual, dtype_of(out.element));
+    check_map(check, "residual", *residual, scalar_type_of(out.dtype));
     if (residual->size(0) != conv.batch || residual->size(1) != conv.out_channels || residual->numel() == 0) {
-      call.refuse("residual", "(" + std::to_string(conv.batch) + ", " + std::to_string(conv.out_channels) + ", H, W)",
+      check.refuse("residual", "(" + std::to_string(conv.batch) + ", " + std::to_string(conv.out_channels) + ", H, W)",
                   words(shape_of(*residual)));
     }
     if (is_winograd(conv.method)) {
-      call.refuse("residual", "none with Winograd's transform", words(shape_of(*residual)));
+      check.refuse("residual", "none with Winograd's transform", words(shape_of(*residual)));
     }
     conv.residual = residual->const_data_ptr();
     conv.residual_height = residual->size(2), conv.residual_width = residual->size(3);
   }
-  Tensor result = new_map(op, {out.batch, out.channels, out.height, out.width}, dtype_of(out.element));
+  Tensor result = new_map(op, {out.batch, out.channels, out.height, out.width}, scalar_type_of(out.dtype));
   conv.out = result.mutable_data_ptr();
   Workspace workspace(op);
   run_conv(method, conv, parallel(), workspace);
@@ -69,14 +69,14 @@ struct Step {
   Map out;
 };
 
-struct Chain {
+struct LayerChain {
   std::vector<Conv> convs;
   std::vector<int64_t> methods;
   std::vector<Step> steps;
 };
 
 // The convolutions of an OSA block, of whose maps none has data yet; returns its output.
-Map lead_block(const Call& call, const std::string& argument, const Map& x, const Step& step, Chain& chain) {
+Map set_block_geometry(const ArgChecker& check, const std::string& argument, const Map& x, const Step& step, LayerChain& chain) {
   Map map = x;
   int64_t sum = x.channels;
   for (size_t i = 0; i < step.count; ++i) {
@@ -86,48 +86,48 @@ Map lead_block(const Call& call, const std::string& argument, const Map& x, cons
     const bool last = i + 1 == step.count;
     const int64_t expected = last ? sum : map.channels, kernel = last ? 1 : 3;
     if (conv.channels != expected || conv.kernel[0] != kernel || conv.kernel[1] != kernel) {
-      call.refuse("weights" + place,
+      check.refuse("weights" + place,
                   "(out channels, " + std::to_string(expected) + ", " + std::to_string(kernel) + ", " +
                       std::to_string(kernel) + ")",
                   words({conv.out_channels, conv.channels, conv.kernel[0], conv.kernel[1]}));
     }
-    if (conv.channels < kPictureChannels) {
-      call.refuse("weights" + place, "16 or more channels", std::to_string(conv.channels));
+    if (conv.channels < kImageChannels) {
+      check.refuse("weights" + place, "16 or more channels", std::to_string(conv.channels));
     }
-    if (element_of(chain.methods[at]) != x.element) {
-      call.refuse("methods" + place, "one for maps of " + words(dtype_of(x.element)),
+    if (dtype_of(chain.methods[at]) != x.dtype) {
+      check.refuse("methods" + place, "one for maps of " + words(scalar_type_of(x.dtype)),
                   std::to_string(chain.methods[at]));
     }
     if (conv.method == Method::kWinogradStrided) {
-      call.refuse("methods" + place, "one for a stride of 1", std::to_string(chain.methods[at]));
+      check.refuse("methods" + place, "one for a stride of 1", std::to_string(chain.methods[at]));
     }
-    map = lead(call, argument, map, {1, 1}, {kernel / 2, kernel / 2}, chain.methods[at], conv);
+    map = set_geometry(check, argument, map, {1, 1}, {kernel / 2, kernel / 2}, chain.methods[at], conv);
     conv.relu = true;
     sum += map.channels;
   }
   if (step.identity && map.channels != x.channels) {
-    call.refuse(argument, "no identity, or as many channels as the result's " + std::to_string(map.channels),
+    check.refuse(argument, "no identity, or as many channels as the result's " + std::to_string(map.channels),
                 words(x.shape()));
   }
   return map;
 }
 
-Chain chain_of(const Call& call, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+LayerChain layer_chain_of(const ArgChecker& check, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                const std::vector<Tensor>& packed, const std::vector<int64_t>& methods,
                const std::vector<int64_t>& rows) {
   const size_t count = weights.size();
   if (biases.size() != count || packed.size() != count || methods.size() != count) {
-    call.refuse("weights", "a bias, a packed weight and a method for each",
+    check.refuse("weights", "a bias, a packed weight and a method for each",
                 std::to_string(count) + ", " + std::to_string(biases.size()) + ", " + std::to_string(packed.size()) +
                     ", " + std::to_string(methods.size()));
   }
   if (rows.empty() || rows.size() % kRow != 0) {
-    call.refuse("steps", "rows of " + std::to_string(kRow) + " numbers", std::to_string(rows.size()) + " numbers");
+    check.refuse("steps", "rows of " + std::to_string(kRow) + " numbers", std::to_string(rows.size()) + " numbers");
   }
-  if (x.dim() != 4) call.refuse("x", "a feature map (N, C, H, W)", "shape " + words(shape_of(x)));
-  Chain chain{{}, methods, {}};
+  if (x.dim() != 4) check.refuse("x", "a feature map (N, C, H, W)", "shape " + words(shape_of(x)));
+  LayerChain chain{{}, methods, {}};
   for (size_t i = 0; i < count; ++i) {
-    chain.convs.push_back(conv_of(call, static_cast<int64_t>(i), weights[i], biases[i], packed[i], methods[i]));
+    chain.convs.push_back(conv_of(check, static_cast<int64_t>(i), weights[i], biases[i], packed[i], methods[i]));
     if (i == 0) continue;
     chain.convs[i - 1].next = chain.convs[i].packed;
     chain.convs[i - 1].next_bytes = packed[i].numel() * int64_t{sizeof(float)};
@@ -141,45 +141,45 @@ Chain chain_of(const Call& call, const Tensor& x, const std::vector<Tensor>& wei
     if (step.kind == kBlock) step.count = static_cast<size_t>(row[2]);
     const bool known = step.kind == kConv || step.kind == kPool || step.kind == kBlock;
     if (!known || (step.kind == kBlock && (row[2] < 2 || row[2] > kMaxSources)) || step.count > count - at) {
-      call.refuse(argument, "a convolution, a pool or a block of 2 to " + std::to_string(kMaxSources) +
+      check.refuse(argument, "a convolution, a pool or a block of 2 to " + std::to_string(kMaxSources) +
                   " convolutions, whose weights are there", words(std::vector<int64_t>(row, row + kRow)));
     }
     if (step.kind != kPool) {
       const Conv& conv = chain.convs[at];
       if (row == rows.begin()) {
-        check_input(call, argument, x, conv.channels, methods[at]);
+        check_input(check, argument, x, conv.channels, methods[at]);
       } else if (map.channels != conv.channels ||
-                 map.element != (conv.channels < kPictureChannels ? Element::kFloat32 : element_of(methods[at]))) {
-        call.refuse("weights[" + std::to_string(at) + "]", "one for the map before it, " + words(map.shape()) + " of " +
-                    words(dtype_of(map.element)), std::to_string(conv.channels) + " channels and method " +
+                 map.dtype != (conv.channels < kImageChannels ? DType::kFloat32 : dtype_of(methods[at]))) {
+        check.refuse("weights[" + std::to_string(at) + "]", "one for the map before it, " + words(map.shape()) + " of " +
+                    words(scalar_type_of(map.dtype)), std::to_string(conv.channels) + " channels and method " +
                     std::to_string(methods[at]));
       }
     } else if (row == rows.begin()) {
-      check_map(call, argument, x, dtype_of(map.element));
+      check_map(check, argument, x, scalar_type_of(map.dtype));
     }
     if (step.kind == kConv) {
-      map = lead(call, argument, map, {row[2], row[3]}, {row[4], row[5]}, methods[at], chain.convs[at]);
+      map = set_geometry(check, argument, map, {row[2], row[3]}, {row[4], row[5]}, methods[at], chain.convs[at]);
       chain.convs[at].relu = row[6] != 0;
     } else if (step.kind == kPool) {
-      step.pool = pool_of(call, argument, map, {row[2], row[3]}, {row[4], row[5]}, {row[6], row[7]}, row[8] != 0);
-      map = Map::dense(map.batch, map.channels, step.pool.out_height, step.pool.out_width, map.element);
+      step.pool = pool_of(check, argument, map, {row[2], row[3]}, {row[4], row[5]}, {row[6], row[7]}, row[8] != 0);
+      map = Map::dense(map.batch, map.channels, step.pool.out_height, step.pool.out_width, map.dtype);
     } else {
       step.identity = row[3] != 0;
-      map = lead_block(call, argument, map, step, chain);
+      map = set_block_geometry(check, argument, map, step, chain);
     }
     at += step.count;
     step.out = map;
     chain.steps.push_back(step);
   }
-  if (at != count) call.refuse("weights", "as many as the steps take, " + std::to_string(at), std::to_string(count));
+  if (at != count) check.refuse("weights", "as many as the steps take, " + std::to_string(at), std::to_string(count));
   return chain;
 }
 
 size_t bytes_of(const Map& map, int64_t channels) {
-  return map_bytes(kChain, {map.batch, channels, map.height, map.width}, dtype_of(map.element));
+  return map_bytes(kChain, {map.batch, channels, map.height, map.width}, scalar_type_of(map.dtype));
 }
 
-void run_block(const Map& x, const Step& step, Chain& chain, void* out, const Parallel& threads,
+void run_block(const Map& x, const Step& step, LayerChain& chain, void* out, const Parallel& threads,
                Workspace& workspace) {
   Conv* convs = chain.convs.data() + step.first;
   Conv& aggregation = convs[step.count - 1];
@@ -206,8 +206,8 @@ void run_block(const Map& x, const Step& step, Chain& chain, void* out, const Pa
 
 std::vector<Tensor> packed_chain(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
                                  std::vector<Tensor> packed, std::vector<int64_t> methods, std::vector<int64_t> steps) {
-  const Call call(kChain);
-  Chain chain = chain_of(call, x, weights, biases, packed, methods, steps);
+  const ArgChecker check(kChain);
+  LayerChain chain = layer_chain_of(check, x, weights, biases, packed, methods, steps);
   const Parallel threads = parallel();
   Workspace workspace(kChain);
   std::vector<Tensor> results;
@@ -218,7 +218,7 @@ std::vector<Tensor> packed_chain(Tensor x, std::vector<Tensor> weights, std::vec
     void* out = nullptr;
     if (step.kept) {
       results.push_back(new_map(kChain, {step.out.batch, step.out.channels, step.out.height, step.out.width},
-                                dtype_of(step.out.element)));
+                                scalar_type_of(step.out.dtype)));
       out = results.back().mutable_data_ptr();
     } else {
       made = new_scratch(kChain, bytes_of(step.out, step.out.channels));
@@ -234,7 +234,7 @@ std::vector<Tensor> packed_chain(Tensor x, std::vector<Tensor> weights, std::vec
     } else if (step.kind == kPool) {
       step.pool.x = map.data;
       step.pool.out = out;
-      max_pool(step.pool, map.batch, map.element, kernels().regions, threads);
+      max_pool(step.pool, map.batch, map.dtype, kernels().roi_pool, threads);
     } else {
       run_block(map, step, chain, out, threads, workspace);
     }

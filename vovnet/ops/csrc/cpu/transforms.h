@@ -5,7 +5,7 @@
 // maps' transforms are exact in float32. F(2x2) interpolates at 0, +-1, infinity.
 #pragma once
 
-#include "element.h"
+#include "dtype.h"
 #include "vec.h"
 
 namespace VOVNET_ISA {

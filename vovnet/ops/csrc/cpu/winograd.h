@@ -23,40 +23,40 @@ struct WinogradJob {
 // ---- By strips
 
 template <typename W, typename M, typename S>
-inline void winograd_strip(const Conv& conv, const WinogradPlan<S>& plan, char* scratch, int64_t i, Ahead ahead) {
+inline void winograd_row_tile(const Conv& conv, const WinogradPlan<S>& plan, char* scratch, int64_t i, Prefetcher prefetcher) {
   const int64_t first = plan.begin(i), tiles = plan.begin(i + 1) - first;
   const TileBlocks<S> row_blocks(tiles);
-  const Finish<M> finish(conv);
+  const Epilogue<M> epilogue(conv);
   const int64_t inner = plan.blocks * kBlock<S>;
   S* rows = reinterpret_cast<S*>(scratch);
   float* sums = reinterpret_cast<float*>(scratch + plan.rows_bytes());
   for (int64_t b = 0; b < row_blocks.count; ++b) {
     rows_of_tiles<W, M>(conv, plan, row_blocks, first, b, 0, plan.blocks, rows);
   }
-  ahead.put_off(plan.panels * plan.frequencies * row_blocks.count * plan.blocks);
+  prefetcher.delay(plan.panels * plan.points * row_blocks.count * plan.blocks);
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
-    const S* columns = static_cast<const S*>(conv.packed) + panel * plan.frequencies * inner * kPanel;
+    const S* columns = static_cast<const S*>(conv.packed) + panel * plan.points * inner * kPanel;
     int64_t asked = 0;
-    for (int f = 0; f < plan.frequencies; ++f, columns += inner * kPanel) {
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step, false,
-                     ahead);
-      if (finish.streams) continue;
-      for (; asked < tiles * (f + 1) / plan.frequencies; ++asked) {
+    for (int f = 0; f < plan.points; ++f, columns += inner * kPanel) {
+      multiply_row_tile(row_blocks, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step, false,
+                     prefetcher);
+      if (epilogue.streams) continue;
+      for (; asked < tiles * (f + 1) / plan.points; ++asked) {
         ask_for_pixels<W, M>(conv, tile_of<W>(plan, first + asked), panel * kPanel);
       }
     }
     for (int64_t t = 0; t < tiles; ++t) {
-      transform_out<W>(conv, finish, tile_of<W>(plan, first + t), sums + t * kPanel, plan.sum_step, panel * kPanel);
+      transform_out<W>(conv, epilogue, tile_of<W>(plan, first + t), sums + t * kPanel, plan.sum_step, panel * kPanel);
     }
   }
-  if (finish.streams) stream_end();
+  if (epilogue.streams) stream_end();
 }
 
 // The input's lines that strip i will read and the one before it has not.
 template <typename W, typename M, typename S>
-inline Ahead ahead_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, int64_t i) {
-  Ahead ahead;
-  if (i >= plan.parts) return ahead;
+inline Prefetcher prefetch_tiles(const Conv& conv, const WinogradPlan<S>& plan, int64_t i) {
+  Prefetcher prefetcher;
+  if (i >= plan.parts) return prefetcher;
   int64_t t = plan.begin(i);
   const int64_t end = plan.begin(i + 1);
   while (t < end) {
@@ -68,32 +68,32 @@ inline Ahead ahead_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, int64
     for (int64_t y = top; y < smaller(top + kNew, conv.height); ++y) {
       const int64_t x = smaller(left, conv.width - 1), pixels = smaller(tiles * kNew + 1, conv.width - x);
       const int64_t at = ((tile.n * conv.height + y) * conv.width + x) * conv.channels;
-      ahead.add(static_cast<const M*>(conv.sources[0].data) + at, pixels * conv.channels * int64_t{sizeof(M)});
+      prefetcher.add(static_cast<const M*>(conv.sources[0].data) + at, pixels * conv.channels * int64_t{sizeof(M)});
     }
     t += tiles;
   }
-  return ahead;
+  return prefetcher;
 }
 
 template <typename W, typename M, typename S>
-inline void strips_task(void* context, int64_t thread) {
+inline void row_tiles_task(void* context, int64_t thread) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
   const WinogradPlan<S>& plan = job.plan;
   for (;;) {
     const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
     if (i >= plan.parts) return;
     // What this thread takes next, if the others are as fast; a part is not taken before it can begin.
-    Ahead ahead = ahead_of_tiles<W, M>(job.conv, plan, i + job.threads);
-    ahead.add_share(job.conv.next, job.conv.next_bytes, i, plan.parts);
-    ahead.cold = i < job.threads || plan.columns_bytes() > kKept;
-    winograd_strip<W, M>(job.conv, plan, job.scratch + thread * plan.each(), i, ahead);
+    Prefetcher prefetcher = prefetch_tiles<W, M>(job.conv, plan, i + job.threads);
+    prefetcher.add_share(job.conv.next, job.conv.next_bytes, i, plan.parts);
+    prefetcher.cold = i < job.threads || plan.columns_bytes() > kKept;
+    winograd_row_tile<W, M>(job.conv, plan, job.scratch + thread * plan.each(), i, prefetcher);
   }
 }
 
 // ---- By frequencies, a part of the tiles after the other, each in three steps
 
 template <typename W, typename M, typename S>
-inline void frequency_rows_task(void* context, int64_t i) {
+inline void point_rows_task(void* context, int64_t i) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
   const WinogradPlan<S>& plan = job.plan;
   const int64_t shares = plan.shares(job.threads), share = i % shares;
@@ -102,7 +102,7 @@ inline void frequency_rows_task(void* context, int64_t i) {
 }
 
 template <typename W, typename S>
-inline void frequency_products_task(void* context, int64_t) {
+inline void point_products_task(void* context, int64_t) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
   const WinogradPlan<S>& plan = job.plan;
   const TileBlocks<S> row_blocks(job.tiles);
@@ -111,42 +111,42 @@ inline void frequency_products_task(void* context, int64_t) {
   float* sums = reinterpret_cast<float*>(job.scratch + plan.rows_bytes());
   for (;;) {
     const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
-    if (i >= plan.frequencies * plan.groups) return;
+    if (i >= plan.points * plan.groups) return;
     const int64_t f = i / plan.groups, group = i % plan.groups;
-    Ahead ahead;
-    if (job.first == 0) ahead.add_share(job.conv.next, job.conv.next_bytes, i, plan.frequencies * plan.groups);
+    Prefetcher prefetcher;
+    if (job.first == 0) prefetcher.add_share(job.conv.next, job.conv.next_bytes, i, plan.points * plan.groups);
     const int64_t last = (group + 1) * plan.panels / plan.groups;
     for (int64_t panel = group * plan.panels / plan.groups; panel < last; ++panel) {
-      const S* columns = static_cast<const S*>(job.conv.packed) + (panel * plan.frequencies + f) * inner * kPanel;
-      multiply_strip(row_blocks, rows + f * plan.row_step, columns, plan.blocks,
-                     sums + f * plan.sum_step + panel * job.tiles * kPanel, false, ahead);
+      const S* columns = static_cast<const S*>(job.conv.packed) + (panel * plan.points + f) * inner * kPanel;
+      multiply_row_tile(row_blocks, rows + f * plan.row_step, columns, plan.blocks,
+                     sums + f * plan.sum_step + panel * job.tiles * kPanel, false, prefetcher);
     }
   }
 }
 
 template <typename W, typename M, typename S>
-inline void frequency_pixels_task(void* context, int64_t tile) {
+inline void point_pixels_task(void* context, int64_t tile) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
   const WinogradPlan<S>& plan = job.plan;
-  const Finish<M> finish(job.conv);
+  const Epilogue<M> epilogue(job.conv);
   const float* sums = reinterpret_cast<const float*>(job.scratch + plan.rows_bytes());
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
-    transform_out<W>(job.conv, finish, tile_of<W>(plan, job.first + tile), sums + (panel * job.tiles + tile) * kPanel,
+    transform_out<W>(job.conv, epilogue, tile_of<W>(plan, job.first + tile), sums + (panel * job.tiles + tile) * kPanel,
                      plan.sum_step, panel * kPanel);
   }
-  if (finish.streams) stream_end();
+  if (epilogue.streams) stream_end();
 }
 
 template <typename W, typename M, typename S>
-inline void winograd_by_frequency(WinogradJob<S>& job, const Parallel& parallel) {
+inline void winograd_by_point(WinogradJob<S>& job, const Parallel& parallel) {
   for (int64_t i = 0; i < job.plan.parts; ++i) {
     job.first = job.plan.begin(i);
     job.tiles = job.plan.begin(i + 1) - job.first;
     job.next = 0;
     const int64_t shares = job.plan.shares(parallel.threads);
-    parallel.run(TileBlocks<S>(job.tiles).count * shares, frequency_rows_task<W, M, S>, &job);
-    parallel.run(parallel.threads, frequency_products_task<W, S>, &job);
-    parallel.run(job.tiles, frequency_pixels_task<W, M, S>, &job);
+    parallel.run(TileBlocks<S>(job.tiles).count * shares, point_rows_task<W, M, S>, &job);
+    parallel.run(parallel.threads, point_products_task<W, S>, &job);
+    parallel.run(job.tiles, point_pixels_task<W, M, S>, &job);
   }
 }
 
@@ -202,17 +202,17 @@ inline void pack_winograd(const Weight& weight, void* packed, const Parallel& pa
 template <typename W, typename S>
 inline int64_t winograd_scratch(const Conv& conv, int threads) {
   const WinogradPlan<S> plan(W{}, conv, threads);
-  return plan.each() * (plan.by_frequency ? 1 : threads);
+  return plan.each() * (plan.by_point ? 1 : threads);
 }
 
 template <typename W, typename M, typename S>
 inline void winograd_conv(const Conv& conv, void* scratch, const Parallel& parallel) {
   const WinogradPlan<S> plan(W{}, conv, parallel.threads);
   WinogradJob<S> job{conv, plan, static_cast<char*>(scratch), parallel.threads, 0, 0, 0};
-  if (plan.by_frequency) {
-    winograd_by_frequency<W, M>(job, parallel);
+  if (plan.by_point) {
+    winograd_by_point<W, M>(job, parallel);
   } else {
-    parallel.run(parallel.threads, strips_task<W, M, S>, &job);
+    parallel.run(parallel.threads, row_tiles_task<W, M, S>, &job);
   }
 }
 

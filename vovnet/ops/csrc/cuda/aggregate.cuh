@@ -9,19 +9,19 @@
 namespace vovnet {
 
 struct Forward {
-  static constexpr Depth kA = Depth::kColumns, kB = Depth::kColumns;
+  static constexpr KLayout kA = KLayout::kColumns, kB = KLayout::kColumns;
   static constexpr bool kStreamed = true;  // the output
   template <class T>
   using Out = T;
 };
 struct InputGradients {
-  static constexpr Depth kA = Depth::kColumns, kB = Depth::kRows;
+  static constexpr KLayout kA = KLayout::kColumns, kB = KLayout::kRows;
   static constexpr bool kStreamed = true;  // the output
   template <class T>
   using Out = T;
 };
 struct WeightGradient {
-  static constexpr Depth kA = Depth::kRows, kB = Depth::kRows;
+  static constexpr KLayout kA = KLayout::kRows, kB = KLayout::kRows;
   static constexpr bool kStreamed = false;
   template <class T>
   using Out = float;  // partial sums, one matrix a split
@@ -49,12 +49,12 @@ constexpr int kFragments = kWarpTile / 16;            // of a warp, each way
 constexpr int kStageStride = kWarpTile + 8;           // floats of a line where a warp lays out what it made
 constexpr int kStageBytes = 16 * kStageStride * 4;    // 16 lines at once
 
-template <class Number, class Product>
+template <class ComputeType, class Product>
 struct Layout {
-  using T = typename Number::Storage;
-  using A = Operand<Number, Product::kA>;
-  using B = Operand<Number, Product::kB>;
-  using Fragments = typename Number::template Fragments<Product::kA, Product::kB>;
+  using T = typename ComputeType::Storage;
+  using A = Operand<ComputeType, Product::kA>;
+  using B = Operand<ComputeType, Product::kB>;
+  using Fragments = typename ComputeType::template Fragments<Product::kA, Product::kB>;
   static constexpr int kTileBytes = A::kBytes + B::kBytes;
   static constexpr int shared_bytes(int architecture) {
     const int tiles = stage_count(architecture) * kTileBytes;
@@ -64,13 +64,13 @@ struct Layout {
 
 // Which tile a block makes: neighbours in launch order share rows of A, and at most 8 tiles of columns lie between
 // blocks that share columns of B, so that both are read from DRAM once while they are in the L2 cache.
-struct Place {
+struct TileCoord {
   int64_t row;
   int column;
   int64_t split;
   unsigned row_tile;
 };
-__device__ inline Place place_of(const Problem& problem, unsigned block) {
+__device__ inline TileCoord tile_coord_of(const Problem& problem, unsigned block) {
   const unsigned rows = static_cast<unsigned>(problem.row_tiles);
   const unsigned columns = static_cast<unsigned>(problem.column_tiles);
   const unsigned widest = min(8u, columns);
@@ -86,14 +86,14 @@ __device__ inline Place place_of(const Problem& problem, unsigned block) {
 // Blocks that run at the same time advance alike. If all began with the same columns of the weight, these would have
 // left a small L2 cache before the next blocks begin; so rows of tiles begin in `phases` places, and every part of the
 // weight is read again soon.
-template <class Number>
-__device__ Walk<Number> walk_of(const Problem& problem, const Place& place, Depth depth) {
-  constexpr int kStep = Walk<Number>::kStep;
-  if (depth == Depth::kRows) {
-    const int64_t begin = place.split * problem.split_depth;
+template <class ComputeType>
+__device__ KIterator<ComputeType> make_k_iterator(const Problem& problem, const TileCoord& coord, KLayout depth) {
+  constexpr int kStep = KIterator<ComputeType>::kStep;
+  if (depth == KLayout::kRows) {
+    const int64_t begin = coord.split * problem.split_depth;
     return {0, begin, min(begin + problem.split_depth, problem.depth)};
   }
-  const unsigned phase = place.row_tile % static_cast<unsigned>(problem.phases);
+  const unsigned phase = coord.row_tile % static_cast<unsigned>(problem.phases);
   int step = static_cast<int>(phase * static_cast<unsigned>(problem.steps) / static_cast<unsigned>(problem.phases));
   int panel = 0;
   while (step * kStep >= problem.a.columns[panel]) step -= (problem.a.columns[panel++] + kStep - 1) / kStep;
@@ -104,12 +104,12 @@ __device__ inline int warp_row() { return static_cast<int>(threadIdx.x / 64) * k
 __device__ inline int warp_column() { return static_cast<int>(threadIdx.x / 32 % 2) * kWarpTile; }
 
 // sums += A B over the tiles' depth, for the warp's 64 x 64.
-template <class Number, class Product, class Sum>
-__device__ void multiply(const typename Number::Storage* a_tile, const typename Number::Storage* b_tile,
+template <class ComputeType, class Product, class Sum>
+__device__ void multiply(const typename ComputeType::Storage* a_tile, const typename ComputeType::Storage* b_tile,
                          Sum (&sums)[kFragments][kFragments]) {
-  using L = Layout<Number, Product>;
-#pragma unroll Number::kUnroll
-  for (int depth = 0; depth < L::A::kStep; depth += Number::kDepth) {
+  using L = Layout<ComputeType, Product>;
+#pragma unroll ComputeType::kUnroll
+  for (int depth = 0; depth < L::A::kStep; depth += ComputeType::kDepth) {
     typename L::Fragments::A a[kFragments];
 #pragma unroll
     for (int i = 0; i < kFragments; ++i) {
@@ -126,16 +126,16 @@ __device__ void multiply(const typename Number::Storage* a_tile, const typename 
 }
 
 // The loop over depth: while a tile is multiplied, the next ones are on their way.
-template <class Number, class Product, class Sum>
-__device__ void accumulate(const Problem& problem, const Place& place, Sum (&sums)[kFragments][kFragments]) {
-  using L = Layout<Number, Product>;
-  using T = typename Number::Storage;
+template <class ComputeType, class Product, class Sum>
+__device__ void accumulate(const Problem& problem, const TileCoord& coord, Sum (&sums)[kFragments][kFragments]) {
+  using L = Layout<ComputeType, Product>;
+  using T = typename ComputeType::Storage;
   constexpr bool kAsync = async_copies(kArchitecture);
   constexpr int kStages = stage_count(kArchitecture);
   constexpr int kAhead = kAsync ? kStages - 1 : 1;
-  typename L::A a(problem.a, place.row, problem.rows);
-  typename L::B b(problem.b, place.column, problem.columns);
-  Walk<Number> walk = walk_of<Number>(problem, place, Product::kA);
+  typename L::A a(problem.a, coord.row, problem.rows);
+  typename L::B b(problem.b, coord.column, problem.columns);
+  KIterator<ComputeType> k_iterator = make_k_iterator<ComputeType>(problem, coord, Product::kA);
   const auto a_tile = [](int step) {
     return reinterpret_cast<T*>(shared_memory() + step % kStages * L::kTileBytes);
   };
@@ -144,9 +144,9 @@ __device__ void accumulate(const Problem& problem, const Place& place, Sum (&sum
   };
   const auto fetch = [&](int step) {
     if (step < problem.steps) {
-      a.fetch(walk, a_tile(step));
-      b.fetch(walk, b_tile(step));
-      walk.next(problem.a, Product::kA);
+      a.fetch(k_iterator, a_tile(step));
+      b.fetch(k_iterator, b_tile(step));
+      k_iterator.next(problem.a, Product::kA);
     }
     if constexpr (kAsync) commit_copies();  // a group a step, though it be empty, keeps the count right
   };
@@ -163,7 +163,7 @@ __device__ void accumulate(const Problem& problem, const Place& place, Sum (&sum
       block_barrier();  // the tile is there
     }
     fetch(step + kAhead);
-    multiply<Number, Product>(a_tile(step), b_tile(step), sums);
+    multiply<ComputeType, Product>(a_tile(step), b_tile(step), sums);
   }
 }
 
@@ -196,10 +196,10 @@ struct Target {
   __device__ Target(const Panels<void>& out, int column, int64_t split_offset) {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const Column place = find_column(out, column + v * Vector<Out>::kCount);
+      const Column found = find_column(out, column + v * Vector<Out>::kCount);
       first_row[v] =
-          place.panel < 0 ? nullptr : static_cast<Out*>(out.data[place.panel]) + place.offset + split_offset;
-      stride[v] = place.panel < 0 ? 0 : out.stride[place.panel];
+          found.panel < 0 ? nullptr : static_cast<Out*>(out.data[found.panel]) + found.offset + split_offset;
+      stride[v] = found.panel < 0 ? 0 : out.stride[found.panel];
     }
   }
   __device__ void write(int64_t row, const float (&values)[kRun]) const {
@@ -211,13 +211,13 @@ struct Target {
       for (int i = 0; i < Vector<Out>::kCount; ++i) {
         vector.at[i] = from_float<Out>(values[v * Vector<Out>::kCount + i]);
       }
-      Out* place = first_row[v] + row * stride[v];
+      Out* to = first_row[v] + row * stride[v];
       if constexpr (kStreamed) {
         Bits16 bits;
         memcpy(&bits, &vector, sizeof bits);
-        store_streamed(reinterpret_cast<Bits16*>(place), bits);
+        store_streamed(reinterpret_cast<Bits16*>(to), bits);
       } else {
-        store(reinterpret_cast<Vector<Out>*>(place), vector);
+        store(reinterpret_cast<Vector<Out>*>(to), vector);
       }
     }
   }
@@ -226,7 +226,7 @@ struct Target {
 // Bias, mask, ReLU and residual, on the float32 sums of one run. The mask and ReLU's NaN follow PyTorch: what is not
 // <= 0 is kept.
 template <class T>
-__device__ void finish(const Problem& problem, int64_t row, int column, const float (&bias)[kRun],
+__device__ void epilogue(const Problem& problem, int64_t row, int column, const float (&bias)[kRun],
                        float (&values)[kRun]) {
   const int64_t element = row * problem.columns + column;
   unsigned bits = 0;
@@ -247,17 +247,17 @@ __device__ void finish(const Problem& problem, int64_t row, int column, const fl
 }
 
 // Lays out the warp's sums in shared memory, 16 rows at a time, and writes them row by row.
-template <class Number, class Product, class Sum>
-__device__ void write_out(const Problem& problem, const Place& place, const Sum (&sums)[kFragments][kFragments]) {
-  using T = typename Number::Storage;
+template <class ComputeType, class Product, class Sum>
+__device__ void write_out(const Problem& problem, const TileCoord& coord, const Sum (&sums)[kFragments][kFragments]) {
+  using T = typename ComputeType::Storage;
   using Out = typename Product::template Out<T>;
   constexpr bool kForward = std::is_same_v<Product, Forward>;
   constexpr int kRuns = kWarpTile / kRun;  // of a row
   float* stage = reinterpret_cast<float*>(shared_memory() + threadIdx.x / 32 * kStageBytes);
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int run = lane % kRuns * kRun;
-  const int column = place.column + warp_column() + run;
-  const Target<Out, Product::kStreamed> target(problem.out, column, place.split * problem.split_stride);
+  const int column = coord.column + warp_column() + run;
+  const Target<Out, Product::kStreamed> target(problem.out, column, coord.split * problem.split_stride);
   float bias[kRun] = {};
   if constexpr (kForward) {
     if (problem.bias != nullptr && column < problem.columns) load_run(bias, static_cast<const T*>(problem.bias) + column);
@@ -269,27 +269,27 @@ __device__ void write_out(const Problem& problem, const Place& place, const Sum 
     for (int j = 0; j < kFragments; ++j) store_fragment(stage + 16 * j, sums[i][j], kStageStride);
     warp_barrier();
     for (int line = lane / kRuns; line < 16; line += 32 / kRuns) {
-      const int64_t row = place.row + warp_row() + 16 * i + line;
+      const int64_t row = coord.row + warp_row() + 16 * i + line;
       if (row >= problem.rows || column >= problem.columns) continue;
       const auto* staged = reinterpret_cast<const Vector<float>*>(stage + line * kStageStride + run);
       const Vector<float> halves[2] = {load_shared(staged), load_shared(staged + 1)};
       float values[kRun];
 #pragma unroll
       for (int v = 0; v < kRun; ++v) values[v] = halves[v / 4].at[v % 4];
-      if constexpr (kForward) finish<T>(problem, row, column, bias, values);
+      if constexpr (kForward) epilogue<T>(problem, row, column, bias, values);
       target.write(row, values);
     }
   }
 }
 
-template <class Number, class Product>
+template <class ComputeType, class Product>
 __global__ void __launch_bounds__(kThreads, 2) aggregate_kernel(const __grid_constant__ Problem problem) {
-  if constexpr (kArchitecture >= Number::kOldestArchitecture) {
-    const Place place = place_of(problem, blockIdx.x);
-    typename Layout<Number, Product>::Fragments::Sum sums[kFragments][kFragments] = {};
-    accumulate<Number, Product>(problem, place, sums);
+  if constexpr (kArchitecture >= ComputeType::kOldestArchitecture) {
+    const TileCoord coord = tile_coord_of(problem, blockIdx.x);
+    typename Layout<ComputeType, Product>::Fragments::Sum sums[kFragments][kFragments] = {};
+    accumulate<ComputeType, Product>(problem, coord, sums);
     block_barrier();  // the tiles' memory becomes the warps' stages
-    write_out<Number, Product>(problem, place, sums);
+    write_out<ComputeType, Product>(problem, coord, sums);
   }
 }
 

@@ -53,7 +53,7 @@ int64_t lay_out(Problem& problem, int64_t rows, int columns, int64_t splits, DTy
   problem.column_tiles = static_cast<int>(divide_up(columns, kTile));
   problem.steps = static_cast<int>(divide_up(problem.split_depth, step));
   problem.phases = 1;
-  if constexpr (Product::kA == Depth::kColumns) {
+  if constexpr (Product::kA == KLayout::kColumns) {
     problem.steps = 0;
     for (int i = 0; i < problem.a.count; ++i) problem.steps += static_cast<int>(divide_up(problem.a.columns[i], step));
     // Phases help where they keep the whole weight in the smallest L2 cache, of 4 MB; a larger one they would read again
@@ -65,14 +65,14 @@ int64_t lay_out(Problem& problem, int64_t rows, int columns, int64_t splits, DTy
   return tiles <= kMaxBlocks / splits ? tiles * splits : -1;
 }
 
-template <class Number, class Product>
+template <class ComputeType, class Product>
 Result launch_kernel(const Problem& problem, unsigned blocks, cudaStream_t stream) {
-  const auto kernel = aggregate_kernel<Number, Product>;
+  const auto kernel = aggregate_kernel<ComputeType, Product>;
   const int architecture = compiled_architecture(kernel);
-  if (architecture != 0 && architecture < Number::kOldestArchitecture) {
+  if (architecture != 0 && architecture < ComputeType::kOldestArchitecture) {
     return unsupported("this GPU, or what the kernels were compiled for, is older than the dtype's tensor cores");
   }
-  return launch(kernel, blocks, kThreads, Layout<Number, Product>::shared_bytes(architecture), stream, problem);
+  return launch(kernel, blocks, kThreads, Layout<ComputeType, Product>::shared_bytes(architecture), stream, problem);
 }
 
 template <class Product>

@@ -6,8 +6,8 @@ namespace vovnet {
 // kArchitectureLike: any architecture with the same number of stages.
 template <int kArchitectureLike>
 struct Launches {
-  template <class Number, class Product>
-  static constexpr int bytes = Layout<Number, Product>::shared_bytes(kArchitectureLike);
+  template <class ComputeType, class Product>
+  static constexpr int bytes = Layout<ComputeType, Product>::shared_bytes(kArchitectureLike);
 #define VOVNET_AGGREGATE(NUMBER, PRODUCT) \
   { "aggregate_kernel<" #NUMBER ", " #PRODUCT ">", kThreads, bytes<NUMBER, PRODUCT> }
 #define VOVNET_PRODUCTS(NUMBER) \

@@ -1,7 +1,7 @@
 // The two operands of a product: lists of matrices in global memory, brought tile by tile into shared memory.
 #pragma once
 
-#include "numbers.cuh"
+#include "compute_types.cuh"
 
 namespace vovnet {
 
@@ -43,16 +43,16 @@ __device__ Column find_column(const Panels<Pointer>& panels, int column) {
 }
 
 // Where the loop over depth stands: in the columns of a panel, around which it goes, or in the rows.
-template <class Number>
-struct Walk {
-  static constexpr int kStep = kLineBytes / static_cast<int>(sizeof(typename Number::Storage));
+template <class ComputeType>
+struct KIterator {
+  static constexpr int kStep = kLineBytes / static_cast<int>(sizeof(typename ComputeType::Storage));
   int panel;
   int64_t offset;
   int64_t end;  // of the rows
 
-  __device__ void next(const Panels<const void>& panels, Depth depth) {
+  __device__ void next(const Panels<const void>& panels, KLayout depth) {
     offset += kStep;
-    if (depth == Depth::kColumns && offset >= panels.columns[panel]) {
+    if (depth == KLayout::kColumns && offset >= panels.columns[panel]) {
       panel = panel + 1 < panels.count ? panel + 1 : 0;
       offset = 0;
     }
@@ -61,15 +61,15 @@ struct Walk {
 
 // One operand of a block. In shared memory a tile is kLines lines of kWidth elements, padded so that lines start in
 // different banks.
-template <class Number, Depth kDepth>
+template <class ComputeType, KLayout kLayout>
 class Operand {
  public:
-  using T = typename Number::Storage;
+  using T = typename ComputeType::Storage;
   static constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));
-  static constexpr int kStep = Walk<Number>::kStep;
-  static constexpr int kWidth = kDepth == Depth::kColumns ? kStep : kTile;
-  static constexpr int kLines = kDepth == Depth::kColumns ? kTile : kStep;
-  static constexpr int kStride = kWidth + (kDepth == Depth::kColumns ? kVector : 8);
+  static constexpr int kStep = KIterator<ComputeType>::kStep;
+  static constexpr int kWidth = kLayout == KLayout::kColumns ? kStep : kTile;
+  static constexpr int kLines = kLayout == KLayout::kColumns ? kTile : kStep;
+  static constexpr int kStride = kWidth + (kLayout == KLayout::kColumns ? kVector : 8);
   static constexpr int kBytes = kLines * kStride * static_cast<int>(sizeof(T));
 
   // first: of the block's rows (depth in columns) or columns (depth in rows), which end at `limit`.
@@ -77,7 +77,7 @@ class Operand {
     const int thread = static_cast<int>(threadIdx.x);
     chunk_ = thread % kChunks * kVector;
     line_ = thread / kChunks;
-    if constexpr (kDepth == Depth::kColumns) {
+    if constexpr (kLayout == KLayout::kColumns) {
       first_ = first;
       limit_ = limit;
     } else {
@@ -89,18 +89,18 @@ class Operand {
   }
 
   // Starts the copy of a tile: into shared memory, or into registers for `put`.
-  __device__ void fetch(const Walk<Number>& walk, T* tile) {
+  __device__ void fetch(const KIterator<ComputeType>& k_iterator, T* tile) {
     const T* source = source_;
     int64_t stride = stride_;
     bool valid = valid_;
-    if constexpr (kDepth == Depth::kColumns) {
-      const int column = static_cast<int>(walk.offset) + chunk_;
-      valid = column < panels_.columns[walk.panel];
-      stride = panels_.stride[walk.panel];
-      source = static_cast<const T*>(panels_.data[walk.panel]) + column;
+    if constexpr (kLayout == KLayout::kColumns) {
+      const int column = static_cast<int>(k_iterator.offset) + chunk_;
+      valid = column < panels_.columns[k_iterator.panel];
+      stride = panels_.stride[k_iterator.panel];
+      source = static_cast<const T*>(panels_.data[k_iterator.panel]) + column;
     }
-    const int64_t first = kDepth == Depth::kColumns ? first_ : walk.offset;
-    const int64_t limit = kDepth == Depth::kColumns ? limit_ : walk.end;
+    const int64_t first = kLayout == KLayout::kColumns ? first_ : k_iterator.offset;
+    const int64_t limit = kLayout == KLayout::kColumns ? limit_ : k_iterator.end;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int line = line_ + i * kLineStep;
@@ -123,7 +123,7 @@ class Operand {
 
   // The place of (line of the output's rows or columns, depth) in a tile.
   __device__ static const T* at(const T* tile, int line, int depth) {
-    return kDepth == Depth::kColumns ? tile + line * kStride + depth : tile + depth * kStride + line;
+    return kLayout == KLayout::kColumns ? tile + line * kStride + depth : tile + depth * kStride + line;
   }
 
  private:

@@ -18,7 +18,7 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using vovnet::checks::Call;
+using vovnet::checks::ArgChecker;
 using vovnet::checks::shape_of;
 using vovnet::checks::words;
 
@@ -76,49 +76,49 @@ struct Columns {
 };
 
 // The maps (N, C_i, H, W): a list as long as the kernels take, of one dtype and one N, H, W.
-Columns check_inputs(const Call& call, const std::vector<Tensor>& inputs) {
+Columns check_inputs(const ArgChecker& check, const std::vector<Tensor>& inputs) {
   if (inputs.empty() || inputs.size() > vovnet::kMaxInputs) {
-    call.refuse("inputs", "1 to " + std::to_string(vovnet::kMaxInputs) + " feature maps",
+    check.refuse("inputs", "1 to " + std::to_string(vovnet::kMaxInputs) + " feature maps",
                 std::to_string(inputs.size()));
   }
   Columns columns;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const std::string name = "inputs[" + std::to_string(i) + "]";
-    call.feature_map(name, inputs[i]);
-    call.floating(name, inputs[i]);
-    call.dtype(name, inputs[i], inputs[0].scalar_type());
+    check.feature_map(name, inputs[i]);
+    check.floating(name, inputs[i]);
+    check.dtype(name, inputs[i], inputs[0].scalar_type());
     std::vector<int64_t> same = shape_of(inputs[0]);
     same[1] = inputs[i].size(1);
-    call.shape(name, inputs[i], same, "inputs[0]'s N, H, W, so");
-    columns.channels.push_back(call.narrow(name, inputs[i].size(1)));
+    check.shape(name, inputs[i], same, "inputs[0]'s N, H, W, so");
+    columns.channels.push_back(check.narrow(name, inputs[i].size(1)));
     columns.total += inputs[i].size(1);
   }
-  call.narrow("inputs", columns.total);
+  check.narrow("inputs", columns.total);
   return columns;
 }
 
 // (out_channels, sum of the inputs' channels), contiguous; returns out_channels.
-int check_weight(const Call& call, const Tensor& weight, const Tensor& like, int64_t columns) {
+int check_weight(const ArgChecker& check, const Tensor& weight, const Tensor& like, int64_t columns) {
   if (weight.dim() != 2 || weight.size(1) != columns) {
-    call.refuse("weight", "(out_channels, " + std::to_string(columns) + "), a column for each channel of the inputs",
+    check.refuse("weight", "(out_channels, " + std::to_string(columns) + "), a column for each channel of the inputs",
                 words(shape_of(weight)));
   }
-  call.dtype("weight", weight, like.scalar_type());
-  call.contiguous("weight", weight);
-  return call.narrow("weight", weight.size(0));
+  check.dtype("weight", weight, like.scalar_type());
+  check.contiguous("weight", weight);
+  return check.narrow("weight", weight.size(0));
 }
 
 // The gradient at the sum (N, out_channels, H, W), beside inputs of the same N, H, W.
-void check_gradient(const Call& call, const Tensor& g, const Tensor& like) {
-  call.feature_map("g", g);
-  call.dtype("g", g, like.scalar_type());
+void check_gradient(const ArgChecker& check, const Tensor& g, const Tensor& like) {
+  check.feature_map("g", g);
+  check.dtype("g", g, like.scalar_type());
   std::vector<int64_t> expected = shape_of(like);
   expected[1] = g.size(1);
-  call.shape("g", g, expected, "inputs[0]'s N, H, W, so");
+  check.shape("g", g, expected, "inputs[0]'s N, H, W, so");
 }
 
-void place_inputs(Call& call, const std::vector<Tensor>& inputs) {
-  for (size_t i = 0; i < inputs.size(); ++i) call.place("inputs[" + std::to_string(i) + "]", inputs[i]);
+void check_on_cuda(ArgChecker& check, const std::vector<Tensor>& inputs) {
+  for (size_t i = 0; i < inputs.size(); ++i) check.on_cuda("inputs[" + std::to_string(i) + "]", inputs[i]);
 }
 
 vovnet::Inputs kernel_inputs(const std::vector<Tensor>& inputs, const Columns& columns) {
@@ -150,26 +150,26 @@ bool supported(const std::vector<Tensor>& inputs, const Tensor& weight, int64_t 
 std::tuple<Tensor, Tensor> aggregate_forward(const std::vector<Tensor>& inputs, const Tensor& weight,
                                              const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                                              bool relu, bool with_mask, bool tf32) {
-  Call call("_cuda_aggregate_forward");
-  const Columns columns = check_inputs(call, inputs);
+  ArgChecker check("_cuda_aggregate_forward");
+  const Columns columns = check_inputs(check, inputs);
   const Tensor& like = inputs[0];
-  const int out_channels = check_weight(call, weight, like, columns.total);
+  const int out_channels = check_weight(check, weight, like, columns.total);
   if (bias) {
-    call.shape("bias", *bias, {out_channels}, "a value for each output channel, so");
-    call.dtype("bias", *bias, like.scalar_type());
-    call.contiguous("bias", *bias);
+    check.shape("bias", *bias, {out_channels}, "a value for each output channel, so");
+    check.dtype("bias", *bias, like.scalar_type());
+    check.contiguous("bias", *bias);
   }
   if (residual) {
-    call.feature_map("residual", *residual);
-    call.shape("residual", *residual, {like.size(0), out_channels, like.size(2), like.size(3)}, "the result's shape");
-    call.dtype("residual", *residual, like.scalar_type());
+    check.feature_map("residual", *residual);
+    check.shape("residual", *residual, {like.size(0), out_channels, like.size(2), like.size(3)}, "the result's shape");
+    check.dtype("residual", *residual, like.scalar_type());
   }
-  place_inputs(call, inputs);
-  call.place("weight", weight);
-  if (bias) call.place("bias", *bias);
-  if (residual) call.place("residual", *residual);
+  check_on_cuda(check, inputs);
+  check.on_cuda("weight", weight);
+  if (bias) check.on_cuda("bias", *bias);
+  if (residual) check.on_cuda("residual", *residual);
 
-  const torch::stable::accelerator::DeviceGuard guard(call.device());
+  const torch::stable::accelerator::DeviceGuard guard(check.device());
   Tensor out = new_map(like, out_channels);
   Tensor mask = new_flat(like, with_mask ? (out.numel() + 7) / 8 : 0, ScalarType::Byte);
   if (out.numel() > 0) {
@@ -178,29 +178,29 @@ std::tuple<Tensor, Tensor> aggregate_forward(const std::vector<Tensor>& inputs, 
                                            data_or_null(residual), out.mutable_data_ptr(),
                                            with_mask ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr,
                                            pixels_of(like), out_channels, relu, kernel_dtype(like.scalar_type(), tf32),
-                                           current_stream(call.device())));
+                                           current_stream(check.device())));
   }
   return {out, mask};
 }
 
 std::vector<Tensor> aggregate_input_gradients(const Tensor& g, const Tensor& weight, const std::vector<Tensor>& inputs,
                                               const std::vector<bool>& wanted, bool tf32) {
-  Call call("_cuda_aggregate_input_gradients");
-  const Columns columns = check_inputs(call, inputs);
-  check_gradient(call, g, inputs[0]);
-  const int out_channels = check_weight(call, weight, inputs[0], columns.total);
+  ArgChecker check("_cuda_aggregate_input_gradients");
+  const Columns columns = check_inputs(check, inputs);
+  check_gradient(check, g, inputs[0]);
+  const int out_channels = check_weight(check, weight, inputs[0], columns.total);
   if (g.size(1) != out_channels) {
-    call.refuse("g", std::to_string(out_channels) + " channels as weight has rows", std::to_string(g.size(1)));
+    check.refuse("g", std::to_string(out_channels) + " channels as weight has rows", std::to_string(g.size(1)));
   }
   if (wanted.size() != inputs.size()) {
-    call.refuse("wanted", "a flag for each of the " + std::to_string(inputs.size()) + " inputs",
+    check.refuse("wanted", "a flag for each of the " + std::to_string(inputs.size()) + " inputs",
                 std::to_string(wanted.size()));
   }
-  call.place("g", g);
-  call.place("weight", weight);
-  place_inputs(call, inputs);
+  check.on_cuda("g", g);
+  check.on_cuda("weight", weight);
+  check_on_cuda(check, inputs);
 
-  const torch::stable::accelerator::DeviceGuard guard(call.device());
+  const torch::stable::accelerator::DeviceGuard guard(check.device());
   std::vector<Tensor> gradients;
   vovnet::MutableInputs dx{};
   dx.count = static_cast<int>(inputs.size());
@@ -215,20 +215,20 @@ std::vector<Tensor> aggregate_input_gradients(const Tensor& g, const Tensor& wei
     check_result("_cuda_aggregate_input_gradients",
                  vovnet::aggregate_input_gradients(g.const_data_ptr(), weight.const_data_ptr(), dx, pixels_of(g),
                                                    out_channels, kernel_dtype(g.scalar_type(), tf32),
-                                                   current_stream(call.device())));
+                                                   current_stream(check.device())));
   }
   return gradients;
 }
 
 Tensor aggregate_weight_gradient(const Tensor& g, const std::vector<Tensor>& inputs, bool tf32) {
-  Call call("_cuda_aggregate_weight_gradient");
-  const Columns columns = check_inputs(call, inputs);
-  check_gradient(call, g, inputs[0]);
-  const int out_channels = call.narrow("g", g.size(1));
-  call.place("g", g);
-  place_inputs(call, inputs);
+  ArgChecker check("_cuda_aggregate_weight_gradient");
+  const Columns columns = check_inputs(check, inputs);
+  check_gradient(check, g, inputs[0]);
+  const int out_channels = check.narrow("g", g.size(1));
+  check.on_cuda("g", g);
+  check_on_cuda(check, inputs);
 
-  const torch::stable::accelerator::DeviceGuard guard(call.device());
+  const torch::stable::accelerator::DeviceGuard guard(check.device());
   const std::array<int64_t, 2> shape{out_channels, columns.total};
   const int64_t pixels = pixels_of(g);
   if (pixels == 0 || out_channels == 0 || columns.total == 0) return torch::stable::new_zeros(g, shape);
@@ -240,46 +240,46 @@ Tensor aggregate_weight_gradient(const Tensor& g, const std::vector<Tensor>& inp
   check_result("_cuda_aggregate_weight_gradient",
                vovnet::aggregate_weight_gradient(g.const_data_ptr(), kernel_inputs(inputs, columns),
                                                  dweight.mutable_data_ptr(), workspace.mutable_data_ptr(), pixels,
-                                                 out_channels, dtype, current_stream(call.device())));
+                                                 out_channels, dtype, current_stream(check.device())));
   return dweight;
 }
 
 // ---- the mask and scale of ReLU and a frozen norm, backwards
 
-void check_relu_arguments(const Call& call, const Tensor& grad, const std::optional<Tensor>& out,
+void check_relu_arguments(const ArgChecker& check, const Tensor& grad, const std::optional<Tensor>& out,
                           const std::optional<Tensor>& mask, const std::optional<Tensor>& scale) {
-  call.feature_map("grad", grad);
-  call.floating("grad", grad);
-  if (out && mask) call.refuse("out, mask", "at most one of them", "both");
+  check.feature_map("grad", grad);
+  check.floating("grad", grad);
+  if (out && mask) check.refuse("out, mask", "at most one of them", "both");
   if (out) {
-    call.feature_map("out", *out);
-    call.shape("out", *out, shape_of(grad), "grad's shape");
-    call.dtype("out", *out, grad.scalar_type());
+    check.feature_map("out", *out);
+    check.shape("out", *out, shape_of(grad), "grad's shape");
+    check.dtype("out", *out, grad.scalar_type());
   }
   if (mask) {
-    call.dtype("mask", *mask, ScalarType::Byte);
-    call.shape("mask", *mask, {(grad.numel() + 7) / 8}, "a bit for each element of grad, so");
-    call.contiguous("mask", *mask);
+    check.dtype("mask", *mask, ScalarType::Byte);
+    check.shape("mask", *mask, {(grad.numel() + 7) / 8}, "a bit for each element of grad, so");
+    check.contiguous("mask", *mask);
   }
   if (scale) {
-    call.dtype("scale", *scale, ScalarType::Float);
-    call.shape("scale", *scale, {grad.size(1)}, "a value for each channel, so");
-    call.contiguous("scale", *scale);
+    check.dtype("scale", *scale, ScalarType::Float);
+    check.shape("scale", *scale, {grad.size(1)}, "a value for each channel, so");
+    check.contiguous("scale", *scale);
   }
 }
 
 std::tuple<Tensor, Tensor> relu_backward(const Tensor& grad, const std::optional<Tensor>& out,
                                          const std::optional<Tensor>& mask, const std::optional<Tensor>& scale,
                                          bool want_g, bool want_shift) {
-  Call call("_cuda_relu_backward");
-  check_relu_arguments(call, grad, out, mask, scale);
-  const int channels = call.narrow("grad", grad.size(1));
-  call.place("grad", grad);
-  if (out) call.place("out", *out);
-  if (mask) call.place("mask", *mask);
-  if (scale) call.place("scale", *scale);
+  ArgChecker check("_cuda_relu_backward");
+  check_relu_arguments(check, grad, out, mask, scale);
+  const int channels = check.narrow("grad", grad.size(1));
+  check.on_cuda("grad", grad);
+  if (out) check.on_cuda("out", *out);
+  if (mask) check.on_cuda("mask", *mask);
+  if (scale) check.on_cuda("scale", *scale);
 
-  const torch::stable::accelerator::DeviceGuard guard(call.device());
+  const torch::stable::accelerator::DeviceGuard guard(check.device());
   Tensor g = want_g ? new_map(grad, channels) : new_flat(grad, 0, grad.scalar_type());
   const std::array<int64_t, 1> shift_shape{want_shift ? channels : 0};
   if (grad.numel() == 0) return {g, torch::stable::new_zeros(grad, shift_shape, ScalarType::Float)};
@@ -295,7 +295,7 @@ std::tuple<Tensor, Tensor> relu_backward(const Tensor& grad, const std::optional
                                      want_g ? g.mutable_data_ptr() : nullptr,
                                      want_shift ? static_cast<float*>(shift.mutable_data_ptr()) : nullptr,
                                      workspace.mutable_data_ptr(), pixels, channels,
-                                     kernel_dtype(grad.scalar_type(), false), current_stream(call.device())));
+                                     kernel_dtype(grad.scalar_type(), false), current_stream(check.device())));
   return {g, shift};
 }
 

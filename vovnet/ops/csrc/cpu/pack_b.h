@@ -4,24 +4,24 @@
 // channels, all are one row instead, channel by channel.
 #pragma once
 
-#include "finish.h"
+#include "epilogue.h"
 #include "gemm.h"
 #include "kernels.h"
 
 namespace VOVNET_ISA {
 
-using vovnet::cpu::kPictureChannels;
+using vovnet::cpu::kImageChannels;
 using vovnet::cpu::Method;
 using vovnet::cpu::Parallel;
 using vovnet::cpu::Source;
 using vovnet::cpu::Weight;
 
-VOVNET_INLINE bool is_picture(int64_t channels) { return channels < kPictureChannels; }
+VOVNET_INLINE bool is_image(int64_t channels) { return channels < kImageChannels; }
 
 template <typename S>
 VOVNET_INLINE int64_t inner_blocks(int64_t channels, const int64_t* kernel) {
   const int64_t taps = kernel[0] * kernel[1];
-  return is_picture(channels) ? ceil_div(taps * channels, kBlock<S>) : taps * ceil_div(channels, kBlock<S>);
+  return is_image(channels) ? ceil_div(taps * channels, kBlock<S>) : taps * ceil_div(channels, kBlock<S>);
 }
 
 // A block: channels of one tap. Where they lie in one source, those of pixel p begin at base + p * stride.
@@ -67,7 +67,7 @@ VOVNET_INLINE int64_t panels_of(int64_t out_channels, Method method) {
 }
 
 template <typename S>
-VOVNET_INLINE int64_t direct_blocks(int64_t channels, const int64_t* kernel, Method method) {
+VOVNET_INLINE int64_t igemm_blocks(int64_t channels, const int64_t* kernel, Method method) {
   const int64_t blocks = inner_blocks<S>(channels, kernel);
   return method == Method::kStrassen ? (blocks + 1) / 2 * 2 : blocks;
 }
@@ -77,7 +77,7 @@ template <typename S>
 VOVNET_INLINE float weight_at(const Weight& weight, int64_t o, int64_t k) {
   const int64_t taps = weight.kernel[0] * weight.kernel[1];
   const int64_t row = ceil_div(weight.channels, kBlock<S>) * kBlock<S>;
-  const bool image = is_picture(weight.channels);
+  const bool image = is_image(weight.channels);
   const int64_t tap = image ? k % taps : k / row, c = image ? k / taps : k % row;
   if (o >= weight.out_channels || tap >= taps || c >= weight.channels) return 0.0f;
   return weight.data[(o * weight.channels + c) * taps + tap];
@@ -97,15 +97,15 @@ VOVNET_INLINE int64_t column_place(int64_t k, int64_t j) {
 }
 
 template <typename S>
-struct PackDirect {
+struct PackB {
   const Weight& weight;
   S* packed;
   int64_t inner, panels;
 };
 
 template <typename S>
-inline void pack_direct_panel(void* context, int64_t panel) {
-  const auto& job = *static_cast<PackDirect<S>*>(context);
+inline void pack_b_panel(void* context, int64_t panel) {
+  const auto& job = *static_cast<PackB<S>*>(context);
   S* to = job.packed + panel * job.inner * kPanel;
   for (int64_t j = 0; j < kPanel; ++j) {
     for (int64_t k = 0; k < job.inner; ++k) {

@@ -1,7 +1,7 @@
 // Pixels of a convolution as rows of its product: where they are, and copying what lies under the taps.
 #pragma once
 
-#include "inner.h"
+#include "pack_b.h"
 
 namespace VOVNET_ISA {
 
@@ -78,8 +78,8 @@ inline void gather_line(const Conv& conv, const Inner<M>& inner, int64_t at, S* 
 
 // The pixels of a row block, one after the other from m on; those at and behind `end` do not exist.
 struct Pixels {
-  Pixel pixel[kRows<Chain::kChunk>];
-  int64_t at[kRows<Chain::kChunk>];  // the input's under a tap, see look()
+  Pixel pixel[kRows<AccumulationChain::kChunk>];
+  int64_t at[kRows<AccumulationChain::kChunk>];  // the input's under a tap, see look()
   int count;
 
   VOVNET_INLINE Pixels(const Conv& conv, int64_t m, int rows, int64_t end) : count(rows) {
@@ -94,7 +94,7 @@ struct Pixels {
   }
 };
 
-constexpr int kLinesAhead = 3;  // of a pixel's channels, while those before are packed
+constexpr int kLineDistance = 3;  // of a pixel's channels, while those before are packed
 
 // Blocks [begin, end) of a row block.
 template <typename M, typename S>
@@ -109,7 +109,7 @@ inline void pack_rows(const Conv& conv, const Inner<M>* inner, int64_t begin, in
         zero_line(to);
       } else if (block.base) {
         const M* from = block.base + at * block.stride;
-        __builtin_prefetch(from + kLinesAhead * kLine / sizeof(M));
+        __builtin_prefetch(from + kLineDistance * kLine / sizeof(M));
         copy_line(from, to);
       } else {
         gather_line(conv, block, at, to);
@@ -120,7 +120,7 @@ inline void pack_rows(const Conv& conv, const Inner<M>* inner, int64_t begin, in
 
 // A row of an image: all channels' taps. `offsets` are of its elements from that of the first tap.
 template <typename S>
-inline void pack_picture_row(const Conv& conv, const int64_t* offsets, const Pixel& pixel, int64_t blocks, S* to,
+inline void pack_image_row(const Conv& conv, const int64_t* offsets, const Pixel& pixel, int64_t blocks, S* to,
                              int64_t step) {
   const int64_t* strides = conv.strides;
   const int64_t taps = conv.kernel[0] * conv.kernel[1], count = taps * conv.channels;
@@ -182,7 +182,7 @@ struct Pieces {
 
 // The rows of an image's pixels.
 template <typename S>
-inline void pack_picture_rows(const Conv& conv, const int64_t* offsets, const Pixels& pixels, int64_t blocks, S* to) {
+inline void pack_image_rows(const Conv& conv, const int64_t* offsets, const Pixels& pixels, int64_t blocks, S* to) {
   const int64_t step = pixels.count * kBlock<S>;
 #if defined(__AVX512F__)
   if (Pieces::serve(conv)) {
@@ -191,7 +191,7 @@ inline void pack_picture_rows(const Conv& conv, const int64_t* offsets, const Pi
       const Pixel& pixel = pixels.pixel[r];
       if (!pixel.exists || pixel.y < 0 || pixel.y + conv.kernel[0] > conv.height || pixel.x < 0 ||
           pixel.x + conv.kernel[1] > conv.width) {
-        pack_picture_row(conv, offsets, pixel, blocks, to, step);
+        pack_image_row(conv, offsets, pixel, blocks, to, step);
         continue;
       }
       const float* corner = static_cast<const float*>(conv.sources[0].data) + pixel.n * conv.strides[0] +
@@ -204,40 +204,40 @@ inline void pack_picture_rows(const Conv& conv, const int64_t* offsets, const Pi
   }
 #endif
   for (int r = 0; r < pixels.count; ++r) {
-    pack_picture_row(conv, offsets, pixels.pixel[r], blocks, to + r * kBlock<S>, step);
+    pack_image_row(conv, offsets, pixels.pixel[r], blocks, to + r * kBlock<S>, step);
   }
 }
 
 // The lines of the sources that rows [m, end) read and those before them may not have; of images whose lines are
 // dense.
 template <typename M>
-VOVNET_INLINE Ahead ahead_of_rows(const Conv& conv, int64_t m, int64_t end) {
-  Ahead ahead;
-  if (is_picture(conv.channels) && conv.strides[3] != 1) return ahead;
+VOVNET_INLINE Prefetcher prefetch_rows(const Conv& conv, int64_t m, int64_t end) {
+  Prefetcher prefetcher;
+  if (is_image(conv.channels) && conv.strides[3] != 1) return prefetcher;
   while (m < end) {
     const Pixel pixel = pixel_of(conv, m);
     const int64_t pixels = smaller(end - m, conv.out_width - pixel.column);
     const int64_t left = larger(pixel.x, 0);
     const int64_t right = smaller(pixel.x + (pixels - 1) * conv.stride[1] + conv.kernel[1], conv.width);
     for (int64_t y = larger(pixel.y, 0); y < smaller(pixel.y + conv.kernel[0], conv.height); ++y) {
-      if (is_picture(conv.channels)) {
+      if (is_image(conv.channels)) {
         const float* line = static_cast<const float*>(conv.sources[0].data) + pixel.n * conv.strides[0] +
                             y * conv.strides[2] + left;
         for (int64_t c = 0; c < conv.channels; ++c) {
-          ahead.add(line + c * conv.strides[1], (right - left) * int64_t{sizeof(float)});
+          prefetcher.add(line + c * conv.strides[1], (right - left) * int64_t{sizeof(float)});
         }
         continue;
       }
       const int64_t at = (pixel.n * conv.height + y) * conv.width + left;
       for (int s = 0; s < conv.count; ++s) {
         const int64_t channels = conv.sources[s].channels;
-        ahead.add(static_cast<const M*>(conv.sources[s].data) + at * channels,
+        prefetcher.add(static_cast<const M*>(conv.sources[s].data) + at * channels,
                   (right - left) * channels * int64_t{sizeof(M)});
       }
     }
     m += pixels;
   }
-  return ahead;
+  return prefetcher;
 }
 
 }  // namespace VOVNET_ISA

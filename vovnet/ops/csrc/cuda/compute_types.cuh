@@ -7,10 +7,10 @@ namespace vovnet {
 
 // How an operand lies in memory: its columns are the depth of the product (neighbours in memory are neighbours in
 // depth), or its rows are.
-enum class Depth : int { kColumns = 0, kRows = 1 };
+enum class KLayout : int { kColumns = 0, kRows = 1 };
 
 // Fragments are parts of a product, spread over the lanes of a warp: A is (16, depth), B (depth, 16), their sum (16, 16)
-// in float32. `kContiguousDepth` says which way the operand lies in shared memory. All lanes take part in each call.
+// in float32. `kContiguousK` says which way the operand lies in shared memory. All lanes take part in each call.
 
 // Fragments for tensor cores, in the registers that the matrix instructions want. `Type` tells the instruction what
 // they hold, T is what lies in memory.
@@ -19,11 +19,11 @@ namespace tensor {
 __device__ inline int group() { return static_cast<int>(threadIdx.x % 32 / 4); }
 __device__ inline int pair() { return static_cast<int>(threadIdx.x % 4); }
 
-template <class Type, bool kContiguousDepth>
+template <class Type, bool kContiguousK>
 struct FragmentA {
   unsigned words[4];  // rows 0-7 and 8-15 of the first half of depth, then of the second
 };
-template <class Type, bool kContiguousDepth>
+template <class Type, bool kContiguousK>
 struct FragmentB {
   unsigned words[4];  // columns 0-7 of the first and of the second half of depth, then columns 8-15
 };
@@ -32,18 +32,18 @@ struct Accumulator {
 };
 
 // Loads words (line half, depth half): lines are A's rows or B's columns. `kLineFirst`: lines' halves alternate first.
-template <bool kContiguousDepth, bool kLineFirst, class T>
+template <bool kContiguousK, bool kLineFirst, class T>
 __device__ void load_words(unsigned (&words)[4], const T* source, int stride) {
   constexpr int kHalf = 16 / static_cast<int>(sizeof(T));  // of depth
-  if constexpr (kContiguousDepth || sizeof(T) == 2) {
+  if constexpr (kContiguousK || sizeof(T) == 2) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int row = lane % 8;
     const int matrix = lane / 8;
     const int line_half = kLineFirst ? matrix % 2 : matrix / 2;
     const int depth_half = kLineFirst ? matrix / 2 : matrix % 2;
-    const T* address = kContiguousDepth ? source + (row + 8 * line_half) * stride + kHalf * depth_half
+    const T* address = kContiguousK ? source + (row + 8 * line_half) * stride + kHalf * depth_half
                                         : source + (row + kHalf * depth_half) * stride + 8 * line_half;
-    load_matrices<!kContiguousDepth>(words, address);
+    load_matrices<!kContiguousK>(words, address);
   } else {  // transposing moves 16-bit elements only
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -59,13 +59,13 @@ __device__ void load_words(unsigned (&words)[4], const T* source, int stride) {
   }
 }
 
-template <class Type, bool kContiguousDepth, class T>
-__device__ void load_fragment(FragmentA<Type, kContiguousDepth>& a, const T* source, int stride) {
-  load_words<kContiguousDepth, true>(a.words, source, stride);
+template <class Type, bool kContiguousK, class T>
+__device__ void load_fragment(FragmentA<Type, kContiguousK>& a, const T* source, int stride) {
+  load_words<kContiguousK, true>(a.words, source, stride);
 }
-template <class Type, bool kContiguousDepth, class T>
-__device__ void load_fragment(FragmentB<Type, kContiguousDepth>& b, const T* source, int stride) {
-  load_words<kContiguousDepth, false>(b.words, source, stride);
+template <class Type, bool kContiguousK, class T>
+__device__ void load_fragment(FragmentB<Type, kContiguousK>& b, const T* source, int stride) {
+  load_words<kContiguousK, false>(b.words, source, stride);
 }
 template <class Type, bool kA, bool kB>
 __device__ void multiply_add(Accumulator& sum, const FragmentA<Type, kA>& a, const FragmentB<Type, kB>& b) {
@@ -92,9 +92,9 @@ namespace exact {
 constexpr int kDepth = 4;
 
 // The lane's r-th line: side by side where that makes one wide read, spread where each line is a read of its own.
-template <bool kContiguousDepth, int kLanes, int kOwn>
+template <bool kContiguousK, int kLanes, int kOwn>
 __device__ int line_of(int lane, int r) {
-  return kContiguousDepth ? lane + kLanes * r : lane * kOwn + r;
+  return kContiguousK ? lane + kLanes * r : lane * kOwn + r;
 }
 
 template <int kOwn>
@@ -102,9 +102,9 @@ struct alignas(4 * kOwn) Floats {
   float at[kOwn];
 };
 
-template <bool kContiguousDepth, int kLanes, int kOwn>
+template <bool kContiguousK, int kLanes, int kOwn>
 __device__ void load_lines(float (&value)[kOwn][kDepth], const float* source, int stride, int lane) {
-  if constexpr (kContiguousDepth) {
+  if constexpr (kContiguousK) {
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
       const auto line = load_shared(
@@ -125,11 +125,11 @@ __device__ void load_lines(float (&value)[kOwn][kDepth], const float* source, in
 __device__ inline int row_lane() { return static_cast<int>(threadIdx.x % 32 / 4); }
 __device__ inline int column_lane() { return static_cast<int>(threadIdx.x % 4); }
 
-template <bool kContiguousDepth>
+template <bool kContiguousK>
 struct FragmentA {
   float lines[2][kDepth];
 };
-template <bool kContiguousDepth>
+template <bool kContiguousK>
 struct FragmentB {
   float lines[4][kDepth];
 };
@@ -139,13 +139,13 @@ struct Accumulator {
   float sums[2][4];
 };
 
-template <bool kContiguousDepth>
-__device__ void load_fragment(FragmentA<kContiguousDepth>& fragment, const float* source, int stride) {
-  load_lines<kContiguousDepth, 8, 2>(fragment.lines, source, stride, row_lane());
+template <bool kContiguousK>
+__device__ void load_fragment(FragmentA<kContiguousK>& fragment, const float* source, int stride) {
+  load_lines<kContiguousK, 8, 2>(fragment.lines, source, stride, row_lane());
 }
-template <bool kContiguousDepth>
-__device__ void load_fragment(FragmentB<kContiguousDepth>& fragment, const float* source, int stride) {
-  load_lines<kContiguousDepth, 4, 4>(fragment.lines, source, stride, column_lane());
+template <bool kContiguousK>
+__device__ void load_fragment(FragmentB<kContiguousK>& fragment, const float* source, int stride) {
+  load_lines<kContiguousK, 4, 4>(fragment.lines, source, stride, column_lane());
 }
 template <bool kA, bool kB>
 __device__ void multiply_add(Accumulator<kA, kB>& sum, const FragmentA<kA>& a, const FragmentB<kB>& b) {
@@ -174,32 +174,32 @@ __device__ void store_fragment(float* target, const Accumulator<kA, kB>& sum, in
 
 // A kind of number: how it is stored, how deep a fragment is, and the oldest architecture that has it.
 template <class T, class Type, int kFragmentDepth, int kOldest>
-struct TensorNumber {
+struct TensorCoreType {
   using Storage = T;
   static constexpr int kDepth = kFragmentDepth;
   static constexpr int kUnroll = 2;  // of the loop over a tile's depth: all of it
   static constexpr int kOldestArchitecture = kOldest;
-  template <Depth kA, Depth kB>
+  template <KLayout kA, KLayout kB>
   struct Fragments {
-    using A = tensor::FragmentA<Type, kA == Depth::kColumns>;
-    using B = tensor::FragmentB<Type, kB == Depth::kColumns>;
+    using A = tensor::FragmentA<Type, kA == KLayout::kColumns>;
+    using B = tensor::FragmentB<Type, kB == KLayout::kColumns>;
     using Sum = tensor::Accumulator;
   };
 };
-struct Float16 : TensorNumber<Half, Half, 16, 75> {};
-struct BFloat16s : TensorNumber<BFloat16, BFloat16, 16, 80> {};
-struct TensorFloat32 : TensorNumber<float, Tf32, 8, 80> {};
+struct Float16 : TensorCoreType<Half, Half, 16, 75> {};
+struct BFloat16s : TensorCoreType<BFloat16, BFloat16, 16, 80> {};
+struct TensorFloat32 : TensorCoreType<float, Tf32, 8, 80> {};
 
 struct Float32 {
   using Storage = float;
   static constexpr int kDepth = exact::kDepth;
   static constexpr int kUnroll = 1;  // a step has enough independent work; more would not fit the registers
   static constexpr int kOldestArchitecture = 75;
-  template <Depth kA, Depth kB>
+  template <KLayout kA, KLayout kB>
   struct Fragments {
-    using A = exact::FragmentA<kA == Depth::kColumns>;
-    using B = exact::FragmentB<kB == Depth::kColumns>;
-    using Sum = exact::Accumulator<kA == Depth::kColumns, kB == Depth::kColumns>;
+    using A = exact::FragmentA<kA == KLayout::kColumns>;
+    using B = exact::FragmentB<kB == KLayout::kColumns>;
+    using Sum = exact::Accumulator<kA == KLayout::kColumns, kB == KLayout::kColumns>;
   };
 };
 

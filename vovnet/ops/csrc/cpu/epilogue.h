@@ -1,7 +1,7 @@
 // What happens to sums before they become a map: bias, ReLU, residual, and the way to memory.
 #pragma once
 
-#include "element.h"
+#include "dtype.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "vec.h"
@@ -18,12 +18,12 @@ VOVNET_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 VOVNET_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename M>
-struct Finish {
+struct Epilogue {
   const float* bias;
   int64_t channels;
   bool relu, streams;
 
-  explicit Finish(const Conv& conv)
+  explicit Epilogue(const Conv& conv)
       : bias(conv.bias), channels(conv.out_channels), relu(conv.relu), streams(streams_of(conv)) {}
 
   // What is added to output pixel m, (n, y, x): null for nothing.

@@ -1,4 +1,4 @@
-// What RoIAlign and max-pool take: plain structs without Torch, shared by all instruction sets and torch_regions.cpp.
+// What RoIAlign and max-pool take: plain structs without Torch, shared by all instruction sets and torch_roi_pool.cpp.
 //
 // Maps are channels-last, of float32 or bfloat16 (the upper half of a float32, as uint16_t); sums are float32.
 #pragma once
@@ -10,7 +10,7 @@ namespace vovnet::cpu {
 
 struct Parallel;
 
-enum class Element : int { kFloat32 = 0, kBFloat16 = 1 };
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1 };
 
 // A pixel that a bin reads along one axis: how many elements it lies behind the first, and its share of the average.
 struct Tap {
@@ -60,16 +60,16 @@ struct RoiAlign {
   void* out;  // (count, out_height, out_width, channels)
 };
 
-// The part of them that each instruction set has: an entry for each Element.
-struct RegionKernels {
+// The part of them that each instruction set has: an entry for each DType.
+struct RoiPoolKernels {
   void (*average)(const Patch&);
   void (*max_rows)(const MaxPool&, int64_t begin, int64_t end);
 };
 
 // torchvision's roi_align of every RoI on the level that is its own. Images and levels that RoIs name must be there.
-void roi_align(const RoiAlign&, Element, const RegionKernels*, const Parallel&);
+void roi_align(const RoiAlign&, DType, const RoiPoolKernels*, const Parallel&);
 
 // The rows' last window begins inside of the map or its upper padding, which is at most half a window.
-void max_pool(const MaxPool&, int64_t batch, Element, const RegionKernels*, const Parallel&);
+void max_pool(const MaxPool&, int64_t batch, DType, const RoiPoolKernels*, const Parallel&);
 
 }  // namespace vovnet::cpu
