@@ -224,7 +224,7 @@ def measure(case: Aggregation, kind: str, backward: bool, options: argparse.Name
         return lambda number: gpu.clock(lambda: call(number))
 
     rounds = interleave({n: contestant(c) for n, c in calls.items()}, options.rounds, warmup=options.warmup)
-    served = cuda.takes(tensors.sets[torch.channels_last][0], tensors.weight)
+    served = cuda.supported(tensors.sets[torch.channels_last][0], tensors.weight)
     shown = {OURS: OURS if served else f"{OURS} (no kernel: plain PyTorch)"}
     return [Timing(case, kind, backward, shown.get(name, name), seconds) for name, seconds in rounds.items()]
 

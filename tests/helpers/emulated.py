@@ -169,7 +169,6 @@ class Emulator:
         grad: torch.Tensor,
         out: torch.Tensor | None,
         mask: torch.Tensor | None,
-        scale: torch.Tensor | None,
         *,
         want_g: bool,
         want_shift: bool,
@@ -183,13 +182,13 @@ class Emulator:
         shift = torch.empty(width) if want_shift else None
         size = self.library.emulated_relu_backward_workspace(ctypes.c_int64(pixels), width)
         workspace = torch.empty(size, dtype=torch.uint8)
-        self.reset(seed, [grad, out, mask, scale], [None if in_place else g, shift, workspace])
+        self.reset(seed, [grad, out, mask], [None if in_place else g, shift, workspace])
         if in_place:
             assert g is not None
             self.library.emulation_allocate(pointer(g), ctypes.c_int64(g.nbytes), 1)
         self.check(
             self.library.emulated_relu_backward(
-                pointer(g if in_place else grad), pointer(out), pointer(mask), pointer(scale), pointer(g),
+                pointer(g if in_place else grad), pointer(out), pointer(mask), pointer(g),
                 pointer(shift), pointer(workspace), ctypes.c_int64(pixels), width, dtype,
             )
         )  # fmt: skip

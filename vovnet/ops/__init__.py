@@ -1,7 +1,7 @@
-"""The operators of One-Shot Aggregation: plain PyTorch as the reference, compiled where there is a GPU.
+"""The operators of One-Shot Aggregation: a reference in plain PyTorch, and compiled kernels for GPUs and CPUs.
 
-Each is defined once, in plain PyTorch, as an operator in torch's library (``torch.ops.vovnet.…``) with schema, fake
-kernel, autograd and autocast. docs/operators.md says what they save, and how to add another.
+Each operator is defined once, in plain PyTorch, and registered as ``torch.ops.vovnet.…`` with schema, fake kernel,
+autograd and autocast. docs/operators.md says what the operators save and how to add one.
 """
 
 from vovnet.ops.aggregate import osa_aggregate

@@ -1,22 +1,23 @@
-"""The 1×1 aggregation of an OSA block over a list of feature maps, whose concatenation never exists.
+"""The 1×1 aggregation of an OSA block over a list of feature maps, without concatenating them.
 
-The operator ``vovnet::osa_aggregate`` returns the output and, for the backward pass, a bit an element of what the ReLU
-let through: the output itself is not kept. ``vovnet::osa_aggregate_backward`` is its gradient. Each is defined here in
-plain PyTorch, which the CPU runs; CUDA tensors take ``csrc/cuda`` where :mod:`vovnet.ops.build.loader` can load it.
+The operator ``vovnet::osa_aggregate`` returns the output and, for the backward pass, a mask with one bit per element
+that says what the ReLU let through. Autograd keeps the mask, not the output. ``vovnet::osa_aggregate_backward``
+computes the gradient. Both are defined here in plain PyTorch, which runs on the CPU; CUDA tensors take the kernels of
+``csrc/cuda`` if :mod:`vovnet.ops.build.loader` can load them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vovnet.ops import cuda, onednn
 from vovnet.ops.arguments import check_aggregate
-from vovnet.ops.registration import refuse_second_derivative, refuse_vmap, under_autocast
-from vovnet.ops.relu_mask import format_of, in_strides_of, pack_positive, relu_backward
+from vovnet.ops.registration import AutogradContext, refuse_second_derivative, refuse_vmap, register_autocast
+from vovnet.ops.relu_mask import format_of, match_strides, pack_positive, relu_backward
 
 
 def osa_aggregate(
@@ -26,24 +27,24 @@ def osa_aggregate(
     residual: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """``relu(Σᵢ conv1x1(xᵢ, Wᵢ) + bias) + residual``, where ``Wᵢ`` are the column blocks of the one weight.
+    """Return ``relu(Σᵢ conv1x1(xᵢ, Wᵢ) + bias) + residual``, where ``Wᵢ`` are the column blocks of one weight.
 
-    Equals ``F.conv2d(torch.cat(inputs, 1), weight, bias)`` with the rest behind it. Autograd keeps the inputs, which
-    the convolutions that made and take them keep anyway, and a bit an element of the output.
+    This equals ``F.conv2d(torch.cat(inputs, 1), weight, bias)``, followed by the ReLU and the sum with the residual.
+    Autograd keeps the inputs, which the neighbouring convolutions keep anyway, and one bit per element of the output.
 
     Args:
-        inputs: one or more maps (N, Cᵢ, H, W) of one floating-point type on one device; the same tensor may stand
-            twice. Any layout; contiguous and channels-last ones are read in place.
-        weight: (out channels, Σ Cᵢ, 1, 1), of the inputs' type, or float32 beside float16 and bfloat16 inputs.
-        bias: (out channels,), of the weight's type.
-        residual: (N, out channels, H, W), of the inputs' type, added **after** the ReLU, as VoVNet's identity is.
-        relu: whether there is a ReLU.
+        inputs: one or more maps (N, Cᵢ, H, W) of one floating-point dtype on one device. The same tensor may occur
+            twice. Contiguous and channels-last maps are read in place, others are copied.
+        weight: (out channels, Σ Cᵢ, 1, 1), of the inputs' dtype; or float32 with float16 or bfloat16 inputs.
+        bias: (out channels,), of the weight's dtype.
+        residual: (N, out channels, H, W), of the inputs' dtype; added **after** the ReLU, like VoVNet's identity.
+        relu: apply a ReLU.
 
     Returns:
-        (N, out channels, H, W) in the layout of the first input.
+        (N, out channels, H, W), in the layout of the first input.
 
     Raises:
-        InputError: a shape, type or device does not fit; the message names the argument.
+        InputError: a shape, dtype or device does not fit; the message names the argument.
     """
     differentiable = [
         value for value in (*inputs, weight, bias, residual) if isinstance(value, Tensor) and value.requires_grad
@@ -57,9 +58,9 @@ def osa_aggregate(
 def _aggregate(
     inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, keep_mask: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and which elements the ReLU let through, as bits (:mod:`vovnet.ops.relu_mask`); or no bits."""
+    """Return the output and the mask of what the ReLU let through (:mod:`vovnet.ops.relu_mask`), which may be empty."""
     check_aggregate(inputs, weight, bias, residual)
-    if cuda.takes(inputs, weight):
+    if cuda.supported(inputs, weight):
         return cuda.aggregate_forward(inputs, weight, bias, residual, relu, keep_mask)
     inputs = dense(inputs)
     out = _sum(inputs, weight, bias)
@@ -79,12 +80,12 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     check_aggregate(inputs, weight, bias, residual)
     out = _empty_output(inputs[0], weight.shape[0])
-    bits = (out.numel() + 7) // 8 if relu and keep_mask else 0
-    return out, weight.new_empty(bits, dtype=torch.uint8)
+    mask_bytes = (out.numel() + 7) // 8 if relu and keep_mask else 0
+    return out, weight.new_empty(mask_bytes, dtype=torch.uint8)
 
 
 def dense(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """All contiguous, or all channels-last, as the first one is."""
+    """Return the maps in the layout of the first one, contiguous or channels-last."""
     layout = format_of(inputs[0])
     return [x.contiguous(memory_format=layout) for x in inputs]
 
@@ -95,9 +96,10 @@ def _empty_output(x: Tensor, out_channels: int) -> Tensor:
 
 
 def _rows(x: Tensor, layout: torch.memory_format) -> list[Tensor]:
-    """A map, dense in ``layout``, as matrices of channels that share its memory.
+    """Return a map that is dense in ``layout`` as matrices (pixels, C) that share its memory.
 
-    (N·H·W, C) if channels-last, else each image's. The map alone does not tell: that of one channel is dense in both.
+    A channels-last map is one matrix (N·H·W, C), a contiguous map has one (H·W, C) per image. The layout is an argument
+    because a map of one channel is dense in both.
     """
     n, c, h, w = x.shape
     if layout == torch.channels_last:
@@ -106,14 +108,14 @@ def _rows(x: Tensor, layout: torch.memory_format) -> list[Tensor]:
 
 
 def _blocks(weight: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The column blocks (out channels, Cᵢ) of the weight."""
+    """Return the column blocks (out channels, Cᵢ) of the weight."""
     return weight.flatten(1).split([x.shape[1] for x in inputs], dim=1)
 
 
 def _sum(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``Σᵢ Wᵢ xᵢ + b``, added up in float32 at least, but for oneDNN's bfloat16, which rounds after each input."""
+    """Return ``Σᵢ Wᵢ xᵢ + b``, summed in float32 or better. Only oneDNN's bfloat16 rounds after each input."""
     layout = format_of(inputs[0])
-    if onednn.serves(inputs[0], layout):
+    if onednn.supported(inputs[0], layout):
         return onednn.convolution_sum(inputs, _blocks(weight, inputs), bias, layout)
     out = _empty_output(inputs[0], weight.shape[0])
     lower = out.dtype in (torch.bfloat16, torch.float16)
@@ -141,12 +143,12 @@ def _aggregate_backward(
     wants_weight: bool,
     wants_bias: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The gradients of the inputs (an empty tensor where one is not wanted), the weight and the bias."""
-    if cuda.takes(inputs, weight):
+    """Return the gradients of the inputs, the weight and the bias; an empty tensor for each that is not wanted."""
+    if cuda.supported(inputs, weight):
         return cuda.aggregate_backward(grad, mask, inputs, weight, wanted, wants_weight, wants_bias)
     inputs, layout = dense(inputs), format_of(inputs[0])
     g = relu_backward(grad.contiguous(memory_format=layout), mask)
-    if onednn.serves(g, layout):
+    if onednn.supported(g, layout):
         d_inputs, d_blocks = onednn.convolution_gradients(g, inputs, _blocks(weight, inputs), wanted, wants_weight)
         d_inputs = [d.contiguous(memory_format=layout) if want else d for d, want in zip(d_inputs, wanted, strict=True)]
         whole = torch.cat(d_blocks, dim=1).to(weight.dtype).view(weight.shape) if wants_weight else None
@@ -154,7 +156,7 @@ def _aggregate_backward(
         blocks = zip(inputs, _blocks(weight.to(g.dtype), inputs), wanted, strict=True)
         d_inputs = [_input_gradient(g, b, x, layout) if want else x.new_empty(0) for x, b, want in blocks]
         whole = _weight_gradient(g, inputs, weight) if wants_weight else None
-    d_weight = weight.new_empty(0) if whole is None else in_strides_of(weight, whole)
+    d_weight = weight.new_empty(0) if whole is None else match_strides(weight, whole)
     d_bias = g.sum((0, 2, 3), dtype=weight.dtype) if wants_bias else weight.new_empty(0)
     return d_inputs, d_weight, d_bias
 
@@ -188,7 +190,7 @@ def _input_gradient(g: Tensor, block: Tensor, x: Tensor, layout: torch.memory_fo
 
 
 def _weight_gradient(g: Tensor, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """Each input's block is written where it belongs; the images are added up in float32 at least."""
+    """Write each input's block in place; the images are summed in float32 or better."""
     layout = format_of(inputs[0])
     sums = torch.promote_types(weight.dtype, torch.float32)
     gradient = torch.zeros(weight.shape, dtype=sums, device=weight.device)
@@ -201,16 +203,27 @@ def _weight_gradient(g: Tensor, inputs: Sequence[Tensor], weight: Tensor) -> Ten
     return gradient.to(weight.dtype)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    maps, weight, bias, _, relu, keep_mask = inputs
+class _Context(AutogradContext, Protocol):
+    relu: bool
+    needs_input_grad: tuple[Sequence[bool], bool, bool, bool, bool, bool]
+
+
+def _save(
+    ctx: _Context,
+    inputs: tuple[Sequence[Tensor], Tensor, Tensor | None, Tensor | None, bool, bool],
+    output: tuple[Tensor, Tensor],
+) -> None:
+    maps, weight, _, _, relu, keep_mask = inputs
     if relu and not keep_mask:
         raise RuntimeError("vovnet::osa_aggregate: keep_mask must be true where gradients are wanted and relu is true")
-    ctx.relu, ctx.has_bias = relu, bias is not None
+    ctx.relu = relu
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*maps, weight, output[1])
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+def _differentiate(
+    ctx: _Context, grad: Tensor, _: None
+) -> tuple[list[Tensor | None], Tensor | None, Tensor | None, Tensor | None, None, None]:
     *maps, weight, mask = ctx.saved_tensors
     wanted, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad[:4]
     d_inputs, d_weight, d_bias = torch.ops.vovnet.osa_aggregate_backward(
@@ -227,7 +240,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
 
 
 _aggregate.register_autograd(_differentiate, setup_context=_save)
-under_autocast(
+register_autocast(
     "osa_aggregate",
     lambda cast, inputs, weight, bias, residual, *rest: (
         [cast(x) for x in inputs],

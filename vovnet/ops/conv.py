@@ -1,13 +1,13 @@
-"""A convolution with a frozen norm folded into it, and a ReLU: what autograd keeps is its input and its output.
+"""A convolution with a frozen norm folded into it, and a ReLU. Autograd keeps only its input and its output.
 
-Norm and ReLU apart, the plain way keeps three maps and walks over the output three times more. The folded weight is
-made anew in the backward pass: kept, it would double the weights.
+Separate layers keep three maps and pass over the output three more times. The folded weight is computed again in the
+backward pass, because keeping it would double the memory of the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vovnet.ops import cuda
 from vovnet.ops.arguments import check_conv, conv_shape, pair
-from vovnet.ops.registration import refuse_second_derivative, refuse_vmap, under_autocast
-from vovnet.ops.relu_mask import in_strides_of, is_channels_last
+from vovnet.ops.registration import AutogradContext, refuse_second_derivative, refuse_vmap, register_autocast
+from vovnet.ops.relu_mask import is_channels_last, match_strides
 
 Pair = int | Sequence[int]
 
@@ -32,24 +32,24 @@ def conv_affine_relu(
     groups: int = 1,
     relu: bool = True,
 ) -> Tensor:
-    """``relu(conv2d(x, weight) · scale + shift)``, computed as a convolution with ``weight · scale``.
+    """Return ``relu(conv2d(x, weight) · scale + shift)``, computed as a convolution with ``weight · scale``.
 
     Args:
-        x: (N, C, H, W), floating-point, contiguous or channels-last (others are copied).
-        weight: (out channels, C / groups, height, width), of ``x``'s type, or float32 beside float16 and bfloat16.
-        scale: (out channels,), of the weight's type: ``γ / √(variance + ε)`` of a frozen norm; None is 1.
-        shift: (out channels,): ``β - mean · scale``; None is 0.
-        stride: one integer, or those of height and width.
-        padding: zeros on each side, as ``stride``.
-        dilation: steps between the kernel's taps, as ``stride``.
-        groups: of the channels.
-        relu: whether there is a ReLU.
+        x: (N, C, H, W), floating-point. Maps that are neither contiguous nor channels-last are copied.
+        weight: (out channels, C / groups, height, width), of the dtype of ``x``; or float32 with float16 or bfloat16.
+        scale: (out channels,), of the weight's dtype: ``γ / √(variance + ε)`` of a frozen norm. None means 1.
+        shift: (out channels,), of the weight's dtype: ``β - mean · scale``. None means 0.
+        stride: an integer, or a pair for height and width.
+        padding: zeros added on each side; an integer or a pair.
+        dilation: distance of the kernel's taps; an integer or a pair.
+        groups: number of groups of channels.
+        relu: apply a ReLU.
 
     Returns:
         (N, out channels, H', W'), channels-last if ``x`` or the weight is.
 
     Raises:
-        InputError: a shape, type, device or number does not fit; the message names the argument.
+        InputError: a shape, dtype, device or number does not fit; the message names the argument.
     """
     out: Tensor = torch.ops.vovnet.conv_affine_relu(
         x,
@@ -106,13 +106,13 @@ def _(
 
 
 def fold(weight: Tensor, scale: Tensor | None, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-    """``weight · scale`` in the maps' type and layout."""
+    """Return ``weight · scale`` in the maps' dtype and layout."""
     folded = weight if scale is None else weight * scale[:, None, None, None]
     return folded.to(dtype).contiguous(memory_format=layout)
 
 
 def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Channels-last where the map or the weight is, as PyTorch's own convolutions."""
+    """Return channels-last if the map or the weight is, as PyTorch's own convolutions do."""
     last = is_channels_last(x) or is_channels_last(weight)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -124,7 +124,7 @@ def _has_fused_cudnn(x: Tensor) -> bool:
 @torch.library.custom_op("vovnet::conv_affine_relu_backward", mutates_args=())
 def _conv_backward(
     grad: Tensor,
-    kept: Tensor | None,
+    output_or_mask: Tensor | None,
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,
@@ -134,15 +134,15 @@ def _conv_backward(
     groups: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of the map, the weight, the scale and the shift (an empty tensor where one is not wanted).
+    """Return the gradients of the map, the weight, the scale and the shift; an empty tensor for each not wanted.
 
-    ``kept`` is what :func:`vovnet.ops.relu_mask.relu_backward` takes: the output, or its bits.
+    ``output_or_mask`` is an argument of :func:`vovnet.ops.relu_mask.relu_backward`.
     """
     wants_x, wants_weight, wants_scale, wants_shift = wanted
     layout = _layout(x, weight)
-    g, total = cuda.gradient_before_relu(grad.contiguous(memory_format=layout), kept, wants_shift)
+    g, total = cuda.gradient_before_relu(grad.contiguous(memory_format=layout), output_or_mask, wants_shift)
     wants_folded = wants_weight or wants_scale
-    # The reference sums over the map: convolution_backward may add in the map's own type.
+    # The shift's gradient is summed below: convolution_backward may sum in the map's own dtype.
     d_x, d_folded, _ = torch.ops.aten.convolution_backward(
         g,
         x.contiguous(memory_format=layout),
@@ -164,7 +164,7 @@ def _conv_backward(
         d_scale = (d_folded * weight).sum((1, 2, 3))
     if wants_weight:
         d_weight = d_folded.mul_(scale[:, None, None, None]) if scale is not None else d_folded
-        d_weight = in_strides_of(weight, d_weight)
+        d_weight = match_strides(weight, d_weight)
     if wants_shift:
         d_shift = g.sum((0, 2, 3), dtype=weight.dtype) if total is None else total.to(weight.dtype)
     return d_x if wants_x else x.new_empty(0), d_weight, d_scale, d_shift
@@ -173,7 +173,7 @@ def _conv_backward(
 @_conv_backward.register_fake
 def _(
     grad: Tensor,
-    kept: Tensor | None,
+    output_or_mask: Tensor | None,
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,
@@ -192,21 +192,30 @@ def _(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, scale, _, *geometry, relu = inputs
-    ctx.geometry, ctx.has_scale = geometry, scale is not None
+class _Context(AutogradContext, Protocol):
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int]
+    needs_input_grad: tuple[bool, ...]
+
+
+def _save(
+    ctx: _Context,
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Sequence[int], Sequence[int], Sequence[int], int, bool],
+    output: Tensor,
+) -> None:
+    x, weight, scale, _, stride, padding, dilation, groups, relu = inputs
+    ctx.geometry = (stride, padding, dilation, groups)
     ctx.save_for_backward(x, weight, scale, output if relu else None)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weight, scale, kept = ctx.saved_tensors
+def _differentiate(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, scale, output = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:4])
-    gradients = torch.ops.vovnet.conv_affine_relu_backward(grad, kept, x, weight, scale, *ctx.geometry, wanted)
+    gradients = torch.ops.vovnet.conv_affine_relu_backward(grad, output, x, weight, scale, *ctx.geometry, wanted)
     return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None, None, None, None
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
-under_autocast("conv_affine_relu", lambda cast, x, *rest: (cast(x), *rest))
+register_autocast("conv_affine_relu", lambda cast, x, *rest: (cast(x), *rest))
 for _op in (_conv, _conv_backward):
     refuse_vmap(_op)
 refuse_second_derivative(_conv_backward)

@@ -79,28 +79,28 @@ def packed_conv(
 _CONV, _POOL, _BLOCK = range(3)
 
 
-def conv_step(stride: Sequence[int], padding: Sequence[int], relu: bool, kept: bool) -> list[int]:
-    """A convolution, as a step of :func:`packed_chain`; ``kept`` makes its map one of the results."""
-    return [_CONV, kept, *stride, *padding, relu, 0, 0]
+def conv_step(stride: Sequence[int], padding: Sequence[int], relu: bool, is_output: bool) -> list[int]:
+    """A convolution, as a step of :func:`packed_chain`; ``is_output`` makes its map one of the results."""
+    return [_CONV, is_output, *stride, *padding, relu, 0, 0]
 
 
 def pool_step(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, kept: bool
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, is_output: bool
 ) -> list[int]:
     """A max-pool, as a step of :func:`packed_chain`."""
-    return [_POOL, kept, *kernel, *stride, *padding, ceil_mode]
+    return [_POOL, is_output, *kernel, *stride, *padding, ceil_mode]
 
 
-def block_step(convs: int, identity: bool, kept: bool) -> list[int]:
+def block_step(convs: int, identity: bool, is_output: bool) -> list[int]:
     """A One-Shot-Aggregation block, as a step of :func:`packed_chain`.
 
     Args:
         convs: a chain of 3×3 convolutions (stride 1, padding 1), each fed by the one before, and last the 1×1
             aggregation of the block's input and all their outputs; a ReLU stands behind each.
         identity: add the input after the last ReLU.
-        kept: the map is one of the results.
+        is_output: return the map.
     """
-    return [_BLOCK, kept, convs, identity, 0, 0, 0, 0, 0]
+    return [_BLOCK, is_output, convs, identity, 0, 0, 0, 0, 0]
 
 
 STEP = 9
@@ -134,12 +134,14 @@ def packed_chain(
         return packed_conv(x, weight, bias, residual, pack, stride, padding, relu, method)
 
     convs = iter(zip(weights, biases, packed, methods, strict=True))
-    return _walk(x, steps, conv, pool_max)
+    return _run_steps(x, steps, conv, pool_max)
 
 
-def _walk(x: Tensor, steps: Sequence[int], conv: Callable[..., Tensor], pool: Callable[..., Tensor]) -> list[Tensor]:
-    kept = []
-    for kind, keep, *rest in (steps[i : i + STEP] for i in range(0, len(steps), STEP)):
+def _run_steps(
+    x: Tensor, steps: Sequence[int], conv: Callable[..., Tensor], pool: Callable[..., Tensor]
+) -> list[Tensor]:
+    outputs = []
+    for kind, is_output, *rest in (steps[i : i + STEP] for i in range(0, len(steps), STEP)):
         if kind == _CONV:
             x = conv(x, rest[:2], rest[2:4], bool(rest[4]), None)
         elif kind == _POOL:
@@ -150,9 +152,9 @@ def _walk(x: Tensor, steps: Sequence[int], conv: Callable[..., Tensor], pool: Ca
             for _ in range(count - 1):
                 maps.append(conv(maps[-1], [1, 1], [1, 1], True, None))
             x = conv(torch.cat(maps, dim=1), [1, 1], [0, 0], True, x if identity else None)
-        if keep:
-            kept.append(x)
-    return kept
+        if is_output:
+            outputs.append(x)
+    return outputs
 
 
 def pool_max(
@@ -246,7 +248,7 @@ def _(
         return _empty(conv_shape(x, weight, stride, padding, (1, 1)), x, method)
 
     convs = iter(zip(weights, methods, strict=True))
-    return _walk(x, steps, conv, pool_max)
+    return _run_steps(x, steps, conv, pool_max)
 
 
 @torch.library.register_fake("vovnet::pool_max")

@@ -19,7 +19,7 @@ _LARGE = 10_000
 """Pixels of a plain (N, C, H, W) map from which matrix products are faster."""
 
 
-def serves(x: Tensor, layout: torch.memory_format) -> bool:
+def supported(x: Tensor, layout: torch.memory_format) -> bool:
     """Whether to take this way for maps like ``x`` that are dense in ``layout``."""
     known = x.device.type == "cpu" and x.numel() > 0 and (x.dtype == torch.float32 or _computes_with(x.dtype))
     # Inductor's operator for fused convolutions, which adds in place; torch names no public one.

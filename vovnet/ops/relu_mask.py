@@ -1,6 +1,7 @@
-"""Which elements a ReLU let through, a bit each, and gradients through it.
+"""Pack which elements a ReLU let through into one bit per element, and compute gradients through a ReLU.
 
-A bit says that the element is not ``<= 0``: as in PyTorch's ``threshold_backward``, the gradient passes NaN.
+A bit is set if the element is not ``<= 0``. NaN therefore sets its bit, and its gradient passes, as in PyTorch's
+``threshold_backward``.
 """
 
 from __future__ import annotations
@@ -8,77 +9,81 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Eight bytes of 0 or 1, read as one integer (the first byte lowest), times GATHER have them as the highest byte's bits;
-# a byte times SPREAD stands in all eight, of which SELECT keeps a bit each.
+# Eight bytes of 0 or 1, read as one little-endian integer and multiplied by GATHER, leave their bits in the highest
+# byte. A byte multiplied by SPREAD is copied into all eight bytes; SELECT then keeps another bit in each of them.
 _GATHER = 0x0102040810204080
 _SPREAD = 0x0101010101010101
-_SELECT = 0x8040201008040201 - 2**64  # as the signed integer with these bits
+_SELECT = 0x8040201008040201 - 2**64  # as a signed integer
 
 
 def pack_positive(values: Tensor) -> Tensor:
-    """Bit ``e % 8`` of byte ``e // 8``: whether element ``e``, in the order of the memory, is not ``<= 0``.
+    """Return a bit mask of the elements that are not ``<= 0``.
+
+    Element ``e``, counted in memory order, is bit ``e % 8`` of byte ``e // 8``.
 
     Args:
         values: (N, C, H, W), contiguous or channels-last.
 
     Returns:
-        uint8, of ``ceil(numel / 8)`` bytes; the bits behind the last element are 0.
+        uint8, ``ceil(numel / 8)`` bytes; the bits behind the last element are 0.
     """
-    kept = memory_order(values).le(0).logical_not_()
-    rest = -len(kept) % 8
+    positive = memory_order(values).le(0).logical_not_()
+    rest = -len(positive) % 8
     if rest:
-        kept = torch.cat([kept, kept.new_zeros(rest)])
-    return kept.view(torch.int64).mul(_GATHER).bitwise_right_shift_(56).to(torch.uint8)
+        positive = torch.cat([positive, positive.new_zeros(rest)])
+    return positive.view(torch.int64).mul(_GATHER).bitwise_right_shift_(56).to(torch.uint8)
 
 
-def unpack(bits: Tensor, like: Tensor) -> Tensor:
-    """What :func:`pack_positive` packed as numbers above 0, or 0, in the type, shape and layout of ``like``."""
-    spread = bits.to(torch.int64).mul_(_SPREAD).bitwise_and_(_SELECT)
-    kept = spread.view(torch.uint8)[: like.numel()].to(like.dtype)
+def unpack(mask: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`pack_positive`: return positive numbers and zeros with the shape, dtype and layout of ``like``."""
+    spread = mask.to(torch.int64).mul_(_SPREAD).bitwise_and_(_SELECT)
+    values = spread.view(torch.uint8)[: like.numel()].to(like.dtype)
     if is_channels_last(like):
         n, c, h, w = like.shape
-        return kept.view(n, h, w, c).permute(0, 3, 1, 2)
-    return kept.view(like.shape)
+        return values.view(n, h, w, c).permute(0, 3, 1, 2)
+    return values.view(like.shape)
 
 
-def relu_backward(grad: Tensor, kept: Tensor | None) -> Tensor:
-    """The gradient before a ReLU.
+def relu_backward(grad: Tensor, output_or_mask: Tensor | None) -> Tensor:
+    """Return the gradient of a ReLU's input.
 
     Args:
-        grad: (N, C, H, W), behind it.
-        kept: its output, or the bits of :func:`pack_positive` of it in the memory order of ``grad``; None: no ReLU.
+        grad: (N, C, H, W), the gradient of the ReLU's output.
+        output_or_mask: the ReLU's output, or the mask that :func:`pack_positive` made of it in the memory order of
+            ``grad``. None if there is no ReLU.
     """
-    if kept is None:
+    if output_or_mask is None:
         return grad
-    if kept.dtype == torch.uint8:
-        kept = unpack(kept, grad)
-    return torch.ops.aten.threshold_backward(grad, kept, 0)
+    if output_or_mask.dtype == torch.uint8:
+        output_or_mask = unpack(output_or_mask, grad)
+    return torch.ops.aten.threshold_backward(grad, output_or_mask, 0)
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Channels innermost, and not also in the plain order (a single channel, or a map of one pixel)."""
+    """True if ``x`` is channels-last and not also contiguous, as a map of one channel or one pixel is."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def format_of(x: Tensor) -> torch.memory_format:
-    """Channels-last where the tensor is, else contiguous."""
+    """Return ``channels_last`` if ``x`` is, otherwise ``contiguous_format``."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
-def in_strides_of(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in its parameter's layout, as DistributedDataParallel's buckets expect it.
+def match_strides(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient with its parameter's strides, which DistributedDataParallel's buckets expect.
 
-    That goes for the strides of dimensions of size 1, too, which 1×1 kernels have: they alone need no copy.
+    Strides of dimensions of size 1 count, too; 1×1 kernels have such dimensions. If only these differ, nothing is
+    copied.
     """
     strides = torch.empty_like(parameter, device="meta").stride()
     if gradient.stride() == strides:
         return gradient
-    named = zip(parameter.shape, gradient.stride(), strides, strict=True)
-    if all(size == 1 or own == wanted for size, own, wanted in named):
+    dimensions = zip(parameter.shape, gradient.stride(), strides, strict=True)
+    if all(size == 1 or own == wanted for size, own, wanted in dimensions):
         return gradient.as_strided(parameter.shape, strides)
     return torch.empty_strided(parameter.shape, strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
 
 
 def memory_order(x: Tensor) -> Tensor:
-    """(N, C, H, W) dense → (numel,) in the order of the memory, a view."""
+    """Return a flat view of a dense (N, C, H, W) tensor in memory order."""
     return (x.permute(0, 2, 3, 1) if is_channels_last(x) else x).reshape(-1)

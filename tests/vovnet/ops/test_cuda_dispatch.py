@@ -83,12 +83,11 @@ class Kernels:
         return torch.einsum("nohw,nchw->oc", g, torch.cat(inputs, 1)).contiguous()
 
     def _cuda_relu_backward(
-        self, grad: Tensor, out: Tensor | None, mask: Tensor | None, scale: None, want_g: bool, want_shift: bool
+        self, grad: Tensor, out: Tensor | None, mask: Tensor | None, want_g: bool, want_shift: bool
     ) -> tuple[Tensor, Tensor]:
         self.calls.append("relu")
         demand(grad, out, mask)
         assert out is None or mask is None
-        assert scale is None
         g = relu_backward(grad, out if mask is None else mask)
         total = g.float().sum((0, 2, 3)) if want_shift else torch.empty(0)
         return g.clone(memory_format=LAST) if want_g else grad.new_empty(0), total
@@ -109,8 +108,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     """A machine with a GPU whose operators are built."""
     kernels = Kernels()
     monkeypatch.setattr(cuda, "torch", Torch(kernels))
-    monkeypatch.setattr(cuda.native, "available", lambda device: True)
-    monkeypatch.setattr(cuda.native, "capability", lambda device: kernels.capability)
+    monkeypatch.setattr(cuda.loader, "available", lambda device: True)
+    monkeypatch.setattr(cuda.loader, "capability", lambda device: kernels.capability)
     return kernels
 
 
@@ -118,16 +117,18 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
 def on_the_cpu(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     """CPU tensors go the way of CUDA tensors, so that the whole operators run."""
 
-    def takes(inputs: list[Tensor], weight: Tensor) -> bool:
+    def supported(inputs: list[Tensor], weight: Tensor) -> bool:
         last = all(x.is_contiguous(memory_format=LAST) for x in inputs)
         return last and kernels._cuda_supported(list(inputs), cuda._matrix(weight, inputs[0]), 80, False)
 
-    def gradient_before_relu(grad: Tensor, kept: Tensor | None, wants_sum: bool) -> tuple[Tensor, Tensor | None]:
+    def gradient_before_relu(
+        grad: Tensor, output_or_mask: Tensor | None, wants_sum: bool
+    ) -> tuple[Tensor, Tensor | None]:
         if grad.is_contiguous(memory_format=LAST):
-            return cuda.masked_gradient(grad, kept, wants_sum)
-        return relu_backward(grad, kept), None
+            return cuda.masked_gradient(grad, output_or_mask, wants_sum)
+        return relu_backward(grad, output_or_mask), None
 
-    monkeypatch.setattr(aggregate.cuda, "takes", takes)
+    monkeypatch.setattr(aggregate.cuda, "supported", supported)
     monkeypatch.setattr(conv.cuda, "gradient_before_relu", gradient_before_relu)
     return kernels
 
@@ -242,21 +243,21 @@ def fake_maps(dtype=torch.float32, channels=(8, 16), memory_format=LAST, device=
 def test_takes_channels_last_cuda_tensors_that_the_kernels_serve(kernels, monkeypatch):
     with FakeTensorMode():
         weight = torch.empty(8, 24, 1, 1, device="cuda")
-        assert cuda.takes(fake_maps(), weight)
-        assert cuda.takes(fake_maps(torch.float16), weight)  # float32 parameters are lowered before they are shown
-        assert not cuda.takes(fake_maps(memory_format=torch.contiguous_format), weight)
-        assert not cuda.takes([*fake_maps()[:1], *fake_maps(memory_format=torch.contiguous_format)[1:]], weight)
-        assert not cuda.takes(fake_maps(channels=(7, 17)), weight)
-        assert not cuda.takes(fake_maps(device="cpu"), torch.empty(8, 24, 1, 1))
-        monkeypatch.setattr(cuda.native, "available", lambda device: False)
-        assert not cuda.takes(fake_maps(), weight)
+        assert cuda.supported(fake_maps(), weight)
+        assert cuda.supported(fake_maps(torch.float16), weight)  # float32 parameters are lowered before they are shown
+        assert not cuda.supported(fake_maps(memory_format=torch.contiguous_format), weight)
+        assert not cuda.supported([*fake_maps()[:1], *fake_maps(memory_format=torch.contiguous_format)[1:]], weight)
+        assert not cuda.supported(fake_maps(channels=(7, 17)), weight)
+        assert not cuda.supported(fake_maps(device="cpu"), torch.empty(8, 24, 1, 1))
+        monkeypatch.setattr(cuda.loader, "available", lambda device: False)
+        assert not cuda.supported(fake_maps(), weight)
 
 
 def test_cpu_tensors_do_not_even_ask(monkeypatch):
     def forbid(device: torch.device) -> bool:
         raise AssertionError("this must not happen")
 
-    monkeypatch.setattr(cuda.native, "available", forbid)
+    monkeypatch.setattr(cuda.loader, "available", forbid)
     inputs, weight, bias, residual = tensors()
     osa_aggregate(inputs, weight, bias, residual).sum().backward()
     conv_affine_relu(inputs[0], draw((8, 8, 1, 1), 0, torch.float32).requires_grad_()).sum().backward()

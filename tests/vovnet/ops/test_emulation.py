@@ -191,23 +191,21 @@ def test_relu_backward(dtype: int, shape: tuple[int, int], keep: str) -> None:
     pixels, width = shape
     grad = integers(pixels, width, dtype, 0, 9)
     out = integers(pixels, width, dtype, 1, 1)
-    scale = integers(1, width, FLOAT32, 2, 3)[0]
     kept = torch.ones_like(out, dtype=torch.bool) if keep == "all" else out > 0
     expected = torch.where(kept, grad.double(), 0.0)
     arguments = {"out": out if keep == "out" else None, "mask": packed(kept) if keep == "mask" else None}
-    for scaled, want_g, want_shift, in_place in (
-        (True, True, True, False),
-        (False, True, False, False),
-        (True, False, True, False),
-        (True, True, True, True),
+    for want_g, want_shift, in_place in (
+        (True, True, False),
+        (True, False, False),
+        (False, True, False),
+        (True, True, True),
     ):
         g, shift = machine(80).relu_backward(
-            grad, **arguments, scale=scale if scaled else None, want_g=want_g, want_shift=want_shift,
-            in_place=in_place, dtype=dtype, seed=pixels,
-        )  # fmt: skip
+            grad, **arguments, want_g=want_g, want_shift=want_shift, in_place=in_place, dtype=dtype, seed=pixels
+        )
         if want_g:
             assert g is not None
-            assert torch.equal(g, rounded(expected * (scale.double() if scaled else 1), dtype))
+            assert torch.equal(g, rounded(expected, dtype))
         if want_shift:
             assert shift is not None
             assert torch.equal(shift, rounded(expected.sum(0), FLOAT32))
@@ -216,7 +214,7 @@ def test_relu_backward(dtype: int, shape: tuple[int, int], keep: str) -> None:
 def test_relu_backward_keeps_nan_as_pytorch_does() -> None:
     out = torch.tensor([[torch.nan, 1, -1, 0, -0.0, torch.inf, -torch.inf, 2]])
     grad = torch.tensor([[1.0, 2, 3, 4, 5, 6, torch.nan, torch.nan]])
-    g, _ = machine(80).relu_backward(grad, out, None, None, want_g=True, want_shift=False, dtype=FLOAT32, seed=0)
+    g, _ = machine(80).relu_backward(grad, out, None, want_g=True, want_shift=False, dtype=FLOAT32, seed=0)
     expected = torch.ops.aten.threshold_backward(grad, out, 0)
     torch.testing.assert_close(g, expected, equal_nan=True, rtol=0, atol=0)
 
@@ -233,7 +231,7 @@ def test_equal_inputs_give_equal_bits_in_whatever_order_threads_and_blocks_run(d
         gradients = machine(80).input_gradients(g, weight, [40, 104], [True, True], dtype=dtype, seed=seed)
         weight_gradient = machine(80).weight_gradient(g, x, dtype=dtype, seed=seed)
         relu, shift = machine(80).relu_backward(
-            g, None, mask, None, want_g=True, want_shift=True, dtype=min(dtype, FLOAT32), seed=seed
+            g, None, mask, want_g=True, want_shift=True, dtype=min(dtype, FLOAT32), seed=seed
         )
         results.append([out, mask, *gradients, weight_gradient, relu, shift])
     for first, second in zip(*results, strict=True):
@@ -247,7 +245,7 @@ def test_nothing_to_do() -> None:
     assert out.shape == (0, 8)
     assert machine(80).input_gradients(out, weight, [16], [True], dtype=FLOAT16, seed=0)[0] is not None
     assert torch.equal(machine(80).weight_gradient(out, [x], dtype=FLOAT16, seed=0), torch.zeros(8, 16).half())
-    _, shift = machine(80).relu_backward(out, None, None, None, want_g=True, want_shift=True, dtype=FLOAT16, seed=0)
+    _, shift = machine(80).relu_backward(out, None, None, want_g=True, want_shift=True, dtype=FLOAT16, seed=0)
     assert torch.equal(shift, torch.zeros(8))
     g = integers(5, 8, FLOAT16, 0)
     assert machine(80).input_gradients(g, weight, [16], [False], dtype=FLOAT16, seed=0) == [None]
@@ -342,6 +340,6 @@ def test_relu_backward_of_more_than_2_31_elements() -> None:
     grad, out = huge(pixels, wide), huge(pixels, wide)
     grad[-last:], out[-last:] = integers(last, wide, FLOAT16, 1), integers(last, wide, FLOAT16, 2)
     with mock.patch.object(torch, "empty_like", lambda tensor: huge(*tensor.shape)):
-        g, _ = emulator.relu_backward(grad, out, None, None, want_g=True, want_shift=False, dtype=FLOAT16, seed=0)
+        g, _ = emulator.relu_backward(grad, out, None, want_g=True, want_shift=False, dtype=FLOAT16, seed=0)
     assert g is not None
     assert torch.equal(g[-last:], grad[-last:] * (out[-last:] > 0))

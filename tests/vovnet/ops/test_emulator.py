@@ -87,8 +87,8 @@ MUTATIONS: dict[str, tuple[int, str, str, str]] = {
     "one row too many read": (80, "operand.cuh", "first + line < limit;", "first + line <= limit;"),
     "one row too many written": (80, "aggregate.cuh", "row >= problem.rows ||", "row > problem.rows ||"),
     "last row not written": (80, "aggregate.cuh", "row >= problem.rows ||", "row + 1 >= problem.rows ||"),
-    "columns not masked": (80, "operand.cuh", "valid = column < panels_.columns[walk.panel];", "valid = true;"),
-    "line misaligned": (80, "operand.cuh", "kDepth == Depth::kColumns ? kVector : 8);", "1);"),
+    "columns not masked": (80, "operand.cuh", "valid = column < panels_.columns[k_iterator.panel];", "valid = true;"),
+    "line misaligned": (80, "operand.cuh", "kLayout == KLayout::kColumns ? kVector : 8);", "1);"),
 }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def test_the_aggregation_is_as_exact_as_pytorchs(way, shape, dtype, layout, para
     inputs, weight, bias, residual = tensors
     can = torch.cuda.get_device_capability() >= (8, 0) or dtype == torch.float16
     if way == "require" and layout == "channels-last" and can:
-        assert cuda.takes(inputs, weight) == (sum(shape[1]) != 8)
+        assert cuda.supported(inputs, weight) == (sum(shape[1]) != 8)
     flat = [*inputs, weight, bias, residual]
     exact = [leaf(t.double()) for t in flat]
     lowered = [leaf(t.to(dtype)) for t in flat]

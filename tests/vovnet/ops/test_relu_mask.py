@@ -10,8 +10,8 @@ from osa_reference import draw
 
 from vovnet.ops.relu_mask import (
     format_of,
-    in_strides_of,
     is_channels_last,
+    match_strides,
     memory_order,
     pack_positive,
     relu_backward,
@@ -78,8 +78,8 @@ def test_the_gradient_is_pytorchs_own(dtype, layout):
     grad = grad.contiguous(memory_format=layout)
     out = torch.relu(x)
     (expected,) = torch.autograd.grad(out, x, grad)
-    for kept in (out.detach(), pack_positive(out.detach())):
-        torch.testing.assert_close(relu_backward(grad, kept), expected, rtol=0, atol=0, equal_nan=True)
+    for output_or_mask in (out.detach(), pack_positive(out.detach())):
+        torch.testing.assert_close(relu_backward(grad, output_or_mask), expected, rtol=0, atol=0, equal_nan=True)
     assert relu_backward(grad, None) is grad
 
 
@@ -110,7 +110,7 @@ def test_a_gradient_lies_as_its_parameter(shape, given, wanted):
     """To the last stride, also where a size of 1 makes it meaningless; a 1×1 kernel's is not copied."""
     parameter = draw(shape, 0).to(memory_format=wanted)
     gradient = draw(shape, 1).to(memory_format=given)
-    got = in_strides_of(parameter, gradient)
+    got = match_strides(parameter, gradient)
     assert got.stride() == parameter.stride()
     assert torch.equal(got, gradient)
     if shape[2:] == (1, 1):

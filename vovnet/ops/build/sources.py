@@ -130,8 +130,6 @@ def _is_x86() -> bool:
 
 CPU = Library("cpu", CSRC / "cpu", OWN_MEMORY_TORCH)
 CUDA = Library("cuda", CSRC / "cuda")
-LIBRARIES = (CPU, CUDA)
-"""Every library there is, each with its own folder."""
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ int emulated_weight_gradient(const void* g, const void** x, const int* channels,
 size_t emulated_relu_backward_workspace(int64_t pixels, int channels) {
   return vovnet::relu_backward_workspace(pixels, channels);
 }
-int emulated_relu_backward(const void* grad, const void* out, const uint8_t* mask, const float* scale, void* g,
-                           float* dshift, void* workspace, int64_t pixels, int channels, int dtype) {
-  return finish(vovnet::relu_backward(grad, out, mask, scale, g, dshift, workspace, pixels, channels,
+int emulated_relu_backward(const void* grad, const void* out, const uint8_t* mask, void* g, float* dshift,
+                           void* workspace, int64_t pixels, int channels, int dtype) {
+  return finish(vovnet::relu_backward(grad, out, mask, g, dshift, workspace, pixels, channels,
                                       static_cast<vovnet::DType>(dtype), nullptr));
 }
 

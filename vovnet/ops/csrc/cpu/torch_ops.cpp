@@ -62,7 +62,7 @@ constexpr size_t kRow = 9;
 
 struct Step {
   Kind kind;
-  bool kept;
+  bool is_output;
   size_t first, count;  // of the convolutions
   MaxPool pool;
   bool identity;
@@ -216,7 +216,7 @@ std::vector<Tensor> packed_chain(Tensor x, std::vector<Tensor> weights, std::vec
   for (Step& step : chain.steps) {
     std::unique_ptr<Scratch> made;
     void* out = nullptr;
-    if (step.kept) {
+    if (step.is_output) {
       results.push_back(new_map(kChain, {step.out.batch, step.out.channels, step.out.height, step.out.width},
                                 scalar_type_of(step.out.dtype)));
       out = results.back().mutable_data_ptr();

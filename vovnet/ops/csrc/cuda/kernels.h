@@ -64,14 +64,14 @@ size_t aggregate_weight_gradient_workspace(const int* channels, int count, int64
 Result aggregate_weight_gradient(const void* g, const Inputs& x, void* dweight, void* workspace, int64_t pixels,
                                  int out_channels, DType dtype, cudaStream_t stream);
 
-// g = grad * (keep) * scale?, and dshift = the sum over pixels of grad * keep (before the scale), in one pass.
+// g = grad * keep, and dshift = the sum of g over pixels, in one pass.
 //   keep: bit of `mask` (as aggregate_forward writes it) or, where mask is null, !(out <= 0); both null: everything is
 //   kept. Any number of channels; those in multiples of 8 are read 16 bytes at once (the pointers then are aligned so)
-//   scale (channels) float32 or null; dshift (channels) float32 or null, reduced in a fixed order through `workspace`
+//   dshift (channels) float32 or null, reduced in a fixed order through `workspace`
 //   g may be grad itself, or null where only dshift is wanted
 size_t relu_backward_workspace(int64_t pixels, int channels);
-Result relu_backward(const void* grad, const void* out, const uint8_t* mask, const float* scale, void* g, float* dshift,
-                     void* workspace, int64_t pixels, int channels, DType dtype, cudaStream_t stream);
+Result relu_backward(const void* grad, const void* out, const uint8_t* mask, void* g, float* dshift, void* workspace,
+                     int64_t pixels, int channels, DType dtype, cudaStream_t stream);
 
 // What the report of a build needs of each kernel beside what ptxas prints: the launch's threads and its dynamic shared
 // memory, from the constants that the launch itself uses. `name` is what c++filt prints, without namespaces, arguments

@@ -36,8 +36,8 @@ static Result launch_relu(const ReluLayout& layout, const ReluProblem& problem, 
   return launch(kernel, blocks, kReluThreads, kReluBytes, stream, problem);
 }
 
-Result relu_backward(const void* grad, const void* out, const uint8_t* mask, const float* scale, void* g, float* dshift,
-                     void* workspace, int64_t pixels, int channels, DType dtype, cudaStream_t stream) {
+Result relu_backward(const void* grad, const void* out, const uint8_t* mask, void* g, float* dshift, void* workspace,
+                     int64_t pixels, int channels, DType dtype, cudaStream_t stream) {
   if (pixels < 0 || channels < 1 || channels > kMaxColumns) return invalid("expected pixels >= 0, channels in 1..2^24");
   if (g == nullptr && dshift == nullptr) return done();
   const ReluLayout layout = relu_layout(pixels, channels);
@@ -45,7 +45,7 @@ Result relu_backward(const void* grad, const void* out, const uint8_t* mask, con
     bool usable = grad != nullptr && (dshift == nullptr || workspace != nullptr);
     if (layout.elements == kRun) usable = usable && aligned(grad) && aligned(out) && aligned(g);
     if (!usable) return invalid(kBadPointer);
-    const ReluProblem problem{grad, out, mask, scale, g, dshift != nullptr ? static_cast<float*>(workspace) : nullptr,
+    const ReluProblem problem{grad, out, mask, g, dshift != nullptr ? static_cast<float*>(workspace) : nullptr,
                               pixels, channels, layout.lanes, layout.groups, layout.slab};
     Result result = done();
     switch (dtype) {

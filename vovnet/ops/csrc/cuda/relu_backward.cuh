@@ -1,4 +1,4 @@
-// ReLU's backward, a frozen norm's scale and its shift's gradient in one pass over the feature map.
+// A ReLU's backward and the gradient of a frozen norm's shift, in one pass over the feature map.
 #pragma once
 
 #include "sum_partials.cuh"
@@ -12,7 +12,6 @@ struct ReluProblem {
   const void* grad;     // (pixels, channels)
   const void* out;      // (pixels, channels), or null
   const uint8_t* mask;  // ceil(pixels * channels / 8), or null
-  const float* scale;   // (channels), or null
   void* g;              // (pixels, channels), or null
   float* partials;      // (slabs, channels), or null
   int64_t pixels;
@@ -89,9 +88,6 @@ __global__ void __launch_bounds__(kReluThreads) relu_backward_kernel(const ReluP
   const int64_t end = begin + problem.slab < problem.pixels ? begin + problem.slab : problem.pixels;
   float sums[kElements] = {};
   if (channel < problem.channels) {
-    float scale[kElements];
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) scale[i] = problem.scale != nullptr ? load(problem.scale + channel + i) : 1.0f;
     for (int64_t pixel = begin + thread / problem.lanes; pixel < end; pixel += kReluThreads / problem.lanes) {
       const int64_t element = pixel * problem.channels + channel;
       float values[kElements];
@@ -101,7 +97,6 @@ __global__ void __launch_bounds__(kReluThreads) relu_backward_kernel(const ReluP
       for (int i = 0; i < kElements; ++i) {
         values[i] = bits >> i & 1 ? values[i] : 0.0f;
         sums[i] += values[i];
-        values[i] *= scale[i];
       }
       if (problem.g != nullptr) store_elements(static_cast<T*>(problem.g) + element, values);
     }

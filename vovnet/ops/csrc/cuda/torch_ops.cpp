@@ -244,10 +244,10 @@ Tensor aggregate_weight_gradient(const Tensor& g, const std::vector<Tensor>& inp
   return dweight;
 }
 
-// ---- the mask and scale of ReLU and a frozen norm, backwards
+// ---- The gradient of a ReLU, and its sum per channel
 
 void check_relu_arguments(const ArgChecker& check, const Tensor& grad, const std::optional<Tensor>& out,
-                          const std::optional<Tensor>& mask, const std::optional<Tensor>& scale) {
+                          const std::optional<Tensor>& mask) {
   check.feature_map("grad", grad);
   check.floating("grad", grad);
   if (out && mask) check.refuse("out, mask", "at most one of them", "both");
@@ -261,23 +261,16 @@ void check_relu_arguments(const ArgChecker& check, const Tensor& grad, const std
     check.shape("mask", *mask, {(grad.numel() + 7) / 8}, "a bit for each element of grad, so");
     check.contiguous("mask", *mask);
   }
-  if (scale) {
-    check.dtype("scale", *scale, ScalarType::Float);
-    check.shape("scale", *scale, {grad.size(1)}, "a value for each channel, so");
-    check.contiguous("scale", *scale);
-  }
 }
 
 std::tuple<Tensor, Tensor> relu_backward(const Tensor& grad, const std::optional<Tensor>& out,
-                                         const std::optional<Tensor>& mask, const std::optional<Tensor>& scale,
-                                         bool want_g, bool want_shift) {
+                                         const std::optional<Tensor>& mask, bool want_g, bool want_shift) {
   ArgChecker check("_cuda_relu_backward");
-  check_relu_arguments(check, grad, out, mask, scale);
+  check_relu_arguments(check, grad, out, mask);
   const int channels = check.narrow("grad", grad.size(1));
   check.on_cuda("grad", grad);
   if (out) check.on_cuda("out", *out);
   if (mask) check.on_cuda("mask", *mask);
-  if (scale) check.on_cuda("scale", *scale);
 
   const torch::stable::accelerator::DeviceGuard guard(check.device());
   Tensor g = want_g ? new_map(grad, channels) : new_flat(grad, 0, grad.scalar_type());
@@ -291,7 +284,6 @@ std::tuple<Tensor, Tensor> relu_backward(const Tensor& grad, const std::optional
   check_result("_cuda_relu_backward",
                vovnet::relu_backward(grad.const_data_ptr(), data_or_null(out),
                                      static_cast<const uint8_t*>(data_or_null(mask)),
-                                     static_cast<const float*>(data_or_null(scale)),
                                      want_g ? g.mutable_data_ptr() : nullptr,
                                      want_shift ? static_cast<float*>(shift.mutable_data_ptr()) : nullptr,
                                      workspace.mutable_data_ptr(), pixels, channels,
@@ -311,7 +303,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vovnet, library) {
       "-> Tensor[]");
   library.def("_cuda_aggregate_weight_gradient(Tensor g, Tensor[] inputs, bool tf32) -> Tensor");
   library.def(
-      "_cuda_relu_backward(Tensor grad, Tensor? out, Tensor? mask, Tensor? scale, bool want_g, bool want_shift) "
+      "_cuda_relu_backward(Tensor grad, Tensor? out, Tensor? mask, bool want_g, bool want_shift) "
       "-> (Tensor, Tensor)");
 }
 
