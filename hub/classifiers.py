@@ -14,8 +14,7 @@ from timm.models import save_for_hf
 from timm.models.vovnet import model_cfgs as timm_vovnets
 from torch import Tensor, nn
 
-from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, shapes_of
-from vovnet.detection.legacy.keys import published_resnet_keys
+from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, published_resnet_keys, shapes_of
 from vovnet.errors import InputError
 from vovnet.vovnet import VoVNet, published_keys
 from vovnet.vovnet import model_cfgs as vovnets

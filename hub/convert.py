@@ -21,11 +21,11 @@ from torch import Tensor
 from vovnet.checkpoints.hub import V1_NOTICE, V2_NOTICE
 from vovnet.checkpoints.pickled import read_checkpoint_file, to_float32
 from vovnet.checkpoints.shapes import shapes_of
+from vovnet.detection.checkpoints.empty import fill_detector
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, identify_detector
-from vovnet.detection.models.assembly import build_detector
 from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
 from vovnet.errors import InputError
 from vovnet.files import claim_folder, flush_folder, flush_to_disk
@@ -108,8 +108,7 @@ def _identify(tensors: Mapping[str, Tensor]) -> PublishedDetector | PublishedNet
 
 
 def _write_detector(folder: Path, published: PublishedDetector, tensors: Mapping[str, Tensor]) -> list[str]:
-    detector = build_detector(published.model, download=False)
-    detector.load_state_dict(tensors)
+    detector = fill_detector(published.detector, published.model, tensors)
     classes = published.model.num_classes
     save_detector(
         folder, detector, published.model, coco_categories() if classes == COCO_CLASSES else _numbered(classes)

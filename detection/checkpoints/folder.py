@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from vovnet.checkpoints.hub import hub_files
 from vovnet.checkpoints.shapes import Shapes, compare_shapes, shapes_of
 from vovnet.checkpoints.timm_folder import limited_building
 from vovnet.detection.checkpoints.config_json import DetectorConfig, compose_config, read_config
+from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, atomic_path, check_symlink
@@ -71,18 +71,14 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
     Raises:
         InputError: not found, offline, damaged, of another format or version, or weights of another model.
     """
-    from vovnet.detection.models.assembly import build_detector
-
     folder = find_folder(name_or_folder, revision)
     config = read_config(folder / CONFIG_FILE)
     with open_weights(folder / WEIGHTS_FILE) as weights:
         with limited_building(len(weights.shapes()), str(weights.path)):
-            expected = _shapes_without_memory(config)
-        weights.refuse_differences(expected)
-        with _Uninitialised():
             # What pretraining decided about norms and freezing stays; the weights are all in the folder.
-            detector = build_detector(config.model, download=False)
-        detector.load_state_dict(weights.tensors())
+            detector = empty_detector(config.model)
+        weights.refuse_differences(shapes_of(detector.state_dict()))
+        detector = fill_detector(detector, config.model, weights.tensors())
     return attach(detector, config).eval()
 
 
@@ -169,26 +165,6 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
         raise InputError(
             f"{path}: not a readable safetensors file ({reason(error)}); fetch or save it again"
         ) from error
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Leave out the random start of parameters that are about to be loaded: it takes longer than reading them."""
-
-    # The functions of nn.init that hand over to a mode as a whole, and what the others call.
-    _RANDOM = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._RANDOM:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def _shapes_without_memory(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes that a config asks for, before any memory is taken for them."""
-    from vovnet.detection.models.assembly import build_detector
-
-    with torch.device("meta"):
-        return shapes_of(build_detector(config.model, download=False).state_dict())
 
 
 def refuse_differences(path: Path, expected: Shapes, found: Shapes) -> None:

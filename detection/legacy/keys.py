@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
 
-from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, shapes_of
+from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, published_resnet_keys, shapes_of
+from vovnet.detection.checkpoints.empty import empty_detector
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.anchors import base_anchors
-from vovnet.detection.models.assembly import build_detector
 from vovnet.errors import InputError
 from vovnet.vovnet import VoVNet, published_keys
 
@@ -63,6 +64,8 @@ class PublishedDetector:
     """The file's key → ours, for every tensor of the detector."""
     ignored: dict[str, str]
     """The keys that are left out on purpose, and why."""
+    detector: FasterRCNN
+    """The detector of ``model`` on the meta device, without the weights."""
 
     @property
     def full_title(self) -> str:
@@ -104,13 +107,7 @@ def identify_detector(found: Shapes) -> PublishedDetector:
     rest = {key: shape for key, shape in found.items() if key not in ignored}
     if differences := compare_shapes({theirs: ours[names[theirs]] for theirs in names}, rest):
         raise InputError(f"is nearest to {title}, but does not fit it ({differences})")
-    return PublishedDetector(title, recipe, model, names, ignored)
-
-
-def empty_detector(model: ModelRecipe) -> nn.Module:
-    """The detector of a recipe without memory for its tensors."""
-    with torch.device("meta"):
-        return build_detector(model, download=False)
+    return PublishedDetector(title, recipe, model, names, ignored, detector)
 
 
 def check_cell_anchors(tensors: Mapping[str, Tensor]) -> None:
@@ -125,15 +122,6 @@ def check_cell_anchors(tensors: Mapping[str, Tensor]) -> None:
             expected = base_anchors(*_LEVELS[level], _RATIOS)
             if not torch.equal(value.float(), expected):
                 raise InputError(f"{key} is {value.tolist()}, expected the published anchors {expected.tolist()}")
-
-
-def published_resnet_keys(model: nn.Module) -> dict[str, str]:
-    """maskrcnn-benchmark's name → timm's, for every tensor of a ResNet without a classifier.
-
-    Only the stem has a level of its own there: ``stem.conv1.weight``, ``stem.bn1.bias``, ``layer1.0.conv1.weight``
-    (reference modeling/backbone/resnet.py:347-366).
-    """
-    return {f"stem.{key}" if key.startswith(("conv1.", "bn1.")) else key: key for key in model.state_dict()}
 
 
 def published_detector_keys(detector: nn.Module, body: str) -> dict[str, str]:

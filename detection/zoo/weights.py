@@ -17,9 +17,8 @@ from torchvision.transforms._presets import ObjectDetection
 
 from vovnet.checkpoints.hub import V1_NOTICE, fetch
 from vovnet.detection.checkpoints.config_json import compose_config
+from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.folder import attach
-from vovnet.detection.models.assembly import build_detector
-from vovnet.detection.training.rules import conventions_of
 from vovnet.detection.zoo.published import (
     PublishedRow,
     coco_categories,
@@ -84,11 +83,9 @@ class PublishedWeights(WeightsEnum, metaclass=_SaysWhatThereIs):
         Raises:
             InputError: the file cannot be had or read, or holds another detector.
         """
-        recipe = self.meta["recipe"]
-        read = conventions_of(published_model(recipe)).read_published
-        if read is None:
-            raise LookupError(f"{recipe}: nothing is published by these conventions")
-        return read(recipe, fetch(self.url, V1_NOTICE, progress=progress))
+        from vovnet.detection.legacy.published_file import read_published
+
+        return read_published(self.meta["recipe"], fetch(self.url, V1_NOTICE, progress=progress))
 
 
 def build_published(weights: PublishedWeights, settings: dict[str, Any], *, progress: bool) -> FasterRCNN:
@@ -106,9 +103,9 @@ def build_published(weights: PublishedWeights, settings: dict[str, Any], *, prog
         InputError: a setting cannot be used, which is seen before anything is fetched; or the file cannot be.
     """
     model = replace(published_model(weights.meta["recipe"]), **settings)
-    detector = build_detector(model, download=False)
+    detector = empty_detector(model)
     config = compose_config(detector, model, coco_categories())
-    detector.load_state_dict(weights.get_state_dict(progress=progress))
+    detector = fill_detector(detector, model, weights.get_state_dict(progress=progress))
     attach(detector, config)
     return detector
 

@@ -18,15 +18,18 @@ import numpy as np
 import pytest
 import timm
 import torch
+from constructions import constructions
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from support import contents
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
+from vovnet.checkpoints.shapes import published_resnet_keys
 from vovnet.cli import main
+from vovnet.detection.checkpoints.empty import empty_detector
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.legacy.keys import empty_detector, published_detector_keys, published_resnet_keys
+from vovnet.detection.legacy.keys import published_detector_keys
 from vovnet.errors import InputError
 from vovnet.hub import convert_checkpoint, load_detector, verify
 from vovnet.vovnet import published_keys
@@ -109,11 +112,15 @@ def refused(path: Path, tmp_path: Path, **kwargs: Any) -> str:
     return str(error.value)
 
 
-def test_a_golden_detector_keeps_every_value(shared: Path, make: MAKE, tmp_path: Path) -> None:
+def test_a_golden_detector_keeps_every_value(
+    shared: Path, make: MAKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference = golden(shared, "frcn_v39")
     file = {f"module.{key}": value for key, value in rule_made(shared, make, "frcn_v39").items()}
     path = save(tmp_path / "model_final.pth", {"model": file, "optimizer": {"lr": [0.1]}, "iteration": 180000})
-    result = convert_checkpoint(path, tmp_path / "out", expect="faster_rcnn_V_39_FPN_1x")
+    with constructions(monkeypatch, FasterRCNN) as made:
+        result = convert_checkpoint(path, tmp_path / "out", expect="faster_rcnn_V_39_FPN_1x")
+    assert made == {"FasterRCNN": 2}  # to recognise the file, and to load the folder that was written
 
     assert result.title == "Faster R-CNN V-39-FPN, 80 classes"
     assert result.name == "faster_rcnn_V_39_FPN_2x"

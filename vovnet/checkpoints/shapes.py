@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -61,3 +61,12 @@ def compare_shapes(expected: Shapes, found: Shapes) -> Differences:
 def closest(candidates: Mapping[str, Shapes], found: Shapes) -> str:
     """The candidate with the fewest differences; the first of equals."""
     return min(candidates, key=lambda name: len(compare_shapes(candidates[name], found)))
+
+
+def published_resnet_keys(model: nn.Module) -> dict[str, str]:
+    """maskrcnn-benchmark's name → timm's, for every tensor of a ResNet without a classifier.
+
+    Only the stem has a level of its own there: ``stem.conv1.weight``, ``stem.bn1.bias``, ``layer1.0.conv1.weight``
+    (reference modeling/backbone/resnet.py:347-366).
+    """
+    return {f"stem.{key}" if key.startswith(("conv1.", "bn1.")) else key: key for key in model.state_dict()}

@@ -20,11 +20,15 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from constructions import constructions
+from hostile import Memory
 from local_hub import ALWAYS
 from safetensors.torch import load_file, save_file
 from support import contents
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from vovnet.detection.checkpoints import folder as folder_module
+from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.models.assembly import build_detector
@@ -43,6 +47,9 @@ MODEL = ModelRecipe(
     max_size=96,
     box_score_thresh=0.0,
 )
+
+SMALL_SWIN = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "strict_img_size": False}
+"""A network that computes tensors which are in no state dict."""
 
 
 @pytest.fixture(scope="module")
@@ -181,17 +188,19 @@ def test_wrong_configs_are_refused(folder, change, says):
 def test_large_but_allowed_numbers_take_no_memory(folder, monkeypatch):
     """They are found not to fit the weights before the detector is built."""
     edit(folder, lambda c: c["model"].update(fpn_channels=4096, box_representation_size=16384))
-    devices = []
-    build = folder_module.__dict__["_shapes_without_memory"]
+    channels = []
+    build = folder_module.__dict__["empty_detector"]
 
-    def watch(config):
-        devices.append(config.model.fpn_channels)
-        return build(config)
+    def watch(model):
+        detector = build(model)
+        assert all(parameter.is_meta for parameter in detector.parameters())
+        channels.append(model.fpn_channels)
+        return detector
 
-    monkeypatch.setattr(folder_module, "_shapes_without_memory", watch)
+    monkeypatch.setattr(folder_module, "empty_detector", watch)
     with pytest.raises(InputError, match="weights of another model"):
         load_detector(folder)
-    assert devices == [4096]
+    assert channels == [4096]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\ufeff\x00", "[" * 100_000])
@@ -530,6 +539,7 @@ def test_the_system_opens_the_file_as_for_one_reading_by_hand(saved, detector):
         {"conventions": "legacy", "backbone_args": {"drop_path_rate": 0.1}},
         {"detector": "faster_rcnn", "extra_level": "p6p7"},
         {"backbone": "ese_vovnet19b_slim", "pretrained": True, "norm": "bn"},
+        {"detector": "faster_rcnn", "backbone": "swin_tiny_patch4_window7_224", "backbone_args": SMALL_SWIN},
     ],
 )
 def test_nothing_is_left_uninitialised(tmp_path, change):
@@ -553,13 +563,41 @@ def test_nothing_is_left_uninitialised(tmp_path, change):
     assert not loaded.training
 
 
-def test_randomness_is_left_alone(saved):
+def test_the_detector_is_built_once(saved, monkeypatch):
+    with constructions(monkeypatch, GeneralizedRCNN) as made:
+        load_detector(saved)
+    assert made == {"GeneralizedRCNN": 1}
+
+
+def test_computed_tables_beyond_any_image_are_refused():
+    """The index of a window of 300×300 pixels has 90,000² numbers, and no file has to hold it."""
+    arguments = {**SMALL_SWIN, "window_size": 300, "img_size": 99_999}
+    model = dataclasses.replace(MODEL, backbone="swin_tiny_patch4_window7_224", backbone_args=arguments)
+    with Memory() as memory:
+        empty = empty_detector(model)
+        with pytest.raises(InputError, match="numbers"):
+            fill_detector(empty, model, {})
+    assert memory.largest < 10**6
+
+
+def test_changing_the_file_afterwards_does_not_change_the_detector(folder, detector):
+    loaded = load_detector(folder)
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert equal(loaded, detector)
+
+
+@pytest.mark.parametrize("change", [{}, {"backbone": "swin_tiny_patch4_window7_224", "backbone_args": SMALL_SWIN}])
+def test_randomness_is_left_alone(tmp_path, change):
     """Whoever seeded goes on as if nothing had been loaded."""
+    model = dataclasses.replace(MODEL, **change)
+    save_detector(tmp_path, build_detector(model), model, CATEGORIES)
     torch.manual_seed(3)
     random.seed(3)
     np.random.seed(3)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    load_detector(saved)
+    load_detector(tmp_path)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert str(np.random.get_state()) == str(before[2])

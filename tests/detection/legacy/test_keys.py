@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from vovnet.detection.checkpoints.empty import empty_detector
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.legacy.keys import (
     check_cell_anchors,
-    empty_detector,
     identify_detector,
     published_detector_keys,
 )

@@ -20,7 +20,8 @@ from torchvision.models import get_model, get_model_builder, get_model_weights, 
 from torchvision.models._api import WeightsEnum
 
 from vovnet.detection import load_recipe
-from vovnet.detection.legacy.keys import empty_detector, published_detector_keys
+from vovnet.detection.checkpoints.empty import empty_detector
+from vovnet.detection.legacy.keys import published_detector_keys
 from vovnet.detection.models.flops import TORCHVISION_SIZE, detector_gmacs
 from vovnet.detection.zoo import weights
 from vovnet.detection.zoo.published import PUBLISHED_ROWS, published_model, published_row
