@@ -93,7 +93,7 @@ def evaluate_ours(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> dict[
     import torch
 
     from vovnet.detection.evaluation.coco_eval import METRICS, CocoEvaluator
-    from vovnet.detection.evaluation.results import image_detections
+    from vovnet.detection.inference_mode import image_detections
 
     tensors = [{key: torch.from_numpy(value) for key, value in output.items()} for output in outputs]
     category_ids = [category["id"] for category in truth["categories"]]

@@ -22,7 +22,7 @@ from benchmarks.common import Ratio, environment, interleave, positive, throughp
 from benchmarks.training import CLASSES, Batch, make_batch, wait
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.legacy.masks import Polygons
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 
 INFERENCE_GOAL, TRAINING_GOAL = 1.1, 1.15
 LEGACY, MODERN = "legacy", "torchvision"

@@ -24,7 +24,7 @@ from benchmarks.training import build_ours, recipe_for, wait
 from vovnet.detection.config.schema import DataRecipe, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import training_loader
-from vovnet.detection.training.engine import step
+from vovnet.detection.training.iteration import step
 
 GOAL = 3.0
 LOADER, STEP = "loader", "training step"

@@ -49,7 +49,7 @@ def fill_cache(cache: Path, model: ModelRecipe) -> Path:
     import torch
 
     from vovnet.detection.checkpoints.folder import save_detector
-    from vovnet.detection.models.assembly import build_detector
+    from vovnet.detection.models.build import build_detector
 
     repository = cache / f"models--{NAME.replace('/', '--')}"
     blobs, snapshot = repository / "blobs", repository / "snapshots" / COMMIT
@@ -70,7 +70,7 @@ def loaders(snapshot: Path, model: ModelRecipe) -> dict[str, Callable[[], nn.Mod
     """The two ways to the detector."""
     from safetensors.torch import load_file
 
-    from vovnet.detection.models.assembly import build_detector
+    from vovnet.detection.models.build import build_detector
     from vovnet.hub import load_detector
 
     def by_hand() -> nn.Module:

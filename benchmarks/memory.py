@@ -34,7 +34,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from benchmarks.common import Ratio, environment, interleave, positive, throughput_table, timed
 from benchmarks.training import CLASSES, make_batch
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 from vovnet.memory import memory_efficient
 from vovnet.ops import aggregate, conv
 from vovnet.vovnet import OsaStage

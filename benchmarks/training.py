@@ -32,9 +32,11 @@ from benchmarks.common import Ratio, environment, interleave, positive, speed_ra
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import Recipe
-from vovnet.detection.models.assembly import build_detector
-from vovnet.detection.training.engine import step
-from vovnet.detection.training.run import Run, prepare, tensors_only
+from vovnet.detection.models.build import build_detector
+from vovnet.detection.training.iteration import model_targets, step
+from vovnet.detection.training.preparation import prepare
+from vovnet.detection.training.rules import rules_of
+from vovnet.detection.training.run import Run
 
 GOAL = 1.0
 OURS, HAND = "vovnet", "torchvision over timm"
@@ -70,7 +72,7 @@ def build_ours(recipe: Recipe, categories: int, device: torch.device) -> Run:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         torch.manual_seed(0)
         save_detector(folder, build_detector(model, download=False), model, named)
-        return prepare(replace(recipe, init=folder), Path(folder), device, named, resume=False)
+        return prepare(replace(recipe, init=folder), rules_of(recipe.model), Path(folder), device, named, resume=False)
 
 
 class HandBackbone(nn.Module):
@@ -117,7 +119,7 @@ def loop_by_hand(detector: nn.Module, recipe: Recipe, device: torch.device) -> L
 
     def one(batch: Batch) -> dict[str, float]:
         images = [image.to(device).float() / 255 for image in batch[0]]
-        targets = [{key: value.to(device) for key, value in tensors_only(target).items()} for target in batch[1]]
+        targets = [{key: value.to(device) for key, value in model_targets(target).items()} for target in batch[1]]
         losses = detector(images, targets)
         loss = sum(losses.values())
         total = loss.item()

@@ -1,11 +1,11 @@
-"""The few collective operations that training and evaluation need; all of them do nothing in a single process."""
+"""Devices, and the collective operations of training and evaluation. In a single process the latter do nothing."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,29 +13,31 @@ from torch import nn
 
 from vovnet.errors import InputError, reason
 
+T = TypeVar("T")
+
 
 def rank() -> int:
-    """This process's number among all processes; 0 without torchrun."""
+    """Return the rank of this process; 0 without torchrun."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes; 1 without torchrun."""
+    """Return the number of processes; 1 without torchrun."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def default_device() -> torch.device:
-    """The GPU of this process (torchrun's LOCAL_RANK) where there is one, else the CPU."""
+    """Return the GPU of this process (torchrun's LOCAL_RANK), or the CPU if there is no GPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def choose_device(device: str | torch.device | None, default: torch.device) -> torch.device:
-    """The device that a user named, or ``default`` where none was.
+    """Return the given device, or ``default`` if it is None.
 
     Raises:
-        InputError: the name is no device's, or this machine has not got it.
+        InputError: the name is not that of a device, or this machine does not have the device.
     """
     try:
         chosen = default if device is None else torch.device(device)
@@ -48,7 +50,7 @@ def choose_device(device: str | torch.device | None, default: torch.device) -> t
 
 
 def computes_with_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; without them it is slower than float32."""
+    """Return True if a device has instructions for bfloat16; without them bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.10
@@ -57,9 +59,9 @@ def computes_with_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join torchrun's group for the length of a block: NCCL on a GPU, gloo on the CPU.
+    """Initialise torch.distributed for the length of a ``with`` block: NCCL on a GPU, gloo on the CPU.
 
-    Does nothing where there is no torchrun (its environment variables are absent) or a group exists already.
+    Without torchrun (that is, without its environment variables), or if a group already exists, this does nothing.
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
         yield
@@ -74,7 +76,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The mean over processes of a tensor that has the same shape in each."""
+    """Return the mean over processes of a tensor, which must have the same shape in each."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -83,23 +85,23 @@ def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the buffers (such as a batch norm's statistics) of the process of rank 0."""
+    """Copy the buffers of rank 0, such as the statistics of batch norms, to every process."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
-def gather(value: Any) -> list[Any]:
-    """What every process passed, in rank order, in every process."""
+def gather(value: T) -> list[T]:
+    """Return the values of all processes in rank order, in every process."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
+    values: list[T | None] = [None] * world_size()
     dist.all_gather_object(values, value)
-    return values
+    return cast(list[T], values)
 
 
-def from_main(value: Any) -> Any:
-    """What the process of rank 0 passed, in every process."""
+def from_main(value: T) -> T:
+    """Return the value of rank 0 in every process."""
     if world_size() == 1:
         return value
     holder = [value]

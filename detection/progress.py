@@ -1,14 +1,16 @@
-"""A progress bar for a pass over data, as the training loop's own bar (``callbacks.py``) is for iterations."""
+"""A progress bar for one pass over data. Training has its own bar in ``training/callbacks.py``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def progress_bar(items: Iterable[Any], description: str, unit: str, *, shown: bool = True) -> Iterator[Any]:
-    """The items, with a bar on stderr that is gone when they end; without a terminal, a line every ten seconds."""
+def progress_bar(items: Iterable[T], description: str, unit: str, *, shown: bool = True) -> Iterator[T]:
+    """Yield the items and show a bar on stderr until they end; without a terminal, a line every ten seconds."""
     if shown:
         from tqdm import tqdm
 

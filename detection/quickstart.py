@@ -1,4 +1,4 @@
-"""The main job on an embedded default: generate shapes, train on them, evaluate, draw. `vovnet quickstart`."""
+"""``vovnet quickstart``: generate images of shapes, train a detector on them, evaluate it and draw its detections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.synthetic import generate_shapes
 from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
-from vovnet.detection.evaluation.plots import plot_predictions
+from vovnet.detection.prediction.predictor import plot_predictions
 from vovnet.detection.training.engine import train
 from vovnet.files import claim_folder
 
@@ -18,15 +18,15 @@ from vovnet.files import claim_folder
 def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
     """Train the ``quickstart`` recipe on generated shapes.
 
-    Leaves in ``output`` the folder ``data`` (the images and their COCO JSON), all that
-    :func:`vovnet.detection.train` leaves, ``metrics.json`` and the results of the final evaluation, and
+    ``output`` then holds the folder ``data`` (the images and their COCO JSON), the files that
+    :func:`vovnet.detection.train` writes, ``metrics.json`` and the results of the final evaluation, and
     ``predictions.png``.
 
     Returns:
-        The final numbers and the names of the files to look at, as text.
+        The final numbers and the names of the most interesting files, as text.
 
     Raises:
-        InputError: the folder is not empty and ``overwrite`` was not said, or it cannot be written to.
+        InputError: the folder is not empty and ``overwrite`` is False, or it cannot be written to.
     """
     output = claim_folder(output, overwrite=overwrite)
     sources = generate_shapes(output / "data", train=400, val=60, size=(128, 128), max_shapes=3)

@@ -15,7 +15,7 @@ from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.assembly import DETECTORS
 from vovnet.detection.models.flops import classifier_gmacs, detector_gmacs
-from vovnet.detection.training.callbacks import read_metrics
+from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.detection.zoo.published import PublishedRow, published_row
 from vovnet.hub.manifest import Source
 from vovnet.hub.markdown import code, plain

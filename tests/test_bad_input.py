@@ -24,7 +24,7 @@ from support import Outcome, command, contents
 
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 90, "name": "bar"}]
 

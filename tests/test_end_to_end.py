@@ -13,7 +13,7 @@ from support import command
 
 from vovnet.detection import load_recipe
 from vovnet.detection.checkpoints.folder import save_detector
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")

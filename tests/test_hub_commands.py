@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 from vovnet.detection import load_recipe
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.data.synthetic import generate_shapes
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 
 SMALL = (
     "model.pretrained=false",

@@ -90,7 +90,7 @@ def evaluate(
     from vovnet.detection import format_metrics
     from vovnet.detection.config.schema import DataSource
     from vovnet.detection.data.coco import CocoDataset
-    from vovnet.detection.evaluation.evaluator import names_matter
+    from vovnet.detection.evaluation.evaluator import category_names_checked
     from vovnet.files import claim_folder
     from vovnet.hub import load_detector
 
@@ -102,7 +102,7 @@ def evaluate(
         training=False,
         channels=detector.recipe.in_chans,
         categories=detector.categories,
-        category_names=names_matter(detector),
+        category_names=category_names_checked(detector),
     )
     claim_folder(output, overwrite=overwrite)
     metrics = evaluate_detector(_ready(detector, fuse), dataset, output, device=place, workers=workers, progress=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 
 _MOST_COMPUTED = 2**28

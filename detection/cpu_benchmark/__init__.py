@@ -11,7 +11,7 @@ import torch
 from vovnet.detection.cpu_benchmark.machine import describe_machine, load_average
 from vovnet.detection.cpu_benchmark.report import draw_chart, format_machine, format_outcome, format_summary, to_json
 from vovnet.detection.cpu_benchmark.running import run_cases
-from vovnet.detection.evaluation.plots import save_figure
+from vovnet.detection.figures import save_figure
 from vovnet.files import write_json, write_text
 
 __all__ = ["run_benchmark"]

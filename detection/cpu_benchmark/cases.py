@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 
 SEED = 0
 CALIBRATION_SIZE = (224, 224)

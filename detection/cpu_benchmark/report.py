@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vovnet.detection.cpu_benchmark.backends import CONTESTANTS
 from vovnet.detection.cpu_benchmark.running import Outcome, Result
 from vovnet.detection.cpu_benchmark.timing import speedup
-from vovnet.detection.evaluation.plots import new_figure
+from vovnet.detection.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,26 +1,32 @@
-"""Evaluation of a detector on a dataset: run it, gather, compute COCO's numbers, write what they came from."""
+"""Evaluate a detector on a dataset: run it, collect its detections, compute COCO's numbers, write the results."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
+from vovnet.detection.config.schema import CONVENTIONS
 from vovnet.detection.data.loader import evaluation_loader
-from vovnet.detection.evaluation.coco_eval import METRICS, CocoEvaluator, evaluate_results, format_metrics
-from vovnet.detection.evaluation.results import box_form, encode_masks, image_detections
+from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType
+from vovnet.detection.evaluation.plots import plot_precision_recall
+from vovnet.detection.inference_mode import (
+    box_converter,
+    check_shape,
+    encode_masks,
+    image_detections,
+    inference,
+    to_input,
+)
 from vovnet.detection.progress import progress_bar
-from vovnet.detection.training.rules import conventions_of
 from vovnet.errors import InputError
 from vovnet.files import write_json
-
-__all__ = ["METRICS", "CocoEvaluator", "evaluate", "evaluate_results", "format_metrics"]
 
 
 def evaluate(
@@ -31,28 +37,28 @@ def evaluate(
     device: str | torch.device | None = None,
     batch_size: int = 1,
     workers: int = 0,
-    iou_types: Sequence[str] | None = None,
+    iou_types: Sequence[IouType] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Compute COCO's numbers of a detector on a dataset.
 
-    In a torch.distributed group every process takes its share of the images, rank 0 evaluates and writes, and all
-    return the same. The detector comes back in the mode (train or eval) and on the device that it had.
+    In a torch.distributed group every process runs its share of the images, rank 0 evaluates and writes, and all
+    processes return the same. Afterwards the detector has the mode (train or eval) and the device that it had before.
 
     Args:
-        detector: a torchvision detector; its ``categories``, if it has them, must be the dataset's.
+        detector: a torchvision detector. If it has ``categories``, they must be those of the dataset.
         dataset: follows the protocol of :mod:`vovnet.detection.data`.
         output: a folder for ``metrics.json``, ``results_bbox.json``, ``results_segm.json`` and
             ``precision_recall.png``; None writes nothing.
-        device: where to run; None is where the detector is.
-        batch_size: images at a time, in each process.
+        device: where to run; None leaves the detector where it is.
+        batch_size: images per batch in each process.
         workers: loader processes of each process.
-        iou_types: ``bbox``, ``segm`` or both; None takes boxes, and masks where detector and data have them.
-        progress: show a bar on stderr (rank 0 only).
+        iou_types: ``bbox``, ``segm`` or both; None evaluates boxes, and masks if detector and data have them.
+        progress: show a progress bar on stderr (rank 0 only).
 
     Returns:
         ``{"bbox": {…}, "segm": {…}, "per_class": {"bbox": [{"id", "name", "AP", "AP50", "objects"}], …}}`` with the
-        names of :data:`METRICS`, in 0..1, and -1 where there is nothing to count. ``segm`` only where evaluated.
+        names of :data:`METRICS`, in 0..1, or -1 if there is nothing to count; ``segm`` only if it was evaluated.
 
     Raises:
         InputError: the dataset is empty, the categories differ, or the detector's output does not fit them.
@@ -65,7 +71,7 @@ def evaluate(
     collected: list[dict[str, Any]] = []
     evaluator = CocoEvaluator(truth or {"images": [], "annotations": [], "categories": []}, iou_types)
     category_ids = [int(category["id"]) for category in categories]
-    to_xywh = box_form(detector)
+    to_xywh = box_converter(detector)
     with inference(detector, device) as place:
         batches = evaluation_loader(
             dataset,
@@ -92,45 +98,42 @@ def evaluate(
 def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:
     metrics = evaluator.summarize()
     if output is not None:
-        from vovnet.detection.evaluation.plots import plot_precision_recall
-
         evaluator.write_results(output)
         plot_precision_recall(evaluator, output / "precision_recall.png")
         if "segm" not in metrics:
-            (output / "results_segm.json").unlink(missing_ok=True)  # of a former evaluation
-        # Last, so that whoever finds it finds everything.
+            (output / "results_segm.json").unlink(missing_ok=True)  # an earlier evaluation may have left it
+        # This file comes last: when it is there, all the others are there, too.
         write_json(output / "metrics.json", metrics)
     return metrics
 
 
 def _on_main(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run something on rank 0 and return its value, or raise its error, in every process."""
-    value: dict[str, Any] | None = None
+    """Call a function on rank 0, and return its value or raise its error in every process."""
+    value: dict[str, Any] = {}
     error: Exception | None = None
     if distributed.rank() == 0:
         try:
             value = work()
         except Exception as raised:
-            # The other processes wait for this one's word and would otherwise wait forever.
+            # The other processes wait for a message from this one; without it they would wait forever.
             error = raised
-    value, error = distributed.from_main((value, error)) if distributed.world_size() > 1 else (value, error)
+    value, error = distributed.from_main((value, error))
     if error is not None:
         raise error
-    assert value is not None
     return value
 
 
 def _matching_categories(detector: nn.Module, dataset: Any) -> list[Mapping[str, Any]]:
-    """The categories in the order of the detector's labels.
+    """Return the categories in the order of the detector's labels.
 
     Raises:
-        InputError: the detector's differ from the dataset's in an id or a name; the message lists the differences.
+        InputError: detector and dataset differ in an id or a name; the message lists the differences.
     """
     ours: list[Mapping[str, Any]] = list(dataset.categories)
     theirs: list[Mapping[str, Any]] | None = getattr(detector, "categories", None)
     if theirs is None:
         return ours
-    names = names_matter(detector)
+    names = category_names_checked(detector)
     data = {int(one["id"]): str(one["name"]) for one in ours}
     known = {int(one["id"]): str(one["name"]) for one in theirs}
     differences = [f"{key} '{known[key]}' only in the detector" for key in known if key not in data]
@@ -149,60 +152,17 @@ def _matching_categories(detector: nn.Module, dataset: Any) -> list[Mapping[str,
     return theirs
 
 
-def names_matter(detector: nn.Module) -> bool:
-    """Whether a detector's categories have names that data must agree with (:mod:`vovnet.detection.training.rules`)."""
+def category_names_checked(detector: nn.Module) -> bool:
+    """Return True if the names of the detector's categories must be those of the data; otherwise only ids must be."""
     recipe: Any = getattr(detector, "recipe", None)
-    return recipe is None or conventions_of(recipe).category_names
-
-
-@contextmanager
-def inference(detector: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
-    """Eval mode without gradients on a device; every module's mode and the device are restored.
-
-    Not ``inference_mode``: the anchor generator keeps tensors between calls, and training could not use such ones.
-    """
-    home = next(detector.parameters()).device
-    place = distributed.choose_device(device, home)
-    modes = [(module, module.training) for module in detector.modules()]
-    detector.eval()
-    if place != home:
-        detector.to(place)
-    try:
-        with torch.no_grad():
-            yield place
-    finally:
-        if place != home:
-            detector.to(home)
-        for module, training in modes:
-            module.training = training
-
-
-def to_input(image: Tensor, device: torch.device) -> Tensor:
-    """An image as the detector takes it: float32 in [0, 1]; moved while it is still bytes."""
-    image = image.to(device, non_blocking=True)
-    return image if image.is_floating_point() else image.to(torch.float32) / 255
-
-
-def check_shape(detector: nn.Module, height: int, width: int, name: str) -> None:
-    """Refuse an image that is so long for its width that the detector's resize, which rounds down, leaves no pixel.
-
-    Raises:
-        InputError: the message begins with ``name``.
-    """
-    if min(height, width) < 1:
-        raise InputError(f"{name}: the image has no pixels ({width}x{height})")
-    longest = getattr(getattr(detector, "transform", None), "max_size", None)
-    if longest is not None and min(height, width) * longest < max(height, width):
-        raise InputError(
-            f"{name}: {width}x{height} pixels are too narrow for a detector whose longest side is {longest}; crop it"
-        )
+    return recipe is None or CONVENTIONS[recipe.conventions].category_names_checked
 
 
 def _truth_of_image(target: Mapping[str, Any], size: tuple[int, int], category_ids: Sequence[int]) -> dict[str, Any]:
-    """COCO's entries for one image from a target of the dataset protocol; annotation ids are given when joined."""
+    """Return COCO's entries for one image, made from a target of the dataset protocol, without annotation ids."""
     image_id = int(target["image_id"])
     boxes = target["boxes"].as_subclass(Tensor).to(torch.float64)
-    xywh = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1).tolist()
+    xywh = box_convert(boxes, "xyxy", "xywh").tolist()
     annotations = [
         {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box}
         for label, box in zip(target["labels"].tolist(), xywh, strict=True)
@@ -224,3 +184,29 @@ def _join(parts: Iterable[Iterable[dict[str, Any]]], categories: Iterable[Mappin
         "annotations": [annotation for entry in by_image.values() for annotation in entry["annotations"]],
         "categories": [dict(category) for category in categories],
     }
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Return COCO's twelve numbers and the per-class table as text, in percent; '–' if there is nothing to count."""
+
+    def percent(value: float) -> str:
+        return f"{100 * value:5.1f}" if value >= 0 else "    –"
+
+    kinds = {"bbox": "boxes", "segm": "masks"}
+    lines = [f"{'':6}" + "".join(f"{name:>7}" for name in METRICS)]
+    present = [iou_type for iou_type in IOU_TYPES if iou_type in metrics]
+    for iou_type in present:
+        lines.append(f"{kinds[iou_type]:6}" + "".join(f"{percent(metrics[iou_type][name]):>7}" for name in METRICS))
+    tables = metrics.get("per_class", {})
+    classes = tables.get(present[0], []) if present else []
+    if classes:
+        width = max(5, *(len(entry["name"]) for entry in classes))
+        header = "".join(f"  {kinds[iou_type]} AP  AP50" for iou_type in present)
+        lines += ["", f"{'class':{width}} {'objects':>8}{header}"]
+        for position, entry in enumerate(classes):
+            row = f"{entry['name']:{width}} {entry['objects']:>8}"
+            for iou_type in present:
+                one = tables[iou_type][position]
+                row += f"  {percent(one['AP']):>8} {percent(one['AP50']):>5}"
+            lines.append(row)
+    return "\n".join(lines)

@@ -1,7 +1,4 @@
-"""Faster and Mask R-CNN over any timm backbone, as instances of torchvision's own classes.
-
-``build_detector`` builds what a recipe says; builders in torchvision's style are in :mod:`~vovnet.detection.zoo`.
-"""
+"""The parts of a detector, and torchvision's ``FasterRCNN`` or ``MaskRCNN`` assembled from them."""
 
 from __future__ import annotations
 
@@ -17,44 +14,18 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from vovnet.adapters import FpnBackbone, fpn_backbone
 from vovnet.adapters.norms import norm_layer
-from vovnet.detection.config.model_checks import check_anchors, check_model
-from vovnet.detection.config.schema import ModelRecipe, Recipe
-from vovnet.detection.training.rules import conventions_of
+from vovnet.detection.config.model_checks import check_anchors
+from vovnet.detection.config.schema import ModelRecipe
 from vovnet.errors import InputError
 
 DETECTORS: dict[str, type[FasterRCNN]] = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 
 BOX_POOL, MASK_POOL, SAMPLING_RATIO = 7, 14, 2
-"""Cells a side of a pooled box and mask, and samples a side of a cell: torchvision's defaults."""
-
-
-def build_detector(recipe: Recipe | ModelRecipe, *, download: bool = True) -> FasterRCNN:
-    """Build the detector that a recipe describes.
-
-    Args:
-        recipe: a whole recipe or its ``model`` part; ``num_classes`` must be set (objects alone: background is added).
-        download: False leaves pretrained backbone weights out, for a caller that loads its own over them; norms and
-            stages are frozen as if they were there.
-
-    Returns:
-        A ``FasterRCNN`` or ``MaskRCNN``. It takes a list of float images (in_chans, H, W) in 0..1 of any sizes. In
-        evaluation it resizes them to ``min_size`` and ``max_size``; in training it does not: images come resized.
-
-    Raises:
-        InputError: a field cannot be used; the message begins with its key, ``model.…``.
-    """
-    model = recipe.model if isinstance(recipe, Recipe) else recipe
-    check_model(model)
-    return conventions_of(model).build_detector(model, download)
-
-
-def build_modern_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
-    """Build the detector of a checked recipe by torchvision's conventions."""
-    return assemble(model, recipe_backbone(model, download))
+"""Side of a pooled box and of a pooled mask in cells, and of a cell in samples; torchvision's defaults."""
 
 
 def assemble(model: ModelRecipe, backbone: FpnBackbone) -> FasterRCNN:
-    """torchvision's detector around a backbone, with the heads, sizes and thresholds of a recipe."""
+    """Return torchvision's detector around a backbone, with the heads, sizes and thresholds of a recipe."""
     check_anchors(model, len(backbone.level_names))
     return DETECTORS[model.detector](
         backbone,
@@ -70,10 +41,10 @@ def assemble(model: ModelRecipe, backbone: FpnBackbone) -> FasterRCNN:
 
 
 def recipe_backbone(model: ModelRecipe, download: bool) -> FpnBackbone:
-    """The backbone and pyramid of a recipe.
+    """Return the backbone and feature pyramid of a recipe.
 
     Raises:
-        InputError: a field cannot be used; the message begins with its key.
+        InputError: a value cannot be used; the message begins with its key.
     """
     try:
         return fpn_backbone(
@@ -91,7 +62,7 @@ def recipe_backbone(model: ModelRecipe, download: bool) -> FpnBackbone:
         )
     except InputError as error:
         raise InputError(f"model.backbone {model.backbone!r}: {error}") from error
-    except TypeError as error:  # from here it is a wrong key of the recipe, not a wrong call
+    except TypeError as error:  # timm does not know an argument that the recipe names
         raise InputError(f"model.backbone_args: {error}") from error
 
 
@@ -148,5 +119,5 @@ def _roi_pool(backbone: FpnBackbone, cells: int) -> MultiScaleRoIAlign:
 
 
 def _outputs(model: ModelRecipe) -> int:
-    assert model.num_classes is not None  # check_model has seen to it
+    assert model.num_classes is not None  # check_model refuses None
     return model.num_classes + 1  # the background is class 0

@@ -1,8 +1,7 @@
-"""Detections drawn into images: translucent masks, boxes, and labels that can be read on any ground."""
+"""Draw detections into images: translucent masks, boxes, and labels on a ground of their own."""
 
 from __future__ import annotations
 
-import colorsys
 import functools
 import importlib.util
 import os
@@ -14,34 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vovnet.detection.figures import Rgb, category_colour
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
 
-Rgb = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Rectangle = tuple[float, float, float, float]
 
 _MASK_OPACITY = 0.42
-_GOLDEN = 0.618033988749895
 
 
 def draw_detections(
     image: Image.Image, detections: Sequence[Mapping[str, Any]], threshold: float = 0.5, *, labels: bool = True
 ) -> Image.Image:
-    """Draw detections into a copy of an image, the best on top; a category always has the same colour.
+    """Draw detections into a copy of an image, the best on top. A category has the same colour in every image.
 
     Args:
-        image: of any mode; it is not changed.
+        image: in any mode; it is not changed.
         detections: as :func:`vovnet.detection.predict` returns them: ``bbox`` [x, y, width, height] in pixels,
-            ``category_id``, ``category`` and ``score``; optional ``segmentation`` (an RLE of the same size).
-        threshold: those with a lower score are not drawn.
+            ``category_id``, ``category`` and ``score``; optional ``segmentation`` (an RLE of the image's size).
+        threshold: detections with a lower score are not drawn.
         labels: write category and score beside each box.
 
     Returns:
-        A new ``RGB`` image of the same size. Lines and letters grow with it.
+        A new ``RGB`` image of the same size. Lines and letters scale with it.
 
     Raises:
-        InputError: a threshold outside 0..1.
+        InputError: ``threshold`` is not in 0..1.
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
@@ -58,7 +56,7 @@ def draw_detections(
     if labels:
         font = label_font(max(10, round(max(image.size) / 55)))
         taken: list[Rectangle] = []
-        # The best choose their places first.
+        # The best detections come first, so that their labels get the best places.
         for one in reversed(shown):
             text = f"{one['category']} {one['score']:.2f}"
             _label(draw, text, _corners(one["bbox"], drawn.size), category_colour(int(one["category_id"])), font, taken)
@@ -66,7 +64,7 @@ def draw_detections(
 
 
 def draw_truth(image: Image.Image, annotations: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw the boxes of annotations as dashed white lines with a dark rim into a copy of an image."""
+    """Draw the boxes of annotations into a copy of an image, as dashed white lines with a dark outline."""
     drawn = image.convert("RGB").copy()
     draw = ImageDraw.Draw(drawn)
     line = line_width(image.size)
@@ -88,17 +86,17 @@ def prediction_sheet(
     threshold: float = 0.5,
     columns: int = 4,
 ) -> None:
-    """Lay images with their detections (coloured, labelled) and the true boxes (dashed) out on one sheet.
+    """Write one image that shows several images with their detections (coloured, labelled) and true boxes (dashed).
 
     Args:
-        samples: for each image the image, its detections as :func:`vovnet.detection.predict` gives them, and its
-            annotations in COCO's form (``bbox`` in pixels; may be empty).
+        samples: for each image: the image, its detections as :func:`vovnet.detection.predict` returns them, and its
+            annotations in COCO's format (``bbox`` in pixels; may be empty).
         out_png: written atomically.
         threshold: detections with a lower score are not drawn.
-        columns: images in a row, at most.
+        columns: largest number of images in a row.
 
     Raises:
-        InputError: no samples.
+        InputError: ``samples`` is empty.
     """
     if not samples:
         raise InputError("prediction_sheet: no images were given")
@@ -127,7 +125,7 @@ def _cell(
     threshold: float,
     side: int,
 ) -> Image.Image:
-    """One image of the sheet, resized first so that lines and letters are as sharp as the sheet."""
+    """Return one image of the sheet. It is resized before drawing, so that lines and letters stay sharp."""
     from pycocotools import mask as coco_mask
 
     scale = side / max(image.size)
@@ -145,23 +143,14 @@ def _cell(
     return draw_detections(draw_truth(resized, truth), scaled, threshold)
 
 
-def category_colour(category_id: int) -> Rgb:
-    """A vivid colour; ids that are close to each other get colours that are far apart."""
-    hue = (0.40 + category_id * _GOLDEN) % 1
-    # Every other turn through the hues is paler, so that the many classes of COCO stay apart too.
-    saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.95, 0.7))[category_id // 8 % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
 def line_width(size: tuple[int, int]) -> int:
-    """Pixels: 1 in a small image, 3 at 1200 pixels."""
+    """Return the width of lines in pixels: 1 in a small image, 3 at 1200 pixels."""
     return max(1, round(max(size) / 400))
 
 
 @functools.lru_cache(maxsize=16)
 def label_font(size: int) -> Font:
-    """A font of ``size`` pixels: Matplotlib's DejaVu, which knows most alphabets, else Pillow's own."""
+    """Return a font of ``size`` pixels: Matplotlib's DejaVu, which has most alphabets, otherwise Pillow's default."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
         path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -173,20 +162,20 @@ def label_font(size: int) -> Font:
 
 
 def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """An RLE as a mask (H, W)."""
+    """Return the mask (H, W) of an RLE."""
     from pycocotools import mask as coco_mask
 
     return np.asarray(coco_mask.decode(segmentation), dtype=bool)
 
 
 def _paint_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Rgb, line: int) -> None:
-    """Tint a mask's pixels and draw its inner rim, in place; (H, W, 3) and (H, W)."""
+    """Tint the pixels (H, W, 3) of a mask (H, W) and draw its inner outline, in place."""
     if mask.shape != pixels.shape[:2]:
         raise InputError(f"segmentation: its size is {mask.shape}, the image's {pixels.shape[:2]} (height, width)")
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return
-    # Only the mask's own rectangle is worked on: images may be large and objects many.
+    # Only the mask's bounding box is processed: images may be large and objects many.
     window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     part, inside = pixels[window], mask[window]
     tint = np.asarray(colour, dtype=np.float32)
@@ -199,7 +188,7 @@ def _paint_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Rgb,
 
 
 def _corners(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
-    """Corner pixels of an [x, y, width, height] box inside an image of (width, height)."""
+    """Return the corner pixels of an [x, y, width, height] box, clipped to an image of (width, height)."""
     x, y, width, height = box
     left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
     return left, top, min(max(x + width - 1, left), size[0] - 1), min(max(y + height - 1, top), size[1] - 1)
@@ -208,8 +197,8 @@ def _corners(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
 def _label(
     draw: ImageDraw.ImageDraw, text: str, box: Rectangle, colour: Rgb, font: Font, taken: list[Rectangle]
 ) -> None:
-    """Write a text on its own ground above the box, or where there is room beside it."""
-    # Every label is as tall as the tallest letters, so that they line up.
+    """Write a text on a filled ground above the box, or at the first other place that no label has taken."""
+    # Every label is as tall as the tallest letters, so that labels line up.
     _, top, _, bottom = draw.textbbox((0, 0), "Äg", font=font)
     pad = max(2, (bottom - top) // 6)
     width, height = draw.textlength(text, font=font) + 2 * pad, bottom - top + 2 * pad

@@ -1,4 +1,4 @@
-"""Prediction: images in, detections in COCO's terms out, drawn and written to files."""
+"""Detect objects in images; return the detections in COCO's terms, or draw and write them to files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from vovnet.detection.data.images import read_image, to_tensor
-from vovnet.detection.evaluation.evaluator import check_shape, inference, to_input
-from vovnet.detection.evaluation.results import box_form, image_detections
-from vovnet.detection.prediction.drawing import draw_detections
+from vovnet.detection.inference_mode import box_converter, check_shape, image_detections, inference, to_input
+from vovnet.detection.prediction.drawing import draw_detections, prediction_sheet
 from vovnet.errors import InputError
 from vovnet.files import atomic_path, write_text
-
-__all__ = ["draw_detections", "predict", "predict_files"]
 
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]
 
@@ -33,20 +30,20 @@ def predict(
     """Detect objects in images, one image at a time.
 
     Args:
-        detector: a torchvision detector; with ``categories``, as :func:`vovnet.hub.load_detector` gives it, results
-            carry their ids and names, else labels stand for both.
+        detector: a torchvision detector. If it has ``categories``, as a detector of
+            :func:`vovnet.hub.load_detector` does, results contain their ids and names, otherwise the labels.
         images: paths; Pillow images; arrays (H, W, 3) or (H, W); tensors (C, H, W) with the detector's channels.
-            Arrays and tensors are uint8, or float in [0, 1]. Files and Pillow images are turned upright as their EXIF
-            data says, and boxes belong to the upright image.
-        device: where to run; None is where the detector is. The detector comes back where and as it was.
+            Arrays and tensors are uint8, or float in [0, 1]. Files and Pillow images are rotated as their EXIF data
+            says; boxes refer to the rotated image.
+        device: where to run; None leaves the detector where it is. Afterwards the detector has the mode and device
+            that it had before.
 
     Returns:
-        For each image all that the detector returns, best first: ``{"bbox": [x, y, width, height] in pixels,
-        "score", "category_id", "category"}`` and, from a detector with masks, ``"segmentation"`` (COCO's RLE with text
-        counts).
+        For each image a list of all detections, best first: ``{"bbox": [x, y, width, height] in pixels, "score",
+        "category_id", "category"}``, and ``"segmentation"`` (COCO's RLE with text counts) if the detector has masks.
 
     Raises:
-        InputError: an image that cannot be read or has the wrong shape, type or range; the message says which.
+        InputError: an image cannot be read, or has the wrong shape, type or range; the message names it.
     """
     if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4:
         raise InputError("images: expected a list of images, got one image; write [image]")
@@ -67,22 +64,22 @@ def predict_files(
     device: str | torch.device | None = None,
     report: Callable[[str], object] = print,
 ) -> list[Path]:
-    """Detect objects in image files; write ``STEM.png`` (drawn) and ``STEM.json`` (every detection) for each.
+    """Detect objects in image files; write ``STEM.png`` (a drawing) and ``STEM.json`` (every detection) for each.
 
     Args:
         detector: as for :func:`predict`.
-        paths: image files. Later ones with a stem that was there before get ``STEM-2``, ``STEM-3`` and so on.
-        output: the folder for both files; created if need be.
-        threshold: scores below it are left out of the drawing, and only there.
+        paths: image files. If several have the same stem, the second gets ``STEM-2``, the third ``STEM-3``, and so on.
+        output: folder for both files; created if it does not exist.
+        threshold: detections with a lower score are not drawn; the JSON file has all of them.
         device: as for :func:`predict`.
-        report: called with one line for each image that is done.
+        report: called with one line for each finished image.
 
     Returns:
         The JSON files in the order of ``paths``.
 
     Raises:
-        InputError: after all others are done, if some images could not be read; before anything is written, if there
-            are no images, ``threshold`` is not in 0..1, or a drawing would take the place of an image.
+        InputError: some images could not be read (raised after all others are finished); or, before anything is
+            written, ``paths`` is empty, ``threshold`` is not in 0..1, or a drawing would overwrite one of the images.
         OSError: the output cannot be written.
     """
     if not 0 <= threshold <= 1:
@@ -111,12 +108,43 @@ def predict_files(
     if failed:
         listed = "; ".join(failed[:5]) + (f"; and {len(failed) - 5} more" if len(failed) > 5 else "")
         others = f" (the others are in {folder})" if written else ""
-        raise InputError(f"{len(failed)} of {len(sources)} images were not done{others}: {listed}")
+        raise InputError(f"{len(failed)} of {len(sources)} images failed{others}: {listed}")
     return written
 
 
+def plot_predictions(
+    detector: nn.Module,
+    dataset: Any,
+    out_png: str | os.PathLike[str],
+    *,
+    count: int = 8,
+    threshold: float = 0.5,
+) -> None:
+    """Draw detections and true boxes of some images, evenly spaced over a dataset.
+
+    :func:`vovnet.detection.prediction.drawing.prediction_sheet` describes the drawing.
+
+    Args:
+        detector: as for :func:`predict`.
+        dataset: follows the protocol of :mod:`vovnet.detection.data`; its images have 1 or 3 channels.
+        out_png: written atomically.
+        count: largest number of images.
+        threshold: detections with a lower score are not drawn.
+    """
+    count = min(count, len(dataset))
+    samples = []
+    for index in range(count):
+        image, target = dataset[index * len(dataset) // count]
+        pixels = image.as_subclass(Tensor).permute(1, 2, 0).numpy()
+        pil_image = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
+        corners = target["boxes"].as_subclass(Tensor).tolist()
+        truth = [{"bbox": [x0, y0, x1 - x0, y1 - y0]} for x0, y0, x1, y1 in corners]
+        samples.append((pil_image, predict(detector, [image.as_subclass(Tensor)])[0], truth))
+    prediction_sheet(samples, out_png, threshold)
+
+
 def distinct_stems(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix, made different where they are equal: ``a``, ``a-2``, ``a-3``."""
+    """Return the stems of files; equal ones get a number: ``a``, ``a-2``, ``a-3``."""
     stems = {path.stem for path in paths}
     used: set[str] = set()
     names = []
@@ -152,7 +180,7 @@ def _detect(detector: nn.Module, image: Tensor, device: torch.device, name: str)
         labels = int(output["labels"].max()) if len(output["labels"]) else 0
         categories = [{"id": label, "name": str(label)} for label in range(1, labels + 1)]
     ids = [int(category["id"]) for category in categories]
-    found = image_detections(output, 0, (height, width), ids, box_form(detector))
+    found = image_detections(output, 0, (height, width), ids, box_converter(detector))
     names = {int(category["id"]): str(category["name"]) for category in categories}
     masks = list(found.results("segm")) if found.masks is not None else []
     results = []
@@ -176,7 +204,7 @@ def _channels(detector: nn.Module) -> int:
 
 
 def _as_tensor(image: ImageLike, detector: nn.Module, name: str) -> Tensor:
-    """An image of any accepted kind as uint8, or float in [0, 1], (C, H, W)."""
+    """Return an image of any accepted kind as a tensor (C, H, W), uint8 or float in [0, 1]."""
     channels = _channels(detector)
     if isinstance(image, str | os.PathLike):
         return to_tensor(read_image(Path(image), channels=channels))
@@ -208,7 +236,7 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
     mode = "RGB" if channels == 3 else "L"
     if image.mode in ("RGB", "L", "CMYK", "YCbCr", "LAB", "HSV"):
         return ImageOps.exif_transpose(image).convert(mode)
-    # Transparency, palettes and 16 bits are read_image's to decide, in one place.
+    # read_image handles transparency, palettes and 16 bits.
     buffer = BytesIO()
     ImageOps.exif_transpose(image).save(buffer, format="PNG")
     buffer.seek(0)

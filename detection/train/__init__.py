@@ -1,5 +1,5 @@
-"""The runnable face of training: ``torchrun --nproc-per-node N -m vovnet.detection.train RECIPE [key=value …]``.
+"""The entry point ``torchrun --nproc-per-node N -m vovnet.detection.train RECIPE [key=value …]``.
 
-A package rather than a module, so that running it as ``__main__`` imports nothing twice; the function
-:func:`vovnet.detection.train` keeps the name (see ``detection/__init__.py``).
+It is a package and not a module, so that running it as ``__main__`` imports nothing twice. The attribute
+``vovnet.detection.train`` is the function (see ``detection/__init__.py``).
 """

@@ -1,4 +1,4 @@
-"""``python -m vovnet.detection.train`` and ``torchrun … -m vovnet.detection.train``: `vovnet train` for processes."""
+"""``python -m vovnet.detection.train``: ``vovnet train`` for torchrun, which starts several processes of it."""
 
 import argparse
 import os
@@ -14,10 +14,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vovnet.detection.train", description="Train a detector.")
     parser.add_argument("recipe", help="the name of a shipped recipe, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as solver.base_lr=0.01")
-    parser.add_argument("--output", required=True, help="the folder that the run is left in")
-    parser.add_argument("--resume", action="store_true", help="go on from the run that stands in --output")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that stands in --output")
-    parser.add_argument("--device", help="such as cpu or cuda:0; this process's GPU where there is one")
+    parser.add_argument("--output", required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU of this process, if there is one)")
     args = parser.parse_intermixed_args()
     with one_line_errors():
         recipe = load_recipe(args.recipe, args.overrides)

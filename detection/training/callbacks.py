@@ -1,4 +1,4 @@
-"""What watches a training run: the metrics file, the progress bar, TensorBoard, and users' own callbacks."""
+"""Callbacks of a training run: the metrics file, the progress bar, TensorBoard, and the base class of your own."""
 
 from __future__ import annotations
 
@@ -9,45 +9,42 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from vovnet.errors import InputError
-
-if TYPE_CHECKING:
-    from vovnet.detection.training.run import Run
+from vovnet.detection.training.metrics_log import flat_metrics, iteration_of
+from vovnet.detection.training.run import Run
+from vovnet.files import atomic_path
 
 
 class Callback:
-    """Base of everything that watches a run; override what you need. Called in the process of rank 0 alone."""
+    """Base class; override the methods you need. They are called in the process of rank 0 only."""
 
     def start(self, run: Run) -> None:
-        """Before the first iteration (or the first after a resumption)."""
+        """Called before the first iteration, also when a run is resumed."""
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
-        """After each iteration; ``losses`` holds the sum as ``loss`` and its parts, or nothing if it was left out."""
+        """Called after each iteration; ``losses`` has the sum as ``loss`` and its parts, and is empty if skipped."""
 
     def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """After each evaluation; ``metrics`` is what :func:`vovnet.detection.evaluate` returns."""
+        """Called after each evaluation; ``metrics`` is what :func:`vovnet.detection.evaluate` returns."""
 
     def stop(self, run: Run) -> None:
-        """When the run ends, however it ends."""
+        """Called when the run ends, also after an error."""
 
 
 class MetricsFile(Callback):
-    """``metrics.jsonl``: an object a line, of losses every ``log_every`` iterations and of AP at evaluations."""
+    """Writes ``metrics.jsonl``: an object a line, with losses every ``log_every`` iterations and AP at evaluations."""
 
     def __init__(self, path: Path, log_every: int) -> None:
         self.path = path
         self.log_every = log_every
 
     def start(self, run: Run) -> None:
-        """Drop what an interrupted run wrote after the checkpoint that this one continues from."""
-        from vovnet.files import atomic_path
-
+        """Remove the lines that an interrupted run wrote after the checkpoint that this run continues from."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _iteration_of(line) <= run.iteration]
+        kept = [line for line in lines if iteration_of(line) <= run.iteration]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
@@ -62,33 +59,12 @@ class MetricsFile(Callback):
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
-        except OSError as error:  # a failed write does not know its file's name
+        except OSError as error:  # the error of a failed write has no file name
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a run's ``metrics.jsonl`` in order, without lines that are none, such as a half-written last one.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
-            records.append(record)
-    return records
-
-
 class ProgressBar(Callback):
-    """One line on stderr: loss, learning rate, images a second, memory, time left."""
+    """Shows loss, learning rate, images per second, memory and remaining time in one line on stderr."""
 
     def start(self, run: Run) -> None:
         from tqdm import tqdm
@@ -135,7 +111,7 @@ class ProgressBar(Callback):
 
 
 class TensorBoard(Callback):
-    """The numbers of the metrics file as TensorBoard scalars, in ``RUN/tensorboard``."""
+    """Writes the numbers of the metrics file as TensorBoard scalars to ``RUN/tensorboard``."""
 
     def __init__(self, folder: Path, log_every: int) -> None:
         self.folder = folder
@@ -143,7 +119,7 @@ class TensorBoard(Callback):
 
     @staticmethod
     def installed() -> bool:
-        """Whether the optional ``tensorboard`` package can be imported."""
+        """Return True if the optional ``tensorboard`` package is installed."""
         return importlib.util.find_spec("tensorboard") is not None
 
     def start(self, run: Run) -> None:
@@ -164,26 +140,8 @@ class TensorBoard(Callback):
         self.writer.close()
 
 
-def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """COCO's numbers under the names of the metrics file: ``box_ap``, ``box_ap50``, …, ``mask_ap``, …"""
-    kinds = {"bbox": "box", "segm": "mask"}
-    return {
-        f"{kinds[kind]}_{name.lower()}": value
-        for kind in kinds
-        for name, value in metrics.get(kind, {}).items()
-        if isinstance(value, int | float)
-    }
-
-
 def memory_in_use(device: torch.device) -> float:
-    """Peak memory in GiB: the allocator's on a GPU, the process's on the CPU."""
+    """Return peak memory in GiB: the allocator's on a GPU, the process's on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _iteration_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["iteration"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # half a line, from a run that was killed while it wrote

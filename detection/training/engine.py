@@ -1,20 +1,17 @@
-"""Training: one visible loop. :func:`train` prepares a run, :func:`step` is one iteration from top to bottom."""
+"""Train a detector: one visible loop, in :func:`_loop`. One iteration of it is :func:`.iteration.step`."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vovnet.detection import distributed
 from vovnet.detection.config.loading import recipe_to_yaml
@@ -22,25 +19,20 @@ from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.evaluation.evaluator import evaluate
-from vovnet.detection.evaluation.plots import plot_curves
 from vovnet.detection.training.callbacks import Callback, MetricsFile, ProgressBar, TensorBoard
+from vovnet.detection.training.curves import plot_curves
 from vovnet.detection.training.optimizer import scaled_learning_rate
-from vovnet.detection.training.rules import conventions_of
-from vovnet.detection.training.run import RUN_FILES, Run, prepare, save_if_best, save_run, tensors_only
+from vovnet.detection.training.preparation import prepare
+from vovnet.detection.training.rules import TrainingRules, rules_of
+from vovnet.detection.training.run import RUN_FILES, Run, save_if_best, save_run
 from vovnet.errors import InputError, StoppedError
-from vovnet.files import atomic_path, claim_folder
-
-Batch = tuple[Sequence[Tensor], Sequence[dict[str, Any]]]
+from vovnet.files import claim_folder, write_text
 
 
 class TrainingInterrupted(StoppedError):
-    """The run was asked to stop (Ctrl-C or SIGTERM); its state is saved and the message says how to go on."""
+    """The run was stopped by Ctrl-C or SIGTERM. Its state is saved, and the message says how to continue."""
 
     exit_code = 130
-
-
-class NonFiniteLossError(StoppedError, ArithmeticError):
-    """The loss became NaN or infinite; the message names the iteration and the images."""
 
 
 def train(
@@ -55,49 +47,51 @@ def train(
     progress: bool = True,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    """Train a detector and leave a folder that ``load_detector`` reads.
+    """Train a detector and write a folder that ``load_detector`` reads.
 
-    Under torchrun every process calls this; the first one writes.
+    Under torchrun every process calls this function, and the first one writes.
 
     Args:
-        recipe: what to train; see :class:`vovnet.detection.config.schema.Recipe`.
+        recipe: describes the run; see :class:`vovnet.detection.config.schema.Recipe`.
         output: the folder for ``recipe.yaml``, ``metrics.jsonl``, ``last.pt``, ``best.pt``, ``config.json``,
             ``model.safetensors`` and ``curves.png``.
         train_dataset: any dataset that follows the protocol of :mod:`vovnet.detection.data`; None reads ``data.train``.
-        val_dataset: likewise for ``data.val``; without one nothing is evaluated and the last weights are published.
-        callbacks: watchers of your own, called after ours, in the process of rank 0.
-        resume: go on from ``output/last.pt``; the losses that follow equal those of a run that never stopped.
-        overwrite: replace what a former run left in ``output``.
-        progress: show the progress bar.
-        device: None takes this process's GPU, or the CPU where there is none.
+        val_dataset: the same for ``data.val``. Without validation data nothing is evaluated, and the last weights are
+            published.
+        callbacks: your own callbacks; they are called after the built-in ones, in the process of rank 0.
+        resume: continue from ``output/last.pt``; the losses equal those of a run without interruption.
+        overwrite: replace the files of an earlier run in ``output``.
+        progress: show a progress bar.
+        device: None selects the GPU of this process, or the CPU if there is none.
 
     Returns:
-        The last evaluation's metrics (empty without validation data), as :func:`vovnet.detection.evaluate` gives them.
+        The metrics of the last evaluation, as :func:`vovnet.detection.evaluate` returns them; empty without validation
+        data.
 
     Raises:
         InputError: the recipe, the data, the folder or the checkpoint cannot be used.
-        NonFiniteLossError: a loss became NaN or infinite; the last checkpoint is untouched.
-        TrainingInterrupted: Ctrl-C or SIGTERM; the state has been saved.
+        NonFiniteLossError: a loss became NaN or infinite; the last checkpoint is intact.
+        TrainingInterrupted: the run was stopped by Ctrl-C or SIGTERM; its state has been saved.
     """
     check_recipe(recipe)
-    conventions_of(recipe.model).check_training(recipe, resume)
+    rules = rules_of(recipe.model)
+    rules.check_training(recipe, resume)
     output = Path(output)
     device = distributed.choose_device(device, distributed.default_device())
     with distributed.process_group(device):
-        train_dataset, val_dataset = _datasets(recipe, train_dataset, val_dataset)
+        train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
         if distributed.rank() == 0:
             claim_folder(output, resume=resume, overwrite=overwrite)
-        run = prepare(recipe, output, device, train_dataset.categories, resume)
-        watchers: list[Callback] = []
+        run = prepare(recipe, rules, output, device, train_dataset.categories, resume)
+        all_callbacks: list[Callback] = []
         if distributed.rank() == 0:
             if not resume:
                 _clear(output)
-            with atomic_path(output / "recipe.yaml") as temporary:
-                temporary.write_text(recipe_to_yaml(run.recipe), encoding="utf-8")
-            watchers = [*_own_callbacks(run, progress), *callbacks]
+            write_text(output / "recipe.yaml", recipe_to_yaml(run.recipe))
+            all_callbacks = [*_own_callbacks(run, progress), *callbacks]
             _announce(run, train_dataset, val_dataset)
         try:
-            metrics = _loop(run, train_dataset, val_dataset, watchers)
+            metrics = _loop(run, rules, train_dataset, val_dataset, all_callbacks)
         except StoppedError:
             _plot(run)
             raise
@@ -105,10 +99,11 @@ def train(
     return metrics
 
 
-def _loop(run: Run, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Callback]) -> dict[str, Any]:
+def _loop(
+    run: Run, rules: TrainingRules, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Callback]
+) -> dict[str, Any]:
     solver, log = run.recipe.solver, run.recipe.log
-    conventions = conventions_of(run.recipe.model)
-    batches = conventions.training_batches(
+    batches = rules.training_batches(
         train_dataset,
         run.recipe.data,
         batch_size=solver.batch_size // (distributed.world_size() * solver.accumulate),
@@ -119,21 +114,21 @@ def _loop(run: Run, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Ca
         passes=solver.accumulate,
     )
     metrics: dict[str, Any] = {}
-    with contextlib.ExitStack() as watched:
+    with contextlib.ExitStack() as stack:
         for callback in callbacks:
             callback.start(run)
-            watched.callback(callback.stop, run)
-        watched.enter_context(_stop_signals(run))
-        if run.iteration == solver.max_iterations:  # resumed after its end
+            stack.callback(callback.stop, run)
+        stack.enter_context(_stop_signals(run))
+        if run.iteration == solver.max_iterations:  # a finished run was resumed
             metrics = _evaluate(run, val_dataset, callbacks)
         while run.iteration < solver.max_iterations:
-            losses = conventions.step(run, [next(batches) for _ in range(solver.accumulate)])
+            losses = rules.step(run, [next(batches) for _ in range(solver.accumulate)])
             for callback in callbacks:
                 callback.iteration(run, losses)
             last = run.iteration == solver.max_iterations
             evaluating = last or (log.evaluate_every and run.iteration % log.evaluate_every == 0)
             if evaluating or run.stopping or run.iteration % log.checkpoint_every == 0:
-                save_run(run)  # first: should the evaluation fail, the work does not go with it
+                save_run(run)  # before the evaluation, so that an error there loses no work
             if evaluating:
                 metrics = _evaluate(run, val_dataset, callbacks)
             if run.stopping and not last:
@@ -145,78 +140,15 @@ def _loop(run: Run, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Ca
     return metrics
 
 
-def step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
-    """One iteration: forward and backward for each batch, then one update of the weights.
-
-    Returns:
-        The losses, averaged over batches and processes: their sum as ``loss``, and each part under torchvision's name.
-
-    Raises:
-        NonFiniteLossError: before anything is updated.
-    """
-    solver = run.recipe.solver
-    run.wrapped.train()
-    run.optimizer.zero_grad(set_to_none=True)
-    summed: dict[str, Tensor] = {}
-    for number, (images, targets) in enumerate(batches, start=1):
-        normalised = [image.to(run.device, non_blocking=True).float() / 255 for image in images]
-        truths = [{k: v.to(run.device, non_blocking=True) for k, v in tensors_only(t).items()} for t in targets]
-        with _gradients_stay_local(run, number < len(batches)):
-            with _autocast(run):
-                losses = run.wrapped(normalised, truths)
-            loss = torch.stack([value.float() for value in losses.values()]).sum() / len(batches)
-            run.scaler.scale(loss).backward()
-        for name, value in losses.items():
-            summed[name] = summed.get(name, 0) + value.detach().float() / len(batches)
-    means = _agree_on_losses(run, summed, batches)
-    run.scaler.unscale_(run.optimizer)
-    gradients = [p.grad for p in run.detector.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if solver.clip_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(run.detector.parameters(), solver.clip_grad_norm, norm)
-    # fp16's scaler expects such gradients now and then, and leaves the step out itself.
-    if not run.scaler.is_enabled() and not torch.isfinite(norm):
-        raise _not_finite(run, batches, f"gradient norm {norm:g}")
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.schedule.step()
-    if run.ema is not None:
-        run.ema.update_parameters(run.detector)
-    run.iteration += 1
-    return means
-
-
-def _agree_on_losses(run: Run, summed: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, float]:
-    """Mean losses over processes, and the processes' agreement on whether to stop; refuses NaN and infinity."""
-    stop = torch.tensor(float(run.stop_signal), device=run.device)
-    *values, stop_mean = distributed.mean_over_processes(torch.stack([*summed.values(), stop])).tolist()
-    if stop_mean:
-        run.stopping, run.stop_signal = True, run.stop_signal or signal.SIGTERM
-    losses = {"loss": sum(values), **dict(zip(summed, values, strict=True))}
-    if not math.isfinite(losses["loss"]):
-        raise _not_finite(run, batches, ", ".join(f"{name} {value:g}" for name, value in losses.items()))
-    return losses
-
-
-def _not_finite(run: Run, batches: Sequence[Batch], values: str) -> NonFiniteLossError:
-    """The error for a loss or gradients with NaN or infinity; every process comes here together."""
-    local = [int(target["image_id"]) for _, targets in batches for target in targets]
-    ids = [number for part in distributed.gather(local) for number in part]
-    return NonFiniteLossError(
-        f"the loss is not finite at iteration {run.iteration + 1}, image ids {ids} ({values}); the last checkpoint in "
-        f"{run.output} is intact; lower solver.base_lr, set solver.clip_grad_norm, or look at these images"
-    )
-
-
 def _evaluate(run: Run, dataset: Any, callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """Evaluate, tell the callbacks, and keep the weights (and the memory of it) if they are the best so far."""
+    """Evaluate, save the weights if they are the best so far, and call the callbacks."""
     if dataset is None:
         return {}
-    detector: Any = run.published
+    detector: Any = run.eval_model
     detector.categories = run.categories
-    # Each process has seen other images; what is evaluated must be what is saved, which is that of rank 0.
+    # Buffers differ between processes, which saw different images. Rank 0 saves its own, so all evaluate those.
     distributed.share_buffers(detector)
-    # Random numbers that an evaluation draws must not change the training that follows.
+    # Random numbers drawn in an evaluation must not change the training after it.
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         metrics = evaluate(detector, dataset, device=run.device, workers=run.recipe.data.workers)
     metrics = distributed.from_main(metrics)
@@ -227,7 +159,7 @@ def _evaluate(run: Run, dataset: Any, callbacks: Sequence[Callback]) -> dict[str
     return metrics
 
 
-def _datasets(recipe: Recipe, train_dataset: Any, val_dataset: Any) -> tuple[Any, Any]:
+def _datasets(recipe: Recipe, rules: TrainingRules, train_dataset: Any, val_dataset: Any) -> tuple[Any, Any]:
     masks = recipe.model.detector == "mask_rcnn"
     data, channels = recipe.data, recipe.model.in_chans
     if train_dataset is None:
@@ -235,7 +167,7 @@ def _datasets(recipe: Recipe, train_dataset: Any, val_dataset: Any) -> tuple[Any
             raise InputError(
                 "data.train: no training data; give it as data.train=[{images: FOLDER, annotations: FILE.json}]"
             )
-        train_dataset = conventions_of(recipe.model).training_data(
+        train_dataset = rules.dataset_class(
             data.train, masks=masks, training=True, keep_empty=data.keep_empty, channels=channels
         )
     if val_dataset is None and data.val:
@@ -248,14 +180,14 @@ def _datasets(recipe: Recipe, train_dataset: Any, val_dataset: Any) -> tuple[Any
 
 
 def _clear(output: Path) -> None:
-    """Remove what a former run left, so that no file of this folder is older than its recipe."""
+    """Remove the files of an earlier run, so that no file is older than ``recipe.yaml``."""
     for name in RUN_FILES:
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
 
 
 def _plot(run: Run) -> None:
-    """``curves.png``, once anything has been logged."""
+    """Write ``curves.png`` if anything has been logged."""
     log = run.output / "metrics.jsonl"
     if distributed.rank() == 0 and log.exists() and log.stat().st_size:
         plot_curves(log, run.output / "curves.png")
@@ -292,35 +224,20 @@ def _announce(run: Run, train_dataset: Any, val_dataset: Any) -> None:
 
 @contextlib.contextmanager
 def _stop_signals(run: Run) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a wish to stop after this iteration; the second one stops at once."""
+    """Make the first Ctrl-C or SIGTERM stop the run after its iteration; the second one stops it immediately."""
 
-    def wish(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if run.stop_signal:
             raise KeyboardInterrupt
         run.stop_signal = number
-        run.stopping = distributed.world_size() == 1  # several processes have to agree first
+        run.stopping = distributed.world_size() == 1  # several processes must agree first
 
     try:
-        former = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where no handler can be set
-        former = {}
+        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # handlers can only be set in the main thread
+        previous = {}
     try:
         yield
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = dtypes.get(run.recipe.solver.amp)
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(run.device.type, dtype=dtype)
-
-
-def _gradients_stay_local(run: Run, local: bool) -> contextlib.AbstractContextManager[Any]:
-    """Only the last of the accumulated backward passes exchanges gradients between processes."""
-    if local and isinstance(run.wrapped, DistributedDataParallel):
-        return run.wrapped.no_sync()
-    return contextlib.nullcontext()

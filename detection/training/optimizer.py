@@ -1,9 +1,10 @@
-"""The optimizer's parameter groups and the learning rate over iterations."""
+"""Build the optimizer, with its parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Sequence
 
 from torch import nn
 from torch.optim import SGD
@@ -13,23 +14,33 @@ from vovnet.detection.config.schema import SolverRecipe
 
 
 def scaled_learning_rate(solver: SolverRecipe) -> float:
-    """The base learning rate, scaled linearly from the recipe's reference batch (arXiv:1706.02677, section 2.1)."""
+    """Return the base learning rate, scaled linearly with the batch size (arXiv:1706.02677, section 2.1)."""
     return solver.base_lr * solver.batch_size / solver.reference_batch_size
 
 
 def build_optimizer(model: nn.Module, solver: SolverRecipe) -> SGD:
-    """SGD with momentum over every parameter that trains, in at most three groups: weights, biases, norms."""
-    lr, decay = scaled_learning_rate(solver), solver.weight_decay
+    """Return SGD with momentum over every parameter that is trained, in up to three groups: weights, biases, norms."""
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     norms: list[nn.Parameter] = []
     for module in model.modules():
-        # A norm is a module whose weight is a vector: batch, group and layer norms, whatever their class.
+        # A module whose weight is a vector is a norm; this holds for batch, group and layer norms of any class.
         weight = getattr(module, "weight", None)
         vector = isinstance(weight, nn.Parameter) and weight.dim() == 1
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 (norms if vector else biases if name == "bias" else weights).append(parameter)
+    return build_sgd(solver, weights, biases, norms)
+
+
+def build_sgd(
+    solver: SolverRecipe,
+    weights: Sequence[nn.Parameter],
+    biases: Sequence[nn.Parameter],
+    norms: Sequence[nn.Parameter] = (),
+) -> SGD:
+    """Return SGD over groups of parameters, each with its learning rate and weight decay; empty groups are left out."""
+    lr, decay = scaled_learning_rate(solver), solver.weight_decay
     groups = [
         {"params": weights, "lr": lr, "weight_decay": decay},
         {
@@ -49,10 +60,10 @@ def build_optimizer(model: nn.Module, solver: SolverRecipe) -> SGD:
 
 
 def learning_rate_factor(solver: SolverRecipe, iteration: int) -> float:
-    """What the scaled learning rate is multiplied by for the update that follows ``iteration`` finished ones.
+    """Return the factor of the scaled learning rate for the update after ``iteration`` finished ones.
 
-    Linear warm-up from ``warmup_factor`` to 1 over ``warmup_iterations``, times ``gamma`` for each step passed, or half
-    a cosine from 1 to 0 over the run.
+    It is a linear warm-up from ``warmup_factor`` to 1 over ``warmup_iterations``, times either ``gamma`` for each step
+    passed, or half a cosine from 1 to 0 over the run.
     """
     warmup = 1.0
     if iteration < solver.warmup_iterations:
@@ -64,5 +75,5 @@ def learning_rate_factor(solver: SolverRecipe, iteration: int) -> float:
 
 
 def build_schedule(optimizer: SGD, solver: SolverRecipe) -> LambdaLR:
-    """The schedule as a torch scheduler that is stepped once an iteration, after the update."""
+    """Return the schedule as a torch scheduler, which is stepped once an iteration, after the update."""
     return LambdaLR(optimizer, lambda iteration: learning_rate_factor(solver, iteration))

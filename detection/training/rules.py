@@ -1,67 +1,87 @@
-"""Which rules a detector is built and trained by: torchvision's, or those of the published detectors.
-
-A recipe names its conventions in ``model.conventions``. Here is the one place where that name is looked up: each set of
-conventions is a module with an object ``CONVENTIONS``, imported when it is asked for.
-"""
+"""How a detector is trained: torchvision's rules, and which rules a recipe's ``model.conventions`` stands for."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from vovnet.detection.config.schema import CONVENTIONS, DataRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.loader import Batch, training_loader
+from vovnet.detection.training import optimizer
+from vovnet.detection.training.iteration import step
+from vovnet.detection.training.run import Run
 from vovnet.errors import InputError
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-    from torch import Tensor, nn
-    from torch.optim import SGD
-    from torch.optim.lr_scheduler import LambdaLR
-    from torchvision.models.detection import FasterRCNN
+class TrainingRules:
+    """torchvision's rules. A subclass overrides the steps in which its conventions differ."""
 
-    from vovnet.detection.config.schema import ModelRecipe, Recipe, SolverRecipe
-    from vovnet.detection.data.loader import Batch
-    from vovnet.detection.training.run import Run
+    dataset_class: type[CocoDataset] = CocoDataset
+    """Reads the training data of a recipe."""
 
-MODULES = {"torchvision": "vovnet.detection.training.modern", "legacy": "vovnet.detection.legacy.conventions"}
-"""``legacy`` is maskrcnn-benchmark's, by which the published detectors were trained."""
+    def check_training(self, recipe: Recipe, resume: bool) -> None:
+        """Refuse a recipe that these rules cannot train.
+
+        Raises:
+            InputError: a value of the recipe has no counterpart in these rules.
+        """
+
+    def training_batches(
+        self,
+        dataset: Any,
+        data: DataRecipe,
+        *,
+        batch_size: int,
+        passes: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> Iterator[Batch]:
+        """Return batches without end.
+
+        Args:
+            dataset: follows the protocol of :mod:`vovnet.detection.data`.
+            data: transforms, workers, and whether the images of a batch have similar aspect ratios.
+            batch_size: images per batch.
+            passes: batches that this process takes in each iteration.
+            seed: seed of the order and of the transforms.
+            rank: rank of this process.
+            world_size: number of processes.
+            start: number of batches that this process has had before, in a resumed run.
+        """
+        return training_loader(
+            dataset, data, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, start=start
+        )
+
+    def build_optimizer(self, model: nn.Module, solver: SolverRecipe) -> SGD:
+        """Return the optimizer over every parameter that is trained."""
+        return optimizer.build_optimizer(model, solver)
+
+    def build_schedule(self, sgd: SGD, solver: SolverRecipe) -> LambdaLR:
+        """Return the learning-rate schedule, which is stepped once an iteration, after the update."""
+        return optimizer.build_schedule(sgd, solver)
+
+    def step(self, run: Run, batches: Sequence[Batch]) -> dict[str, float]:
+        """Run one iteration and return its losses, or nothing if the iteration was skipped."""
+        return step(run, batches)
 
 
-@dataclass(frozen=True)
-class Conventions:
-    """What building a detector and training it take from a set of conventions."""
-
-    build_detector: Callable[[ModelRecipe, bool], FasterRCNN]
-    """A checked model recipe, and whether to download pretrained weights -> the detector."""
-    check_training: Callable[[Recipe, bool], None]
-    """A recipe, and whether its run resumes; raises ``InputError`` where these conventions cannot train it."""
-    category_names: bool
-    """Whether a detector's categories have names that data must agree with; else ids alone decide."""
-    channel_order: str
-    """Of a three-channel network input."""
-    value_range: tuple[float, float]
-    """Of the pixels before mean and deviation."""
-    training_data: Callable[..., Any]
-    """A dataset class with the arguments of :class:`vovnet.detection.data.coco.CocoDataset`."""
-    training_batches: Callable[..., Iterator[Batch]]
-    """The arguments of :func:`vovnet.detection.data.loader.training_loader`, and ``passes``: how many batches an
-    iteration takes in this process."""
-    build_optimizer: Callable[[nn.Module, SolverRecipe], SGD]
-    build_schedule: Callable[[SGD, SolverRecipe], LambdaLR]
-    step: Callable[[Run, Sequence[Batch]], dict[str, float]]
-    """One iteration, as :func:`vovnet.detection.training.engine.step`; no losses where it leaves the batches out."""
-    read_published: Callable[[str, Path], dict[str, Tensor]] | None = None
-    """A recipe and a file that its authors published -> the detector's state; None where none are published."""
+RULES: dict[str, Callable[[], TrainingRules]] = {"torchvision": TrainingRules}
+"""Training rules by name of conventions. ``vovnet/detection/__init__.py`` adds those of ``legacy``."""
 
 
-def conventions_of(model: ModelRecipe) -> Conventions:
-    """The conventions that a model recipe names.
+def rules_of(model: ModelRecipe) -> TrainingRules:
+    """Return the rules that ``model.conventions`` names.
 
     Raises:
-        InputError: there are none of this name.
+        InputError: the name is unknown.
     """
-    if model.conventions not in MODULES:
-        raise InputError(f"model.conventions must be one of {', '.join(MODULES)}; got {model.conventions!r}")
-    return cast(Conventions, importlib.import_module(MODULES[model.conventions]).CONVENTIONS)
+    if model.conventions not in RULES:
+        raise InputError(f"model.conventions must be one of {', '.join(CONVENTIONS)}; got {model.conventions!r}")
+    return RULES[model.conventions]()

@@ -18,7 +18,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from vovnet.adapters import fpn_backbone
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 from vovnet.detection.zoo.weights import (
     FasterRCNN_Legacy_ResNet50_FPN_Weights,
     FasterRCNN_Legacy_ResNet101_FPN_Weights,

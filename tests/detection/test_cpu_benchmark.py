@@ -30,7 +30,7 @@ from vovnet.detection.cpu_benchmark.cases import (
 from vovnet.detection.cpu_benchmark.report import draw_chart, format_outcome, format_summary, to_json
 from vovnet.detection.cpu_benchmark.running import Agreement, Outcome, Result, agreement, run_case
 from vovnet.detection.cpu_benchmark.timing import TURN_SECONDS, speedup, take_turns
-from vovnet.detection.evaluation.plots import save_figure
+from vovnet.detection.figures import save_figure
 from vovnet.errors import InputError
 from vovnet.ops.build import loader
 

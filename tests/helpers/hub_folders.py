@@ -53,7 +53,7 @@ def write_run(folder: Path, categories: list[dict[str, Any]], recipe: str = RUN_
     """Leave in ``folder`` what `vovnet train` leaves, and files that nobody may upload; the weights are random."""
     from vovnet.detection.checkpoints.folder import save_detector
     from vovnet.detection.config.loading import load_recipe
-    from vovnet.detection.models.assembly import build_detector
+    from vovnet.detection.models.build import build_detector
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe)

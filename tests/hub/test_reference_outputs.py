@@ -18,7 +18,7 @@ import vovnet  # noqa: F401 (registers our models)
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.folder import attach
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 from vovnet.hub.reference_outputs import compare_outputs, image, record_outputs
 

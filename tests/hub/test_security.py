@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 from vovnet.hub import convert_checkpoint, load_detector, verify
 

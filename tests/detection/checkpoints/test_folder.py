@@ -31,7 +31,7 @@ from vovnet.detection.checkpoints import folder as folder_module
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 
 CATEGORIES = [{"id": 4, "name": "cat"}, {"id": 2, "name": "dog ✓", "supercategory": "animal"}]

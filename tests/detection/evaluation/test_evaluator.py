@@ -17,7 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision import tv_tensors
 
-from vovnet.detection.evaluation.evaluator import METRICS, CocoEvaluator, evaluate, evaluate_results, format_metrics
+from vovnet.detection.evaluation.coco_eval import METRICS, CocoEvaluator, evaluate_results
+from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
 from vovnet.errors import InputError
 
 CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 30, "name": "bar"}]
@@ -433,7 +434,7 @@ def test_a_image_too_narrow_for_the_detector_is_named():
 def test_an_image_counts_once():
     dataset = Shapes(count=1, masks=False)
     evaluator = CocoEvaluator(dataset.coco())
-    from vovnet.detection.evaluation.results import image_detections
+    from vovnet.detection.inference_mode import image_detections
 
     one = image_detections(dataset.answers[0], 100, (64, 64), [7, 30])
     evaluator.update([one, one])

@@ -1,69 +1,9 @@
-"""Plots: written whole, of what the log says, without a display or global state."""
-
-import json
-import subprocess
-import sys
+"""Precision over recall, drawn from arrays."""
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
-from torch import nn
-from torchvision import tv_tensors
 
-from vovnet.detection.evaluation.plots import _series, _smooth, plot_curves, plot_precision_recall, plot_predictions
-from vovnet.detection.training.callbacks import read_metrics
-from vovnet.errors import InputError
-
-
-def write_log(path, evaluations=True):
-    lines = []
-    for iteration in range(1, 41):
-        loss = 2.0 / iteration
-        lines.append(json.dumps({"iteration": iteration, "loss": loss, "loss_classifier": loss / 2, "lr": 0.01}))
-        if evaluations and iteration % 20 == 0:
-            lines.append(json.dumps({"iteration": iteration, "box_ap": 0.4, "box_ap50": 0.7, "box_aps": -1.0}))
-    path.write_text("\n".join([*lines, '{"iteration": 41, "lo']))
-    return path
-
-
-@pytest.mark.parametrize("evaluations", [True, False])
-def test_curves(tmp_path, evaluations):
-    log = write_log(tmp_path / "metrics.jsonl", evaluations)
-    plot_curves(log, tmp_path / "curves.png")
-    image = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
-    assert image.shape[1] > (1400 if evaluations else 800)
-    assert (image < 128).sum() > 1000, "nothing is drawn"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
-
-
-def test_log_of_evaluations_or_one_line_alone(tmp_path):
-    for number, record in enumerate([{"box_ap": 0.5}, {"loss": 0.0, "lr": 0.0}, {"loss": float("inf"), "box_ap": 0.1}]):
-        (tmp_path / "m.jsonl").write_text(json.dumps({"iteration": 5, **record}) + "\n")
-        plot_curves(tmp_path / "m.jsonl", tmp_path / f"{number}.png")
-
-
-@pytest.mark.parametrize("text", ["", "nonsense\n", '{"iteration": 3, "lr": 0.1}\n', "[1, 2]\n"])
-def test_nothing_to_plot_is_said(tmp_path, text):
-    (tmp_path / "m.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"no losses and no AP"):
-        plot_curves(tmp_path / "m.jsonl", tmp_path / "curves.png")
-    with pytest.raises(InputError, match="cannot be read"):
-        plot_curves(tmp_path / "absent.jsonl", tmp_path / "curves.png")
-    assert not (tmp_path / "curves.png").exists()
-
-
-def test_series_leave_out_what_is_no_number(tmp_path):
-    records = [{"iteration": 1, "loss": float("nan")}, {"iteration": 2, "loss": 3}, {"iteration": 3, "loss": -1}]
-    assert _series(records, lambda key: key == "loss") == {"loss": ([2], [3.0])}
-    assert len(read_metrics(write_log(tmp_path / "m.jsonl"))) == 42
-
-
-def test_smoothing_keeps_constants_and_length():
-    assert _smooth([2.0] * 30) == pytest.approx([2.0] * 30)
-    assert _smooth([5.0]) == [5.0]
-    noisy = np.random.default_rng(0).normal(1, 0.3, 500)
-    assert np.std(_smooth(noisy.tolist())[100:]) < 0.15
+from vovnet.detection.evaluation.plots import plot_precision_recall
 
 
 def test_precision_over_recall(tmp_path):
@@ -74,37 +14,3 @@ def test_precision_over_recall(tmp_path):
     plot_precision_recall({"bbox": np.full((10, 101, 3), -1.0)}, tmp_path / "none.png")
     plot_precision_recall({"bbox": np.zeros((10, 101, 80))}, tmp_path / "many.png")
     assert Image.open(tmp_path / "pr.png").width > 1.8 * Image.open(tmp_path / "none.png").width
-
-
-class Nothing(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, images):
-        return [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}]
-
-
-def test_predictions_of_a_dataset(tmp_path):
-    boxes = tv_tensors.BoundingBoxes([[2.0, 2, 20, 20]], format="XYXY", canvas_size=(40, 60))
-    dataset = [
-        (tv_tensors.Image(torch.full((3, 40, 60), 20 * index, dtype=torch.uint8)), {"boxes": boxes})
-        for index in range(5)
-    ]
-    plot_predictions(Nothing(), dataset, tmp_path / "p.png", count=3)
-    sheet = np.asarray(Image.open(tmp_path / "p.png"))
-    assert sheet.shape[1] == 3 * 384 + 4 * 10
-    # The first, second and fourth image, spread over the five.
-    middle = sheet[44 + 128 + 80, [10 + 300, 10 + 394 + 300, 10 + 2 * 394 + 300], 0]
-    assert middle.tolist() == [0, 20, 60]
-
-
-def test_pyplot_is_left_alone(repository, tmp_path):
-    program = (
-        "import sys; from vovnet.detection.evaluation.plots import plot_curves; "
-        f"plot_curves({str(write_log(tmp_path / 'm.jsonl'))!r}, {str(tmp_path / 'c.png')!r}); "
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
-    environment = {"PATH": "", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], cwd=repository, env=environment, check=False)
-    assert done.returncode == 0

@@ -28,9 +28,9 @@ from vovnet.detection.config.schema import ModelRecipe, Recipe
 from vovnet.detection.legacy.anchors import base_anchors
 from vovnet.detection.legacy.detectors import exact_backbone
 from vovnet.detection.legacy.masks import Polygons
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.optimizer import learning_rate_factor
-from vovnet.detection.training.rules import conventions_of
+from vovnet.detection.training.rules import rules_of
 from vovnet.errors import InputError
 from vovnet.hub import load_detector
 
@@ -436,7 +436,7 @@ def test_a_published_recipe(name: str) -> None:
 def test_learning_rates_and_groups_equal_the_reference(golden: Path, config: str, name: str) -> None:
     wanted = json.loads((golden / f"lr_{config}.json").read_text())
     recipe, found = on_meta(name)
-    conventions = conventions_of(recipe.model)
+    conventions = rules_of(recipe.model)
     optimizer = conventions.build_optimizer(found, recipe.solver)
     schedule = conventions.build_schedule(optimizer, recipe.solver)
     weights, biases = optimizer.param_groups

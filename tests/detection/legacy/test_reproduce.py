@@ -20,11 +20,12 @@ from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import DataRecipe, DataSource
 from vovnet.detection.data.images import read_image, to_tensor
 from vovnet.detection.data.transforms import TransformedDataset
-from vovnet.detection.evaluation.results import image_detections
+from vovnet.detection.inference_mode import image_detections
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
 from vovnet.detection.legacy.keys import published_detector_keys
-from vovnet.detection.training.rules import conventions_of
-from vovnet.detection.training.run import Run, prepare
+from vovnet.detection.training.preparation import prepare
+from vovnet.detection.training.rules import rules_of
+from vovnet.detection.training.run import Run
 from vovnet.hub import load_detector
 
 pytestmark = pytest.mark.reproduce
@@ -190,7 +191,7 @@ def test_training(
         settings += ["model.rpn_batch_size_per_image=10000000", "model.box_batch_size_per_image=10000000"]
     recipe = load_recipe(RECIPES[config], settings)
     categories = load_detector(converted(config)).categories
-    run = prepare(recipe, tmp_path, torch.device("cpu"), categories, resume=False)
+    run = prepare(recipe, rules_of(recipe.model), tmp_path, torch.device("cpu"), categories, resume=False)
     batch = training_batch(golden, pictures, masks=config.startswith("mrcn"))
     name = f"{config} training, {sampling}:"
     for number, target in enumerate(batch[1]):
@@ -219,7 +220,7 @@ def check_iterations(table: Any, name: str, expected: Any, run: Run, batch: Any)
     names = published_detector_keys(run.detector, run.recipe.model.backbone)
     parameters = dict(run.detector.named_parameters())
     start = {key: value.detach().clone() for key, value in parameters.items()}
-    step = conventions_of(run.recipe.model).step
+    step = rules_of(run.recipe.model).step
     for iteration in expected["iterations"]:
         losses = step(run, [batch])
         table.same(f"{name} learning rate {run.iteration}", iteration["lr_first_group"], run.last_lr)

@@ -28,8 +28,9 @@ from vovnet.detection.legacy.masks import mask_targets
 from vovnet.detection.training.callbacks import Callback
 from vovnet.detection.training.engine import TrainingInterrupted, train
 from vovnet.detection.training.optimizer import learning_rate_factor
-from vovnet.detection.training.rules import conventions_of
-from vovnet.detection.training.run import Run, prepare
+from vovnet.detection.training.preparation import prepare
+from vovnet.detection.training.rules import rules_of
+from vovnet.detection.training.run import Run
 from vovnet.errors import InputError
 from vovnet.hub import load_detector
 
@@ -328,7 +329,7 @@ def test_a_sliver_that_single_precision_takes_away_does_not_stop_the_training(tm
 def batches_of(recipe: Recipe, dataset: Any, rank: int, world_size: int, count: int) -> list[list[int]]:
     """The images of a process's first batches."""
     accumulate = recipe.solver.accumulate
-    batches = conventions_of(recipe.model).training_batches(
+    batches = rules_of(recipe.model).training_batches(
         dataset,
         recipe.data,
         batch_size=recipe.solver.batch_size // (world_size * accumulate),
@@ -343,7 +344,7 @@ def batches_of(recipe: Recipe, dataset: Any, rank: int, world_size: int, count: 
 def test_accumulation_sees_the_batches_of_several_processes(data: tuple[str, str]) -> None:
     one = recipe_of(RECIPES[0], *data, "solver.batch_size=4", "solver.accumulate=2")
     two = recipe_of(RECIPES[0], *data, "solver.batch_size=4")
-    dataset = conventions_of(one.model).training_data(one.data.train, masks=False)
+    dataset = rules_of(one.model).dataset_class(one.data.train, masks=False, training=True)
     alone = batches_of(one, dataset, 0, 1, 12)
     together = [batches_of(two, dataset, rank, 2, 6) for rank in range(2)]
     assert alone == [batch for pair in zip(*together, strict=True) for batch in pair]
@@ -396,7 +397,8 @@ def test_a_schedule_that_was_saved_goes_on_where_it_was(data: tuple[str, str], t
     recipe = recipe_of(RECIPES[0], *data, "data.val=[]")
     with pytest.raises(TrainingInterrupted):
         train(recipe, tmp_path / "run", callbacks=[InterruptAt(2)], progress=False)
-    run = prepare(recipe, tmp_path / "run", torch.device("cpu"), [{"id": 7, "name": "square"}], resume=True)
+    rules, categories = rules_of(recipe.model), [{"id": 7, "name": "square"}]
+    run = prepare(recipe, rules, tmp_path / "run", torch.device("cpu"), categories, resume=True)
     wanted = 0.002 * learning_rate_factor(recipe.solver, 3)
     assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([wanted, 2 * wanted])
     assert [group["weight_decay"] for group in run.optimizer.param_groups] == [1e-4, 0]

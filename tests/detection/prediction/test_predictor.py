@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
+from torchvision import tv_tensors
 
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.data.images import read_image
-from vovnet.detection.models.assembly import build_detector
-from vovnet.detection.prediction.drawing import category_colour, draw_detections, draw_truth, prediction_sheet
-from vovnet.detection.prediction.predictor import distinct_stems, predict, predict_files
+from vovnet.detection.figures import category_colour
+from vovnet.detection.models.build import build_detector
+from vovnet.detection.prediction.drawing import draw_detections, draw_truth, prediction_sheet
+from vovnet.detection.prediction.predictor import distinct_stems, plot_predictions, predict, predict_files
 from vovnet.errors import InputError
 
 CATEGORIES = [{"id": 11, "name": "disc"}, {"id": 5, "name": "bar"}]
@@ -194,7 +196,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path):
     assert len(lines) == 2
     assert "1 bar with score >= 0.5 (of 2 detections)" in lines[0]
     message = str(caught.value)
-    assert message.startswith("3 of 5 images were not done (the others are in")
+    assert message.startswith("3 of 5 images failed (the others are in")
     assert all(f"{name}: " in message for name in ("text.jpg", "half.jpg", "gone.png"))
     assert "\n" not in message
 
@@ -307,3 +309,26 @@ def test_a_sheet_of_images(tmp_path):
     assert 384 < sheet.height < 500
     with pytest.raises(InputError, match="no images"):
         prediction_sheet([], tmp_path / "sheet.png")
+
+
+class Nothing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}]
+
+
+def test_predictions_of_a_dataset(tmp_path):
+    boxes = tv_tensors.BoundingBoxes([[2.0, 2, 20, 20]], format="XYXY", canvas_size=(40, 60))
+    dataset = [
+        (tv_tensors.Image(torch.full((3, 40, 60), 20 * index, dtype=torch.uint8)), {"boxes": boxes})
+        for index in range(5)
+    ]
+    plot_predictions(Nothing(), dataset, tmp_path / "p.png", count=3)
+    sheet = np.asarray(Image.open(tmp_path / "p.png"))
+    assert sheet.shape[1] == 3 * 384 + 4 * 10
+    # The first, second and fourth image, spread over the five.
+    middle = sheet[44 + 128 + 80, [10 + 300, 10 + 394 + 300, 10 + 2 * 394 + 300], 0]
+    assert middle.tolist() == [0, 20, 60]

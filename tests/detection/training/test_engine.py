@@ -22,7 +22,8 @@ from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.training.callbacks import Callback
-from vovnet.detection.training.engine import NonFiniteLossError, TrainingInterrupted, step, train
+from vovnet.detection.training.engine import TrainingInterrupted, train
+from vovnet.detection.training.iteration import NonFiniteLossError, step
 from vovnet.detection.training.optimizer import build_optimizer, build_schedule
 from vovnet.detection.training.run import RUN_FILES, Run
 from vovnet.errors import InputError
@@ -248,7 +249,7 @@ def test_the_best_weights_alone_are_no_run_to_resume(finished: Path, tmp_path: P
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(finished / "best.pt", run / "last.pt")
-    with pytest.raises(InputError, match=r"best\.pt holds weights alone"):
+    with pytest.raises(InputError, match=r"best\.pt has only weights"):
         train(tiny_recipe(ema=0.9), run, train_dataset=Squares(), progress=False, resume=True)
 
 

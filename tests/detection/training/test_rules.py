@@ -1,4 +1,4 @@
-"""The name of a set of conventions: looked up in one place, imported when asked for, and refused where unknown."""
+"""Training rules are chosen by name, imported when a recipe asks for them, and refused if unknown."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ import pytest
 
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.models.assembly import build_detector
+from vovnet.detection.config.schema import CONVENTIONS, ModelRecipe
+from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.engine import train
-from vovnet.detection.training.rules import MODULES, Conventions, conventions_of
+from vovnet.detection.training.rules import RULES, TrainingRules, rules_of
 from vovnet.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 MODEL = ModelRecipe(backbone="vovnet27_slim", fpn_channels=8, box_representation_size=8, num_classes=1)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_name_has_its_conventions(name: str) -> None:
-    found = conventions_of(ModelRecipe(conventions=name))
-    assert isinstance(found, Conventions)
-    assert found is conventions_of(ModelRecipe(conventions=name))
+def test_every_name_of_conventions_has_rules() -> None:
+    assert set(RULES) == set(CONVENTIONS)
+    for name in CONVENTIONS:
+        assert isinstance(rules_of(ModelRecipe(conventions=name)), TrainingRules)
 
 
 def test_a_recipe_has_torchvisions_unless_it_says_so() -> None:
@@ -46,7 +45,7 @@ def test_an_unknown_name_in_a_stored_detector_is_refused(tmp_path: Path) -> None
     save_detector(tmp_path, build_detector(MODEL), MODEL, [{"id": 1, "name": "thing"}])
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    for value in ("detectron", "vovnet.detection.training.modern", "", None, 3):
+    for value in ("detectron", "vovnet.detection.legacy.rules", "", None, 3):
         config["model"]["conventions"] = value
         path.write_text(json.dumps(config))
         with pytest.raises(InputError, match=r"config\.json.*conventions") as caught:
@@ -96,10 +95,10 @@ def test_the_modern_path_imports_nothing_of_the_legacy_one(tmp_path: Path) -> No
 def test_the_modern_path_names_the_legacy_one_only_where_it_is_looked_up() -> None:
     folder = REPOSITORY / "detection"
     importing = {
-        path.name
+        str(path.relative_to(folder))
         for path in folder.rglob("*.py")
         if "legacy" not in path.parts
         for line in path.read_text(encoding="utf-8").splitlines()
         if "detection.legacy" in line
     }
-    assert importing == {"rules.py"}
+    assert importing == {"__init__.py", "models/build.py", "zoo/weights.py"}

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.detection.config.schema import SolverRecipe
-from vovnet.detection.legacy.solver import build_legacy_optimizer, build_legacy_schedule
+from vovnet.detection.legacy.rules import LegacyRules
 from vovnet.errors import InputError
 
 
@@ -46,7 +46,7 @@ def test_rates_and_groups_are_the_references(shared: Path, config: str, warmup: 
     golden = json.loads((shared / "reference" / "golden" / f"lr_{config}.json").read_text())
     solver = recipe(warmup_factor=warmup)
     model = Named([group["key"] for group in golden["groups"]])
-    optimizer = build_legacy_optimizer(model, solver)
+    optimizer = LegacyRules().build_optimizer(model, solver)
     ours = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     assert len(ours) == len(golden["groups"])
     for group in golden["groups"]:
@@ -54,7 +54,7 @@ def test_rates_and_groups_are_the_references(shared: Path, config: str, warmup: 
         assert mine["initial_lr" if "initial_lr" in mine else "lr"] == group["base_lr"]
         for key in ("weight_decay", "momentum", "dampening", "nesterov"):
             assert mine[key] == group[key], key
-    schedule = build_legacy_schedule(optimizer, solver)
+    schedule = LegacyRules().build_schedule(optimizer, solver)
     for update, rates in golden["table"].items():
         if update != "0":  # no update has it
             found = [base * schedule.lr_lambdas[0](int(update) - 1) for base in schedule.base_lrs]
@@ -63,8 +63,8 @@ def test_rates_and_groups_are_the_references(shared: Path, config: str, warmup: 
 
 def test_a_scheduler_stepped_after_each_update_gives_these_rates(shared: Path) -> None:
     golden = json.loads((shared / "reference" / "golden" / "lr_frcn_v39.json").read_text())["table"]
-    optimizer = build_legacy_optimizer(nn.Linear(2, 2), recipe())
-    schedule = build_legacy_schedule(optimizer, recipe())
+    optimizer = LegacyRules().build_optimizer(nn.Linear(2, 2), recipe())
+    schedule = LegacyRules().build_schedule(optimizer, recipe())
     for update in range(1, 502):
         rates = [group["lr"] for group in optimizer.param_groups]
         if str(update) in golden:
@@ -76,7 +76,7 @@ def test_a_scheduler_stepped_after_each_update_gives_these_rates(shared: Path) -
 def test_norms_biases_are_biases_and_what_is_frozen_is_left_out() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), FrozenBatchNorm2d(4), nn.Linear(4, 2))
     model[3].weight.requires_grad_(False)
-    weights, biases = build_legacy_optimizer(model, recipe()).param_groups
+    weights, biases = LegacyRules().build_optimizer(model, recipe()).param_groups
     assert [id(one) for one in weights["params"]] == [id(model[0].weight), id(model[1].weight)]
     assert [id(one) for one in biases["params"]] == [id(model[0].bias), id(model[1].bias), id(model[3].bias)]
     assert (weights["lr"], weights["weight_decay"]) == (0.02, 1e-4)
@@ -84,10 +84,10 @@ def test_norms_biases_are_biases_and_what_is_frozen_is_left_out() -> None:
 
 
 def test_the_rate_follows_the_batch() -> None:
-    optimizer = build_legacy_optimizer(nn.Linear(2, 2), recipe(batch_size=4))
+    optimizer = LegacyRules().build_optimizer(nn.Linear(2, 2), recipe(batch_size=4))
     assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.01]
 
 
 def test_norms_decay_like_other_weights() -> None:
     with pytest.raises(InputError, match="norm_weight_decay"):
-        build_legacy_optimizer(nn.Linear(2, 2), recipe(norm_weight_decay=0.0))
+        LegacyRules().build_optimizer(nn.Linear(2, 2), recipe(norm_weight_decay=0.0))

@@ -1,0 +1,162 @@
+"""Run a detector: evaluation mode, its input, and its output in COCO's terms. Evaluation and prediction share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from vovnet.detection import distributed
+from vovnet.errors import InputError
+
+MASK_THRESHOLD = 0.5
+"""A pixel belongs to an object if its mask probability is above this value, as in torchvision's references."""
+
+BoxConverter = Callable[[Tensor], Tensor]
+"""Converts a detector's boxes (N, 4) to COCO's x, y, width, height (N, 4)."""
+
+corners_to_xywh: BoxConverter = partial(box_convert, in_fmt="xyxy", out_fmt="xywh")
+"""The converter for torchvision's boxes."""
+
+
+@contextmanager
+def inference(detector: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
+    """Put a detector in evaluation mode on a device, without gradients, for the length of a ``with`` block.
+
+    Afterwards the detector is on its own device again, and each of its modules in the mode that it had.
+    """
+    home = next(detector.parameters()).device
+    place = distributed.choose_device(device, home)
+    modes = [(module, module.training) for module in detector.modules()]
+    detector.eval()
+    if place != home:
+        detector.to(place)
+    try:
+        # Not torch.inference_mode: the anchor generator caches tensors, and a later training could not use them.
+        with torch.no_grad():
+            yield place
+    finally:
+        if place != home:
+            detector.to(home)
+        for module, training in modes:
+            module.training = training
+
+
+def to_input(image: Tensor, device: torch.device) -> Tensor:
+    """Return an image as float32 in [0, 1] on the device, which is what a detector takes."""
+    image = image.to(device, non_blocking=True)  # before the conversion: bytes are a quarter of the data
+    return image if image.is_floating_point() else image.to(torch.float32) / 255
+
+
+def check_shape(detector: nn.Module, height: int, width: int, name: str) -> None:
+    """Refuse an image that would have no pixels after the detector's resize, which rounds down.
+
+    Raises:
+        InputError: the image is empty or too narrow; the message begins with ``name``.
+    """
+    if min(height, width) < 1:
+        raise InputError(f"{name}: the image has no pixels ({width}x{height})")
+    longest = getattr(getattr(detector, "transform", None), "max_size", None)
+    if longest is not None and min(height, width) * longest < max(height, width):
+        raise InputError(
+            f"{name}: {width}x{height} pixels are too narrow for a detector whose longest side is {longest}; crop it"
+        )
+
+
+@dataclass
+class ImageDetections:
+    """The N detections of one image, in the order in which the detector returned them."""
+
+    image_id: int
+    boxes: NDArray[np.float32]
+    """(N, 4): x, y, width, height in pixels."""
+    scores: NDArray[np.float32]
+    """(N,)"""
+    category_ids: NDArray[np.int64]
+    """(N,): ids of categories, not labels."""
+    masks: list[bytes] | None = None
+    """Compressed RLE counts of each detection; None if the detector returns no masks."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width of the image; each RLE contains them."""
+
+    def results(self, iou_type: str) -> Iterator[dict[str, Any]]:
+        """Yield dictionaries of COCO's results format: boxes for ``bbox``, RLE with text counts for ``segm``."""
+        scores, categories = self.scores.tolist(), self.category_ids.tolist()
+        if iou_type == "bbox":
+            for category, box, score in zip(categories, self.boxes.tolist(), scores, strict=True):
+                yield {"image_id": self.image_id, "category_id": category, "bbox": box, "score": score}
+            return
+        size = list(self.size)
+        for category, counts, score in zip(categories, self.masks or [], scores, strict=True):
+            segmentation = {"size": size, "counts": counts.decode("ascii")}
+            yield {"image_id": self.image_id, "category_id": category, "segmentation": segmentation, "score": score}
+
+
+def box_converter(detector: nn.Module) -> BoxConverter:
+    """Return the detector's own ``boxes_to_xywh`` if it has one, otherwise the conversion of torchvision's boxes."""
+    return getattr(detector, "boxes_to_xywh", corners_to_xywh)
+
+
+def image_detections(
+    output: Mapping[str, Tensor],
+    image_id: int,
+    size: tuple[int, int],
+    category_ids: Sequence[int],
+    to_xywh: BoxConverter = corners_to_xywh,
+) -> ImageDetections:
+    """Convert what a torchvision detector returned for one image.
+
+    Args:
+        output: ``boxes`` (N, 4) XYXY pixels, ``labels`` (N,) from 1, ``scores`` (N,), optional ``masks``
+            (N, 1, H, W) probabilities.
+        image_id: COCO's id of the image.
+        size: height and width of the image.
+        category_ids: label k becomes ``category_ids[k - 1]``.
+        to_xywh: the detector's :func:`box_converter`.
+
+    Raises:
+        InputError: a label is outside 1..K, or a box or score is not finite.
+    """
+    boxes = output["boxes"].detach().float().cpu()
+    scores = output["scores"].detach().float().cpu()
+    labels = output["labels"].detach().cpu().numpy().astype(np.int64)
+    if not (torch.isfinite(boxes).all() and torch.isfinite(scores).all()):
+        raise InputError(f"image {image_id}: the detector returned boxes or scores that are not finite")
+    if labels.size and (labels.min() < 1 or labels.max() > len(category_ids)):
+        raise InputError(
+            f"image {image_id}: the detector returned label {labels[(labels < 1) | (labels > len(category_ids))][0]}, "
+            f"but there are {len(category_ids)} categories; was it trained on other data?"
+        )
+    ids = np.asarray(category_ids, dtype=np.int64)
+    return ImageDetections(
+        image_id=image_id,
+        boxes=to_xywh(boxes).numpy(),
+        scores=scores.numpy(),
+        category_ids=ids[labels - 1],
+        masks=encode_masks(output["masks"]) if "masks" in output else None,
+        size=size,
+    )
+
+
+def encode_masks(masks: Tensor) -> list[bytes]:
+    """Return the compressed RLE counts of masks.
+
+    Args:
+        masks: (N, 1, H, W) or (N, H, W), probabilities (those above 0.5 count), bool or uint8.
+    """
+    from pycocotools import mask as coco_mask
+
+    if masks.ndim == 4:
+        masks = masks[:, 0]
+    binary = masks > MASK_THRESHOLD if masks.is_floating_point() else masks != 0
+    # pycocotools takes (H, W, N) in Fortran order, which in memory is (N, W, H) in C order.
+    columns = binary.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+    return [rle["counts"] for rle in coco_mask.encode(columns.transpose(2, 1, 0))]

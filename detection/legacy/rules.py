@@ -1,0 +1,111 @@
+"""Training by maskrcnn-benchmark's conventions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from vovnet.detection import distributed
+from vovnet.detection.config.schema import DataRecipe, Recipe, SolverRecipe
+from vovnet.detection.data.loader import Batch, batch_loader
+from vovnet.detection.data.sampler import aspect_groups
+from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
+from vovnet.detection.legacy.sampler import LegacyBatchStream
+from vovnet.detection.training.optimizer import build_sgd, learning_rate_factor
+from vovnet.detection.training.rules import TrainingRules
+from vovnet.detection.training.run import Run
+from vovnet.errors import InputError
+
+
+class LegacyRules(TrainingRules):
+    """The reference's data, order of images, optimizer and schedule."""
+
+    dataset_class = LegacyCocoDataset
+
+    def check_training(self, recipe: Recipe, resume: bool) -> None:
+        """Refuse what the reference cannot do, and a pretrained backbone without ``init``.
+
+        timm's weights were trained on other images and with other strides. The reference starts from networks that
+        were trained on BGR in 0..255 and, for ResNets, with strides in the 1×1.
+        """
+        legacy_train_transforms(recipe.data)
+        _check_norm_decay(recipe.solver)
+        if recipe.model.pretrained and recipe.init is None and not resume:
+            raise InputError(
+                "init: conventions: legacy needs the published ImageNet backbone (or a detector); convert it with "
+                "`vovnet convert FILE FOLDER` and give init=FOLDER (docs/reproduce.md)"
+            )
+
+    def training_batches(
+        self,
+        dataset: Any,
+        data: DataRecipe,
+        *,
+        batch_size: int,
+        passes: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> Iterator[Batch]:
+        """Return batches in the reference's order.
+
+        If an iteration has several passes, each pass of this process stands for one of the reference's GPUs.
+        """
+        groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
+        stream = LegacyBatchStream(
+            groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, passes=passes
+        )
+        return batch_loader(dataset, legacy_train_transforms(data), stream, workers=data.workers)
+
+    def build_optimizer(self, model: nn.Module, solver: SolverRecipe) -> SGD:
+        """Return SGD with momentum over every parameter that is trained, in up to two groups: weights, biases.
+
+        Reference solver/build.py:7-20, which makes a group of each parameter and looks for "bias" in its name: norms'
+        biases are biases, and norms' weights decay like any others.
+
+        Raises:
+            InputError: the recipe sets a weight decay for norms, which would need a third group.
+        """
+        _check_norm_decay(solver)
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        weights = [parameter for name, parameter in trained if name.rpartition(".")[2] != "bias"]
+        biases = [parameter for name, parameter in trained if name.rpartition(".")[2] == "bias"]
+        return build_sgd(solver, weights, biases)
+
+    def build_schedule(self, sgd: SGD, solver: SolverRecipe) -> LambdaLR:
+        """Return the schedule as a torch scheduler, which is stepped once an iteration, after the update.
+
+        The reference steps its own before the forward pass (engine/trainer.py:66), so its first update has the factor
+        of 1 finished update, and so has ours. The factors are those of solver/lr_scheduler.py:39-52.
+        """
+        return LambdaLR(sgd, lambda finished: learning_rate_factor(solver, finished + 1))
+
+    def step(self, run: Run, batches: Sequence[Batch]) -> dict[str, float]:
+        """Run one iteration, or skip it without update and schedule step if an image has no object.
+
+        Reference engine/trainer.py:59-61. There each process decides for itself. Here all processes skip the iteration
+        together, because otherwise they would wait for each other's gradients.
+        """
+        empty = [int(target["image_id"]) for _, targets in batches for target in targets if not len(target["boxes"])]
+        if distributed.mean_over_processes(torch.tensor(float(len(empty)), device=run.device)) > 0:
+            ids = [number for part in distributed.gather(empty) for number in part]
+            run.iteration += 1
+            if distributed.rank() == 0:
+                print(f"iteration {run.iteration} left out: no object is on image {ids}", file=sys.stderr)
+            return {}
+        return super().step(run, batches)
+
+
+def _check_norm_decay(solver: SolverRecipe) -> None:
+    if solver.norm_weight_decay is not None:
+        raise InputError(
+            f"solver.norm_weight_decay: legacy conventions treat norms' weights like others; expected null, got "
+            f"{solver.norm_weight_decay:g} (model.conventions=torchvision has it)"
+        )

@@ -1,0 +1,118 @@
+"""Plot the curves of a training run: losses, learning rate and average precision."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vovnet.detection.figures import new_figure, save_figure
+from vovnet.detection.training.metrics_log import read_metrics
+from vovnet.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Curve = tuple[list[int], list[float]]
+"""Iterations, and a value for each."""
+
+
+def plot_curves(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> None:
+    """Plot a run's ``metrics.jsonl``: losses (a faint line as logged, a strong line smoothed), learning rate, and AP.
+
+    Args:
+        metrics_jsonl: one JSON object a line, with ``iteration`` and numbers such as ``loss…``, ``lr``, ``box_ap``.
+            Incomplete lines (of a run that was killed) are skipped.
+        out_png: written atomically.
+
+    Raises:
+        InputError: the file is missing, or has neither losses nor AP.
+    """
+    records = read_metrics(Path(metrics_jsonl))
+    losses = _series(records, lambda key: key == "loss" or key.startswith("loss_"))
+    scores = _series(
+        records, lambda key: key in ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
+    )
+    rates = _series(records, lambda key: key == "lr")
+    if not losses and not scores:
+        raise InputError(f"{metrics_jsonl}: no losses and no AP in it; expected a run's metrics.jsonl")
+    figure = new_figure(12 if scores else 7, 5.2)
+    grid = figure.add_gridspec(2, 2 if scores else 1, height_ratios=[4, 1])
+    _plot_losses(figure.add_subplot(grid[0, 0]), losses)
+    _plot_rate(figure.add_subplot(grid[1, 0]), rates)
+    if scores:
+        _plot_scores(figure.add_subplot(grid[:, 1]), scores)
+    save_figure(figure, out_png)
+
+
+def _series(records: Iterable[Mapping[str, Any]], wanted: Callable[[str], bool]) -> dict[str, Curve]:
+    """Return a curve for each wanted key, without values that are not finite and without -1 (nothing to count)."""
+    series: dict[str, Curve] = {}
+    for record in records:
+        for key, value in record.items():
+            if wanted(key) and isinstance(value, int | float) and math.isfinite(value) and value >= 0:
+                iterations, values = series.setdefault(key, ([], []))
+                iterations.append(record["iteration"])
+                values.append(float(value))
+    return series
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Return the exponential moving average over a fiftieth of the curve (at least 5 points), unbiased at its start."""
+    keep = 1 - 1 / max(5, len(values) / 50)
+    total = weight = 0.0
+    smoothed = []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        smoothed.append(total / weight)
+    return smoothed
+
+
+def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
+    for name, (iterations, values) in losses.items():
+        whole = name == "loss"
+        label = "sum" if whole else name.removeprefix("loss_").replace("_", " ")
+        (line,) = axes.plot(
+            iterations,
+            _smooth(values),
+            label=label,
+            linewidth=2.2 if whole else 1.4,
+            color="#222222" if whole else None,
+            marker="o" if len(values) == 1 else None,
+        )
+        axes.plot(iterations, values, color=line.get_color(), alpha=0.22, linewidth=0.8)
+    if any(value > 0 for _, values in losses.values() for value in values):
+        axes.set_yscale("log")
+    axes.set_ylabel("loss")
+    axes.set_title("training losses", loc="left")
+    if losses:
+        axes.legend(frameon=False, fontsize=9, ncols=2)
+
+
+def _plot_rate(axes: Axes, rates: Mapping[str, Curve]) -> None:
+    for iterations, values in rates.values():
+        axes.plot(iterations, values, color="#0b6e99", linewidth=1.4, marker="o" if len(values) == 1 else None)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("learning rate")
+    axes.set_xlabel("iteration")
+
+
+def _plot_scores(axes: Axes, scores: Mapping[str, Curve]) -> None:
+    styles = {"ap": "-", "ap50": "--", "ap75": ":"}
+    for name, (iterations, values) in scores.items():
+        kind, metric = name.split("_")
+        axes.plot(
+            iterations,
+            values,
+            styles[metric],
+            color="#0b6e99" if kind == "box" else "#d9730d",
+            label=f"{kind} {metric.upper()}  {values[-1]:.3f}",
+            marker="o",
+            markersize=3.5,
+        )
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("iteration")
+    axes.set_title("average precision (last value)", loc="left")
+    axes.legend(frameon=False, fontsize=9)

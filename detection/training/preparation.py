@@ -1,0 +1,222 @@
+"""Prepare a training run: build its parts, or restore them from ``last.pt``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import PARAM_LIST as ParamList
+from torch.optim.swa_utils import AveragedModel
+
+from vovnet.detection import distributed
+from vovnet.detection.checkpoints.config_json import compose_config
+from vovnet.detection.checkpoints.initialize import load_matching
+from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.models.build import build_detector
+from vovnet.detection.training.rules import TrainingRules
+from vovnet.detection.training.run import Run
+from vovnet.detection.training.state import load_state, restore_random_state
+from vovnet.errors import InputError
+from vovnet.memory import has_osa_blocks, memory_efficient
+
+STATE_KEYS = {
+    "recipe",
+    "categories",
+    "iteration",
+    "best",
+    "model",
+    "ema",
+    "optimizer",
+    "schedule",
+    "scaler",
+    "random",
+    "processes",
+}
+"""Keys of ``last.pt`` beside its format."""
+
+FREE_ON_RESUME = {"log", "data.workers", "solver.max_iterations"}
+"""Keys of a recipe that may change when a run is resumed, because they do not change the losses."""
+
+
+def prepare(
+    recipe: Recipe,
+    rules: TrainingRules,
+    output: Path,
+    device: torch.device,
+    categories: Sequence[Mapping[str, Any]],
+    resume: bool,
+) -> Run:
+    """Build the detector, the optimizer and the other parts of a run; with ``resume``, restore their state.
+
+    Raises:
+        InputError: the recipe cannot be used with these categories or processes, or the checkpoint is of another run.
+    """
+    _check_batch_size(recipe)
+    recipe = _with_precision(_with_classes(recipe, len(categories)), device)
+    state = _load_whole_state(output / "last.pt", categories) if resume else None
+    if state is not None:
+        _check_same_run(recipe, state, output)
+    torch.manual_seed(recipe.solver.seed)
+    if recipe.solver.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it for cuBLAS
+        torch.use_deterministic_algorithms(True)
+    # A resumed run has its backbone's weights in the checkpoint, and one with `init` gets others.
+    detector = build_detector(recipe.model, download=state is None and recipe.init is None)
+    if recipe.init is not None and state is None:
+        not_loaded = load_matching(detector, recipe.init, recipe.model.conventions)
+        if distributed.rank() == 0:
+            print(f"init: weights from {recipe.init}; started anew: {', '.join(not_loaded) or 'nothing'}")
+    compose_config(detector, recipe.model, categories)  # refuses before the training what could not be stored after it
+    detector.to(device)
+    if recipe.solver.memory != "plain" and has_osa_blocks(detector):
+        memory_efficient(detector, recipe.solver.memory)
+    if recipe.solver.channels_last:
+        detector.to(memory_format=torch.channels_last)
+    optimizer = rules.build_optimizer(detector, recipe.solver)
+    wrapped: nn.Module = detector
+    if distributed.world_size() > 1:
+        wrapped = DistributedDataParallel(detector, device_ids=[device] if device.type == "cuda" else None)
+    run = Run(
+        recipe=recipe,
+        output=output,
+        device=device,
+        detector=detector,
+        wrapped=wrapped,
+        categories=_plain(categories),
+        optimizer=optimizer,
+        schedule=rules.build_schedule(optimizer, recipe.solver),
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.solver.amp == "fp16"),
+        ema=_moving_average(detector, recipe.solver.ema),
+    )
+    # Each process samples its own anchors and boxes.
+    torch.manual_seed(recipe.solver.seed + distributed.rank())
+    if state is not None:
+        _restore(run, state)
+    return run
+
+
+def _check_batch_size(recipe: Recipe) -> None:
+    parts = distributed.world_size() * recipe.solver.accumulate
+    size = recipe.solver.batch_size
+    if size % parts:
+        raise InputError(
+            f"solver.batch_size: expected a multiple of processes × solver.accumulate = {parts}, got {size}; "
+            f"try {max(1, round(size / parts)) * parts}"
+        )
+
+
+def _with_classes(recipe: Recipe, number: int) -> Recipe:
+    """Return the recipe with the number of classes of the training data."""
+    wanted = recipe.model.num_classes
+    if wanted is not None and wanted != number:
+        raise InputError(
+            f"model.num_classes: the recipe says {wanted}, the training data has {number} categories; "
+            "leave it out to take the data's"
+        )
+    return replace(recipe, model=replace(recipe.model, num_classes=number))
+
+
+def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """Return the recipe with its meaning on this device for ``amp: auto``, so that recipe.yaml repeats the run."""
+    if recipe.solver.amp != "auto":
+        return recipe
+    amp = "bf16" if distributed.computes_with_bf16(device) else "none"
+    return replace(recipe, solver=replace(recipe.solver, amp=amp))
+
+
+def _load_whole_state(path: Path, categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    state = load_state(path)
+    missing = sorted(STATE_KEYS - state.keys())
+    if missing:
+        raise InputError(
+            f"checkpoint '{path}': it has no {', '.join(missing)}, so no run can be resumed from it (best.pt has only "
+            "weights); start a new run from these weights with init=RUN"
+        )
+    if _plain(state["categories"]) != _plain(categories):
+        raise InputError(
+            f"checkpoint '{path}': the run was trained on categories {_names(state['categories'])}, the data has "
+            f"{_names(categories)}; resume with the run's own data"
+        )
+    return state
+
+
+def _plain(categories: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"id": int(entry["id"]), "name": str(entry["name"])} for entry in categories]
+
+
+def _names(categories: Iterable[Mapping[str, Any]]) -> str:
+    names = [str(entry["name"]) for entry in categories]
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+
+
+def _check_same_run(recipe: Recipe, state: Mapping[str, Any], output: Path) -> None:
+    saved = _flat(recipe_to_dict(recipe_from_dict(state["recipe"], f"checkpoint '{output / 'last.pt'}'")))
+    asked = _flat(recipe_to_dict(recipe))
+    # With a cosine schedule the learning rates depend on the number of iterations.
+    free = FREE_ON_RESUME - ({"solver.max_iterations"} if recipe.solver.schedule == "cosine" else set())
+    changed = [
+        f"{key} (was {saved.get(key)}, now {asked.get(key)})"
+        for key in sorted(saved.keys() | asked.keys())
+        if saved.get(key) != asked.get(key) and key not in free and key.split(".")[0] not in free
+    ]
+    if changed:
+        raise InputError(
+            f"--resume: the recipe differs from the run's in {'; '.join(changed)}; "
+            f"resume with {output / 'recipe.yaml'}, or start a new run in another folder"
+        )
+    if state["processes"] != distributed.world_size() and distributed.rank() == 0:
+        print(
+            f"resume: {distributed.world_size()} processes instead of {state['processes']}: the run continues, but its "
+            "losses will differ from those of an uninterrupted run"
+        )
+
+
+def _restore(run: Run, state: Mapping[str, Any]) -> None:
+    try:
+        run.detector.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        if run.ema is not None:
+            run.ema.load_state_dict(state["ema"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"checkpoint '{run.output / 'last.pt'}': it belongs to another model ({' '.join(lines[:3])[:300]}); "
+            "resume with the run's own recipe.yaml"
+        ) from error
+    run.scaler.load_state_dict(state["scaler"])
+    run.iteration = int(state["iteration"])
+    run.best = float(state["best"])
+    run.schedule.last_epoch = int(state["schedule"]["last_epoch"])
+    for group, base, factor in zip(
+        run.optimizer.param_groups, run.schedule.base_lrs, run.schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(run.schedule.last_epoch)
+    states = state["random"]
+    if distributed.rank() < len(states):
+        restore_random_state(states[distributed.rank()])
+
+
+def _moving_average(detector: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+
+    def average(kept: ParamList, current: ParamList, updates: Tensor | int) -> None:
+        # The decay grows over the first updates, so that the random start soon has no weight.
+        done = int(updates)
+        torch._foreach_lerp_(kept, current, 1 - min(decay, (1 + done) / (10 + done)))
+
+    return AveragedModel(detector, multi_avg_fn=average)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+    return flat
