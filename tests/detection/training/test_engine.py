@@ -257,7 +257,7 @@ def test_resuming_on_other_categories_is_refused(finished: Path) -> None:
     class Renamed(Squares):
         categories = ({"id": 7, "name": "circle"},)
 
-    with pytest.raises(InputError, match="was on categories square, the data has circle"):
+    with pytest.raises(InputError, match="trained on categories square, the data has circle"):
         train(tiny_recipe(ema=0.9), finished, train_dataset=Renamed(), progress=False, resume=True)
 
 
