@@ -90,6 +90,10 @@ def fpn_backbone(
 
     One small black image is run through the model to see that its maps have the channels and strides that timm says.
 
+    Choose the norms with ``norm``, which keeps activations. Do not convert the result by class, for example with
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``: many timm models hide their activations in their norms
+    (``BatchNormAct2d``), and such a converter drops them without a word.
+
     Args:
         model_or_name: a timm model's name (``vovnet39``, ``resnet50.a1_in1k``), or an instance: one made with
             ``features_only=True``, or a classifier with ``forward_intermediates``. An instance becomes part of the

@@ -21,11 +21,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     BatchNormAct2d,
     ClassifierHead,
-    ConvNormAct,
     DropPath,
     calculate_drop_path_rates,
     get_device_dtype,
 )
+from timm.layers import ConvNormAct as TimmConvNormAct
 from timm.layers.typing import LayerType
 from timm.models import (
     build_model_with_cfg,
@@ -40,7 +40,80 @@ from vovnet.arguments import check_head, check_input, check_layers, check_rates,
 from vovnet.checkpoints.pretrained import pretrained_source
 from vovnet.errors import InputError
 
-__all__ = ["OsaBlock", "OsaStage", "VoVNet", "checkpoint_filter_fn", "published_keys"]  # timm adds the entry points
+__all__ = [
+    "ConvNormAct",
+    "OsaBlock",
+    "OsaStage",
+    "VoVNet",
+    "checkpoint_filter_fn",
+    "published_keys",
+]  # timm adds the entry points
+
+
+class ConvNormAct(TimmConvNormAct):
+    """Convolution, norm and activation, with the keys of timm's ``ConvNormAct``.
+
+    timm's layer hides the activation inside the norm (``BatchNormAct2d``), where a converter that replaces batch norms
+    by class drops it: ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, transformers' frozen batch norms and others.
+    Here a batch norm and its activation are two modules. A norm of another class keeps the activation that timm gives
+    it, and ``act`` is then an identity.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: height and width of the kernel.
+        stride: stride of the convolution.
+        dilation: dilation of the convolution.
+        norm_layer: a norm class or a name that timm knows.
+        act_layer: an activation class or a name that timm knows.
+        device: where the parameters are created.
+        dtype: type of the parameters.
+    """
+
+    act: nn.Module
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        norm_layer: LayerType = nn.BatchNorm2d,
+        act_layer: LayerType = nn.ReLU,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            dilation=dilation,
+            norm_layer=norm_layer,
+            act_layer=act_layer,
+            device=device,
+            dtype=dtype,
+        )
+        separate_activation(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+def separate_activation(layer: TimmConvNormAct) -> None:
+    """Move the activation of timm's ``BatchNormAct2d`` to ``layer.act``, in place; other norms keep theirs.
+
+    The norm becomes a plain ``nn.BatchNorm2d`` with the same parameters.
+    """
+    norm: Any = layer.bn
+    layer.act = nn.Identity()
+    hidden = type(norm) is BatchNormAct2d
+    if hidden and type(norm.drop) is nn.Identity:
+        layer.act = norm.act
+        del norm.act, norm.drop
+        norm.__class__ = nn.BatchNorm2d
 
 
 class OsaBlock(nn.Module):
@@ -61,7 +134,7 @@ class OsaBlock(nn.Module):
         identity: bool = False,
         dilation: int = 1,
         drop_path: float = 0.0,
-        **layers: Any,  # handed to ConvNormAct, which refuses what it does not know
+        **layers: Any,  # ConvNormAct's
     ) -> None:
         super().__init__()
         self.identity = identity
@@ -166,7 +239,7 @@ class VoVNet(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "avg",
         output_stride: int = 32,
-        norm_layer: LayerType = BatchNormAct2d,
+        norm_layer: LayerType = nn.BatchNorm2d,
         act_layer: LayerType = nn.ReLU,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,

@@ -13,10 +13,13 @@ the first, timm 1.0.31 has the configuration and no entry point, so it is regist
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import ConvNormAct as TimmConvNormAct
 from timm.layers import create_attn
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from timm.models.vovnet import VovNet, model_cfgs
 from torch import nn
+
+from vovnet.vovnet import ConvNormAct, separate_activation
 
 __all__ = ["EseVovNet", "published_v2_keys"]  # timm adds the entry points
 
@@ -34,6 +37,10 @@ class EseVovNet(VovNet):
             attn: Any = create_attn(cfg["attn"], block.conv_concat.conv.out_channels, device=device, dtype=dtype)
             nn.init.kaiming_normal_(attn.fc.weight, mode="fan_out", nonlinearity="relu")  # as timm starts the others
             block.attn = attn
+        for layer in self.modules():
+            if type(layer) is TimmConvNormAct:
+                layer.__class__ = ConvNormAct
+                separate_activation(layer)
 
 
 def published_v2_keys(model: nn.Module) -> dict[str, str]:
@@ -76,12 +83,11 @@ _PLAIN = ({"conv": "conv"}, "norm")
 
 
 def _create_vovnet_v2(variant: str, pretrained: bool = False, **kwargs: Any) -> VovNet:
-    timm_variant = variant.removesuffix("_all")
     return build_model_with_cfg(
-        VovNet if variant == timm_variant else EseVovNet,
+        EseVovNet,
         variant,
         pretrained,
-        model_cfg=model_cfgs[timm_variant],
+        model_cfg=model_cfgs[variant.removesuffix("_all")],
         feature_cfg={"flatten_sequential": True},
         **kwargs,
     )

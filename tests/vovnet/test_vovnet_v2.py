@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models.vovnet import VovNet
+from timm.models.vovnet import VovNet, model_cfgs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -164,9 +164,11 @@ def test_only_the_attention_differs_from_timms(name: str) -> None:
     assert len(more) == 2 * (len(blocks) - 4)
 
 
-def test_timms_19b_is_registered_once_and_is_timms_own_class() -> None:
+def test_19b_has_the_configuration_of_timm() -> None:
     model = timm.create_model("ese_vovnet19b", device="meta")
-    assert type(model) is VovNet
+    theirs = VovNet(model_cfgs["ese_vovnet19b"], device="meta")
+    assert type(model) is EseVovNet
+    assert list(model.state_dict()) == list(theirs.state_dict())
     assert model.pretrained_cfg["first_conv"] == "stem.0.conv"
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import timm.models.vovnet as timm_vovnet
 import torch
-from timm.layers import ConvNormAct, SeparableConvNormAct
+from timm.layers import ConvNormAct as TimmConvNormAct
+from timm.layers import SeparableConvNormAct
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOS
@@ -46,12 +47,13 @@ from vovnet.memory.layers import (
     MemoryEfficientConvNormAct,
     MemoryEfficientMaxPool2d,
     MemoryEfficientOsaBlock,
+    MemoryEfficientTimmConvNormAct,
     MemoryEfficientTimmOsaBlock,
     plain_layers,
 )
 from vovnet.modules import has_hooks_or_patched_forward, is_identity_in_eval, to_pair
 from vovnet.ops.algorithms import ALGORITHMS, PRECISIONS
-from vovnet.vovnet import OsaBlock
+from vovnet.vovnet import ConvNormAct, OsaBlock
 
 _log = logging.getLogger("vovnet")
 
@@ -155,8 +157,8 @@ class _Fuser:
         return fold(conv, norm, act, self.precision, self.algorithm)
 
     def conv_norm_act(self, layer: Any) -> Any:
-        """timm's convolution, norm, activation, and perhaps anti-aliasing."""
-        folded = self.fold(layer.conv, layer.bn)
+        """A convolution, a norm, an activation (our layers'), and perhaps anti-aliasing (timm's)."""
+        folded = self.fold(layer.conv, layer.bn, getattr(layer, "act", None))
         if isinstance(folded, str) or is_identity_in_eval(layer.aa):
             return folded
         return nn.Sequential(folded, copy.deepcopy(layer.aa))
@@ -276,7 +278,7 @@ class _Fuser:
         return found
 
 
-_CONVS = (ConvNormAct, MemoryEfficientConvNormAct)
+_CONVS = (ConvNormAct, MemoryEfficientConvNormAct, TimmConvNormAct, MemoryEfficientTimmConvNormAct)
 _BUILDERS: dict[type[nn.Module], Callable[[_Fuser, Any], Any]] = {
     **dict.fromkeys(_CONVS, _Fuser.conv_norm_act),
     SeparableConvNormAct: _Fuser.separable,

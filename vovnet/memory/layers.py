@@ -11,7 +11,8 @@ from typing import Any
 
 import timm.models.vovnet as timm_vovnet
 import torch
-from timm.layers import BatchNormAct2d, ConvNormAct, DropPath, FrozenBatchNormAct2d
+from timm.layers import BatchNormAct2d, DropPath, FrozenBatchNormAct2d
+from timm.layers import ConvNormAct as TimmConvNormAct
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -19,7 +20,7 @@ from vovnet.errors import InputError
 from vovnet.memory.pooling import max_pool
 from vovnet.memory.recompute import Affine, aggregate_features, conv_affine, norm_relu
 from vovnet.modules import conv_geometry, has_hooks, to_pair
-from vovnet.vovnet import OsaBlock
+from vovnet.vovnet import ConvNormAct, OsaBlock
 
 LEVELS = {"normal": 1, "low": 2}
 """How many of the stem's first convolutions are computed again in the backward pass."""
@@ -76,8 +77,8 @@ def has_osa_blocks(model: nn.Module) -> bool:
     return any(isinstance(module, OsaBlock | timm_vovnet.OsaBlock) for module in model.modules())
 
 
-class MemoryEfficientConvNormAct(ConvNormAct):
-    """timm's ``ConvNormAct``; a fixed norm is folded into the convolution, a training one keeps its input alone."""
+class _FoldedNorm(TimmConvNormAct):
+    """Forward pass that folds a fixed norm into the convolution; a norm that trains keeps only its input."""
 
     recompute = False
     """Whether the output is computed again where it is needed in the backward pass."""
@@ -85,11 +86,18 @@ class MemoryEfficientConvNormAct(ConvNormAct):
     def forward(self, x: Tensor) -> Tensor:
         if not _is_plain(self):
             return super().forward(x)
-        affine = _fixed(self.bn)
-        geometry = conv_geometry(self.conv)
+        affine, geometry = _fixed(self), conv_geometry(self.conv)
         if affine is None:
-            return _normalise(self.bn, conv_affine(x, self.conv.weight, geometry, None, recompute=False))
+            return _normalise(self, conv_affine(x, self.conv.weight, geometry, None, recompute=False))
         return conv_affine(x, self.conv.weight, geometry, affine, recompute=self.recompute)
+
+
+class MemoryEfficientConvNormAct(_FoldedNorm, ConvNormAct):
+    """Our convolution, norm and activation."""
+
+
+class MemoryEfficientTimmConvNormAct(_FoldedNorm):
+    """timm's convolution, norm and activation."""
 
 
 class MemoryEfficientMaxPool2d(nn.MaxPool2d):
@@ -138,6 +146,7 @@ class MemoryEfficientTimmOsaBlock(timm_vovnet.OsaBlock):
 
 _SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {
     ConvNormAct: MemoryEfficientConvNormAct,
+    TimmConvNormAct: MemoryEfficientTimmConvNormAct,
     nn.MaxPool2d: MemoryEfficientMaxPool2d,
     OsaBlock: MemoryEfficientOsaBlock,
     timm_vovnet.OsaBlock: MemoryEfficientTimmOsaBlock,
@@ -148,10 +157,10 @@ def _aggregated(layer: Any, features: list[Tensor], residual: Tensor | None) -> 
     """What the aggregation layer makes of the features' concatenation, and the residual."""
     if has_hooks(layer) or not _is_plain(layer):
         out = layer(torch.cat(features, dim=1))
-    elif (affine := _fixed(layer.bn)) is not None:
+    elif (affine := _fixed(layer)) is not None:
         return aggregate_features(features, layer.conv.weight, affine, residual)
     else:
-        out = _normalise(layer.bn, aggregate_features(features, layer.conv.weight, None))
+        out = _normalise(layer, aggregate_features(features, layer.conv.weight, None))
     return out if residual is None else out + residual
 
 
@@ -162,14 +171,19 @@ def _is_plain(layer: Any) -> bool:
     conv, norm = layer.conv, layer.bn
     plain_conv = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.bias is None
     plain_norm = type(norm) in _NORMS
-    known = _passes(getattr(norm, "drop", None)) and type(getattr(norm, "act", None)) in _ACTIVATIONS
+    known = _passes(getattr(norm, "drop", None)) and all(type(act) is nn.ReLU for act in _activations(layer))
     if any(has_hooks(module) for module in layer.modules() if module is not layer):
         return False  # they would not be called
     return plain_conv and not isinstance(conv.padding, str) and plain_norm and known and _passes(layer.aa)
 
 
-_NORMS = (BatchNormAct2d, FrozenBatchNormAct2d, FrozenBatchNorm2d)
-_ACTIVATIONS = (nn.ReLU, nn.Identity, type(None))
+_NORMS = (BatchNormAct2d, FrozenBatchNormAct2d, nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+def _activations(layer: Any) -> list[nn.Module]:
+    """Return what is applied after the normalisation: inside timm's norms, and beside the norm in our layers."""
+    found = getattr(layer.bn, "act", None), getattr(layer, "act", None)
+    return [act for act in found if act is not None and type(act) is not nn.Identity]
 
 
 def _passes(module: nn.Module | None) -> bool:
@@ -181,8 +195,9 @@ def _passes(module: nn.Module | None) -> bool:
     return module is None or isinstance(module, nn.Identity)
 
 
-def _fixed(norm: Any) -> Affine | None:
+def _fixed(layer: Any) -> Affine | None:
     """A norm that does not depend on the batch as a scale and a shift; None for one that trains."""
+    norm = layer.bn
     if isinstance(norm, nn.BatchNorm2d) and (norm.training or norm.running_mean is None):
         return None
     scale = (norm.running_var + norm.eps).rsqrt()
@@ -191,13 +206,15 @@ def _fixed(norm: Any) -> Affine | None:
     shift = -norm.running_mean * scale
     if norm.bias is not None:
         shift = norm.bias + shift
-    return Affine(scale, shift, isinstance(getattr(norm, "act", None), nn.ReLU))
+    return Affine(scale, shift, bool(_activations(layer)))
 
 
-def _normalise(norm: Any, x: Tensor) -> Tensor:
+def _normalise(layer: Any, x: Tensor) -> Tensor:
     """As ``BatchNormAct2d.forward`` does where it takes the batch's statistics."""
+    norm = layer.bn
     if torch.compiler.is_compiling() or x.numel() == 0:
-        return norm(x)
+        x = norm(x)
+        return layer.act(x) if hasattr(layer, "act") else x
     tracks = norm.training and norm.track_running_stats
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if tracks and norm.num_batches_tracked is not None:
@@ -212,19 +229,19 @@ def _normalise(norm: Any, x: Tensor) -> Tensor:
         norm.running_var if tracks else None,
         momentum,
         norm.eps,
-        relu=isinstance(norm.act, nn.ReLU),
+        relu=bool(_activations(layer)),
     )
 
 
-def _stem(model: nn.Module) -> list[MemoryEfficientConvNormAct]:
+def _stem(model: nn.Module) -> list[_FoldedNorm]:
     """The convolutions before the first OSA block that only feed the next one, in order."""
-    convs: list[MemoryEfficientConvNormAct] = []
+    convs: list[_FoldedNorm] = []
     for module in model.modules():
         if isinstance(module, OsaBlock | timm_vovnet.OsaBlock):
             break
-        if isinstance(module, MemoryEfficientConvNormAct):
+        if isinstance(module, _FoldedNorm):
             convs.append(module)
-        elif isinstance(module, ConvNormAct | timm_vovnet.SeparableConvNormAct):
+        elif isinstance(module, TimmConvNormAct | timm_vovnet.SeparableConvNormAct):
             break
     return convs[:-1]
 
@@ -234,5 +251,5 @@ def _left_alone(model: nn.Module) -> list[str]:
     return [
         f"{name} ({type(module.conv).__name__}, {type(module.bn).__name__})"
         for name, module in model.named_modules()
-        if isinstance(module, MemoryEfficientConvNormAct) and not _is_plain(module)
+        if isinstance(module, _FoldedNorm) and not _is_plain(module)
     ]

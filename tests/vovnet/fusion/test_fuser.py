@@ -268,7 +268,7 @@ LEFT = "stages.1.blocks.0.conv_mid.1"
     ("change", "name", "why", "blocks"),
     [
         (_hook, LEFT, "hooks", 4),
-        (_hook_inside, LEFT, "BatchNormAct2d has hooks", 4),
+        (_hook_inside, LEFT, "BatchNorm2d has hooks", 4),
         (_hook_block, "stages.1.blocks.0", "hooks", 4),
         (_pruning, LEFT, "Conv2d has hooks", 4),
         (_weight_norm, LEFT, "ParametrizedConv2d", 4),
