@@ -76,7 +76,7 @@ def prepare(
     compose_config(detector, recipe.model, categories)  # refuses before the training what could not be stored after it
     detector.to(device)
     if recipe.solver.memory != "plain" and has_osa_blocks(detector):
-        memory_efficient(detector, recipe.solver.memory)
+        memory_efficient(detector, recipe.solver.memory)  # type: ignore[arg-type]  # the recipe's checks know the values
     if recipe.solver.channels_last:
         detector.to(memory_format=torch.channels_last)
     optimizer = rules.build_optimizer(detector, recipe.solver)

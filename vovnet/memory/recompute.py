@@ -1,15 +1,15 @@
-"""Layers that keep less for the backward pass than autograd would, and compute some of it again.
+"""Layers that keep less for the backward pass than autograd would, and compute some activations again.
 
-An activation may come with its :class:`Source`: what it can be computed from. Layers that take it then keep the
-tensors of the source, which something else keeps anyway, instead of the activation. All that is kept goes through
-autograd's ``save_for_backward``, so that checkpointing and saved-tensor hooks see it.
+An activation may have a :class:`Recompute`: a function and the tensors that it is computed from again. A layer that
+takes such an activation keeps these tensors, which other layers keep anyway, and not the activation. Everything that is
+kept goes through autograd's ``save_for_backward``, so checkpointing and saved-tensor hooks work as usual.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,52 +17,60 @@ from torch.autograd import Function
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vovnet.modules import Geometry
+from vovnet.ops.registration import AutogradContext
 from vovnet.ops.relu_mask import format_of, pack_positive
 
-_sources: Any = WeakTensorKeyDictionary()
-"""An activation -> its source and its version then. No attribute of it: it would be pickled along."""
 
-
-class Source(NamedTuple):
-    """What an activation can be computed from again: ``compute(*tensors)``."""
+class Recompute(NamedTuple):
+    """How to compute an activation again: ``compute(*tensors)``."""
 
     compute: Callable[..., Tensor]
     tensors: tuple[Tensor | None, ...]
 
 
 class Affine(NamedTuple):
-    """A norm with fixed statistics, and what follows it: ``relu?(x · scale + shift)``."""
+    """A norm with fixed statistics and the ReLU behind it: ``relu?(x · scale + shift)``."""
 
     scale: Tensor
+    """(channels,)."""
     shift: Tensor
+    """(channels,)."""
     relu: bool
+    """True if a ReLU follows."""
 
 
-def give_source(x: Tensor, source: Source) -> Tensor:
-    """Let ``x`` be computed again instead of kept, by whatever takes it next."""
-    _sources[x] = source, x._version
+_recomputes: MutableMapping[Tensor, tuple[Recompute, int]] = WeakTensorKeyDictionary()
+"""Activation → its recompute, and the activation's version at that time.
+
+This is no attribute of the tensor, because attributes are pickled with it.
+"""
+
+
+def set_recompute(x: Tensor, recompute: Recompute) -> Tensor:
+    """Let the layers that take ``x`` next compute it again instead of keeping it; return ``x``."""
+    _recomputes[x] = recompute, x._version
     return x
 
 
-def source_of(x: Tensor) -> Source | None:
-    """The source of an activation that has one and was not changed since."""
-    if torch.compiler.is_compiling() or x not in _sources:
+def recompute_of(x: Tensor) -> Recompute | None:
+    """Return the recompute of an activation; None if it has none or was changed in place since."""
+    if torch.compiler.is_compiling() or x not in _recomputes:
         return None
-    source, version = _sources[x]
-    return source if version == x._version else None
+    recompute, version = _recomputes[x]
+    return recompute if version == x._version else None
 
 
-def _asked(source: Source | None, x: Tensor) -> Source:
-    """What a layer that takes ``x`` keeps of it."""
-    if source is None:
-        return Source(_identity, (x.detach(),))
-    if isinstance(source.compute, _NormAgain):
-        source.compute.askers += 1
-    return source
+def _register_consumer(x: Tensor, recompute: Recompute | None) -> Recompute:
+    """Return what a layer that takes ``x`` keeps of it."""
+    if recompute is None:
+        return Recompute(_identity, (x.detach(),))
+    if isinstance(recompute.compute, _RecomputedNorm):
+        recompute.compute.consumers += 1
+    return recompute
 
 
-def lowered(x: Tensor) -> Tensor:
-    """The tensor in autocast's type, where autocast is on; its source's result follows."""
+def cast_for_autocast(x: Tensor) -> Tensor:
+    """Return the tensor in autocast's dtype if autocast is on; its recompute gives the same dtype."""
     device = x.device.type
     if (
         not _knows_autocast(device)
@@ -71,63 +79,69 @@ def lowered(x: Tensor) -> Tensor:
         or x.dtype == torch.float64
     ):
         return x
-    wanted = torch.get_autocast_dtype(device)
-    return x if x.dtype == wanted else x.to(wanted)
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _knows_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)  # not on "meta"
+    return torch.amp.is_autocast_available(device)  # False for "meta"
 
 
-def _exactly(x: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off, for tensors on the device of ``x``."""
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Turn autocast off for tensors on the device of ``x``."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if _knows_autocast(device) else nullcontext()
 
 
 def conv_affine(x: Tensor, weight: Tensor, geometry: Geometry, affine: Affine | None, *, recompute: bool) -> Tensor:
-    """A convolution, a fixed norm and a ReLU; keeps its input (or the input's source) and its output.
+    """Compute a convolution, a fixed norm and a ReLU; keep the input (or its recompute) and the output.
 
     Args:
         x: (N, C, H, W).
         weight: (out channels, C / groups, height, width).
         geometry: of the convolution.
         affine: None for the convolution alone.
-        recompute: give the output a source: the input's and this layer. It is then not kept here either, but a bit an
+        recompute: let the output be computed again from the input and this layer. This layer then keeps one bit per
             element of it.
     """
-    x = lowered(x)
+    x = cast_for_autocast(x)
     scale, shift, relu = affine or (None, None, False)
-    weight = weight if scale is None else weight.to(scale.dtype)  # of lowered models whose norms are not
-    source = source_of(x)
+    weight = weight if scale is None else weight.to(scale.dtype)  # of half-precision models with float32 norms
+    source = recompute_of(x)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not (recompute or source):
         return torch.ops.vovnet.conv_affine_relu(x, weight, scale, shift, *geometry, relu)
-    source = _asked(source, x)
+    source = _register_consumer(x, source)
     out: Tensor = _Conv.apply(x, weight, scale, shift, geometry, relu, source, recompute)
     if recompute:
-        compute_input, count = source.compute, len(source.tensors)  # of the source no tensor: autograd keeps those
+        compute_input, count = source.compute, len(source.tensors)  # the closure holds no tensor: autograd keeps them
 
         def compute(*tensors: Tensor) -> Tensor:
             again, *layer = compute_input(*tensors[:count]), *tensors[count:]
             return torch.ops.vovnet.conv_affine_relu(again, *layer, *geometry, relu)
 
         layer = (weight.detach(), *(None if value is None else value.detach() for value in (scale, shift)))
-        give_source(out, Source(compute, (*source.tensors, *layer)))
+        set_recompute(out, Recompute(compute, (*source.tensors, *layer)))
     return out
 
 
 def aggregate_features(
     features: Sequence[Tensor], weight: Tensor, affine: Affine | None, residual: Tensor | None = None
 ) -> Tensor:
-    """:func:`vovnet.ops.osa_aggregate` with a fixed norm, over features or, where they have them, their sources."""
-    features = [lowered(x) for x in features]
-    residual = None if residual is None else lowered(residual)
+    """Compute :func:`vovnet.ops.osa_aggregate` with a fixed norm; keep the features, or what they are computed from.
+
+    Args:
+        features: (N, Cᵢ, H, W).
+        weight: (out channels, ΣCᵢ, 1, 1).
+        affine: None for the products alone.
+        residual: (N, out channels, H, W), added after the ReLU.
+    """
+    features = [cast_for_autocast(x) for x in features]
+    residual = None if residual is None else cast_for_autocast(residual)
     scale, shift, relu = affine or (None, None, False)
-    weight = weight if scale is None else weight.to(scale.dtype)  # of lowered models whose norms are not
+    weight = weight if scale is None else weight.to(scale.dtype)  # of half-precision models with float32 norms
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         folded = _folded(weight, scale)
         return torch.ops.vovnet.osa_aggregate(features, folded, shift, residual, relu, torch.is_grad_enabled())[0]
-    sources = [_asked(source_of(x), x) for x in features]
+    sources = [_register_consumer(x, recompute_of(x)) for x in features]
     out: Tensor = _Aggregate.apply(weight, scale, shift, residual, relu, sources, *features)
     return out
 
@@ -143,18 +157,18 @@ def norm_relu(
     *,
     relu: bool,
 ) -> Tensor:
-    """Batch norm by the batch's statistics and a ReLU; keeps its input alone, from which its output has its source.
+    """Compute batch norm with the batch's statistics and a ReLU; keep only the input, from which to compute the output.
 
-    Args and errors as of ``torch.nn.functional.batch_norm``; the running statistics are updated in place.
+    Arguments and errors are those of ``torch.nn.functional.batch_norm``. The running statistics are updated in place.
     """
-    if x.numel() == x.shape[1]:  # as torch.nn.functional.batch_norm
+    if x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-    again = _NormAgain(eps, relu)
+    again = _RecomputedNorm(eps, relu)
     out, mean, invstd = _Norm.apply(x, weight, bias, running_mean, running_var, momentum, again)
     if not torch.is_grad_enabled():
         return out
     tensors = (x.detach(), mean, invstd, *(None if value is None else value.detach() for value in (weight, bias)))
-    return give_source(out, Source(again, tensors))
+    return set_recompute(out, Recompute(again, tensors))
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -162,68 +176,88 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _folded(weight: Tensor, scale: Tensor | None) -> Tensor:
+    """Return the convolution's weight with the norm's scale in it."""
     return weight if scale is None else weight * scale[:, None, None, None]
+
+
+class _Context(AutogradContext, Protocol):
+    """What autograd and the functions below keep between the passes."""
+
+    needs_input_grad: tuple[bool, ...]
+
+
+class _ConvContext(_Context, Protocol):
+    compute_input: Callable[..., Tensor]
+    geometry: Geometry
 
 
 class _Conv(Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _ConvContext,
         x: Tensor,
         weight: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
         geometry: Geometry,
         relu: bool,
-        source: Source,
-        keep_bits: bool,
+        source: Recompute,
+        keep_mask: bool,
     ) -> Tensor:
-        with _exactly(x):
+        with _without_autocast(x):
             out: Tensor = torch.ops.vovnet.conv_affine_relu(x, weight, scale, shift, *geometry, relu)
-        kept = None if not relu else pack_positive(out) if keep_bits else out
-        ctx.compute, ctx.geometry = source.compute, geometry
-        ctx.save_for_backward(weight, scale, kept, *source.tensors)
+        output_or_mask = None if not relu else pack_positive(out) if keep_mask else out
+        ctx.compute_input, ctx.geometry = source.compute, geometry
+        ctx.save_for_backward(weight, scale, output_or_mask, *source.tensors)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        weight, scale, kept, *tensors = ctx.saved_tensors
+    def backward(ctx: _ConvContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale, output_or_mask, *tensors = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:4])
-        with _exactly(grad):
-            x = ctx.compute(*tensors)
-            gradients = torch.ops.vovnet.conv_affine_relu_backward(grad, kept, x, weight, scale, *ctx.geometry, wanted)
+        with _without_autocast(grad):
+            x = ctx.compute_input(*tensors)
+            gradients = torch.ops.vovnet.conv_affine_relu_backward(
+                grad, output_or_mask, x, weight, scale, *ctx.geometry, wanted
+            )
         return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None, None, None
+
+
+class _AggregateContext(_Context, Protocol):
+    computes: list[tuple[Callable[..., Tensor], int]]
+    """For every feature: what computes it, and from how many tensors."""
 
 
 class _Aggregate(Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _AggregateContext,
         weight: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
         residual: Tensor | None,
         relu: bool,
-        sources: Sequence[Source],
+        sources: Sequence[Recompute],
         *features: Tensor,
     ) -> Tensor:
-        with _exactly(weight):
-            out, bits = torch.ops.vovnet.osa_aggregate(
+        with _without_autocast(weight):
+            out, mask = torch.ops.vovnet.osa_aggregate(
                 list(features), _folded(weight, scale), shift, residual, relu, relu
             )
         ctx.computes = [(source.compute, len(source.tensors)) for source in sources]
-        ctx.save_for_backward(weight, scale, bits if relu else None, *(t for s in sources for t in s.tensors))
+        ctx.save_for_backward(weight, scale, mask if relu else None, *(t for s in sources for t in s.tensors))
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        weight, scale, bits, *tensors = ctx.saved_tensors
+    def backward(ctx: _AggregateContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale, mask, *tensors = ctx.saved_tensors
+        assert weight is not None
         wants_weight, wants_scale, wants_shift, wants_residual, _, _, *wanted = ctx.needs_input_grad
         rest = iter(tensors)
-        with _exactly(grad):
+        with _without_autocast(grad):
             features = [compute(*(next(rest) for _ in range(count))) for compute, count in ctx.computes]
             d_features, d_folded, d_shift = torch.ops.vovnet.osa_aggregate_backward(
-                grad, bits, features, _folded(weight, scale), wanted, wants_weight or wants_scale, wants_shift
+                grad, mask, features, _folded(weight, scale), wanted, wants_weight or wants_scale, wants_shift
             )
             d_scale = (d_folded * weight).sum((1, 2, 3)) if wants_scale else None
             d_weight = _folded(d_folded, scale) if wants_weight else None
@@ -238,16 +272,16 @@ class _Aggregate(Function):
         )
 
 
-class _NormAgain:
-    """Computes a norm's output again, once for all who ask for it in a backward pass, and forgets it with the last.
+class _RecomputedNorm:
+    """Computes a norm's output again, once in a backward pass for all its consumers, and frees it after the last one.
 
-    It is asked for by the layers that took the output, and for the ReLU's own gradient.
+    The consumers are the layers that took the output, and the gradient of the norm's own ReLU.
     """
 
     def __init__(self, eps: float, relu: bool) -> None:
         self.eps = eps
         self.relu = relu
-        self.askers = int(relu)
+        self.consumers = int(relu)
         self._left = 0
         self._result: Tensor | None = None
 
@@ -258,23 +292,32 @@ class _NormAgain:
             result = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, self.eps)[0]
             if self.relu:
                 result.relu_()
-            self._left = self.askers
+            self._left = self.consumers
         self._left -= 1
         self._result = result if self._left > 0 else None
         return result
 
 
+class _NormContext(_Context, Protocol):
+    again: _RecomputedNorm
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Input, weight, bias, mean, and 1 / standard deviation."""
+        ...
+
+
 class _Norm(Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _NormContext,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         momentum: float,
-        again: _NormAgain,
+        again: _RecomputedNorm,
     ) -> tuple[Tensor, Tensor, Tensor]:
         out, mean, invstd = torch.native_batch_norm(
             x, weight, bias, running_mean, running_var, True, momentum, again.eps
@@ -287,7 +330,7 @@ class _Norm(Function):
         return out, mean, invstd
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: _NormContext, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, invstd = ctx.saved_tensors
         grad = grad.contiguous(memory_format=format_of(x))
         if ctx.again.relu:

@@ -10,8 +10,16 @@ import torch.nn.functional as F
 from osa_reference import LAYOUTS, draw, kept_bytes, leaf
 from torch import Tensor
 
-from vovnet.memory import recompute
-from vovnet.memory.recompute import Affine, Source, aggregate_features, conv_affine, give_source, norm_relu, source_of
+from vovnet.memory import recompute as recompute_module
+from vovnet.memory.recompute import (
+    Affine,
+    Recompute,
+    aggregate_features,
+    conv_affine,
+    norm_relu,
+    recompute_of,
+    set_recompute,
+)
 from vovnet.modules import Geometry
 
 GEOMETRY = Geometry([1, 1], [1, 1], [1, 1], 1)
@@ -66,7 +74,7 @@ def test_the_mask_that_is_computed_again_is_the_outputs(layout: str, dtype: torc
         x[:, ::2] = torch.rand(32, 1, 1, dtype=dtype) * 8
     weight, bias = leaf(torch.randn(64, dtype=dtype)), leaf(torch.zeros(64, dtype=dtype))
     own, plain = normed(x, weight, bias)
-    source = source_of(own)
+    source = recompute_of(own)
     assert source is not None
     again = source.compute(*source.tensors)
     assert torch.equal(own, plain)
@@ -158,36 +166,36 @@ def test_an_output_with_a_source_is_kept_as_bits() -> None:
 
 def test_a_source_goes_with_a_change() -> None:
     x = torch.zeros(3)
-    source = Source(lambda t: t, (x,))
-    assert source_of(x) is None
-    assert give_source(x, source) is x
-    assert source_of(x) is source
+    source = Recompute(lambda t: t, (x,))
+    assert recompute_of(x) is None
+    assert set_recompute(x, source) is x
+    assert recompute_of(x) is source
     x.view(1, 3).add_(1)  # through a view
-    assert source_of(x) is None
-    give_source(x, source)
-    assert source_of(x) is source
-    assert source_of(x.detach()) is None
-    assert source_of(x + 0) is None
+    assert recompute_of(x) is None
+    set_recompute(x, source)
+    assert recompute_of(x) is source
+    assert recompute_of(x.detach()) is None
+    assert recompute_of(x + 0) is None
 
 
 def test_sources_end_with_their_activations() -> None:
     gc.collect()
-    before = len(recompute._sources)
+    before = len(recompute_module._recomputes)
     x, weights, affine = layers()
     out = chain(x, weights, affine, nothing, own=True)
     gradients(out, weights)
     own, _ = normed(x, None, None)
-    assert len(recompute._sources) == before + 1
+    assert len(recompute_module._recomputes) == before + 1
     del own
-    assert len(recompute._sources) == before
+    assert len(recompute_module._recomputes) == before
 
 
 def test_where_nothing_is_kept_there_is_no_source() -> None:
     x, weights, affine = layers()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            assert source_of(conv_affine(x, weights[0], GEOMETRY, affine, recompute=True)) is None
-            assert source_of(norm_relu(x, None, None, None, None, 0.1, 1e-5, relu=True)) is None
+            assert recompute_of(conv_affine(x, weights[0], GEOMETRY, affine, recompute=True)) is None
+            assert recompute_of(norm_relu(x, None, None, None, None, 0.1, 1e-5, relu=True)) is None
 
 
 def test_a_tensor_of_inference_mode_passes() -> None:
