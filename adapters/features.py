@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pickle
 import re
@@ -18,7 +17,7 @@ from timm.models._features import FeatureGetterNet, FeatureInfo
 from torch import nn
 
 from vovnet.adapters.levels import choose_levels
-from vovnet.errors import InputError, reason
+from vovnet.errors import InputError, did_you_mean, reason
 
 RESERVED_ARGS = ("pretrained", "features_only", "out_indices", "in_chans", "exportable", "scriptable", "no_jit")
 
@@ -133,9 +132,8 @@ def _positions_of(out_indices: Sequence[int], outputs: list[int], count: int, na
 def _check_name(name: str) -> None:
     source_given = ":" in name
     if not source_given and not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists what there is"
-        raise InputError(f"timm knows no model {name!r}{hint}")
+        hint = did_you_mean(name.split(".")[0], timm.list_models(), "timm.list_models() returns the names", most=3)
+        raise InputError(f"timm knows no model {name!r}; {hint}")
 
 
 def _check_args(name: str, args: Mapping[str, Any]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
+
+from vovnet.environment import describe_machine
 
 
 @dataclass
@@ -99,28 +98,14 @@ def speed_ratio(
 
 def environment(*packages: str, threads: int | None = None) -> str:
     """Two lines: versions, and the machine."""
-    versions = [f"python {platform.python_version()}"]
-    for package in packages:
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            versions.append(f"{package} not installed")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = [_processor(), f"{usable} usable cores"]
+    facts = describe_machine(*packages)
+    versions = [f"{name} {facts[name]}" for name in ("python", *packages)]
+    machine = [str(facts["processor"]), f"{facts['usable cores']} usable cores"]
     if threads is not None:
         machine.append(f"{threads} torch threads")
     if hasattr(os, "getloadavg"):
         machine.append(f"load {os.getloadavg()[0]:.1f} at the start")
     return f"{', '.join(versions)}\n{', '.join(machine)}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def positive(text: str) -> int:

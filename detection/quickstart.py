@@ -12,7 +12,7 @@ from vovnet.detection.data.synthetic import generate_shapes
 from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
 from vovnet.detection.prediction.predictor import plot_predictions
 from vovnet.detection.training.engine import train
-from vovnet.files import claim_folder
+from vovnet.files import prepare_output_dir
 
 
 def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
@@ -28,7 +28,7 @@ def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
     Raises:
         InputError: the folder is not empty and ``overwrite`` is False, or it cannot be written to.
     """
-    output = claim_folder(output, overwrite=overwrite)
+    output = prepare_output_dir(output, overwrite=overwrite)
     sources = generate_shapes(output / "data", train=400, val=60, size=(128, 128), max_shapes=3)
     recipe = load_recipe("quickstart")
     recipe = replace(recipe, data=replace(recipe.data, train=[sources["train"]], val=[sources["val"]]))

@@ -7,7 +7,6 @@ float32.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,8 +26,8 @@ from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, identify_detector
 from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
-from vovnet.errors import InputError
-from vovnet.files import claim_folder, flush_folder, flush_to_disk
+from vovnet.errors import InputError, did_you_mean
+from vovnet.files import flush_folder, flush_to_disk, prepare_output_dir
 from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, identify_network, write_network
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, Source, sha256_of
 from vovnet.hub.release import Description, check_architecture, describe
@@ -73,7 +72,7 @@ def convert_checkpoint(
         values, notes = to_float32({theirs: file.tensors[theirs] for theirs in published.names})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    folder = claim_folder(out, overwrite=overwrite)
+    folder = prepare_output_dir(out, overwrite=overwrite)
     tensors = {published.names[theirs]: value for theirs, value in values.items()}
     if file.beside:
         notes.append(f"not read, beside the weights: {', '.join(file.beside)}")
@@ -139,9 +138,8 @@ def _expected(expect: str) -> ModelRecipe | str:
     if timm.is_model(architecture):
         return architecture
     known = [*recipe_names(), *timm.list_models("*vovnet*"), "resnet50", "resnet101"]
-    near = difflib.get_close_matches(expect, known, n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise InputError(f"--expect '{expect}' is neither a recipe nor a timm model{hint}")
+    hint = did_you_mean(expect, known, most=3)
+    raise InputError(f"--expect '{expect}' is neither a recipe nor a timm model; {hint}".rstrip("; "))
 
 
 def _is(published: PublishedDetector | PublishedNetwork, wanted: ModelRecipe | str) -> bool:

@@ -42,9 +42,12 @@ def test_imports_follow_the_arrows(module: str) -> None:
 
 
 def test_nobody_imports_the_command_line() -> None:
-    guests = [m for m, path in FILES.items() if m != ROOF and any(floor_of(n) == "roof" for _, n in imported(m, path))]
-    # `python -m vovnet` is the command line itself.
-    assert set(guests) <= {"vovnet.__main__"}
+    guests = [
+        module
+        for module, path in FILES.items()
+        if floor_of(module) != "roof" and any(floor_of(name) == "roof" for _, name in imported(module, path))
+    ]
+    assert not guests
 
 
 # To be opened; nothing may be added.
@@ -67,7 +70,7 @@ def test_the_checker_finds_a_circle_in_each_group() -> None:
     assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
-@pytest.mark.parametrize(("folder", "most"), [("detection", 6), ("vovnet", 10)])
+@pytest.mark.parametrize(("folder", "most"), [("detection", 6), ("vovnet", 9)])
 def test_files_lie_in_rooms(folder: str, most: int) -> None:
     files = loose_files(ROOT, folder)
     assert len(files) <= most, f"put these files into rooms: {files}"
@@ -112,14 +115,17 @@ def test_the_checker_sees_every_kind_of_import(tmp_path: Path) -> None:
     assert {floor_of(name) for name in names - {"hub"}} == {"hub", "roof", "adapters"}
 
 
-def test_the_command_line_imports_nothing_heavy_at_the_top() -> None:
-    tree = ast.parse(FILES[ROOF].read_text(encoding="utf-8"))
-    allowed = set(sys.stdlib_module_names) | {"typer", "click", "vovnet.errors"}
-    for node in tree.body:
+@pytest.mark.parametrize("module", [module for module in FILES if floor_of(module) == "roof"])
+def test_the_command_line_is_thin(module: str) -> None:
+    text = FILES[module].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    allowed = set(sys.stdlib_module_names) | {"typer", "vovnet.errors"}
+    for node in ast.parse(text).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            assert name in allowed or name.split(".")[0] in allowed, f"line {node.lineno}: import {name} in a function"
+            light = name in allowed or name.split(".")[0] in allowed or name.startswith(ROOF)
+            assert light, f"line {node.lineno}: import {name} in a function"
 
 
 def test_no_adapter_knows_a_backbone_by_name() -> None:

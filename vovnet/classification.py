@@ -1,7 +1,6 @@
 """Classify images with any timm model: its own preprocessing, its own class names."""
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -12,9 +11,10 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 
-from vovnet.checkpoints.hub import hub_files
+from vovnet.checkpoints.hub import HUB_NAME, hub_files
 from vovnet.checkpoints.timm_folder import TIMM_FILES, load_timm_folder
-from vovnet.errors import InputError
+from vovnet.errors import InputError, did_you_mean
+from vovnet.files import CONFIG_FILE, read_json
 
 _BATCH = 32  # images through the network at once: bounds the memory, whatever the number of images
 
@@ -90,6 +90,40 @@ def classify(
     return results
 
 
+def is_classifier(weights: str) -> bool:
+    """True for a timm name, and for a folder or Hub repository with timm's ``config.json``."""
+    folder = Path(weights)
+    if weights.startswith(("hf-hub:", "local-dir:")) or (not folder.exists() and timm.is_model(weights.split(".")[0])):
+        return True
+    if not folder.exists() and HUB_NAME.fullmatch(weights.partition("@")[0]):
+        folder = hub_files(weights, [CONFIG_FILE])
+    return (folder / CONFIG_FILE).is_file() and "architecture" in read_json(folder / CONFIG_FILE)
+
+
+def classify_files(
+    model: nn.Module, paths: Sequence[Path], read_image: Callable[[Path, int], Image.Image]
+) -> Iterator[tuple[Path, list[ClassScore]]]:
+    """Yield the five likeliest classes of each image file.
+
+    Args:
+        model: A timm classifier, as :func:`load_classifier` returns it.
+        paths: The image files.
+        read_image: Returns a file's image with the given number of channels.
+
+    Raises:
+        InputError: Some files cannot be read. It is raised after the others, and names them all.
+    """
+    channels: int = getattr(model, "pretrained_cfg")["input_size"][0]  # noqa: B009 (timm's, not a module's)
+    failed = []
+    for path in paths:
+        try:
+            yield path, classify(model, [read_image(path, channels)])[0]
+        except InputError as error:
+            failed.append(str(error))
+    if failed:
+        raise InputError(f"{len(failed)} of {len(paths)} images were not classified: {'; '.join(failed)}")
+
+
 def class_labels(model: nn.Module) -> list[str]:
     """A name for each of the model's classes."""
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
@@ -136,8 +170,7 @@ def _resolve(given: str) -> tuple[str, Path | None]:
         raise InputError(f"no folder {given!r}: expected timm's config.json and model.safetensors in it")
     architecture, _, tag = given.partition(".")
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has the names"
+        hint = did_you_mean(architecture, timm.list_models(), "timm.list_models() returns the names", most=3)
         raise InputError(f"no timm model and no folder is called {given!r}: {hint}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     if not tags:

@@ -1,17 +1,14 @@
-"""One page about the machine and the installation, to paste into a bug report."""
+"""The machine and the installation: the page that ``vovnet env`` prints, and the facts that benchmarks record."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import re
 import shutil
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 _REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "jinja2", "typer")
 _DETECTION = ("omegaconf", "pycocotools", "matplotlib", "tqdm")
@@ -36,14 +33,24 @@ _VARIABLES = (
     "TORCH_HOME",
     "WORLD_SIZE",
 )
-# Values that nobody should paste into a bug report.
+# The values of these variables are not shown.
 _SECRET = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 
 
-def environment_report() -> str:
-    """Versions, devices, compilers, what is missing and how to get it, caches and environment variables, as text.
+def describe_machine(*packages: str) -> dict[str, str | int | None]:
+    """Return the processor, the number of usable cores, and the versions of Python and of the packages."""
+    return {
+        "processor": _processor_name(),
+        "usable cores": _usable_cores(),
+        "python": platform.python_version(),
+        **{package: _version(package) or "not installed" for package in packages},
+    }
 
-    Nothing that is absent or broken makes it fail: it says so instead. Values of tokens are never shown.
+
+def environment_report() -> str:
+    """Return a text with versions, devices, compilers, folders, environment variables and what is missing.
+
+    The report never fails: a section that does says why. Values of tokens are not shown.
     """
     sections = (
         ("versions", _versions),
@@ -60,7 +67,7 @@ def environment_report() -> str:
         try:
             rows = section()
         except Exception as error:
-            # A report about a broken installation has to survive it.
+            # The report must also work in a broken installation.
             rows = [("failed", _line(error))]
         width = max((len(name) for name, _ in rows), default=0)
         blocks.append("\n".join([f"[{title}]", *(f"  {name:{width}}  {value}".rstrip() for name, value in rows)]))
@@ -81,21 +88,23 @@ def _version(package: str) -> str | None:
 def _versions() -> list[tuple[str, str]]:
     ours = _version("vovnet")
     place = Path(__file__).resolve().parent
-    rows = [("vovnet", f"{ours or 'not installed'} (running from {place})"), ("python", sys.version.split()[0])]
+    rows = [("vovnet", f"{ours or 'not installed'} (running from {place})"), ("python", platform.python_version())]
     return rows + [(name, _version(name) or "missing") for name in (*_REQUIRED, *_DETECTION, *_OPTIONAL)]
 
 
 def _machine() -> list[tuple[str, str]]:
-    rows = [("platform", platform.platform()), ("processor", processor_name())]
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows.append(("CPU cores", f"{usable} usable of {os.cpu_count()}"))
+    rows = [("platform", platform.platform()), ("processor", _processor_name())]
+    rows.append(("CPU cores", f"{_usable_cores()} usable of {os.cpu_count()}"))
     if memory := _memory():
         rows.append(("memory", memory))
     return rows
 
 
-def processor_name() -> str:
-    """What the processor calls itself."""
+def _usable_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _processor_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -122,7 +131,8 @@ def _memory() -> str | None:
 
 
 def _torch() -> list[tuple[str, str]]:
-    torch: Any = importlib.import_module("torch")
+    import torch
+
     rows = [
         ("instruction set", torch.backends.cpu.get_cpu_capability()),
         ("threads", f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between"),
@@ -153,7 +163,7 @@ def _first_version_line(path: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return _line(error)
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    # nvcc says its release in its fourth line.
+    # nvcc prints its release in the fourth line.
     return next((line for line in lines if "release" in line), lines[0] if lines else "no version")
 
 
@@ -167,8 +177,9 @@ def _folders() -> list[tuple[str, str]]:
 
 
 def _operators() -> list[tuple[str, str]]:
-    native: Any = importlib.import_module("vovnet.ops.build.loader")
-    return native.state()
+    from vovnet.ops.build import loader
+
+    return loader.state()
 
 
 def _variables() -> list[tuple[str, str]]:

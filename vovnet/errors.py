@@ -1,38 +1,62 @@
-"""The one error that stands for wrong input, and how errors end a command."""
+"""The error for wrong input, and how errors end a command."""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import typer
 
 DETECTION_EXTRA = {"omegaconf", "pycocotools", "matplotlib", "tqdm", "yaml"}
 
 
 class InputError(ValueError):
-    """Something that a user gave cannot be used.
+    """An argument, option or file of the user cannot be used.
 
-    The message says what was given, what was expected, where, and how to mend it. Library callers can catch it as a
-    ``ValueError``; the command line prints it as one line and exits with code 1.
+    The message names it and says what was expected, what was given and how to mend it. Library callers can catch it as
+    a ``ValueError``. The command line prints it as one line and exits with code 1.
     """
 
 
 class StoppedError(Exception):
-    """A command ended early for a reason that its message explains to the user."""
+    """A command ended early. The message tells the user why."""
 
     exit_code = 1
 
 
+class UsageMistake(StoppedError):
+    """A command line that cannot be parsed."""
+
+    exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, cutoff: float = 0.6) -> str:
+    """Return "did you mean 'a' or 'b'?" with the known names closest to ``word``, or ``otherwise`` if none is close.
+
+    Args:
+        word: The unknown name.
+        known: The names that would have worked.
+        otherwise: The text to return if no known name is close.
+        most: The largest number of names to suggest.
+        cutoff: The lowest similarity, from 0 to 1, of a suggestion.
+    """
+    near = difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
 def reason(error: BaseException) -> str:
-    """The first line of another library's message, or the error's name where it has none."""
+    """Return the first line of another library's message, or the error's class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def system_error(error: OSError) -> str:
-    """What the system refused, where, and how to mend it, in one line."""
+    """Return one line that says what the system refused, for which file, and how to mend it."""
     where = error.filename or "a file"
     hints = {
         errno.ENOSPC: "the disk is full: free some space, or name another folder",
@@ -49,10 +73,10 @@ def system_error(error: OSError) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process with one line on stderr and a non-zero exit code where the user can mend what went wrong.
+    """End the process with one line on stderr and a non-zero exit code if the user can mend the error.
 
-    That is wrong input, what the system refuses, a missing extra, and :class:`StoppedError`. Everything else is a
-    defect of ours and keeps its traceback; so do all with ``VOVNET_DEBUG=1``.
+    These are wrong input, system errors, a missing extra, and :class:`StoppedError`. Any other error is a defect of
+    this package and keeps its traceback. With ``VOVNET_DEBUG=1`` every error does.
     """
     try:
         yield
@@ -72,8 +96,24 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(getattr(error, "exit_code", 1))
 
 
+def run_command(app: typer.Typer, arguments: Sequence[str], prog_name: str | None = None) -> None:
+    """Run a Typer command and end the process, with errors as in :func:`one_line_errors`."""
+    import typer
+
+    # Typer's error for a wrong command line has no public name.
+    usage_error: Any = typer.BadParameter.__base__
+    with one_line_errors():
+        try:
+            code = app(arguments, prog_name=prog_name, standalone_mode=False)
+        except usage_error as error:
+            raise UsageMistake(f"{' '.join(error.format_message().split())} (see --help)") from error
+        except typer.Abort:
+            raise UsageMistake("stopped") from None
+    sys.exit(code if isinstance(code, int) else 0)
+
+
 def _end_progress_bars() -> None:
-    """Let the message begin on a line of its own where a progress bar was cut off by the error."""
+    """Close the progress bars, so that the message begins on a line of its own."""
     tqdm: Any = sys.modules.get("tqdm")
     for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
         bar.close()

@@ -102,7 +102,7 @@ def flush_folder(path: Path) -> None:
         flush_to_disk(path)
 
 
-def claim_folder(folder: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
+def prepare_output_dir(folder: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
     """Make sure that results can be written into a folder without losing others; create it where it is absent.
 
     Raises:

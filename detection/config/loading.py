@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vovnet.detection.config.schema import ModelRecipe, Recipe
 from vovnet.detection.config.validation import check_recipe
-from vovnet.errors import InputError, reason
+from vovnet.errors import InputError, did_you_mean, reason
 
 if TYPE_CHECKING:
     from omegaconf.errors import OmegaConfBaseException
@@ -81,7 +81,6 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 
 
 def _find(name_or_path: str | Path) -> Path:
-    import difflib
 
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")):
@@ -93,10 +92,9 @@ def _find(name_or_path: str | Path) -> Path:
         return path
     names = recipe_names()
     if text not in names:
-        near = difflib.get_close_matches(text, names, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = did_you_mean(text, names)
         raise InputError(
-            f"recipe: '{text}' is unknown; {hint}expected one of {', '.join(names)}, or a path that ends in .yaml"
+            f"recipe: '{text}' is unknown; {hint} expected one of {', '.join(names)}, or a path that ends in .yaml"
         )
     return Path(str(resources.files("vovnet.detection.recipes") / f"{text}.yaml"))
 
@@ -181,13 +179,9 @@ def _merge(schema: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> 
 
 def _explain(error: OmegaConfBaseException) -> str:
     """One line for what OmegaConf says: the full key first, and for an unknown key those that would have worked."""
-    import difflib
-
     key = error.full_key or error.key
     if type(error).__name__ == "ConfigKeyError" and dataclasses.is_dataclass(error.object_type):
         known = sorted(entry.name for entry in dataclasses.fields(error.object_type))
-        near = difflib.get_close_matches(str(error.key), known, n=1, cutoff=0.5)
-        return f"unknown key '{key}'; " + (
-            f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
-        )
+        hint = did_you_mean(str(error.key), known, f"expected one of {', '.join(known)}", cutoff=0.5)
+        return f"unknown key '{key}'; {hint}"
     return f"{key}: {reason(error)}" if key else reason(error)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vovnet.environment import processor_name
+from vovnet import environment
 
 PACKAGES = ("vovnet", "torch", "torchvision", "timm", "onnxruntime", "openvino", "onnx")
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -52,16 +50,12 @@ def restart_with_huge_pages(variables: MutableMapping[str, str] = os.environ) ->
 
 def describe_machine() -> dict[str, Any]:
     """Versions, processor, instruction sets, threads and pages, by what they are called in a report."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": processor_name(),
-        "usable cores": usable,
         "threads": torch.get_num_threads(),
         "PyTorch's instruction set": torch.backends.cpu.get_cpu_capability(),
         "vovnet's instruction set": _our_instruction_set(),
         "huge pages": _huge_pages(),
-        "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **environment.describe_machine(*PACKAGES),
     }
 
 
@@ -84,10 +78,3 @@ def _huge_pages() -> str:
     wanted = with_huge_pages(os.environ)
     asked = [name for name in ("THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES") if os.environ.get(name) == wanted[name]]
     return "for all" if len(asked) == 2 else f"only by {asked[0]}" if asked else "for none"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

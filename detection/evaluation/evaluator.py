@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
-from vovnet.detection.config.schema import CONVENTIONS
+from vovnet.detection.config.schema import CONVENTIONS, DataSource
+from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import evaluation_loader
 from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType
 from vovnet.detection.evaluation.plots import plot_precision_recall
@@ -156,6 +157,22 @@ def category_names_checked(detector: nn.Module) -> bool:
     """Return True if the names of the detector's categories must be those of the data; otherwise only ids must be."""
     recipe: Any = getattr(detector, "recipe", None)
     return recipe is None or CONVENTIONS[recipe.conventions].category_names_checked
+
+
+def evaluation_dataset(
+    detector: nn.Module, images: str | os.PathLike[str], annotations: str | os.PathLike[str]
+) -> CocoDataset:
+    """Return a COCO JSON file and its images as the dataset to evaluate a detector on."""
+    recipe: Any = detector.recipe
+    categories: Any = detector.categories
+    return CocoDataset(
+        [DataSource(str(images), str(annotations))],
+        masks=recipe.detector == "mask_rcnn",
+        training=False,
+        channels=recipe.in_chans,
+        categories=categories,
+        category_names=category_names_checked(detector),
+    )
 
 
 def _truth_of_image(target: Mapping[str, Any], size: tuple[int, int], category_ids: Sequence[int]) -> dict[str, Any]:

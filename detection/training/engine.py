@@ -26,7 +26,7 @@ from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import TrainingRules, rules_of
 from vovnet.detection.training.run import RUN_FILES, Run, save_if_best, save_run
 from vovnet.errors import InputError, StoppedError
-from vovnet.files import claim_folder, write_text
+from vovnet.files import prepare_output_dir, write_text
 
 
 class TrainingInterrupted(StoppedError):
@@ -81,7 +81,7 @@ def train(
     with distributed.process_group(device):
         train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
         if distributed.rank() == 0:
-            claim_folder(output, resume=resume, overwrite=overwrite)
+            prepare_output_dir(output, resume=resume, overwrite=overwrite)
         run = prepare(recipe, rules, output, device, train_dataset.categories, resume)
         all_callbacks: list[Callback] = []
         if distributed.rank() == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from vovnet.detection.zoo.weights import (
     PublishedWeights,
     build_published,
 )
-from vovnet.errors import InputError
+from vovnet.errors import InputError, did_you_mean
 
 COCO_OUTPUTS = 91
 """COCO's category ids go to 90, and 0 is the background: what torchvision's builders take when nothing is said."""
@@ -115,9 +114,8 @@ def _check_settings(detector: type[FasterRCNN], settings: dict[str, Any]) -> Non
 def _refuse_unknown(name: str, settings: dict[str, Any], known: set[str]) -> None:
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{name} has no argument {key!r}{hint}")
+            hint = did_you_mean(key, sorted(known))
+            raise TypeError(f"{name} has no argument {key!r}; {hint}".rstrip("; "))
 
 
 def _with_weights(

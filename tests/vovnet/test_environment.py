@@ -1,12 +1,13 @@
 """The page for bug reports: complete, free of secrets, and alive when things are broken."""
 
-import importlib
+import builtins
+import os
 from importlib import metadata
 
 import torch
 
 from vovnet import environment
-from vovnet.environment import environment_report
+from vovnet.environment import describe_machine, environment_report
 
 
 def test_names_versions_devices_and_compilers():
@@ -54,14 +55,14 @@ def test_missing_packages_are_listed_with_the_mend(monkeypatch):
 
 
 def test_a_torch_that_cannot_be_imported(monkeypatch):
-    real = importlib.import_module
+    real = builtins.__import__
 
     def broken(name, *rest):
         if name == "torch":
             raise ImportError("libcudart.so.13: cannot open\nshared object")
         return real(name, *rest)
 
-    monkeypatch.setattr(importlib, "import_module", broken)
+    monkeypatch.setattr(builtins, "__import__", broken)
     text = environment_report()
     assert "ImportError: libcudart.so.13: cannot open shared object" in text
     assert "[missing]" in text
@@ -70,3 +71,11 @@ def test_a_torch_that_cannot_be_imported(monkeypatch):
 def test_no_compiler(monkeypatch):
     monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     assert "C++ compiler" in environment_report().partition("[missing]")[2]
+
+
+def test_the_facts_that_benchmarks_record():
+    facts = describe_machine("torch", "no-such-package")
+    assert facts["torch"] == metadata.version("torch")
+    assert facts["no-such-package"] == "not installed"
+    assert facts["processor"]
+    assert 1 <= facts["usable cores"] <= os.cpu_count()

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vovnet.errors import InputError, StoppedError, one_line_errors
+from vovnet.errors import InputError, run_command
 
 if TYPE_CHECKING:
     from vovnet.ops.build.compiler import Build
     from vovnet.ops.build.report import KernelReport
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-UsageError: Any = typer.BadParameter.__base__
-"""What Typer raises for a mistyped command line; Typer has no public name for it."""
-
-
-class UsageMistake(StoppedError):
-    """A command line that cannot be parsed."""
-
-    exit_code = 2
 
 
 @app.command()
@@ -86,14 +77,8 @@ def _conclude(made: Build, entries: list[KernelReport]) -> None:
 
 
 def main() -> None:
-    """Entry point: one line and a non-zero exit code for wrong input, a traceback for defects."""
-    with one_line_errors():
-        try:
-            app(sys.argv[1:], prog_name="python -m vovnet.ops.build", standalone_mode=False)
-        except UsageError as error:
-            raise UsageMistake(f"{' '.join(error.format_message().split())} (see --help)") from error
-        except typer.Abort:
-            raise UsageMistake("stopped") from None
+    """Run the command. Wrong input ends it with one line and a non-zero exit code, a defect with a traceback."""
+    run_command(app, sys.argv[1:], "python -m vovnet.ops.build")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""Commands that train, evaluate and use detectors, and that check data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vovnet.cli.options import (
+    Annotations,
+    Device,
+    Fuse,
+    Images,
+    OptionalOutput,
+    Output,
+    Overwrite,
+    Weights,
+    device_for,
+    fused_if,
+)
+from vovnet.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+commands = typer.Typer()
+
+
+@commands.command()
+def quickstart(output: Output = Path("runs/quickstart"), overwrite: Overwrite = False) -> None:
+    """Generate a dataset of shapes, train a small Mask R-CNN on it, evaluate it, and draw its detections."""
+    from vovnet.detection.quickstart import run_quickstart
+
+    typer.echo(run_quickstart(output, overwrite=overwrite))
+
+
+@commands.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    output: Output,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as solver.base_lr=0.01")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+    overwrite: Overwrite = False,
+    device: Device = None,
+) -> None:
+    """Train a detector on COCO JSON. For several processes: torchrun -m vovnet.detection.train …"""
+    from vovnet.detection import format_metrics, load_recipe
+    from vovnet.detection import train as train_detector
+
+    metrics = train_detector(
+        load_recipe(recipe, overrides or []), output, resume=resume, overwrite=overwrite, device=device
+    )
+    if metrics:
+        typer.echo(format_metrics(metrics))
+    typer.echo(f"the run is in {output}; try: vovnet predict IMAGE --weights {output} --output predictions")
+
+
+@commands.command()
+def evaluate(
+    weights: Weights,
+    images: Images,
+    annotations: Annotations,
+    output: Output,
+    overwrite: Overwrite = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Number of loader processes.")] = 2,
+    device: Device = None,
+    fuse: Fuse = False,
+) -> None:
+    """Evaluate a detector: COCO's twelve metrics, AP per class, COCO result files, precision-recall plot."""
+    from vovnet.detection import evaluate as evaluate_detector
+    from vovnet.detection import format_metrics
+    from vovnet.detection.evaluation.evaluator import evaluation_dataset
+    from vovnet.files import prepare_output_dir
+    from vovnet.hub import load_detector
+
+    place = device_for(device, fuse)
+    detector = load_detector(weights)
+    dataset = evaluation_dataset(detector, images, annotations)
+    prepare_output_dir(output, overwrite=overwrite)
+    detector = fused_if(fuse, detector)
+    metrics = evaluate_detector(detector, dataset, output, device=place, workers=workers, progress=True)
+    typer.echo(format_metrics(metrics))
+
+
+@commands.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Images.")],
+    weights: Weights,
+    output: OptionalOutput = None,
+    folder: Annotated[bool, typer.Option("--folder", help="The arguments are folders of images.")] = False,
+    threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    fuse: Fuse = False,
+) -> None:
+    """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or classify them with a classifier's weights."""
+    from vovnet.classification import is_classifier
+    from vovnet.detection.data.images import list_images
+
+    paths = [path for entry in images for path in (list_images(entry) if folder else [entry])]
+    place = device_for(device, fuse)
+    if is_classifier(weights):
+        _classify(weights, paths, place, fuse)
+        return
+    if output is None:
+        raise InputError("--output: a folder for the drawings and JSON files is needed")
+    from vovnet.detection.prediction.predictor import predict_files
+    from vovnet.files import prepare_output_dir
+    from vovnet.hub import load_detector
+
+    detector = load_detector(weights)
+    prepare_output_dir(output, overwrite=overwrite)
+    predict_files(fused_if(fuse, detector), paths, output, threshold, device=place)
+
+
+def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool) -> None:
+    from vovnet.classification import classify_files, load_classifier
+    from vovnet.detection.data.images import read_image
+
+    model = fused_if(fuse, load_classifier(weights)).to(device)
+    for path, classes in classify_files(model, paths, read_image):
+        typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in classes))
+
+
+@commands.command("check-data")
+def check_data(
+    images: Images,
+    annotations: Annotations,
+    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every image (slow).")] = True,
+) -> None:
+    """Read a dataset and print a table of its errors. The exit code is 1 if there are any."""
+    from vovnet.detection.data.validation import check_data as check
+
+    report = check(images, annotations, decode=decode, progress=True)
+    typer.echo(report.table())
+    raise typer.Exit(0 if report.ok else 1)

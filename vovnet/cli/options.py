@@ -1,0 +1,47 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vovnet.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in --output.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or the like. Default: a GPU if there is one.")
+]
+Fuse = Annotated[bool, typer.Option("--fuse", help="Run the copy that vovnet.fuse makes: faster, on the CPU only.")]
+Weights = Annotated[
+    str, typer.Option("--weights", "-w", help="Folder of a detector (a run), or ORG/NAME[@REVISION] on the Hub.")
+]
+Images = Annotated[Path, typer.Option("--images", help="Folder that the file_name entries are relative to.")]
+Annotations = Annotated[Path, typer.Option("--annotations", help="COCO JSON file.")]
+Architecture = Annotated[
+    str,
+    typer.Option("--architecture", help="Name of a VoVNet in config.json: timm (loads without vovnet) or vovnet."),
+]
+
+
+def device_for(device: str | None, fuse: bool) -> torch.device:
+    """Return the device that ``--device`` names. A fused copy runs on the CPU."""
+    from vovnet.detection.distributed import choose_device, default_device
+
+    if fuse and device not in (None, "cpu"):
+        raise InputError(f"--device {device}: --fuse is for the CPU; leave one of the two out")
+    return choose_device("cpu" if fuse else device, default_device())
+
+
+def fused_if(fuse: bool, model: nn.Module) -> nn.Module:
+    """Return the model, or its fused copy."""
+    import vovnet
+
+    return vovnet.fuse(model) if fuse else model

@@ -1,0 +1,45 @@
+"""Commands about this machine: benchmarks, and a report for bug reports."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vovnet.cli.options import OptionalOutput, Overwrite
+
+commands = typer.Typer()
+benchmark = typer.Typer(help="Measure how fast networks run on this machine.")
+commands.add_typer(benchmark, name="benchmark")
+
+
+@benchmark.command("cpu")
+def benchmark_cpu(
+    cases: Annotated[list[str] | None, typer.Option("--case", help="One of the cases. Repeat it for several.")] = None,
+    contestants: Annotated[
+        list[str] | None, typer.Option("--contestant", help="One of the contestants. Repeat it for several.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Every contestant runs once in each round.")] = 15,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Number of threads of each.")] = None,
+    output: OptionalOutput = None,
+    overwrite: Overwrite = False,
+    huge_pages: Annotated[bool, typer.Option(help="Ask for transparent huge pages, for all contestants.")] = True,
+) -> None:
+    """Time vovnet.fuse, PyTorch, torch.compile, ONNX Runtime and OpenVINO, interleaved, on backbones and a detector."""
+    from vovnet.detection.cpu_benchmark import run_benchmark
+    from vovnet.detection.cpu_benchmark.machine import restart_with_huge_pages
+    from vovnet.files import prepare_output_dir
+
+    if huge_pages:
+        restart_with_huge_pages()
+    if output is not None:
+        prepare_output_dir(output, overwrite=overwrite)
+    run_benchmark(cases or [], contestants or [], rounds, threads=threads, output=output, say=typer.echo)
+
+
+@commands.command()
+def env() -> None:
+    """Print versions, devices, what is compiled and what is missing: a page to paste into a bug report."""
+    from vovnet.environment import environment_report
+
+    typer.echo(environment_report())
