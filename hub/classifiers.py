@@ -1,4 +1,4 @@
-"""Published classifiers and backbones: which network a file holds, its keys onto timm's, and timm's folder."""
+"""Published classifiers and backbones: identify a file's network, map its keys to timm's, and write timm's folder."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ NETWORKS = {
     "resnet50": "ResNet-50",
     "resnet101": "ResNet-101",
 }
-"""timm's name of a network that weights are published for → what people call it."""
+"""timm's name of each network with published weights → the name in text."""
 
 BOTTOM_UP = "backbone.bottom_up."
-"""Where detectron2's detectors keep the network."""
+"""Prefix of the network's keys in detectron2's detectors."""
 BODY = "backbone.body."
-"""Where maskrcnn-benchmark's do."""
+"""Prefix of the network's keys in maskrcnn-benchmark's detectors."""
 
 _COUNTER = ".num_batches_tracked"
 _CLASSIFIER = ("classifier.weight", "classifier.bias")
@@ -66,32 +66,35 @@ _EVERY_BLOCK = "the attention is in every block, unlike in timm's {}; `import vo
 
 @dataclass(frozen=True)
 class PublishedNetwork:
-    """A network that was told from the keys and shapes of a file."""
+    """A network that was identified by the keys and shapes of a file."""
 
     title: str
-    """Such as ``VoVNet-39``."""
+    """The name in text, such as ``VoVNet-39``."""
     name: str
-    """timm's; a model of that name with ``num_classes`` takes the weights."""
+    """timm's name; a model of that name with ``num_classes`` takes the weights."""
     num_classes: int
-    """0 where the file has no classifier."""
+    """0 if the file has no classifier."""
     names: dict[str, str]
-    """The file's key → timm's, for every tensor that the file has of the network."""
+    """The file's key → timm's key, for every tensor of the network in the file."""
     ignored: dict[str, str]
-    """The keys that are left out on purpose, and why."""
+    """Keys that are left out on purpose, with the reason."""
     notes: tuple[str, ...]
+    """What users of the weights should know."""
     licence: str
+    """``cc-by-nc-4.0``, or ``unknown`` if the authors state none."""
 
 
 def identify_network(found: Shapes) -> PublishedNetwork:
-    """Tell which network a file holds; every key is then either mapped, once, or ignored on purpose.
+    """Identify the network in a file and map each of its keys once, or ignore it on purpose.
 
-    Batch counters may be absent, one by one (detectron2's frozen norms have none), and so may the classifier.
+    The classifier and any of the batch counters may be absent (detectron2's frozen norms have no counters).
 
     Args:
-        found: names and shapes, without ``module.``; of a detectron2 detector all, of which the backbone is taken.
+        found: Names and shapes, without ``module.``. Of a whole detectron2 detector, the backbone is taken.
 
     Raises:
-        InputError: none of the published networks, or a key is missing, left over or of another shape; all are listed.
+        InputError: The file holds none of the published networks, or a key is missing, left over or of another shape;
+            the message lists all of them.
     """
     prefix, inside, ignored = _network_part(found)
     body = {key: shape for key, shape in inside.items() if key not in _CLASSIFIER and not key.endswith(_COUNTER)}
@@ -112,12 +115,12 @@ def identify_network(found: Shapes) -> PublishedNetwork:
 
 
 def empty_network(name: str, num_classes: int) -> nn.Module:
-    """A timm model without memory for its tensors."""
+    """Build a timm model on the meta device: its tensors have shapes and no memory."""
     return timm.create_model(name, num_classes=num_classes, device="meta")
 
 
 def network_keys(model: nn.Module) -> dict[str, str]:
-    """The published name → timm's, for every tensor of one of :data:`NETWORKS`."""
+    """Return the published key → timm's key, for every tensor of one of :data:`NETWORKS`."""
     if isinstance(model, VoVNet):
         return published_keys(model)
     return published_v2_keys(model) if hasattr(model, "stages") else published_resnet_keys(model)
@@ -127,10 +130,10 @@ def write_network(folder: Path, network: PublishedNetwork, tensors: Mapping[str,
     """Write timm's ``config.json`` and ``model.safetensors``.
 
     Args:
-        folder: an existing, empty folder.
-        network: what the tensors are of.
-        tensors: by timm's keys; batch counters may be missing.
-        source: the name of the file that they come from.
+        folder: An existing, empty folder.
+        network: The network of the tensors.
+        tensors: Tensors by timm's keys; batch counters may be missing.
+        source: The name of the file that the tensors come from.
     """
     model = timm.create_model(
         network.name, num_classes=network.num_classes, pretrained_cfg=_pretrained_cfg(network, source)
@@ -141,13 +144,17 @@ def write_network(folder: Path, network: PublishedNetwork, tensors: Mapping[str,
 
 
 PLAIN_TIMM = "vovnet39a"
-"""timm's architecture of which every VoVNet here is a case, with ``residual`` (timm 0.9.16 and newer)."""
+"""timm's architecture that describes every VoVNet of this package with ``residual=True`` (timm 0.9.16 and newer)."""
 
 
 def stored_config(config: Mapping[str, Any], *, portable: bool) -> dict[str, Any]:
-    """timm's ``config.json`` with a VoVNet under timm's name, which plain timm loads, or under ours; else unchanged.
+    """Return timm's ``config.json`` with a VoVNet under the name that plain timm loads, or under this package's name.
 
-    Both networks have the same keys and outputs.
+    Both networks have the same keys and outputs. The configuration of any other network does not change.
+
+    Args:
+        config: The contents of ``config.json``.
+        portable: True for the name that plain timm loads.
     """
     name = own_architecture(config)
     if name not in vovnets or portable == (config["architecture"] == PLAIN_TIMM):
@@ -156,7 +163,7 @@ def stored_config(config: Mapping[str, Any], *, portable: bool) -> dict[str, Any
     shape = {key: _as_list(value) for key, value in vovnets[name].items()}
     if portable:
         base = {key: _as_list(value) for key, value in timm_vovnets[PLAIN_TIMM].items()}
-        # What is said beside the arguments, too, or is what every network has when nothing is said.
+        # Leave out timm's defaults, and the number of classes, which config.json also holds beside the arguments.
         arguments = {k: v for k, v in arguments.items() if (k, v) not in _DEFAULTS and k != "num_classes"}
         arguments |= {"residual": True} | {key: value for key, value in shape.items() if base.get(key) != value}
     else:
@@ -173,7 +180,7 @@ _DEFAULTS = (("in_chans", 3), ("global_pool", "avg"))
 
 
 def own_architecture(config: Mapping[str, Any]) -> str:
-    """The name here of the network that timm's ``config.json`` describes; timm's own name where it is not ours."""
+    """Return this package's name of the network in timm's ``config.json``, or timm's name if it is another network."""
     name: str = config["architecture"]
     arguments = config.get("model_args", {})
     if name != PLAIN_TIMM or arguments.get("residual") is not True:
@@ -190,7 +197,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _network_part(found: Shapes) -> tuple[str, Shapes, dict[str, str]]:
-    """The prefix of the network's keys, its keys without it, and the rest with the reason for leaving it out."""
+    """Return the prefix of the network's keys, the shapes without it, and why other keys are ignored."""
     if any(key.startswith(BOTTOM_UP) for key in found):
         inside = {key.removeprefix(BOTTOM_UP): shape for key, shape in found.items() if key.startswith(BOTTOM_UP)}
         return BOTTOM_UP, inside, {k: "not of the backbone" for k in found if not k.startswith(BOTTOM_UP)}
@@ -200,7 +207,7 @@ def _network_part(found: Shapes) -> tuple[str, Shapes, dict[str, str]]:
 
 
 def _expected_shapes(model: nn.Module, present: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """By published name: what the model has, of the batch counters only those that are present."""
+    """Return the model's shapes by published key; of the batch counters only those that are present in the file."""
     ours = shapes_of(model.state_dict())
     return {
         theirs: ours[key]
@@ -210,7 +217,7 @@ def _expected_shapes(model: nn.Module, present: Iterable[str]) -> dict[str, tupl
 
 
 def _classes(inside: Shapes) -> int:
-    """0 without a classifier; with half of one, its classes, so that the other half is listed as missing."""
+    """Return the number of classes, or 0 without a classifier; a weight or a bias is enough."""
     for key in _CLASSIFIER:
         shape = inside.get(key)
         if shape is not None:
@@ -221,7 +228,7 @@ def _classes(inside: Shapes) -> int:
 
 
 def _particulars(name: str, model: nn.Module, num_classes: int) -> tuple[str, tuple[str, ...]]:
-    """The weights' licence, and what the user should know."""
+    """Return the licence of the weights and the notes for their users."""
     if name.startswith("ese_"):
         every_block = (_EVERY_BLOCK.format(name.removesuffix("_all")),) if name.endswith("_all") else ()
         return "cc-by-nc-4.0", (*every_block, _BGR_V2)
@@ -235,7 +242,7 @@ def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
     return {
         "architecture": network.name,
         "num_classes": network.num_classes,
-        # As the authors test; timm's entries may be for weights of its own, with other sizes and statistics.
+        # The authors' test settings; timm's entries may belong to other weights with other sizes and statistics.
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
         "crop_pct": 0.875,

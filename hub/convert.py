@@ -1,8 +1,7 @@
-"""Published checkpoints → our detector folders and timm's folders.
+"""Published checkpoints → detector folders and timm's folders.
 
-What a file holds is told by its keys and shapes alone. Each key is mapped once or ignored on purpose, with the reason;
-anything else is an error that lists it. Values are not changed, but for other floating-point types, which become
-float32.
+Keys and shapes alone identify the contents of a file. Each key is mapped once or ignored on purpose, with the reason;
+any other key is an error that lists it. Values do not change, except that other floating-point types become float32.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import flush_folder, flush_to_disk, prepare_output_dir
 from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, identify_network, write_network
-from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, Source, sha256_of
-from vovnet.hub.release import Description, check_architecture, describe
+from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of
+from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted; ``str()`` of it tells the user."""
+    """The result of :func:`convert_checkpoint`; ``str()`` gives the text for the user."""
 
     title: str
-    """Such as ``Mask R-CNN V-39-FPN, 80 classes``."""
+    """Contents of the file, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
     name: str
     """The shipped recipe that trains the detector, or timm's name of the network."""
     folder: Path
     notes: tuple[str, ...] = ()
-    """What the user should know: what the weights expect, what was converted."""
+    """What the user should know: the input that the weights expect, types that were converted, the licence."""
     ignored: Mapping[str, str] = field(default_factory=dict)
-    """Keys of the file that were left out on purpose, and why."""
+    """Keys of the file that were left out on purpose, with the reason."""
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.title} ({self.name})", *(f"note: {note}" for note in self.notes)]
@@ -58,9 +57,35 @@ def convert_checkpoint(
     *,
     overwrite: bool = False,
     expect: str | None = None,
-    architecture: str = "timm",
+    architecture: StoredAs = "timm",
 ) -> Conversion:
-    """The body of :func:`vovnet.hub.convert_checkpoint`, which documents it."""
+    """Read a published checkpoint and write a folder that loads here.
+
+    Keys and shapes alone identify the contents. A Faster or Mask R-CNN of maskrcnn-benchmark becomes a detector folder
+    (:func:`vovnet.hub.load_detector`). A classifier of VoVNet.pytorch, a detection backbone, a ResNet in
+    maskrcnn-benchmark's names or a VoVNetV2 of vovnet-detectron2 becomes a timm folder
+    (``timm.create_model("local-dir:OUT", pretrained=True)`` after ``import vovnet``). The file is a state dict, or
+    ``{"model": …}`` with an optimizer and the like beside it, with ``module.`` before all keys or none.
+
+    Besides ``config.json`` and ``model.safetensors`` the folder gets a model card, ``manifest.json`` (the file's
+    SHA-256, and outputs for :func:`vovnet.hub.verify`) and ``SHA256SUMS``.
+
+    Args:
+        path: The ``.pth`` file. Only tensors and plain values are read, so nothing in it can run.
+        out: The folder for the result; created if it does not exist.
+        overwrite: Replace the files of a folder that is not empty.
+        expect: Name of a recipe or timm model; another content of the file is an error.
+        architecture: How ``config.json`` names a VoVNet: ``timm`` (timm's ``vovnet39a`` with arguments, which also
+            loads without this package) or ``vovnet`` (its name in this package). The outputs are equal.
+
+    Returns:
+        The contents of the file, notes, and the keys that were left out on purpose.
+
+    Raises:
+        InputError: The file cannot be read, would run code, holds keys or shapes that do not fit (all are listed),
+            values that are not finite, other anchors than the published ones, or something else than ``expect``; or
+            ``out`` cannot be written to. Nothing is written then.
+    """
     check_architecture(architecture)
     wanted = None if expect is None else _expected(expect)
     file = read_checkpoint_file(path)
@@ -77,7 +102,7 @@ def convert_checkpoint(
     if file.beside:
         notes.append(f"not read, beside the weights: {', '.join(file.beside)}")
     licence = published.licence if isinstance(published, PublishedNetwork) else "unknown"
-    source = Source(Path(path).name, sha256_of(Path(path)), _full_title(published), published.name, licence)
+    source = PublishedFile(Path(path).name, sha256_of(Path(path)), _full_title(published), published.name, licence)
     with TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
         staged = Path(scratch)
         if isinstance(published, PublishedNetwork):
@@ -85,17 +110,22 @@ def convert_checkpoint(
             notes = [*published.notes, *notes]
         else:
             notes = [*_write_detector(staged, published, tensors), *notes]
-        known = licence if licence != "unknown" else "other"
-        describe(staged, staged, source, Description(license=known, architecture=architecture))
-        (folder / SUMS_FILE).unlink(missing_ok=True)  # of what stood here; the new ones come last
-        for name in PUBLISHED_FILES:
-            flush_to_disk(staged / name)
-        for name in PUBLISHED_FILES:
-            os.replace(staged / name, folder / name)
-    flush_folder(folder)
+        stated = licence if licence != "unknown" else "other"
+        describe(staged, staged, source, Description(license=stated, architecture=architecture))
+        _move_files(staged, folder)
     notice = V1_NOTICE if licence == "unknown" else V2_NOTICE
     notes.append(f"{source.file}, SHA-256 {source.sha256}: {notice}")
     return Conversion(source.title, source.name, folder, tuple(notes), published.ignored)
+
+
+def _move_files(staged: Path, folder: Path) -> None:
+    """Replace the published files of a folder; the checksums come last, so that an interruption is noticed."""
+    (folder / SUMS_FILE).unlink(missing_ok=True)
+    for name in PUBLISHED_FILES:
+        flush_to_disk(staged / name)
+    for name in PUBLISHED_FILES:
+        os.replace(staged / name, folder / name)
+    flush_folder(folder)
 
 
 def _identify(tensors: Mapping[str, Tensor]) -> PublishedDetector | PublishedNetwork:

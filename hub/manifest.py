@@ -1,6 +1,6 @@
-"""What travels with published weights: their checksums, where they come from, and what they compute.
+"""The files that travel with published weights: checksums, where the weights come from, and recorded outputs.
 
-``SHA256SUMS`` is in the form that ``sha256sum --check`` reads; ``manifest.json`` holds the rest.
+``SHA256SUMS`` is in the form that ``sha256sum --check`` reads. ``manifest.json`` holds the rest.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ MANIFEST_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
 SUMMED_FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
 PUBLISHED_FILES = (*SUMMED_FILES, SUMS_FILE)
-"""All that a published repository consists of; nothing else is ever uploaded or downloaded."""
+"""All files of a published repository. Nothing else is uploaded or downloaded."""
 
 FORMAT = "vovnet-manifest"
 FORMAT_VERSION = 1
 _KEYS = {"format", "format_version", "vovnet", "source", "outputs"}
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_MAX_SUMS_BYTES = 2**16
 
 
 @dataclass(frozen=True)
-class Source:
-    """The published file that weights were converted from."""
+class PublishedFile:
+    """The file that weights were converted from."""
 
     file: str
-    """Its name, without folders."""
+    """The file's name, without folders."""
     sha256: str
     title: str
-    """Such as ``Mask R-CNN V-39-FPN, 80 classes``."""
+    """What the file holds, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
     name: str
-    """The shipped recipe that trains it, or timm's name of the network."""
+    """The shipped recipe that trains the detector, or timm's name of the network."""
     license: str
-    """``cc-by-nc-4.0``, or ``unknown`` where its authors state none."""
+    """``cc-by-nc-4.0``, or ``unknown`` if the authors state none."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` says."""
+    """The contents of ``manifest.json``."""
 
     vovnet: str
-    """The version that wrote it."""
-    source: Source | None
-    """None for weights that were trained here."""
+    """The version of vovnet that wrote it."""
+    source: PublishedFile | None
+    """None for weights that were trained with vovnet."""
     outputs: Mapping[str, Mapping[str, Any]]
-    """See :func:`vovnet.hub.reference_outputs.record_outputs`."""
+    """The result of :func:`vovnet.hub.reference_outputs.record_outputs`."""
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -64,44 +65,46 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check ``manifest.json``.
 
     Raises:
-        InputError: absent, unreadable, of another format or version, or with keys or types that do not belong.
+        InputError: The file is absent or unreadable, has another format or version, or has wrong keys or types.
     """
     path = folder / MANIFEST_FILE
     check_symlink(folder, MANIFEST_FILE)
     values = read_json(path)
     if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format {values.get('format')!r}, version {values.get('format_version')!r}; this vovnet reads "
-            f"'{FORMAT}', version {FORMAT_VERSION}"
+            f"{path}: format {values.get('format')!r:.80}, version {values.get('format_version')!r:.80}; this vovnet "
+            f"reads '{FORMAT}', version {FORMAT_VERSION}"
         )
     source = values.get("source")
-    fields = set(Source.__dataclass_fields__)
     good = set(values) == _KEYS and isinstance(values["vovnet"], str) and isinstance(values["outputs"], dict)
-    if good and source is not None:
-        good = isinstance(source, dict) and set(source) == fields and all(isinstance(v, str) for v in source.values())
-        good = good and re.search(r"[/\\]", source["file"]) is None
-    if not good:
+    if not good or not (source is None or _is_published_file(source)):
         raise InputError(f"{path}: expected the keys {', '.join(sorted(_KEYS))}, as `vovnet convert` writes them")
-    return Manifest(values["vovnet"], None if source is None else Source(**source), values["outputs"])
+    return Manifest(values["vovnet"], None if source is None else PublishedFile(**source), values["outputs"])
+
+
+def _is_published_file(value: object) -> bool:
+    if not isinstance(value, dict) or set(value) != set(PublishedFile.__dataclass_fields__):
+        return False
+    return all(isinstance(entry, str) for entry in value.values()) and not re.search(r"[/\\]", value["file"])
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sums(path: Path, files: Sequence[Path]) -> None:
-    """Write ``SHA256SUMS`` for files that will lie beside it."""
+    """Write ``SHA256SUMS`` for files that will be in the same folder."""
     write_text(path, "".join(f"{sha256_of(file)}  {file.name}\n" for file in files))
 
 
 def check_sums(folder: Path, names: Sequence[str] = SUMMED_FILES) -> None:
-    """Hold the files of a folder to its ``SHA256SUMS``.
+    """Check the files of a folder against its ``SHA256SUMS``.
 
     Raises:
-        InputError: there is none, it is not in its form or lacks a file, or a file is absent, a link elsewhere or not
-            what was summed; all of these are named.
+        InputError: ``SHA256SUMS`` is absent, malformed or lacks a file; or a file is absent, a link out of the folder,
+            or has another checksum. The message names all of these files.
     """
     sums = _read_sums(folder)
     problems = []
@@ -124,12 +127,12 @@ def _read_sums(folder: Path) -> dict[str, str]:
         raise InputError(f"{folder} has no {SUMS_FILE}; expected a folder that `vovnet convert` or `publish` wrote")
     sums: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.stat().st_size < 2**16 else [""]
+        lines = path.read_text(encoding="utf-8").splitlines() if path.stat().st_size < _MAX_SUMS_BYTES else [""]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     for line in lines:
         match = _LINE.fullmatch(line)
-        # A name with a folder in it would lead the check, and whoever trusts it, elsewhere.
+        # A name with a folder in it would make the check, and everyone who relies on it, read another file.
         if match is None or match[2] not in SUMMED_FILES or match[2] in sums:
             raise InputError(
                 f"{path}: expected a SHA-256 and one of {', '.join(SUMMED_FILES)} a line, got {line!r:.90}"

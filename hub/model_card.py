@@ -1,4 +1,4 @@
-"""Model cards: a repository's page on the Hub, from the template ``model_card.md`` and what a folder really holds."""
+"""Model cards: the page of a repository on the Hub, made from ``model_card.md`` and the contents of a folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vovnet.checkpoints.hub import V1_NOTICE, V2_NOTICE
-from vovnet.hub.card_facts import Facts, Metrics
-from vovnet.hub.manifest import Source
+from vovnet.hub.card_fields import CardFields, Metrics
+from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.markdown import code, plain
 
 UNKNOWN_REPOSITORY = "ORG/NAME"
-"""What a card calls the repository before it is published."""
+"""The repository's name in a card before it is published."""
 
 _CITATIONS = {
     "vovnet": """@inproceedings{lee2019vovnet,
@@ -50,48 +50,53 @@ _CITATIONS = {
 
 
 def compose_card(
-    facts: Facts, *, repository: str = UNKNOWN_REPOSITORY, license: str | None, source: Source | None, version: str
+    fields: CardFields,
+    *,
+    repository: str = UNKNOWN_REPOSITORY,
+    license: str | None,
+    source: PublishedFile | None,
+    version: str,
 ) -> ModelCard:
-    """The card of a folder.
+    """Return the model card of a folder.
 
     Args:
-        facts: what it holds.
+        fields: The facts about the folder and its model.
         repository: ``ORG/NAME``.
-        license: an identifier of the Hub's, such as ``apache-2.0``; ``other`` for a file whose authors state none;
-            None where the publisher says nothing.
-        source: the published file that the weights come from.
-        version: this package's.
+        license: A license identifier of the Hub, such as ``apache-2.0``; ``other`` for a file whose authors state none;
+            None if the publisher says nothing.
+        source: The file that the weights were converted from.
+        version: The version of this package.
     """
     return ModelCard.from_template(
-        _card_data(facts, repository, license),
+        _card_data(fields, repository, license),
         template_path=str(Path(__file__).with_name("model_card.md")),
-        title=plain(facts.title),
-        summary=facts.summary,
-        loading=_loading(facts, repository),
-        facts=facts.rows.items(),
-        categories=[plain(name) for name in facts.categories],
-        training=facts.training,
-        metrics=_metrics(facts.metrics),
+        title=plain(fields.title),
+        summary=fields.summary,
+        loading=_loading(fields, repository),
+        facts=fields.rows.items(),
+        categories=[plain(name) for name in fields.categories],
+        training=fields.training,
+        metrics=_metrics(fields.metrics),
         licence=_licence(license, source),
         repository=repository,
         origin=None if source is None else f"{code(source.file)}, SHA-256 {code(source.sha256)}",
         version=version,
-        citation="\n".join(_CITATIONS[key] for key in facts.citations),
+        citation="\n".join(_CITATIONS[key] for key in fields.citations),
     )
 
 
-def _card_data(facts: Facts, repository: str, license: str | None) -> ModelCardData:
+def _card_data(fields: CardFields, repository: str, license: str | None) -> ModelCardData:
     other = license == "other"
     return ModelCardData(
         model_name=repository.partition("/")[2],
         license=license,
         license_name="not-stated" if other else None,
         license_link=f"https://huggingface.co/{repository}#licence" if other else None,
-        library_name=facts.library,
-        pipeline_tag=facts.task,
-        tags=list(facts.tags),
-        datasets=list(facts.datasets) or None,
-        base_model=facts.base_model,
+        library_name=fields.library,
+        pipeline_tag=fields.task,
+        tags=list(fields.tags),
+        datasets=list(fields.datasets) or None,
+        base_model=fields.base_model,
         eval_results=[
             EvalResult(
                 task_type=metrics.task,
@@ -104,28 +109,28 @@ def _card_data(facts: Facts, repository: str, license: str | None) -> ModelCardD
                 source_name=metrics.claimed_by,
                 source_url=metrics.address,
             )
-            for metrics in facts.metrics
+            for metrics in fields.metrics
             for name, value in metrics.values.items()
         ]
         or None,
     )
 
 
-def _loading(facts: Facts, repository: str) -> list[dict[str, str]]:
-    if not facts.details:
+def _loading(fields: CardFields, repository: str) -> list[dict[str, str]]:
+    if not fields.details:
         code = (
             "from vovnet.detection import predict\nfrom vovnet.hub import load_detector\n\n"
             f'detector = load_detector("{repository}")\ndetections = predict(detector, ["photo.jpg"])'
         )
         return [{"text": "With vovnet and what its `detection` extra installs:", "code": code}]
-    architecture, stored = facts.details["architecture"], facts.details["stored_architecture"]
+    architecture, stored = fields.details["architecture"], fields.details["stored_architecture"]
     features = f'features = timm.create_model("hf-hub:{repository}", pretrained=True, features_only=True)'
     by_name = f'import timm\n\nmodel = timm.create_model("hf-hub:{repository}", pretrained=True).eval()\n{features}'
-    if stored == architecture and not facts.details["ours"]:
+    if stored == architecture and not fields.details["ours"]:
         return [{"text": "With timm alone:", "code": by_name}]
     if stored == architecture:
         return [{"text": "With timm and vovnet:", "code": f"import vovnet  # registers {stored}\n{by_name}"}]
-    classes = facts.details["num_classes"]
+    classes = fields.details["num_classes"]
     overlay = f'dict(hf_hub_id="{repository}", num_classes={classes})'
     with_ours = (
         f'import timm\nimport vovnet  # registers {architecture}\n\nmodel = timm.create_model("{architecture}", '
@@ -149,7 +154,7 @@ def _metrics(found: Sequence[Metrics]) -> str:
     return "\n\n".join(parts)
 
 
-def _licence(license: str | None, source: Source | None) -> str:
+def _licence(license: str | None, source: PublishedFile | None) -> str:
     said = "The publisher states none." if license is None else f"`{license}`."
     if source is None:
         return said

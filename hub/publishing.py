@@ -1,7 +1,8 @@
-"""Upload a folder to the Hugging Face Hub: a fixed list of files, in one commit, after a look at what would go."""
+"""Upload a folder to the Hugging Face Hub: a fixed list of files in one commit, or a report of what would be sent."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,29 +16,22 @@ from huggingface_hub.utils import validate_repo_id
 from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, check_symlink, read_json
-from vovnet.hub.manifest import (
-    CARD_FILE,
-    MANIFEST_FILE,
-    PUBLISHED_FILES,
-    Source,
-    check_sums,
-    read_manifest,
-)
-from vovnet.hub.release import Description, check_architecture, describe
+from vovnet.hub.manifest import CARD_FILE, MANIFEST_FILE, PUBLISHED_FILES, PublishedFile, check_sums, read_manifest
+from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 
 NONCOMMERCIAL = "cc-by-nc-4.0"
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What was uploaded, or would be; ``str()`` of it tells the user."""
+    """What was uploaded or would be; ``str()`` gives the text for the user."""
 
     repository: str
     files: tuple[tuple[str, int], ...]
     """Names and sizes in bytes."""
     notes: tuple[str, ...]
     commit: str | None = None
-    """The address of the commit; None for a dry run."""
+    """The URL of the commit; None if nothing was uploaded."""
 
     def __str__(self) -> str:
         lines = [f"{size:>13,}  {name}" for name, size in self.files]
@@ -47,18 +41,48 @@ class Publication:
         return "\n".join([f"uploaded to {self.repository} ({self.commit}):", *lines])
 
 
-def publish_folder(
-    folder: Path, description: Description, *, yes: bool, private: bool, token: str | None = None
+def publish(
+    folder: str | os.PathLike[str],
+    repository: str,
+    *,
+    yes: bool = False,
+    private: bool = True,
+    license: str | None = None,
+    dataset: str | None = None,
+    architecture: StoredAs = "timm",
 ) -> Publication:
-    """The body of :func:`vovnet.hub.publish`, which documents it."""
-    _check_name(description.repository)
-    check_architecture(description.architecture)
+    """Upload a folder's model to the Hugging Face Hub, with a model card, checksums and recorded outputs.
+
+    Only ``README.md``, ``config.json``, ``model.safetensors``, ``manifest.json`` and ``SHA256SUMS`` are uploaded, in
+    one commit. Other files of the folder stay on this machine.
+
+    Args:
+        folder: A folder of a training run, of :func:`vovnet.hub.convert_checkpoint`, or in timm's form.
+        repository: ``ORG/NAME``; created if it does not exist.
+        yes: False uploads nothing and needs no network; the result says what would be uploaded.
+        private: Make a new repository private. An existing repository keeps its visibility.
+        license: A license identifier of the Hub, such as ``apache-2.0``; ``other`` for weights whose authors state
+            none. Required for converted weights.
+        dataset: The name that the card gives to the data for training and evaluation.
+        architecture: As in :func:`vovnet.hub.convert_checkpoint`.
+
+    Returns:
+        Files, sizes, notes and the commit; ``str()`` gives the text for the user.
+
+    Raises:
+        InputError: The folder cannot be loaded or was changed since its conversion, its configuration holds a local
+            path, a license is missing or contradicts the source's, or the Hub refuses.
+    """
+    folder = Path(folder)
+    description = Description(repository, license, dataset, architecture)
+    _check_name(repository)
+    check_architecture(architecture)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         check_symlink(folder, name)
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}; expected a folder of `vovnet train`, `vovnet convert` or timm")
     source = _source(folder)
-    notes = _licence_notes(source, _stated_licence(folder, source), description.license)
+    notes = _licence_notes(source, _stated_licence(folder, source), license)
     with TemporaryDirectory(prefix="vovnet-publish-") as scratch:
         staged = Path(scratch)
         describe(folder, staged, source, description)
@@ -69,12 +93,12 @@ def publish_folder(
         visibility = "private" if private else "public"
         if not yes:
             notes.append(f"the repository would be {visibility} if it does not exist yet")
-            return Publication(description.repository, files, tuple(notes))
-        api = HfApi(token=token, library_name="vovnet")
-        with _upload_errors(description.repository):
-            existed, commit = _upload(api, description.repository, places, private)
-        notes += _look_back(api, description.repository, existed, set(places))
-        return Publication(description.repository, files, tuple(notes), commit)
+            return Publication(repository, files, tuple(notes))
+        api = HfApi(library_name="vovnet")
+        with _upload_errors(repository):
+            existed, commit = _upload(api, repository, places, private)
+        notes += _look_back(api, repository, existed, set(places))
+        return Publication(repository, files, tuple(notes), commit)
 
 
 def _check_name(repository: str) -> None:
@@ -87,23 +111,23 @@ def _check_name(repository: str) -> None:
         raise InputError(f"repository: expected ORG/NAME on the Hub, got '{repository}'")
 
 
-def _source(folder: Path) -> Source | None:
-    """Where a converted folder's weights come from, once it is sure that they are still those."""
+def _source(folder: Path) -> PublishedFile | None:
+    """Return the file that a folder's weights were converted from, after checking that they were not changed since."""
     if not (folder / MANIFEST_FILE).is_file():
         return None
     check_sums(folder, (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE))
     return read_manifest(folder).source
 
 
-def _stated_licence(folder: Path, source: Source | None) -> str | None:
-    """The licence that the weights came under, as far as the folder tells."""
+def _stated_licence(folder: Path, source: PublishedFile | None) -> str | None:
+    """Return the licence that the folder states for its weights."""
     if source is not None:
         return source.license
     cfg = read_json(folder / CONFIG_FILE).get("pretrained_cfg")
     return cfg.get("license") if isinstance(cfg, dict) else None
 
 
-def _licence_notes(source: Source | None, stated: str | None, license: str | None) -> list[str]:
+def _licence_notes(source: PublishedFile | None, stated: str | None, license: str | None) -> list[str]:
     if license is None:
         if source is not None:
             known = NONCOMMERCIAL if source.license == NONCOMMERCIAL else "other"
@@ -127,10 +151,10 @@ def _licence_notes(source: Source | None, stated: str | None, license: str | Non
 
 
 def _upload(api: HfApi, repository: str, places: dict[str, Path], private: bool) -> tuple[bool, str]:
-    """Create the repository if need be, and add all files in one commit, so that nobody sees half of them.
+    """Create the repository if it does not exist, and add all files in one commit, so that nobody sees half of them.
 
     Returns:
-        Whether the repository existed, and the commit's address.
+        True if the repository existed, and the URL of the commit.
     """
     existed = api.repo_exists(repository)
     card = ModelCard.load(places[CARD_FILE])
@@ -146,7 +170,7 @@ def _upload(api: HfApi, repository: str, places: dict[str, Path], private: bool)
 
 
 def _look_back(api: HfApi, repository: str, existed: bool, names: set[str]) -> list[str]:
-    """What is to be said of the repository once the files are there."""
+    """Return notes about the repository after the upload: its visibility, and files that are not ours."""
     try:
         after = api.model_info(repository)
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:
@@ -165,10 +189,10 @@ def _upload_errors(repository: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except ValueError as error:  # the card, by the Hub's own rules
+    except ValueError as error:  # the card violates the Hub's rules
         raise InputError(f"{repository}: the Hub refuses the model card ({' '.join(str(error).split())})") from error
     except (errors.HTTPError, OSError, RuntimeError) as error:
-        # The client wraps what went wrong with a file in a RuntimeError.
+        # The client wraps errors of single files in a RuntimeError.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         mend = (

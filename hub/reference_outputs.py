@@ -1,7 +1,7 @@
-"""What a network computes on an image that everyone can make, in few enough numbers to travel with its weights.
+"""Outputs of a network on a synthetic image, in few enough numbers to be published with its weights.
 
-A sum over the files says that they are the published ones; these say that this machine, with these versions of the
-libraries, computes with them what the publisher's did.
+Checksums show that the files are the published ones. Reference outputs show that this machine, with its versions of the
+libraries, computes the same as the publisher's.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from torch import Tensor, nn
 from vovnet.errors import InputError
 
 VALUES = 48
-"""How many of a tensor's values are recorded, evenly spaced."""
+"""Number of values that are recorded of a tensor, evenly spaced."""
 TOLERANCE = 1e-3
-"""Of the largest magnitude of a tensor: wider than what instruction sets and versions differ by, narrower than what any
-wrong weight, order of channels or normalisation does."""
+"""Largest allowed difference, relative to the largest magnitude of a tensor. Instruction sets and versions differ by
+less; a wrong weight, channel order or normalisation differs by more."""
 
-_PICTURE = (192, 256)
+_SIZE = (192, 256)
 _BOXES = ((10.0, 20.0, 90.0, 120.0), (100.0, 30.0, 240.0, 180.0), (0.0, 0.0, 255.0, 191.0), (60.0, 60.0, 80.0, 84.0))
 
 
 def image(channels: int, height: int, width: int) -> Tensor:
-    """(channels, height, width) in [0, 1]: gradients and checks from integers alone, equal on every machine."""
+    """Return a float image (channels, height, width) in [0, 1]: gradients and checks made from integers, so that it is
+    equal on every machine."""
     y, x = torch.arange(height)[:, None], torch.arange(width)[None, :]
     planes = [(y * (3 + c) + x * (5 - c % 4) + 64 * ((y // 16 + x // 16 + c) % 2)) % 256 for c in range(channels)]
     return torch.stack(planes).float() / 255
 
 
 def record_outputs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The outputs of a detector or timm model by name: shape, largest magnitude, and some values in order.
+    """Return the outputs of a detector or timm model by name: shape, largest magnitude, and some values in order.
 
     Raises:
-        InputError: an output is not finite.
+        InputError: An output is not finite.
     """
     outputs = _outputs(model)
     if broken := [name for name, value in outputs.items() if not value.isfinite().all()]:
@@ -46,13 +47,13 @@ def record_outputs(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def compare_outputs(model: nn.Module, recorded: Mapping[str, Mapping[str, Any]], where: str) -> float:
-    """Compute the outputs anew and hold them to recorded ones.
+    """Compute the outputs again and compare them with recorded ones.
 
     Returns:
         The largest difference, relative to the largest magnitude of its tensor.
 
     Raises:
-        InputError: names, shapes or values differ; the outputs are named.
+        InputError: Names, shapes or values differ; the message names the outputs.
     """
     found = record_outputs(model)
     if set(found) != set(recorded):
@@ -76,14 +77,15 @@ def compare_outputs(model: nn.Module, recorded: Mapping[str, Mapping[str, Any]],
 
 
 def _difference(found: Mapping[str, Any], expected: object) -> float | None:
-    """Relative to the largest magnitude; None where the record is not one of this tensor, in finite numbers."""
+    """Return the largest difference relative to the largest magnitude; None if the record is not finite numbers of this
+    tensor's shape."""
     if not isinstance(expected, Mapping) or expected.get("shape") != found["shape"]:
         return None
     values = expected.get("values")
     if not isinstance(values, list) or len(values) != len(found["values"]):
         return None
     recorded = [expected.get("largest"), *values]
-    # Compared, not converted: an integer beyond a float is a record of nothing, too.
+    # Compared, not converted: an integer may be too large for a float.
     if not all(isinstance(value, int | float) and abs(value) < 1e38 for value in recorded):
         return None
     scale = max(float(found["largest"]), 1e-12)
@@ -116,17 +118,17 @@ def _network_outputs(model: Any) -> dict[str, Tensor]:
 
 
 def _detector_outputs(detector: Any) -> dict[str, Tensor]:
-    """The network's parts on fixed boxes: which boxes are selected may turn on a last bit, their scores do not."""
-    network_input = detector.transform.normalize(image(detector.recipe.in_chans, *_PICTURE))[None]
+    """Return the parts' outputs for fixed boxes, because a last bit may change which boxes the detector selects."""
+    network_input = detector.transform.normalize(image(detector.recipe.in_chans, *_SIZE))[None]
     levels = detector.backbone(network_input)
     outputs = {f"pyramid.{name}": level for name, level in levels.items()}
     objectness, deltas = detector.rpn.head(list(levels.values()))
     outputs |= {"rpn.objectness": objectness[0], "rpn.deltas": deltas[0]}
     heads = detector.roi_heads
     boxes = [torch.tensor(_BOXES)]
-    features = heads.box_head(heads.box_roi_pool(levels, boxes, [_PICTURE]))
+    features = heads.box_head(heads.box_roi_pool(levels, boxes, [_SIZE]))
     outputs["box.logits"], outputs["box.deltas"] = heads.box_predictor(features)
     if getattr(heads, "mask_predictor", None) is not None:
-        pooled = heads.mask_roi_pool(levels, boxes, [_PICTURE])
+        pooled = heads.mask_roi_pool(levels, boxes, [_SIZE])
         outputs["mask.logits"] = heads.mask_predictor(heads.mask_head(pooled))
     return outputs

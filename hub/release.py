@@ -1,4 +1,4 @@
-"""A folder made ready for others: what it holds is loaded, described, recorded and summed."""
+"""Prepare a folder for publication: load and describe the model, record its outputs, and write the checksums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -16,56 +16,48 @@ from vovnet.checkpoints.timm_folder import load_timm_folder, read_timm_config
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json, write_json, write_text
-from vovnet.hub.card_facts import Facts, detector_facts, network_facts
+from vovnet.hub.card_fields import detector_fields, network_fields
 from vovnet.hub.classifiers import own_architecture, stored_config
-from vovnet.hub.manifest import (
-    CARD_FILE,
-    MANIFEST_FILE,
-    SUMS_FILE,
-    Manifest,
-    Source,
-    write_manifest,
-    write_sums,
-)
+from vovnet.hub.manifest import CARD_FILE, MANIFEST_FILE, SUMS_FILE, Manifest, PublishedFile, write_manifest, write_sums
 from vovnet.hub.model_card import UNKNOWN_REPOSITORY, compose_card
 from vovnet.hub.reference_outputs import record_outputs
 
-ARCHITECTURES = ("timm", "vovnet")
+StoredAs = Literal["timm", "vovnet"]
+"""How ``config.json`` names a VoVNet: ``timm`` as plain timm can load it, ``vovnet`` by its name in this package."""
 
-_NAMES = ("label_names", "label_descriptions", "categories")
-"""Keys of a configuration that hold classes, which may be called like a path (``/m/01g317`` of Open Images)."""
+_CLASS_NAMES = ("label_names", "label_descriptions", "categories")
+"""Keys of a configuration that hold class names. A class may be named like a path (``/m/01g317`` in Open Images)."""
 
 _LOCAL_PATH = re.compile(r"^[/~]|(?:^|[\s\"'(\[=,;])(?:/\w|~\w*/|[A-Za-z]:[\\/]|\\\\\w|file:)")
-"""Of this machine's: a text that is one, or one within a text."""
+"""Matches a text that is a path on this machine or contains one."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is said of a folder beyond what it holds."""
+    """What the publisher says about a folder beyond what the files hold."""
 
     repository: str = UNKNOWN_REPOSITORY
     license: str | None = None
     dataset: str | None = None
-    """What the card calls the data that it was trained on."""
-    architecture: str = "timm"
-    """``timm``: a VoVNet is stored as plain timm can load it; ``vovnet``: under its name here."""
+    """The name that the card gives to the training data."""
+    architecture: StoredAs = "timm"
 
 
 def check_architecture(architecture: str) -> None:
-    """Hold the setting of :attr:`Description.architecture` to what there is.
+    """Check a value of :attr:`Description.architecture`.
 
     Raises:
-        InputError: it is something else.
+        InputError: The value is not allowed.
     """
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"architecture must be {' or '.join(ARCHITECTURES)}, got '{architecture}'")
+    if architecture not in get_args(StoredAs):
+        raise InputError(f"architecture must be {' or '.join(get_args(StoredAs))}, got '{architecture}'")
 
 
 def is_detector(folder: Path) -> bool:
-    """Whether a folder's ``config.json`` is a detector's rather than timm's.
+    """Return True if a folder's ``config.json`` describes a detector, False if it is timm's.
 
     Raises:
-        InputError: it is absent or not JSON.
+        InputError: The file is absent or not JSON.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(
@@ -75,34 +67,33 @@ def is_detector(folder: Path) -> bool:
 
 
 def load_folder(folder: Path) -> nn.Module:
-    """The detector or timm model of a folder, in evaluation mode."""
+    """Load the detector or timm model of a folder, in evaluation mode."""
     return load_detector(folder) if is_detector(folder) else load_timm_folder(folder)
 
 
-def describe(folder: Path, out: Path, source: Source | None, description: Description) -> None:
-    """Write a folder's ``config.json``, model card, manifest and checksums; the weights stay where they are.
+def describe(folder: Path, out: Path, source: PublishedFile | None, description: Description) -> None:
+    """Write a folder's ``config.json``, model card, manifest and checksums; the weights are not moved.
 
     Args:
-        folder: holds ``config.json`` and ``model.safetensors``, and a training run's recipe and metrics if it is one.
-        out: where the four files go; may be ``folder`` itself.
-        source: the published file that the weights come from.
-        description: what else is said.
+        folder: Holds ``config.json`` and ``model.safetensors``; a training run's also its recipe and metrics.
+        out: Where the four files go; may be ``folder`` itself.
+        source: The file that the weights were converted from.
+        description: What the publisher says.
 
     Raises:
-        InputError: the folder cannot be loaded, its outputs are not finite, or its configuration holds a local path.
+        InputError: The folder cannot be loaded, its outputs are not finite, or its configuration holds a local path.
     """
     model: Any = load_folder(folder)
     config = read_json(folder / CONFIG_FILE)
-    facts: Facts
     if is_detector(folder):
-        facts = detector_facts(folder, model, source, description.dataset)
+        fields = detector_fields(folder, model, source, description.dataset)
     else:
         read_timm_config(folder)
         config = stored_config(config, portable=description.architecture == "timm")
-        facts = network_facts(config, model, source, own_architecture(config))
+        fields = network_fields(config, model, source, own_architecture(config))
     refuse_local_paths(config, str(folder / CONFIG_FILE))
     card = compose_card(
-        facts, repository=description.repository, license=description.license, source=source, version=__version__
+        fields, repository=description.repository, license=description.license, source=source, version=__version__
     )
     if out != folder or config != read_json(folder / CONFIG_FILE):
         write_json(out / CONFIG_FILE, config)
@@ -113,14 +104,14 @@ def describe(folder: Path, out: Path, source: Source | None, description: Descri
 
 
 def refuse_local_paths(value: Any, where: str) -> None:
-    """Hold a configuration that is about to be published to having no absolute path in it.
+    """Refuse a configuration that holds a path on this machine, because it is about to be published.
 
     Raises:
-        InputError: there is one; it is named.
+        InputError: The configuration holds such a path; the message names it.
     """
     entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
-        if key not in _NAMES:
+        if key not in _CLASS_NAMES:
             refuse_local_paths(entry, f"{where}: {key}")
     if isinstance(value, str) and _LOCAL_PATH.search(value):
         raise InputError(f"{where} is the local path {json.dumps(value)}; take it out before the folder is published")

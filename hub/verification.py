@@ -1,4 +1,4 @@
-"""Whether a published folder or repository is what its publisher put there, and computes here what it did there."""
+"""Check that a published folder or repository is complete, unchanged, and computes what its publisher recorded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vovnet.hub.release import load_folder
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found to hold; ``str()`` of it tells the user."""
+    """The result of :func:`verify`; ``str()`` gives the text for the user."""
 
     name: str
     folder: Path
     outputs: int
-    """How many recorded outputs were compared."""
+    """Number of recorded outputs that were compared."""
     difference: float
-    """The largest one, relative to the largest magnitude of its output."""
+    """Largest difference, relative to the largest magnitude of its output."""
 
     def __str__(self) -> str:
         return (
@@ -31,8 +31,19 @@ class Verification:
         )
 
 
-def verify_folder(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> Verification:
-    """The body of :func:`vovnet.hub.verify`, which documents it."""
+def verify(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> Verification:
+    """Check that a published folder is complete and that the model computes the outputs that its publisher recorded.
+
+    The files must have the checksums in ``SHA256SUMS`` and load. The model then runs on a synthetic image, and its
+    outputs must equal those in ``manifest.json`` within a tolerance.
+
+    Args:
+        name_or_folder: A local folder, or else ``ORG/NAME`` on the Hub.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: Something is missing, damaged or different; the message names all of it.
+    """
     name, folder = os.fspath(name_or_folder), Path(name_or_folder)
     if not folder.exists():
         folder = hub_files(name, PUBLISHED_FILES, revision)

@@ -23,6 +23,11 @@ class InputError(ValueError):
     a ``ValueError``. The command line prints it as one line and exits with code 1.
     """
 
+    def __init__(self, message: str) -> None:
+        """Make the message one line of valid Unicode, whatever a file's names and values hold."""
+        line = " ".join(message.splitlines())
+        super().__init__(line.encode("utf-8", "backslashreplace").decode("utf-8"))
+
 
 class StoppedError(Exception):
     """A command ended early. The message tells the user why."""

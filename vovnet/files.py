@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ WEIGHTS_FILE = "model.safetensors"
 """The two files of a folder of weights, in timm's form and in a detector's."""
 
 _MAX_BYTES = 16 * 2**20
+_MAX_DEPTH = 64
 
 
 @contextlib.contextmanager
@@ -69,10 +70,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        InputError: the file is unreadable, huge, not JSON or not an object.
+        InputError: The file is unreadable, huge, not JSON, deeply nested or not an object.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -84,7 +85,22 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid JSON ({reason(error)}); the file is damaged or was edited") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    if _is_nested_deeper(values, _MAX_DEPTH):  # functions that call themselves for each level may fail on it
+        raise InputError(f"{path}: nested deeper than {_MAX_DEPTH} levels, which no such file is")
     return values
+
+
+def _is_nested_deeper(value: object, levels: int) -> bool:
+    level: list[object] = [value]
+    for _ in range(levels):
+        level = [entry for part in level for entry in _entries(part)]
+    return bool(level)
+
+
+def _entries(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def flush_to_disk(path: str | os.PathLike[str]) -> None:

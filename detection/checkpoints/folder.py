@@ -74,12 +74,23 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
     folder = find_folder(name_or_folder, revision)
     config = read_config(folder / CONFIG_FILE)
     with open_weights(folder / WEIGHTS_FILE) as weights:
-        with limited_building(len(weights.shapes()), str(weights.path)):
-            # What pretraining decided about norms and freezing stays; the weights are all in the folder.
+        # Norms and frozen stages are as if the backbone were pretrained; the weights are all in the folder.
+        with limited_building(len(weights.shapes()), str(weights.path)), _input_errors(folder / CONFIG_FILE):
             detector = empty_detector(config.model)
         weights.refuse_differences(shapes_of(detector.state_dict()))
         detector = fill_detector(detector, config.model, weights.tensors())
     return attach(detector, config).eval()
+
+
+@contextmanager
+def _input_errors(path: Path) -> Iterator[None]:
+    """Turn errors of building a detector into InputErrors: odd arguments can make a timm model raise anything."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: cannot build the detector ({' '.join(str(error).split())[:300]})") from error
 
 
 def attach(detector: nn.Module, config: DetectorConfig) -> nn.Module:

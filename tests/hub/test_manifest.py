@@ -19,7 +19,7 @@ from vovnet.hub.manifest import (
     PUBLISHED_FILES,
     SUMMED_FILES,
     Manifest,
-    Source,
+    PublishedFile,
     check_sums,
     read_manifest,
     sha256_of,
@@ -28,7 +28,7 @@ from vovnet.hub.manifest import (
 )
 
 Copy = Callable[[Path], Path]
-SOURCE = Source("a.pth", "0" * 64, "VoVNet-39, 1000 classes", "vovnet39", "unknown")
+SOURCE = PublishedFile("a.pth", "0" * 64, "VoVNet-39, 1000 classes", "vovnet39", "unknown")
 
 
 def refused(function: Callable[..., Any], *arguments: object) -> str:
@@ -239,7 +239,7 @@ def test_manifests_that_are_no_json_object(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["/home/somebody/a.pth", "../a.pth", "C:\\Users\\me\\a.pth"])
 def test_a_manifest_names_no_place_on_somebodys_machine(file: str, tmp_path: Path) -> None:
     """It is published, and its text goes into the card."""
-    write_manifest(tmp_path / "manifest.json", Manifest("1.2", Source(file, *["x"] * 4), {}))
+    write_manifest(tmp_path / "manifest.json", Manifest("1.2", PublishedFile(file, *["x"] * 4), {}))
     assert "manifest.json" in refused(read_manifest, tmp_path)
 
 

@@ -19,18 +19,18 @@ from local_hub import Hub
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from vovnet.hub.card_facts import Facts, Metrics
-from vovnet.hub.manifest import Source
+from vovnet.hub.card_fields import CardFields, Metrics
+from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.model_card import compose_card
-from vovnet.hub.publishing import publish_folder
+from vovnet.hub.publishing import publish
 from vovnet.hub.release import Description, describe
 
-SOURCE = Source(
+SOURCE = PublishedFile(
     "MRCN-V-39-FPN-2x.pth", "ab" * 32, "Mask R-CNN V-39-FPN, 80 classes", "mask_rcnn_V_39_FPN_2x", "unknown"
 )
 BOX = {"box AP": 41.0, "box APs": 24.6, "box APm": 43.9, "box APl": 53.1}
 MASK = {"mask AP": 36.7, "mask APs": 17.9, "mask APm": 39.3, "mask APl": 53.0}
-FACTS = Facts(
+FACTS = CardFields(
     title="Mask R-CNN",
     summary="A detector.",
     task="image-segmentation",
@@ -49,12 +49,12 @@ FACTS = Facts(
 )
 
 
-def compose(facts: Facts = FACTS, **arguments: Any) -> ModelCard:
+def compose(facts: CardFields = FACTS, **arguments: Any) -> ModelCard:
     values: dict[str, Any] = {"license": "other", "source": SOURCE, "version": "1.2", "repository": "me/it"}
     return compose_card(facts, **{**values, **arguments})
 
 
-def folder_card(folder: Path, tmp_path: Path, source: Source | None = None, **arguments: Any) -> ModelCard:
+def folder_card(folder: Path, tmp_path: Path, source: PublishedFile | None = None, **arguments: Any) -> ModelCard:
     """The card that is published with a folder, read by the Hub's own class."""
     describe(folder, tmp_path, source, Description(**{"repository": "me/it", "license": "apache-2.0", **arguments}))
     return ModelCard.load(tmp_path / "README.md")
@@ -288,8 +288,7 @@ def run_all(blocks: list[str], place: Path, follow: str) -> list[Any]:
 def test_what_the_card_says_about_loading_runs(hub: Hub, slim: Made, tmp_path: Path) -> None:
     """Plain timm in a process without vovnet; ours in another; all compute the same."""
     for architecture in ("timm", "vovnet"):
-        description = Description(f"me/{architecture}", "other", architecture=architecture)
-        publish_folder(slim.folder, description, yes=True, private=False)
+        publish(slim.folder, f"me/{architecture}", license="other", architecture=architecture, yes=True, private=False)
     plain, ours = python_blocks(hub, "me/timm")
     (named,) = python_blocks(hub, "me/vovnet")
     assert "vovnet" not in plain.replace("me/vovnet", "")
@@ -305,7 +304,7 @@ def test_what_the_card_says_about_loading_runs(hub: Hub, slim: Made, tmp_path: P
 
 @pytest.mark.usefixtures("token")
 def test_what_a_detectors_card_says_about_loading_runs(hub: Hub, run: Path, tmp_path: Path) -> None:
-    publish_folder(run, Description("me/detector", "apache-2.0"), yes=True, private=True)
+    publish(run, "me/detector", license="apache-2.0", yes=True)
     Image.effect_noise((80, 60), 90).convert("RGB").save(tmp_path / "photo.jpg")
     blocks = python_blocks(hub, "me/detector")
     assert len(blocks) == 1

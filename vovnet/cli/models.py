@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from vovnet.cli.options import Architecture
+
+if TYPE_CHECKING:
+    from vovnet.hub.release import StoredAs
 
 commands = typer.Typer()
 
@@ -25,7 +28,9 @@ def convert(
     """Convert a published checkpoint (detector, classifier or backbone) into a folder that loads here."""
     from vovnet.hub import convert_checkpoint
 
-    typer.echo(convert_checkpoint(file, out, overwrite=overwrite, expect=expect, architecture=architecture))
+    typer.echo(
+        convert_checkpoint(file, out, overwrite=overwrite, expect=expect, architecture=cast("StoredAs", architecture))
+    )
 
 
 @commands.command()
@@ -48,7 +53,7 @@ def publish(
         private=not public,
         license=license,
         dataset=dataset,
-        architecture=architecture,
+        architecture=cast("StoredAs", architecture),
     )
     typer.echo(done)
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.errors import InputError
-from vovnet.hub.card_facts import Facts, detector_facts, network_facts
+from vovnet.hub.card_fields import CardFields, detector_fields, network_fields
 from vovnet.hub.classifiers import own_architecture
-from vovnet.hub.manifest import Source
+from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.release import load_folder
 
 ISSUE = {
@@ -30,8 +30,8 @@ ISSUE = {
 }
 
 
-def source(file: str, name: str) -> Source:
-    return Source(file, "0" * 64, "A detector", name, "unknown")
+def source(file: str, name: str) -> PublishedFile:
+    return PublishedFile(file, "0" * 64, "A detector", name, "unknown")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def detector(run: Path) -> Any:
     return load_detector(run)
 
 
-def of_run(run: Path, detector: Any, dataset: str | None = None) -> Facts:
-    return detector_facts(run, detector, None, dataset)
+def of_run(run: Path, detector: Any, dataset: str | None = None) -> CardFields:
+    return detector_fields(run, detector, None, dataset)
 
 
-def by_metric(facts: Facts) -> dict[str, float]:
+def by_metric(facts: CardFields) -> dict[str, float]:
     return {name: value for metrics in facts.metrics for name, value in metrics.values.items()}
 
 
@@ -126,7 +126,7 @@ def test_a_folder_without_a_recipe_says_that_nothing_is_known(detector: Any, tmp
 @pytest.mark.parametrize("name", ISSUE)
 def test_published_numbers_are_those_of_the_table(name: str, detector: Any, tmp_path: Path) -> None:
     file, box, mask = ISSUE[name]
-    facts = detector_facts(tmp_path, detector, source(file, name), None)
+    facts = detector_fields(tmp_path, detector, source(file, name), None)
     expected = dict(zip([f"box {n}" for n in ("AP", "APs", "APm", "APl")], map(float, box.split("/")), strict=True))
     if mask:
         kinds = [f"mask {n}" for n in ("AP", "APs", "APm", "APl")]
@@ -148,14 +148,14 @@ def test_published_numbers_are_those_of_the_table(name: str, detector: Any, tmp_
     ],
 )
 def test_other_files_claim_no_published_numbers(file: str, name: str, detector: Any, tmp_path: Path) -> None:
-    facts = detector_facts(tmp_path, detector, source(file, name), None)
+    facts = detector_fields(tmp_path, detector, source(file, name), None)
     assert facts.metrics == ()
     assert facts.datasets == ()
     assert "does not say how it was trained" in facts.training
 
 
 def test_a_converted_folder_does_not_take_a_stray_recipe_for_its_own(run: Path, detector: Any) -> None:
-    facts = detector_facts(run, detector, source("x.pth", "mask_rcnn_V_39_FPN_2x"), None)
+    facts = detector_fields(run, detector, source("x.pth", "mask_rcnn_V_39_FPN_2x"), None)
     assert facts.metrics == ()
     assert "By `vovnet train`" not in facts.training
 
@@ -173,9 +173,9 @@ def test_rows_hold_real_numbers(run: Path, detector: Any) -> None:
     assert of_run(run, detector).categories == ("cat", "dog")
 
 
-def of_network(folder: Path, origin: Source | None = None) -> Facts:
+def of_network(folder: Path, origin: PublishedFile | None = None) -> CardFields:
     config = json.loads((folder / "config.json").read_text())
-    return network_facts(config, load_folder(folder), origin, own_architecture(config))
+    return network_fields(config, load_folder(folder), origin, own_architecture(config))
 
 
 def test_a_classifier(slim: Made) -> None:
@@ -199,12 +199,12 @@ TOP1 = {"vovnet39": 76.77, "vovnet57": 77.73}
 def test_the_authors_classifiers_have_their_accuracy(name: str, slim: Made) -> None:
     config = {"architecture": name, "pretrained_cfg": {}}
     file = f"{name}_torchvision.pth"
-    facts = network_facts(config, load_folder(slim.folder), source(file, name), name)
+    facts = network_fields(config, load_folder(slim.folder), source(file, name), name)
     assert by_metric(facts) == {"accuracy": TOP1[name]}
     assert facts.datasets == ("imagenet-1k",)
     assert "ImageNet" in facts.training
-    assert network_facts(config, load_folder(slim.folder), source("my.pth", name), name).metrics == ()
-    assert network_facts(config, load_folder(slim.folder), None, name).metrics == ()
+    assert network_fields(config, load_folder(slim.folder), source("my.pth", name), name).metrics == ()
+    assert network_fields(config, load_folder(slim.folder), None, name).metrics == ()
 
 
 def test_a_backbone_without_a_classifier(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a model card says, gathered from a folder and the model that it holds; nothing is taken on trust or made up."""
+"""The facts in a model card, read from a folder and computed from the model that it holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vovnet.detection.models.assembly import DETECTORS
 from vovnet.detection.models.flops import classifier_gmacs, detector_gmacs
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.detection.zoo.published import PublishedRow, published_row
-from vovnet.hub.manifest import Source
+from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.markdown import code, plain
 from vovnet.vovnet import PUBLISHED_TOP1_ERROR, default_cfgs
 
@@ -27,22 +27,22 @@ _AUTHORS = "the authors' table, not measured by us"
 
 @dataclass(frozen=True)
 class Metrics:
-    """Numbers of one task on one dataset."""
+    """Metrics of one task on one dataset."""
 
     task: str
-    """As the Hub calls it."""
+    """The Hub's name of the task."""
     dataset: str
     dataset_type: str
     values: Mapping[str, float]
-    """In percent."""
+    """Values in percent, by the metric's name."""
     claimed_by: str | None = None
-    """Who says so, where it was not measured here; with :attr:`address`."""
+    """The source of numbers that were not measured here; :attr:`address` is its URL."""
     address: str | None = None
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the template is filled with."""
+class CardFields:
+    """The values that fill the template of a card."""
 
     title: str
     summary: str
@@ -56,16 +56,16 @@ class Facts:
     categories: tuple[str, ...] = ()
     metrics: tuple[Metrics, ...] = ()
     datasets: tuple[str, ...] = ()
-    """The Hub's names of what it was trained on, where they are known."""
+    """The Hub's names of the training data, if known."""
     base_model: str | None = None
-    """A Hub repository that the training started from."""
+    """The Hub repository that the training started from."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Of a network: ``architecture`` (timm's name here), ``stored_architecture``, ``num_classes``, and ``ours``:
-    whether only this package registers it."""
+    """For a timm model: ``architecture`` (its name here), ``stored_architecture``, ``num_classes``, and ``ours``: True
+    if only this package registers it."""
 
 
-def detector_facts(folder: Path, detector: Any, source: Source | None, dataset: str | None) -> Facts:
-    """Of a detector folder: a converted file's, or a training run's with its recipe and metrics."""
+def detector_fields(folder: Path, detector: Any, source: PublishedFile | None, dataset: str | None) -> CardFields:
+    """Return the facts about a detector folder, from a conversion or from a training run with recipe and metrics."""
     model, preprocessing = detector.recipe, detector.preprocessing
     row = published_row(source.name) if source else None
     published = row if row and source and source.file == row.file else None
@@ -86,7 +86,7 @@ def detector_facts(folder: Path, detector: Any, source: Source | None, dataset: 
         "output": f"boxes (x1, y1, x2, y2) in pixels{inclusive}, labels, scores"
         + (", masks" if model.detector == "mask_rcnn" else ""),
     }
-    return Facts(
+    return CardFields(
         title=f"{name}, {model.backbone}, {len(detector.categories)} categories",
         summary=f"A {name} detector over `{model.backbone}` with a feature pyramid, as an "
         "ordinary torchvision detector."
@@ -104,14 +104,16 @@ def detector_facts(folder: Path, detector: Any, source: Source | None, dataset: 
     )
 
 
-def network_facts(config: Mapping[str, Any], model: Any, source: Source | None, architecture: str) -> Facts:
-    """Of a timm folder.
+def network_fields(
+    config: Mapping[str, Any], model: Any, source: PublishedFile | None, architecture: str
+) -> CardFields:
+    """Return the facts about a folder in timm's form.
 
     Args:
-        config: its ``config.json``.
-        model: the timm model with its weights.
-        source: the published file that it was converted from.
-        architecture: timm's name of the network here, which the file may call otherwise for plain timm.
+        config: The contents of ``config.json``.
+        model: The timm model with its weights.
+        source: The file that it was converted from.
+        architecture: The network's name in this package; ``config.json`` may use plain timm's name.
     """
     cfg = config.get("pretrained_cfg", {})
     classes = int(model.num_classes)
@@ -128,7 +130,7 @@ def network_facts(config: Mapping[str, Any], model: Any, source: Source | None, 
     }
     notes = cfg.get("notes") or []
     known = _published_classifier(architecture, source)
-    return Facts(
+    return CardFields(
         title=f"{architecture}, {f'{classes} classes' if classes else 'backbone'}",
         summary=f"The network `{architecture}` as an ordinary timm model."
         + (f" Converted from the published file {code(source.file)}: {plain(source.title)}." if source else "")
@@ -157,7 +159,7 @@ def network_facts(config: Mapping[str, Any], model: Any, source: Source | None, 
 
 
 def _start_on_the_hub(run: Recipe | None) -> str | None:
-    """The repository that a training started from, if it was one: places on this machine are nobody's business."""
+    """Return the Hub repository that a training started from; None for a local path, which must not be published."""
     if run is None or not run.init or Path(run.init).exists():
         return None
     repository = run.init.partition("@")[0]
@@ -186,7 +188,7 @@ def _preprocessing(values: Mapping[str, Any]) -> str:
 
 
 def _detector_training(
-    source: Source | None, published: PublishedRow | None, run: Recipe | None, dataset: str | None
+    source: PublishedFile | None, published: PublishedRow | None, run: Recipe | None, dataset: str | None
 ) -> str:
     if run is not None:
         begin = (
@@ -236,7 +238,7 @@ def _published_metrics(row: PublishedRow) -> tuple[Metrics, ...]:
 
 
 def _run_metrics(folder: Path, run: Recipe | None, dataset: str | None) -> tuple[Metrics, ...]:
-    """Those of the evaluation that the run's weights were kept by: the best, by mask AP or else by box AP."""
+    """Return the metrics of the evaluation whose weights the run kept: the best by mask AP, else by box AP."""
     path = folder / METRICS_FILE
     if run is None or not path.is_file():
         return ()
@@ -259,12 +261,12 @@ def _run_metrics(folder: Path, run: Recipe | None, dataset: str | None) -> tuple
 
 
 def _is_counted(value: object) -> bool:
-    """Whether an entry of a run's metrics is a number; -1 says that there was nothing to count."""
+    """True if an entry of a run's metrics is a number; -1 means that there was nothing to count."""
     return isinstance(value, int | float) and value >= 0
 
 
-def _published_classifier(architecture: str, source: Source | None) -> tuple[Metrics, ...]:
-    """The authors' top-1 accuracy, where the file has the name of theirs."""
+def _published_classifier(architecture: str, source: PublishedFile | None) -> tuple[Metrics, ...]:
+    """Return the authors' top-1 accuracy if the file has the name of their file."""
     error = PUBLISHED_TOP1_ERROR.get(architecture)
     if source is None or error is None:
         return ()
