@@ -1,4 +1,4 @@
-"""What a training run needs to go on as if it had never stopped: ``last.pt``, read with ``weights_only=True``."""
+"""Write and read ``last.pt``, from which a training run continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FORMAT_VERSION = 1
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global random number generator of this process, as plain numbers and tensors."""
+    """Return the state of every global random number generator of this process, as plain numbers and tensors."""
     legacy = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
-        # numpy's arrays and its own classes are refused by weights_only=True; tensors and numbers are not.
+        # torch.load(weights_only=True) reads tensors and numbers, but not numpy's arrays and classes.
         "numpy": {**legacy, "state": {**legacy["state"], "key": legacy["state"]["key"].tolist()}},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -32,7 +32,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """The inverse of :func:`random_state`."""
+    """Restore the state that :func:`random_state` returned."""
     random.setstate(_as_tuple(state["python"]))
     key = np.asarray(state["numpy"]["state"]["key"], dtype=np.uint32)
     np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
@@ -42,13 +42,13 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically: a crash or a full disk leaves the former file as it was."""
-    # Through a file of Python's: torch's own writer hides the system's error, and keeps the file open after it.
+    """Write a checkpoint atomically; after a crash or with a full disk the previous file is intact."""
+    # torch.save gets an open file, because its own writer hides errors of the system and then keeps the file open.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch raises its own while it closes after the failed write
+            if isinstance(error.__context__, OSError):  # the failed write, which torch's error hides
                 raise error.__context__ from None
             raise
 
@@ -57,7 +57,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint that :func:`save_state` wrote.
 
     Raises:
-        InputError: the file is missing, truncated, tampered with, would run code, or is of another format or version.
+        InputError: the file is missing, truncated, tampered with, would run code, or has another format or version.
     """
     if not path.is_file():
         raise InputError(f"checkpoint '{path}': there is no such file; start without --resume")
@@ -66,8 +66,8 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(
-            f"checkpoint '{path}': cannot be read, it is truncated, tampered with or no checkpoint of ours "
-            f"({reason(error)[:200]}); use a copy, or start anew with --overwrite"
+            f"checkpoint '{path}': cannot be read; it is truncated, tampered with or not a checkpoint of vovnet "
+            f"({reason(error)[:200]}); use a copy, or start a new run with --overwrite"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"checkpoint '{path}': not a training checkpoint of vovnet; expected format '{FORMAT}'")
@@ -80,11 +80,11 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """torch.load does not look at the checksums that its zip file holds."""
+    """Check the checksums of the zip file, which torch.load ignores."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
-        raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def _as_tuple(value: Any) -> Any:

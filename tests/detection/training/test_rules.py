@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from house import room_graph, source_files
 
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
 from vovnet.detection.config.loading import load_recipe
@@ -102,3 +103,16 @@ def test_the_modern_path_names_the_legacy_one_only_where_it_is_looked_up() -> No
         if "detection.legacy" in line
     }
     assert importing == {"__init__.py", "models/build.py", "zoo/weights.py"}
+
+
+def test_only_training_imports_training() -> None:
+    rooms = room_graph(source_files(REPOSITORY))
+    users = {room.removeprefix("vovnet.") for room, used in rooms.items() if "vovnet.detection.training" in used}
+    entries = {"detection", "detection.quickstart", "detection.train"}
+    assert users == {*entries, "detection.legacy", "hub"}  # hub reads metrics.jsonl for model cards
+
+
+def test_evaluation_and_prediction_do_not_import_each_other() -> None:
+    rooms = room_graph(source_files(REPOSITORY))
+    assert "vovnet.detection.prediction" not in rooms["vovnet.detection.evaluation"]
+    assert "vovnet.detection.evaluation" not in rooms["vovnet.detection.prediction"]
