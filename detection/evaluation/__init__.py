@@ -1,1 +1,1 @@
-"""Evaluate a detector with pycocotools."""
+"""Evaluate a detector on a dataset with pycocotools."""

@@ -1,6 +1,6 @@
-"""maskrcnn-benchmark's conventions: the published detectors, and their training, to the last decimal.
+"""maskrcnn-benchmark's conventions, which reproduce the published detectors and their training.
 
-Each module holds some of the places where the reference, stigma0617/maskrcnn-benchmark-vovnet, differs from
-torchvision, as small subclasses or replacements of torchvision's parts; what is equal is torchvision's. Sources are
-given as ``file:line`` below its folder ``maskrcnn_benchmark``.
+The reference is stigma0617/maskrcnn-benchmark-vovnet. Where it differs from torchvision, the modules here have small
+subclasses or replacements of torchvision's parts. Everything else is torchvision's. Sources are given as ``file:line``
+below the reference's folder ``maskrcnn_benchmark``.
 """

@@ -1,4 +1,4 @@
-"""Detectron's anchors: rounded boxes around the middle of a stride's first cell, at fixed strides."""
+"""Detectron's anchors: rounded boxes around the centre of the first cell of a stride, repeated at fixed strides."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torchvision.models.detection.image_list import ImageList
 
 
 def base_anchors(stride: int, size: float, ratios: Sequence[float]) -> Tensor:
-    """The anchors at the first place of a level: (len(ratios), 4) float32, inclusive corners.
+    """Return the anchors at the first position of a level: (len(ratios), 4) float32, inclusive corners.
 
     Reference modeling/rpn/anchor_generator.py:220-289. Width and height of a stride-sized box of each ratio are rounded
     before they are scaled to ``size``; torchvision rounds half the scaled sides, around (0, 0)
     (models/detection/anchor_utils.py:65-74).
 
     Args:
-        stride: pixels a step.
+        stride: distance of two positions in pixels.
         size: side in pixels of the anchor with ratio 1.
         ratios: height / width.
     """
@@ -32,7 +32,7 @@ def base_anchors(stride: int, size: float, ratios: Sequence[float]) -> Tensor:
 
 
 class LegacyAnchorGenerator(nn.Module):
-    """Anchors of each level, one size a level, placed at multiples of the level's stride.
+    """Generates the anchors of each level, with one size per level, at multiples of the level's stride.
 
     Reference modeling/rpn/anchor_generator.py:73-95. torchvision divides the padded image by the map's size instead,
     which for P6 of an 800-pixel side gives 61 and not 64 (models/detection/anchor_utils.py:119-123).
@@ -44,11 +44,11 @@ class LegacyAnchorGenerator(nn.Module):
         self._cells = [base_anchors(stride, size, ratios) for stride, size in zip(strides, sizes, strict=True)]
 
     def num_anchors_per_location(self) -> list[int]:
-        """For each level, as torchvision's generator says it."""
+        """Return the number for each level, as torchvision's generator does."""
         return [len(cells) for cells in self._cells]
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """For each image all levels' anchors (sum of H · W · A, 4), in the order y, x, ratio."""
+        """Return for each image the anchors of all levels (sum of H · W · A, 4), in the order y, x, ratio."""
         device = feature_maps[0].device
         levels = zip(self.strides, feature_maps, self._cells, strict=True)
         anchors = torch.cat([_placed(s, map_.shape[-2:], cells, device) for s, map_, cells in levels])
@@ -65,7 +65,7 @@ def _placed(stride: int, size: Sequence[int], cells: Tensor, device: torch.devic
 
 
 def inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which anchors (N, 4) lie wholly in the image, without its padding: the straddle rule with threshold 0.
+    """Return a mask of the anchors (N, 4) inside the image without padding: the straddle rule with threshold 0.
 
     Reference modeling/rpn/anchor_generator.py:97-110. torchvision has no such rule.
     """

@@ -1,6 +1,6 @@
-"""Boxes whose corners are both inside: a box from 3 to 5 is 3 pixels wide ("+1"), as in Detectron.
+"""Inclusive boxes: both corners are pixels of the box, so a box from 3 to 5 is 3 pixels wide ("+1"), as in Detectron.
 
-All boxes here are (…, 4) x0, y0, x1, y1 in pixels, float32, with the last pixel's coordinate as x1 and y1.
+All boxes here are (…, 4) x0, y0, x1, y1 in pixels, float32; x1 and y1 are the coordinates of the last pixel.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torchvision.ops import nms
 
 
 def box_areas(boxes: Tensor) -> Tensor:
-    """(N, 4) -> (N,) in pixels: (x1 - x0 + 1) · (y1 - y0 + 1). Reference structures/bounding_box.py:226-231."""
+    """Return areas (N,) in pixels: (x1 - x0 + 1) · (y1 - y0 + 1). Reference structures/bounding_box.py:226-231."""
     return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """(N, 4), (M, 4) -> (N, M) intersection over union. Reference structures/boxlist_ops.py:53-89."""
+    """Return the IoU (N, M) of boxes (N, 4) and (M, 4). Reference structures/boxlist_ops.py:53-89."""
     low = torch.max(first[:, None, :2], second[:, :2])
     high = torch.min(first[:, None, 2:], second[:, 2:])
     sides = (high - low + 1).clamp(min=0)
@@ -45,7 +45,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_boxes(boxes: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Multiply (N, 4) by the ratios of two images' sizes (height, width), inclusive corners and all.
+    """Multiply inclusive boxes (N, 4) by the ratios of two images' sizes (height, width).
 
     Reference structures/bounding_box.py:91-127.
     """
@@ -54,42 +54,42 @@ def resize_boxes(boxes: Tensor, old: Sequence[int], new: Sequence[int]) -> Tenso
 
 
 def boxes_to_xywh(boxes: Tensor) -> Tensor:
-    """(N, 4) -> (N, 4) as x, y, width, height, COCO's form: width = x1 - x0 + 1. Reference bounding_box.py:55-89."""
+    """Convert to COCO's x, y, width, height (N, 4) with width = x1 - x0 + 1. Reference bounding_box.py:55-89."""
     return torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + 1), dim=1)
 
 
 def legacy_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression; indices of the kept boxes in ascending order, not by score.
+    """Run non-maximum suppression; return the indices of the kept boxes in ascending order, not by score.
 
-    The reference's CPU code suppresses at IoU >= threshold (csrc/cpu/nms_cpu.cpp:56-61), its CUDA code at IoU >
-    threshold (csrc/cuda/nms.cu:60), which the published files were trained with; so do we, by the boxes' device.
+    On the CPU, boxes are suppressed at IoU >= threshold, like in the reference (csrc/cpu/nms_cpu.cpp:56-61). On a GPU
+    they are suppressed at IoU > threshold (csrc/cuda/nms.cu:60), as when the published detectors were trained.
 
     Args:
         boxes: (N, 4).
         scores: (N,).
-        threshold: taken as float32, which the reference's IoU is compared in.
+        threshold: rounded to float32, because the reference compares in float32.
     """
     limit = np.float32(threshold)
     if not boxes.is_cuda:
-        limit = np.nextafter(limit, np.float32(0))  # torchvision's "greater than" this is "at least" the threshold
+        limit = np.nextafter(limit, np.float32(0))  # so that torchvision's > means >=
     open_ended = boxes + boxes.new_tensor([0, 0, 1, 1])  # the same widths in torchvision's convention
     return nms(open_ended, scores, float(limit)).sort().values
 
 
 def smooth_l1(difference: Tensor, beta: float) -> Tensor:
-    """Half the square below ``beta``, divided by it, and the distance less half of ``beta`` above; of each element."""
+    """Return for each element d²/(2·beta) if its absolute value d is below ``beta``, otherwise d - beta/2."""
     distance = difference.abs()
     return torch.where(distance < beta, 0.5 * distance**2 / beta, distance - 0.5 * beta)
 
 
 class LegacyBoxCoder(BoxCoder):
-    """Boxes as offsets from others, with inclusive widths. Reference modeling/box_coder.py:13-95.
+    """Encodes boxes as offsets from others, with inclusive widths. Reference modeling/box_coder.py:13-95.
 
     torchvision's (models/detection/_utils.py, ``BoxCoder``) has no +1 in widths and no -1 in the decoded corner.
     """
 
     def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
-        """(N, 4) targets and (N, 4) proposals -> (N, 4) dx, dy, dw, dh times the weights."""
+        """Return (N, 4) dx, dy, dw, dh times the weights, from targets (N, 4) and proposals (N, 4)."""
         width, height, x, y = _centres(proposals)
         wanted_width, wanted_height, wanted_x, wanted_y = _centres(reference_boxes)
         wx, wy, ww, wh = self.weights
@@ -104,7 +104,7 @@ class LegacyBoxCoder(BoxCoder):
         )
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
-        """(N, 4·K) offsets and (N, 4) boxes -> (N, 4·K)."""
+        """Return the boxes (N, 4·K) of offsets (N, 4·K) from boxes (N, 4)."""
         width, height, x, y = (value[:, None] for value in _centres(boxes.to(rel_codes.dtype)))
         wx, wy, ww, wh = self.weights
         dw = (rel_codes[:, 2::4] / ww).clamp(max=self.bbox_xform_clip)
@@ -117,12 +117,12 @@ class LegacyBoxCoder(BoxCoder):
 
 
 def legacy_box_coder(weights: tuple[float, float, float, float]) -> LegacyBoxCoder:
-    """A coder with the reference's bound on dw and dh, log(1000 / 16). Reference modeling/box_coder.py:13."""
+    """Return a coder with the reference's bound on dw and dh, log(1000 / 16). Reference modeling/box_coder.py:13."""
     return LegacyBoxCoder(weights, bbox_xform_clip=math.log(1000.0 / 16))
 
 
 def _centres(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(N, 4) -> widths, heights, centres x and y, each (N,)."""
+    """Return widths, heights, and centres x and y of boxes (N, 4), each (N,)."""
     width = boxes[:, 2] - boxes[:, 0] + 1
     height = boxes[:, 3] - boxes[:, 1] + 1
     return width, height, boxes[:, 0] + 0.5 * width, boxes[:, 1] + 0.5 * height

@@ -1,4 +1,4 @@
-"""A recipe with ``conventions: legacy`` -> torchvision's Faster or Mask R-CNN with the reference's parts."""
+"""Build the detector of a recipe with ``conventions: legacy``: torchvision's, with the reference's parts."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from vovnet.errors import InputError
 def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
     """Build the detector of a checked recipe with ``conventions: legacy``, with random weights.
 
-    The result takes RGB images in [0, 1] like any torchvision detector. Its boxes are inclusive (both corners are
-    pixels of the object) and its detections are in the reference's order, by class and then by proposal.
+    The detector takes RGB images in [0, 1] like any torchvision detector. Its boxes are inclusive (both corners are
+    pixels of the object), and its detections are in the reference's order, by class and then by proposal.
 
     Raises:
-        InputError: a field cannot be used, or has no counterpart in the reference.
+        InputError: a value cannot be used, or has no counterpart in the reference.
     """
     _check_counterparts(model)
     if download and model.pretrained:
         warnings.warn(
-            "conventions: legacy: no weights are downloaded, as timm's are for other images and strides; load a "
-            "converted checkpoint (vovnet.hub.load_detector, or init in a recipe)",
+            "conventions: legacy: no weights are downloaded, because timm's were trained on other images and with "
+            "other strides; load a converted checkpoint (vovnet.hub.load_detector, or init in a recipe)",
             stacklevel=3,
         )
     backbone = exact_backbone(recipe_backbone(model, download=False))
     detector: Any = assemble(model, backbone)
-    _published_start(detector)
+    _initialise_heads(detector)
     strides = backbone.strides
     sizes = model.anchor_sizes or [[32 * 2**i] for i in range(len(strides))]
     detector.rpn = _rebuilt_rpn(
@@ -70,7 +70,7 @@ def _check_counterparts(model: ModelRecipe) -> None:
 
 
 def exact_backbone(backbone: FpnBackbone) -> FpnBackbone:
-    """Give a backbone the reference's arithmetic, in place.
+    """Change a backbone to the reference's arithmetic, in place, and return it.
 
     Frozen norms have no epsilon (reference layers/batch_norm.py:12-31; torchvision ops/misc.py:61 has 1e-5), and a
     ResNet's stride sits in the first 1×1 convolution of a block (reference modeling/backbone/resnet.py:272-283;
@@ -85,8 +85,8 @@ def exact_backbone(backbone: FpnBackbone) -> FpnBackbone:
     return backbone
 
 
-def _published_start(detector: FasterRCNN) -> None:
-    """Random weights as the reference draws them, where torchvision's start otherwise: box head and predictors.
+def _initialise_heads(detector: FasterRCNN) -> None:
+    """Initialise box head and predictors, where torchvision does it differently, as the reference does.
 
     Reference modeling/make_layers.py:95-120, roi_box_feature_extractors.py:55-115, roi_box_predictors.py:35-57,
     roi_mask_predictors.py:18-31.
@@ -111,7 +111,7 @@ def _published_start(detector: FasterRCNN) -> None:
 
 
 def _rebuilt_rpn(rpn: Any, anchors: LegacyAnchorGenerator) -> LegacyRegionProposalNetwork:
-    """The same head and settings in the reference's network."""
+    """Return the reference's network with the same head and settings."""
     matcher, sampler = rpn.proposal_matcher, rpn.fg_bg_sampler
     return LegacyRegionProposalNetwork(
         anchors,

@@ -1,4 +1,4 @@
-"""Objects' outlines as polygons, and the mask head's targets drawn from them."""
+"""Outlines of objects as polygons, and the targets of the mask head, which are drawn from them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 Shape = list[npt.NDArray[np.float32]] | npt.NDArray[np.uint8]
-"""An object's polygons, each x0, y0, x1, y1, … in pixels; or, where it has none, its bitmap (H, W) of 0 and 1."""
+"""An object's polygons, each x0, y0, x1, y1, … in pixels; or, if it has none, its bitmap (H, W) of 0 and 1."""
 
 FARTHEST = 1e5
-"""Mask cells that a polygon's point may be from the mask: pycocotools' time and memory grow with the distance."""
+"""Largest distance of a point from the mask in cells: pycocotools' time and memory grow with the distance."""
 
 
 class Polygons:
-    """The outlines of an image's objects, in pixels as float32; travels in a target like a tensor of N rows.
+    """The outlines of the N objects of an image, in pixels as float32. In a target they behave like a tensor of N rows.
 
     Reference structures/segmentation_mask.py. There an object without any polygon of three points vanishes from the
-    list (395-399), so that later objects get each other's masks; here it stays, with nothing to draw. An object that
-    has only a bitmap, which the reference cannot train on, keeps that.
+    list (395-399), so that later objects get each other's masks. Here it stays, with nothing to draw. An object that
+    has only a bitmap, which the reference cannot train on, keeps its bitmap.
 
     Args:
-        objects: for each object its polygons, ``[x0, y0, x1, y1, …]`` each; or a 2-d array, its bitmap. Polygons of
-            fewer than three points are left out.
+        objects: for each object its polygons, each ``[x0, y0, x1, y1, …]``, or its bitmap, a 2-d array. Polygons with
+            fewer than three points are removed.
     """
 
     def __init__(self, objects: Iterable[Sequence[npt.ArrayLike] | npt.NDArray[Any]]) -> None:
@@ -44,7 +44,7 @@ class Polygons:
         return len(self.objects)
 
     def __getitem__(self, index: int | slice | Sequence[int] | npt.NDArray[Any] | Tensor) -> Polygons:
-        """Those of some objects: a number, a slice, numbers, or a truth value for each object."""
+        """Return the outlines of some objects; ``index`` is a number, a slice, several numbers, or a bool for each."""
         if isinstance(index, Tensor):
             index = index.cpu().numpy()
         if not isinstance(index, slice) and not np.size(index):
@@ -56,11 +56,11 @@ class Polygons:
         return f"Polygons({len(self)} objects)"
 
     def to(self, device: Any = None, non_blocking: bool = False) -> Polygons:
-        """Itself: masks are drawn on the CPU."""
+        """Return itself, because masks are drawn on the CPU."""
         return self
 
     def resized(self, ratio_w: float, ratio_h: float) -> Polygons:
-        """With x and y multiplied by new size / old size; bitmaps by nearest pixel."""
+        """Return outlines with x and y multiplied by new size / old size; bitmaps are resized to the nearest pixel."""
         ratio = np.array([ratio_w, ratio_h], dtype=np.float32)
 
         def resize(shape: Shape) -> Shape:
@@ -72,10 +72,10 @@ class Polygons:
         return Polygons(map(resize, self.objects))
 
     def flipped(self, width: int) -> Polygons:
-        """Mirrored left to right in an image of this width in pixels: x' = width - x - 1.
+        """Return outlines mirrored left to right in an image of this width in pixels: x' = width - x - 1.
 
-        Reference structures/segmentation_mask.py:248-269. Polygons' x runs from 0 to the width, which would ask for
-        width - x; the reference shifts them by a pixel against the image, and so does this.
+        Reference structures/segmentation_mask.py:248-269. The x of polygons runs from 0 to the width, so
+        width - x would be right. The reference shifts them by a pixel against the image, and so does this method.
         """
 
         def flip(shape: Shape) -> Shape:
@@ -90,20 +90,20 @@ class Polygons:
 
 
 def mask_targets(polygons: Polygons, indices: Tensor, boxes: Tensor, size: int, image_size: tuple[int, int]) -> Tensor:
-    """What the mask head should say of each box: its object's polygons, drawn on a grid over the box.
+    """Return the mask head's target for each box: its object's polygons, drawn on a grid over the box.
 
     Reference modeling/roi_heads/mask_head/loss.py:11-42, structures/segmentation_mask.py:271-333,351-430. torchvision
-    samples a bitmap instead, which gives soft targets (models/detection/roi_heads.py:85-97). A box of no width or
-    height, by which the reference divides, is taken to be 1 pixel wide or high; points farther than 100,000 cells from
-    the grid, which only boxes below a thousandth of a pixel give, are moved there. The targets of bitmaps are
-    torchvision's, rounded.
+    samples a bitmap instead, which gives soft targets (models/detection/roi_heads.py:85-97). A box without width or
+    height, by which the reference divides, counts as 1 pixel wide or high. Points farther than 100,000 cells from the
+    grid, which only occur with boxes below a thousandth of a pixel, are moved to that distance. The targets of bitmaps
+    are torchvision's, rounded.
 
     Args:
-        polygons: of the image's N objects.
-        indices: (P,), each box's object in 0..N - 1.
-        boxes: (P, 4), inclusive x0, y0, x1, y1 in the pixels that the polygons are in.
-        size: cells of the grid a side, such as 28.
-        image_size: (height, width) of the image; boxes start and end in it.
+        polygons: outlines of the image's N objects.
+        indices: (P,), the object of each box in 0..N - 1.
+        boxes: (P, 4), inclusive x0, y0, x1, y1 in the same pixels as the polygons.
+        size: side of the grid in cells, such as 28.
+        image_size: (height, width) of the image, to which boxes are clipped.
 
     Returns:
         (P, size, size) float32 of 0 and 1, on the boxes' device.
@@ -128,14 +128,14 @@ def _draw(
     boxes: npt.NDArray[np.float64],
     image_size: tuple[int, int],
 ) -> None:
-    """Fill some rows of (P, size, size) with polygons; all at once, as each call of pycocotools takes a while."""
+    """Draw polygons into some rows of (P, size, size), in one call, because each call of pycocotools takes a while."""
     from pycocotools import mask as coco_mask
 
     size = drawn.shape[1]
     height, width = image_size
     start = np.clip(boxes[:, :2], 0, (width - 1, height - 1))
     extent = np.clip(boxes[:, 2:], 0, (width, height)) - start
-    # As torch computes with float32 tensors and Python's floats: the ratio in double precision, then all in single.
+    # The ratio is computed in double precision and then rounded, as torch does with float32 tensors and Python floats.
     scale = (size / np.where(extent > 0, extent, 1)).astype(np.float32)
     start = start.astype(np.float32)
     parts, owners = [], []
@@ -154,7 +154,7 @@ def _draw(
 
 
 def _bitmap_targets(polygons: Polygons, indices: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Of boxes whose objects have bitmaps, (P, size, size)."""
+    """Return the targets (P, size, size) of boxes whose objects have bitmaps."""
     objects, places = indices.unique(return_inverse=True)
     bitmaps = torch.stack([torch.from_numpy(polygons.objects[number]) for number in objects.tolist()])
     soft: Tensor = project_masks_on_boxes(bitmaps.to(boxes.device), boxes, places.to(boxes.dtype), size)

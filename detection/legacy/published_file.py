@@ -1,4 +1,4 @@
-"""A published detector's file as the state of the detector that a recipe describes."""
+"""Read a file of a published detector."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vovnet.errors import InputError
 
 
 def read_published(recipe: str, path: Path) -> dict[str, Tensor]:
-    """Read a published file as the state of the detector that a recipe describes.
+    """Read a published file as the state dict of the detector that a recipe describes.
 
     Args:
-        recipe: of a row in :data:`vovnet.detection.zoo.published.PUBLISHED_ROWS`.
+        recipe: name of a recipe in :data:`vovnet.detection.zoo.published.PUBLISHED_ROWS`.
         path: the ``.pth`` file.
 
     Returns:
-        Every tensor by the detector's own names, in float32.
+        Every tensor under the detector's own name, in float32.
 
     Raises:
-        InputError: the file cannot be read safely, or holds another detector, classes or anchors.
+        InputError: the file cannot be read safely, or has another detector, other classes or other anchors.
     """
     wanted = published_model(recipe)
     tensors = read_checkpoint_file(path).tensors

@@ -1,4 +1,4 @@
-"""The box and mask heads' pooling levels, targets, losses and final detections."""
+"""The box and mask heads: pooling levels, targets, losses and final detections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vovnet.detection.legacy.masks import mask_targets
 
 
 class LegacyLevelMapper:
-    """Which pyramid level a box is pooled from: ⌊4 + log2(√area / 224 + 1e-6)⌋ within the levels.
+    """Selects the pyramid level that a box is pooled from: ⌊4 + log2(√area / 224 + 1e-6)⌋ within the levels.
 
     Reference modeling/poolers.py:31-42. torchvision's area has no +1, and its epsilon is added to the logarithm
     (ops/poolers.py:79-82).
@@ -26,16 +26,16 @@ class LegacyLevelMapper:
         self.first, self.last = first, last
 
     def __call__(self, boxes: list[Tensor]) -> Tensor:
-        """Boxes (N, 4) of each image -> (sum of N,) int64, 0 for the first level."""
+        """Return the level of each box, (sum of N,) int64 with 0 for the first, from boxes (N, 4) of each image."""
         side = torch.sqrt(torch.cat([box_areas(part) for part in boxes]))
         level = torch.floor(4 + torch.log2(side / 224 + 1e-6))
         return level.clamp(min=self.first, max=self.last).to(torch.int64) - self.first
 
 
 def legacy_roi_pool(names: Sequence[str], strides: Sequence[int], cells: int, samples: int) -> MultiScaleRoIAlign:
-    """torchvision's pooling with scales of 1 / stride and the reference's levels.
+    """Return torchvision's pooling with scales of 1 / stride and the reference's levels.
 
-    torchvision guesses the scales from the first images' sizes (ops/poolers.py:98-122).
+    torchvision infers the scales from the first images' sizes (ops/poolers.py:98-122).
     """
     pool: Any = MultiScaleRoIAlign(list(names), output_size=cells, sampling_ratio=samples)
     pool.scales = [1 / stride for stride in strides]
@@ -61,7 +61,7 @@ class LegacyRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Any]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections of each image, in the network's pixels; or, in training, the losses."""
+        """Return the detections of each image in the network's pixels, or, in training, the losses."""
         if not self.training:
             return super().forward(features, proposals, image_shapes, targets)
         if targets is None:
@@ -80,7 +80,7 @@ class LegacyRoIHeads(RoIHeads):
         return [], losses
 
     def check_targets(self, targets: list[dict[str, Any]] | None) -> None:
-        """Refuse targets without what the losses need; torchvision wants bitmaps where these have polygons."""
+        """Refuse targets without a key that the losses need. Masks are polygons here and bitmaps in torchvision."""
         needed = ("boxes", "labels", "polygons") if self.has_mask() else ("boxes", "labels")
         for target in targets or []:
             for key in needed:
@@ -90,7 +90,7 @@ class LegacyRoIHeads(RoIHeads):
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Each proposal's object (N,) and its class (N,), 0 for background.
+        """Return each proposal's object (N,) and its class (N,), 0 for background.
 
         Reference modeling/roi_heads/box_head/loss.py:39-116; torchvision's overlap is hard-wired to boxes without +1.
         """
@@ -115,7 +115,7 @@ class LegacyRoIHeads(RoIHeads):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes, scores and labels of each image, by class and in a class by proposal: not by score.
+        """Return boxes, scores and labels of each image, sorted by class and within a class by proposal, not by score.
 
         Reference modeling/roi_heads/box_head/inference.py:58-149. torchvision drops boxes below a hundredth of a pixel,
         sorts by score and keeps exactly the first 100; here all that tie with the hundredth stay.
@@ -127,7 +127,7 @@ class LegacyRoIHeads(RoIHeads):
         return [one[0] for one in found], [one[1] for one in found], [one[2] for one in found]
 
     def _detections(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, classes, 4) and (N, classes) -> what is kept of them: boxes (M, 4), scores (M,), labels (M,)."""
+        """Return boxes (M, 4), scores (M,) and labels (M,) to keep of boxes (N, classes, 4) and scores (N, classes)."""
         candidate = scores > self.score_thresh
         candidate[:, 0] = False  # the background
         labels, rows = torch.where(candidate.T)  # by class, then by proposal
@@ -147,7 +147,7 @@ class LegacyRoIHeads(RoIHeads):
 
 
 def box_losses(logits: Tensor, offsets: Tensor, labels: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """The box head's two losses.
+    """Return the box head's two losses.
 
     Reference modeling/roi_heads/box_head/loss.py:146-165: smooth L1 with β = 1 where torchvision has 1/9
     (models/detection/roi_heads.py:45-50).
@@ -172,17 +172,17 @@ def mask_loss(
     targets: list[dict[str, Any]],
     sizes: list[tuple[int, int]],
 ) -> Tensor:
-    """Binary cross-entropy of each positive box's mask of its own class.
+    """Return the binary cross-entropy of the mask of each positive box, for the box's own class.
 
     Reference modeling/roi_heads/mask_head/loss.py:102-128: against polygons drawn in the box; torchvision samples a
     bitmap, which gives soft targets (models/detection/roi_heads.py:85-97).
 
     Args:
-        logits: (N, classes, S, S) for all images' positive boxes.
+        logits: (N, classes, S, S) for the positive boxes of all images.
         classes: (N,).
         boxes: positive boxes of each image.
-        objects: which object each of them is of.
-        targets: with ``polygons``.
+        objects: index of the object of each of them.
+        targets: targets with ``polygons``.
         sizes: heights and widths of the images.
     """
     if not len(classes):

@@ -1,4 +1,4 @@
-"""The region proposal network's selection and targets."""
+"""The region proposal network: its selection of proposals, and its targets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Feature maps of all levels -> proposals (N, 4) of each image, and in training the two losses."""
+        """Return proposals (N, 4) of each image, and in training the two losses, from feature maps of all levels."""
         maps = list(features.values())
         scores, offsets = self.head(maps)
         anchors = self.anchor_generator(images, maps)
@@ -41,7 +41,7 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
             raise ValueError("targets: expected boxes of each image in training, got None")
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
         for label, anchor, size in zip(labels, anchors, images.image_sizes, strict=True):
-            # After the matching: an object whose best anchor straddles the border gets no other instead.
+            # This comes after the matching: an object whose best anchor crosses the border gets no other one.
             label[~inside(anchor, size)] = -1  # reference modeling/rpn/loss.py:60-89
         objectness_loss, box_loss = self.compute_loss(scores, offsets, labels, self.box_coder.encode(matched, anchors))
         return proposals, {"loss_objectness": objectness_loss, "loss_rpn_box_reg": box_loss}
@@ -49,10 +49,10 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """torchvision's losses of sampled anchors; smooth L1 is written out, as its own differs in the last bit.
+        """Return torchvision's losses of sampled anchors, with the reference's smooth L1.
 
-        Reference modeling/rpn/loss.py:120-129, layers/smooth_l1_loss.py. Three steps of training magnify that bit to
-        the second decimal of the losses.
+        Reference modeling/rpn/loss.py:120-129, layers/smooth_l1_loss.py. torch's smooth L1 differs from it in the last
+        bit, which three iterations of training magnify to the second decimal of the losses.
         """
         positive, negative = (torch.where(torch.cat(part))[0] for part in self.fg_bg_sampler(labels))
         sampled = torch.cat((positive, negative))
@@ -66,10 +66,10 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
     def _proposals(
         self, anchors: Tensor, scores: Tensor, offsets: Tensor, sizes: list[tuple[int, int]], level_sizes: list[int]
     ) -> list[Tensor]:
-        """The best of each level after its own suppression, then the best of all levels.
+        """Return the best proposals of all levels, after suppression within each level.
 
-        Reference modeling/rpn/inference.py:76-123. torchvision ranks logits, where sigmoid's rounding makes no ties;
-        clips to the whole image; and drops boxes below a thousandth of a pixel.
+        Reference modeling/rpn/inference.py:76-123. torchvision ranks logits, which have no ties from
+        rounding in the sigmoid, clips to the whole image, and drops boxes below a thousandth of a pixel.
         """
         scores, offsets = scores.reshape(len(sizes), -1), offsets.reshape(len(sizes), -1, 4)
         boxes: list[list[Tensor]] = [[] for _ in sizes]
@@ -90,7 +90,7 @@ class LegacyRegionProposalNetwork(RegionProposalNetwork):
         return self._best_of_all_levels([torch.cat(part) for part in boxes], [torch.cat(part) for part in kept_scores])
 
     def _best_of_all_levels(self, boxes: list[Tensor], scores: list[Tensor]) -> list[Tensor]:
-        """In training the best of the whole batch, in their order; else of each image, by score.
+        """Return in training the best of the whole batch, in their order, otherwise the best of each image, by score.
 
         Reference modeling/rpn/inference.py:145-181. torchvision takes the best of each image in both modes.
         """

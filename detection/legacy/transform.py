@@ -1,4 +1,4 @@
-"""From an image to the network's input and back: Pillow's resize, BGR in 0..255, inclusive boxes."""
+"""Images as the network's input (Pillow's resize, BGR in 0..255), and detections in the image's pixels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vovnet.detection.data.images import to_tensor
 from vovnet.detection.legacy.boxes import resize_boxes
 
 PIXEL_MEAN_BGR = (102.9801, 115.9465, 122.7717)
-"""Of blue, green and red in 0..255. Reference config/defaults.py:51-55."""
+"""Mean of blue, green and red in 0..255. Reference config/defaults.py:51-55."""
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width in pixels after the resize. Reference data/transforms/transforms.py:35-55.
+    """Return height and width in pixels after the resize. Reference data/transforms/transforms.py:35-55.
 
-    The short side becomes ``min_size``, or, where the long side would pass ``max_size``, what brings it nearest to
-    that; the long side is truncated. torchvision multiplies both sides by one factor and truncates both
-    (models/detection/transform.py:58-72).
+    The short side becomes ``min_size``, or, if the long side would be longer than ``max_size``, the length that brings
+    the long side closest to it. The long side is truncated. torchvision multiplies both sides by one factor and
+    truncates both (models/detection/transform.py:58-72).
     """
     short, long = min(height, width), max(height, width)
     target = min_size
@@ -38,7 +38,7 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale uint8 (3, H, W) to ``size`` (height, width) by Pillow's bilinear filter, which averages when it shrinks.
+    """Resize uint8 (3, H, W) to ``size`` (height, width) with Pillow's bilinear filter, which averages when it shrinks.
 
     Reference data/transforms/transforms.py:57-61; torchvision scales floats without such averaging
     (models/detection/transform.py:65-72).
@@ -50,9 +50,9 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class LegacyTransform(GeneralizedRCNNTransform):
-    """Takes RGB images in [0, 1]; gives the network BGR in 0..255 less the mean; scales detections back.
+    """Converts RGB images in [0, 1] to BGR in 0..255 minus the mean, and resizes detections back.
 
-    In training images and targets come resized (``vovnet.detection.legacy.data``). Reference
+    In training, images and targets are resized before (``vovnet.detection.legacy.data``). Reference
     data/transforms/build.py:36-45, transforms.py:115-118, structures/image_list.py:49-68.
     """
 
@@ -62,13 +62,13 @@ class LegacyTransform(GeneralizedRCNNTransform):
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Any]] | None = None
     ) -> tuple[ImageList, list[dict[str, Any]] | None]:
-        """Images (3, H, W), each of its own size, to one padded batch; the sizes without padding go with it."""
+        """Return images (3, H, W) of different sizes as one padded batch, with their sizes without padding."""
         inputs = [self.normalize(image if self.training else self._resized(image)) for image in images]
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in inputs]
         return ImageList(self.batch_images(inputs, size_divisible=self.size_divisible), sizes), targets
 
     def normalize(self, image: Tensor) -> Tensor:
-        """RGB in [0, 1] -> BGR in 0..255, less the mean, over the deviation (which is 1)."""
+        """Convert RGB in [0, 1] to BGR in 0..255, subtract the mean and divide by the deviation (which is 1)."""
         if not image.is_floating_point():
             raise TypeError(f"expected images as floats in [0, 1], got {image.dtype}")
         mean = image.new_tensor(self.image_mean)[:, None, None]
@@ -76,7 +76,7 @@ class LegacyTransform(GeneralizedRCNNTransform):
         return (image.flip(0) * 255 - mean) / std
 
     def _resized(self, image: Tensor) -> Tensor:
-        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)  # exact for images that had 8 bits
+        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)  # exact for 8-bit images
         height, width = image.shape[-2:]
         short_sides: Any = self.min_size
         size = resized_size(height, width, short_sides[-1], self.max_size)
@@ -88,7 +88,7 @@ class LegacyTransform(GeneralizedRCNNTransform):
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Boxes to the given images' pixels, still inclusive; masks pasted there (N, 1, H, W).
+        """Convert boxes, which stay inclusive, to the given images' pixels, and paste masks there (N, 1, H, W).
 
         Boxes first, then masks: reference data/datasets/evaluation/coco/coco_eval.py:104-155. torchvision's pasting is
         the reference's own (modeling/roi_heads/mask_head/inference.py:91-159).

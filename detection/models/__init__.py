@@ -1,1 +1,1 @@
-"""A recipe becomes a torchvision detector."""
+"""Build torchvision detectors from recipes."""

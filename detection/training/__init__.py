@@ -1,1 +1,1 @@
-"""Train a detector from a recipe."""
+"""Train a detector by a recipe."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import PARAM_LIST as ParamList
 from torch.optim.swa_utils import AveragedModel
+from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.config_json import compose_config
@@ -67,18 +68,7 @@ def prepare(
     if recipe.solver.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it for cuBLAS
         torch.use_deterministic_algorithms(True)
-    # A resumed run has its backbone's weights in the checkpoint, and one with `init` gets others.
-    detector = build_detector(recipe.model, download=state is None and recipe.init is None)
-    if recipe.init is not None and state is None:
-        not_loaded = load_matching(detector, recipe.init, recipe.model.conventions)
-        if distributed.rank() == 0:
-            print(f"init: weights from {recipe.init}; started anew: {', '.join(not_loaded) or 'nothing'}")
-    compose_config(detector, recipe.model, categories)  # refuses before the training what could not be stored after it
-    detector.to(device)
-    if recipe.solver.memory != "plain" and has_osa_blocks(detector):
-        memory_efficient(detector, recipe.solver.memory)  # type: ignore[arg-type]  # the recipe's checks know the values
-    if recipe.solver.channels_last:
-        detector.to(memory_format=torch.channels_last)
+    detector = _detector(recipe, categories, device, resumed=state is not None)
     optimizer = rules.build_optimizer(detector, recipe.solver)
     wrapped: nn.Module = detector
     if distributed.world_size() > 1:
@@ -100,6 +90,26 @@ def prepare(
     if state is not None:
         _restore(run, state)
     return run
+
+
+def _detector(
+    recipe: Recipe, categories: Sequence[Mapping[str, Any]], device: torch.device, resumed: bool
+) -> FasterRCNN:
+    """Return the detector on the device, with the weights that the training starts from unless the run is resumed."""
+    solver = recipe.solver
+    # A resumed run has its backbone's weights in the checkpoint, and one with `init` gets others.
+    detector = build_detector(recipe.model, download=not resumed and recipe.init is None)
+    if recipe.init is not None and not resumed:
+        not_loaded = load_matching(detector, recipe.init, recipe.model.conventions)
+        if distributed.rank() == 0:
+            print(f"init: weights from {recipe.init}; started anew: {', '.join(not_loaded) or 'nothing'}")
+    compose_config(detector, recipe.model, categories)  # refuses before the training what could not be stored after it
+    detector.to(device)
+    if solver.memory != "plain" and has_osa_blocks(detector):
+        memory_efficient(detector, solver.memory)  # type: ignore[arg-type]  # the recipe's checks know the values
+    if solver.channels_last:
+        detector.to(memory_format=torch.channels_last)
+    return detector
 
 
 def _check_batch_size(recipe: Recipe) -> None:
