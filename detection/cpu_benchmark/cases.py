@@ -13,6 +13,7 @@ from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.models.build import build_detector
+from vovnet.ops.algorithms import Precision
 
 SEED = 0
 CALIBRATION_SIZE = (224, 224)
@@ -42,7 +43,7 @@ class Case:
     batch: int
     height: int
     width: int
-    precision: str
+    precision: Precision
     goal: float
     detector: bool = False
 

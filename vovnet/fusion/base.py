@@ -1,38 +1,37 @@
-"""When the compiled kernels serve a call of a fused layer, and what is made of its weights for them.
-
-It is made on first use and kept with the layer, never copied or pickled with it.
-"""
+"""The base class of fused layers, and the conditions under which the compiled kernels are used."""
 
 from __future__ import annotations
 
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
 from vovnet.errors import InputError
+from vovnet.ops.algorithms import Algorithm, Precision
 from vovnet.ops.build import loader
 
 MOST_SHAPES = 1000
-"""Of maps, for which a layer remembers the method, and a chain what its call takes."""
-moves = 0
-"""How often fused layers were moved or converted; what chains remember of their layers may then be out of date."""
+"""Number of input shapes for which a layer remembers what it has chosen."""
+
+generation = 0
+"""Incremented when a fused layer is moved or converted. Plans of chains made in an earlier generation are outdated."""
 
 _packing = threading.Lock()
-"""Threads that meet a layer first at the same time pack it once."""
+"""Held while a weight is packed, so that threads that call a layer for the first time at once pack it once."""
 _forked = False
 _warned: set[str] = set()
 
 
 def _in_child() -> None:
     global _packing, _forked
-    _packing = threading.Lock()  # a thread that is not there any more may have held it
+    _packing = threading.Lock()  # the parent's lock may be held by a thread that does not exist here
     _forked = True
 
 
@@ -41,8 +40,8 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """On one thread in a forked process: OpenMP's others are not there, and PyTorch would wait for them for ever."""
+def _single_thread_after_fork() -> Iterator[None]:
+    """Use one thread in a forked process: OpenMP's threads do not exist there, and PyTorch would wait for them."""
     threads = torch.get_num_threads()
     if _forked:
         torch.set_num_threads(1)
@@ -54,17 +53,26 @@ def _alone() -> Iterator[None]:
 
 
 class FusedLayer(nn.Module):
-    """A layer for inference: it has parameters that never train, and what was made of them for the kernels."""
+    """A layer for inference with one weight, which it packs for the kernels on first use.
 
-    def __init__(self, precision: str, algorithm: str) -> None:
+    The packed weights are neither copied nor pickled with the layer.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, precision: Precision, algorithm: Algorithm) -> None:
         super().__init__()
         self.training = False
-        self.precision = precision
-        self.algorithm = algorithm
-        self._prepared: dict[Any, Any] = {}
+        self.precision: Precision = precision
+        self.algorithm: Algorithm = algorithm
+        self.packed: dict[Hashable, Tensor] = {}
+        """Copies of the weight in other layouts or types."""
+        self.by_shape: dict[Hashable, object] = {}
+        """What was chosen for an input shape: an algorithm, or a chain's plan. At most ``MOST_SHAPES`` entries."""
 
     def train(self, mode: bool = True) -> Self:
-        """Refuses to train.
+        """Refuse to train.
 
         Raises:
             InputError: ``mode`` is true.
@@ -76,116 +84,123 @@ class FusedLayer(nn.Module):
             )
         return super().train(False)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         raise InputError(
-            "load_state_dict(): a fused copy has its own weights, with norms in them; load into the original and fuse "
-            "it again"
+            "load_state_dict(): a fused copy has its own weights, with norms folded into them; load into the original "
+            "and fuse it again"
         )
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        global moves
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        global generation
         super()._apply(fn, recurse)
-        self._prepared = {}
-        moves += 1
+        self.packed, self.by_shape = {}, {}
+        generation += 1
         for parameter in self.parameters():
-            warn_if_plain(parameter)
+            warn_if_unsupported(parameter)
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        return state | {"_prepared": {}}
+    def __getstate__(self) -> dict[str, object]:
+        state: dict[str, object] = super().__getstate__()
+        return state | {"packed": {}, "by_shape": {}}
 
     @property
-    def learns(self) -> bool:
-        """Whether somebody wants a parameter's gradient, and may then change it."""
-        weight: Any = self.weight
-        bias: Any = self.bias
-        return bool(weight.requires_grad or (bias is not None and bias.requires_grad))
+    def requires_grad(self) -> bool:
+        """True if a parameter requires a gradient; its values may then change."""
+        return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
-    def prepared(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` returns, made once for a key."""
-        if key not in self._prepared:
+    def cached(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """Return ``packed[key]``, which ``make`` computes on the first call."""
+        if key not in self.packed:
             with _packing:
-                if key not in self._prepared:
-                    # Tensors of inference mode could not be used outside of it.
-                    with torch.inference_mode(False), torch.no_grad(), _alone():
-                        self._prepared[key] = make()
-        return self._prepared[key]
+                if key not in self.packed:
+                    # Tensors made in inference mode could not be used outside of it.
+                    with torch.inference_mode(False), torch.no_grad(), _single_thread_after_fork():
+                        self.packed[key] = make()
+        return self.packed[key]
 
     @torch.compiler.assume_constant_result
     def pack(self, key: tuple[int, ...]) -> bool:
-        """Pack the weight for ``key``, a method and perhaps the shape of a kernel, as ``self._prepared[key]``.
+        """Store the weight, packed for an algorithm, as ``packed[key]``.
 
-        ``torch.compile`` sees only that, as a tensor that was always there.
+        ``torch.compile`` then sees a tensor that was always there.
+
+        Args:
+            key: the algorithm, perhaps followed by the (C, height, width) that the weight is viewed as.
         """
-        weight: Any = self.weight
-        shaped = weight.detach().reshape(-1, *key[1:]) if key[1:] else weight.detach()
-        self.prepared(key, lambda: torch.ops.vovnet.pack_conv(shaped.contiguous(), key[0]))
+        weight = self.weight.detach()
+        shaped = weight.reshape(-1, *key[1:]) if key[1:] else weight
+        self.cached(key, lambda: torch.ops.vovnet.pack_conv(shaped.contiguous(), key[0]))
         return True
 
-    def lowered(self, dtype: torch.dtype) -> Tensor:
-        """The weight as plain PyTorch computes with it beside maps of ``dtype``."""
-        weight: Any = self.weight
+    def cast_weight(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight as plain PyTorch needs it for feature maps of ``dtype``."""
+        weight = self.weight
         if self.precision != "bf16" or weight.dtype == dtype:
             return weight
-        if traced() or weight.requires_grad:
+        if is_recorded() or weight.requires_grad:
             return weight.to(dtype)
-        return self.prepared(dtype, lambda: weight.to(dtype))
+        return self.cached(dtype, lambda: weight.to(dtype))
 
-    def computes_in(self, x: Tensor, weight: Tensor) -> torch.dtype:
-        """The type of the maps.
+    def compute_dtype(self, x: Tensor) -> torch.dtype:
+        """Return the type that ``x`` is computed with.
 
         Raises:
-            InputError: ``x`` is of another type or on another device than the layer takes.
+            InputError: the layer does not take the type of ``x``, or is on another device.
         """
+        weight = self.weight
         if x.device != weight.device:
             raise InputError(f"x: expected it on {weight.device}, where the fused layer is, got {x.device}")
         low = self.precision == "bf16"
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # plain PyTorch then chooses the types
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # autocast chooses the types
             return x.dtype
-        taken = dict.fromkeys((weight.dtype, torch.bfloat16) if low else (weight.dtype,))
-        if x.dtype not in taken:
-            raise InputError(f"x: expected {' or '.join(map(str, taken))}, got {x.dtype}; convert the image")
+        accepted = dict.fromkeys((weight.dtype, torch.bfloat16) if low else (weight.dtype,))
+        if x.dtype not in accepted:
+            raise InputError(f"x: expected {' or '.join(map(str, accepted))}, got {x.dtype}; convert the image")
         return torch.bfloat16 if low else weight.dtype
 
+    def output_dtype(self, x: Tensor) -> torch.dtype:
+        """Return the type of the layer's output for an input ``x``."""
+        return torch.bfloat16 if self.precision == "bf16" else x.dtype
 
-def kernels_serve(*maps: Tensor) -> bool:
-    """Whether compiled kernels take maps like these, in this mode of PyTorch; the first call may build them."""
+
+def supported(*maps: Tensor) -> bool:
+    """True if the compiled kernels take these feature maps in PyTorch's current mode. May build the kernels."""
     for x in maps:
         known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-        if not known or 0 in x.shape or differentiates(x):
+        if not known or 0 in x.shape or needs_gradient(x):
             return False
     if torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
-    return compiled() and not torch.compiler.is_exporting()  # what is traced or exported stays plain PyTorch
+    # Traced and exported models contain only PyTorch's operators.
+    return kernels_available() and not torch.compiler.is_exporting()
 
 
 @torch.compiler.assume_constant_result
-def compiled() -> bool:
-    """Whether the kernels are there."""
+def kernels_available() -> bool:
+    """True if the compiled kernels for the CPU can be loaded. The first call may build them."""
     return loader.cpu_operators()
 
 
 @torch.compiler.assume_constant_result
-def threads() -> int:
-    """Of PyTorch."""
+def num_threads() -> int:
+    """Return PyTorch's number of threads."""
     return torch.get_num_threads()
 
 
-def traced() -> bool:
-    """Whether something records the operators."""
+def is_recorded() -> bool:
+    """True while ``torch.jit.trace`` or ``torch.compile`` records the operators."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
-def differentiates(*values: Tensor) -> bool:
-    """Whether autograd follows one of them, backward or forward."""
-    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+def needs_gradient(x: Tensor) -> bool:
+    """True if autograd follows ``x``, in backward or in forward mode."""
+    if torch.is_grad_enabled() and x.requires_grad:
         return True
-    return not torch.compiler.is_compiling() and any(unpack_dual(value).tangent is not None for value in values)
+    return not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None
 
 
-def warn_if_plain(parameter: Tensor) -> None:
-    """Say once, for each type and device, that the kernels are for another one."""
+def warn_if_unsupported(parameter: Tensor) -> None:
+    """Warn, once for each type and device, that the kernels are not used for such a parameter."""
     if parameter.is_meta or (parameter.device.type == "cpu" and parameter.dtype == torch.float32):
         return
     where = f"{parameter.dtype} on {parameter.device.type}"
@@ -194,12 +209,3 @@ def warn_if_plain(parameter: Tensor) -> None:
         warnings.warn(
             f"a fused copy in {where} runs as plain PyTorch: the kernels take float32 on the CPU", stacklevel=2
         )
-
-
-def dense(x: Tensor, precision: str) -> Tensor:
-    return x.to(result_type(x, precision)).contiguous(memory_format=torch.channels_last)
-
-
-def result_type(x: Tensor, precision: str) -> torch.dtype:
-    """The type that a layer's output has."""
-    return torch.bfloat16 if precision == "bf16" else x.dtype

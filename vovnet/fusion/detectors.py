@@ -1,28 +1,52 @@
-"""The parts of torchvision's detectors that :func:`vovnet.fuse` puts in."""
+"""Fused parts of torchvision's detectors, and their builders.
+
+:mod:`vovnet.fusion.fuser` imports this module only for models with such parts; the import registers the builders.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
+from torchvision.ops.poolers import LevelMapper
 
-from vovnet.fusion.base import kernels_serve
+from vovnet.fusion.base import supported
+from vovnet.fusion.folding import (
+    ONE_BY_ONE,
+    NotFusable,
+    Settings,
+    concat_layers,
+    fold,
+    fuse_conv_norm_activation,
+    replaces,
+    upcast_weights,
+)
 from vovnet.fusion.layers import FusedConv, FusedLinear
+from vovnet.modules import has_hooks_or_patched_forward
 
 
 class FusedPyramid(nn.Module):
-    """torchvision's ``FeaturePyramidNetwork``, whose sums are made by the convolutions that precede them.
+    """torchvision's ``FeaturePyramidNetwork``; each lateral convolution adds the coarser level to its output.
 
-    ``{name: (N, Cₗ, Hₗ, Wₗ)}``, from the finest → ``{name: (N, out channels, Hₗ, Wₗ)}`` in the image's precision
-    or, with bfloat16 products, in float32: the heads' arithmetic is float32.
+    Takes ``{name: (N, Cₗ, Hₗ, Wₗ)}``, the finest level first. Returns ``{name: (N, out channels, Hₗ, Wₗ)}`` in the
+    type of the input, or in float32 if products are bfloat16, because the heads compute in float32.
     """
 
-    def __init__(self, inner: list[FusedConv], layers: list[FusedConv], extra: nn.Module | None) -> None:
+    def __init__(self, inner: list[FusedConv], layers: list[FusedConv], extra: ExtraFPNBlock | None) -> None:
         super().__init__()
         self.inner_blocks = nn.ModuleList(inner)
         self.layer_blocks = nn.ModuleList(layers)
@@ -37,56 +61,66 @@ class FusedPyramid(nn.Module):
             results.insert(0, self.layer_blocks[i](top))
         if self.extra_blocks is not None:
             results, names = self.extra_blocks(results, maps, names)
-        return OrderedDict((name, widened(result)) for name, result in zip(names, results, strict=True))
+        return OrderedDict((name, to_float32(result)) for name, result in zip(names, results, strict=True))
 
 
 class FusedRpnHead(nn.Module):
-    """torchvision's ``RPNHead``, whose two predictors are one convolution.
+    """torchvision's ``RPNHead`` with one convolution for both predictors.
 
-    Maps (N, C, Hₗ, Wₗ) of all levels → scores (N, A, Hₗ, Wₗ) and offsets (N, 4·A, Hₗ, Wₗ), float32.
+    Takes feature maps (N, C, Hₗ, Wₗ) of all levels. Returns scores (N, A, Hₗ, Wₗ) and offsets (N, 4·A, Hₗ, Wₗ),
+    float32.
     """
 
-    def __init__(self, conv: nn.Module, predictor: FusedConv, anchors: int) -> None:
+    def __init__(self, conv: nn.Module, predictor: nn.Module, anchors: int) -> None:
         super().__init__()
         self.conv = conv
         self.predictor = predictor
         self.anchors = anchors
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        both = [self.predictor(widened(self.conv(feature))) for feature in x]
+        both = [self.predictor(to_float32(self.conv(feature))) for feature in x]
         return [found[:, : self.anchors] for found in both], [found[:, self.anchors :] for found in both]
 
 
 class FusedRoIAlign(MultiScaleRoIAlign):
-    """torchvision's pooling from all levels at once; scales and levels are found as torchvision finds them."""
+    """torchvision's RoIAlign, computed on all levels in one call. Scales and levels are found as in torchvision."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Maps, boxes (Kᵢ, 4) of each image in its pixels, sizes of the images → (K, C, height, width)."""
-        me: Any = self
-        if me.scales is None or me.map_levels is None:
-            super().forward(x, [part[:0] for part in boxes], image_shapes)  # finds them, and pools nothing
-        maps = [feature for name, feature in x.items() if name in me.featmap_names]
+        """Pool features of the boxes.
+
+        Args:
+            x: feature maps (N, C, Hₗ, Wₗ) by name.
+            boxes: for each image, (Kᵢ, 4) as x1, y1, x2, y2 in pixels.
+            image_shapes: for each image, (height, width) in pixels.
+
+        Returns:
+            (K, C, height, width) for the K boxes of all images.
+        """
+        if self.scales is None or self.map_levels is None:
+            super().forward(x, [part[:0] for part in boxes], image_shapes)  # sets both, and pools nothing
+        maps = [feature for name, feature in x.items() if name in self.featmap_names]
         rois = torch.cat([F.pad(part, (1, 0), value=i) for i, part in enumerate(boxes)])
         same = all(feature.dtype == torch.float32 for feature in (*maps, rois))
-        if not same or rois.requires_grad or not kernels_serve(*maps, rois):
+        if not same or rois.requires_grad or not supported(*maps, rois):
             return super().forward(x, boxes, image_shapes)
-        levels = rois.new_zeros(len(rois), dtype=torch.int64) if len(maps) == 1 else me.map_levels(boxes)
+        find_levels = cast(LevelMapper, self.map_levels)
+        levels = rois.new_zeros(len(rois), dtype=torch.int64) if len(maps) == 1 else find_levels(boxes)
         if len(rois) and not 0 <= int(levels.min()) <= int(levels.max()) < len(maps):
-            return super().forward(x, boxes, image_shapes)  # of a box that is none, as (5, 0, 3, 4), which has no level
+            return super().forward(x, boxes, image_shapes)  # an invalid box such as (5, 0, 3, 4) has no level
         out: Tensor = torch.ops.vovnet.roi_align_levels(
             [feature.contiguous(memory_format=torch.channels_last) for feature in maps],
             rois,
             levels,
-            me.scales,
-            me.output_size,
-            me.sampling_ratio,
+            self.scales,
+            self.output_size,
+            self.sampling_ratio,
             False,
         )
         return out
 
 
 class FusedBoxHead(nn.Module):
-    """torchvision's ``TwoMLPHead``: pooled maps (K, C, h, w) → (K, width)."""
+    """torchvision's ``TwoMLPHead``: pooled features (K, C, h, w) → (K, width)."""
 
     def __init__(self, fc6: FusedLinear, fc7: FusedLinear) -> None:
         super().__init__()
@@ -98,23 +132,23 @@ class FusedBoxHead(nn.Module):
 
 
 class FusedBoxPredictor(nn.Module):
-    """torchvision's ``FastRCNNPredictor`` in one product.
+    """torchvision's ``FastRCNNPredictor`` with one linear layer for both predictors.
 
-    (K, C) → scores (K, classes) and offsets (K, 4·classes), float32.
+    Takes (K, C). Returns scores (K, classes) and offsets (K, 4·classes), float32.
     """
 
-    def __init__(self, predictor: FusedLinear, classes: int) -> None:
+    def __init__(self, predictor: nn.Module, classes: int) -> None:
         super().__init__()
         self.predictor = predictor
         self.classes = classes
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        both = self.predictor(widened(x).flatten(1))
+        both = self.predictor(to_float32(x).flatten(1))
         return both[:, : self.classes], both[:, self.classes :]
 
 
 class FusedMaskPredictor(nn.Module):
-    """torchvision's ``MaskRCNNPredictor``: its transposed 2×2 convolution is a 1×1 convolution whose channels unfold.
+    """torchvision's ``MaskRCNNPredictor``; the transposed 2×2 convolution is a 1×1 convolution and a pixel shuffle.
 
     (K, C, h, w) → (K, classes, 2h, 2w), float32.
     """
@@ -125,9 +159,118 @@ class FusedMaskPredictor(nn.Module):
         self.mask_fcn_logits = mask_fcn_logits
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mask_fcn_logits(F.pixel_shuffle(widened(self.conv5_mask(x)), 2))
+        return self.mask_fcn_logits(F.pixel_shuffle(to_float32(self.conv5_mask(x)), 2))
 
 
-def widened(x: Tensor) -> Tensor:
-    """bfloat16 becomes float32; everything else stays."""
+def to_float32(x: Tensor) -> Tensor:
+    """Return bfloat16 tensors as float32, and others unchanged."""
     return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def cast_backbone_outputs(fused: nn.Module) -> None:
+    """Let the backbones of torchvision's detectors return float32: anchors, and so boxes, have the maps' type."""
+    for module in fused.modules():
+        if isinstance(module, GeneralizedRCNN | RetinaNet | FCOS | SSD):
+            module.backbone.register_forward_hook(_cast_outputs)
+
+
+def _cast_outputs(
+    module: nn.Module, inputs: tuple[object, ...], maps: Tensor | Mapping[str, Tensor]
+) -> Tensor | Mapping[str, Tensor]:
+    if isinstance(maps, Tensor):
+        return to_float32(maps)
+    return OrderedDict((name, to_float32(x)) for name, x in maps.items()) if isinstance(maps, Mapping) else maps
+
+
+@replaces(FeaturePyramidNetwork)
+def fuse_pyramid(fpn: FeaturePyramidNetwork, settings: Settings) -> FusedPyramid:
+    """torchvision's feature pyramid."""
+    inner = _fold_all(list(fpn.inner_blocks), settings)
+    layers = _fold_all(list(fpn.layer_blocks), settings)
+    extra, parts = fpn.extra_blocks, dict[int, nn.Module]()
+    if type(extra) is LastLevelP6P7:
+        parts = {id(conv): fold(conv, None, None, settings) for conv in (extra.p6, extra.p7)}
+    return FusedPyramid(inner, layers, copy.deepcopy(extra, parts))
+
+
+@replaces(RPNHead)
+def fuse_rpn_head(head: RPNHead, settings: Settings) -> FusedRpnHead:
+    """torchvision's head of the region proposal network; its predictors compute in float32."""
+    predictor = concat_layers([head.cls_logits, head.bbox_pred], _float32(settings))
+    if has_hooks_or_patched_forward(head.conv):
+        raise NotFusable
+    convs = _fold_all(list(head.conv), settings)
+    return FusedRpnHead(nn.Sequential(*convs), predictor, head.cls_logits.out_channels)
+
+
+@replaces(TwoMLPHead)
+def fuse_box_head(head: TwoMLPHead, settings: Settings) -> FusedBoxHead:
+    """torchvision's two linear layers with ReLUs."""
+    layers = (head.fc6, head.fc7)
+    linear = all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
+    if not linear or any(map(has_hooks_or_patched_forward, layers)):
+        raise NotFusable("its layers are not plain linear ones with biases")
+    return FusedBoxHead(*(_fuse_linear(layer, settings) for layer in layers))
+
+
+@replaces(FastRCNNPredictor)
+def fuse_box_predictor(predictor: FastRCNNPredictor, settings: Settings) -> FusedBoxPredictor:
+    """torchvision's predictors of scores and boxes; they compute in float32."""
+    linear = concat_layers([predictor.cls_score, predictor.bbox_pred], _float32(settings))
+    return FusedBoxPredictor(linear, predictor.cls_score.out_features)
+
+
+@replaces(MaskRCNNPredictor)
+def fuse_mask_predictor(predictor: MaskRCNNPredictor, settings: Settings) -> FusedMaskPredictor:
+    """torchvision's transposed 2×2 convolution with stride 2, and its predictor, which computes in float32."""
+    up, relu, last = predictor
+    if not isinstance(up, nn.ConvTranspose2d) or not _doubles_size(up) or up.bias is None:
+        raise NotFusable("its transposed convolution is not a plain one of 2×2 with stride 2 and a bias")
+    logits = fold(last, None, None, _float32(settings))
+    if has_hooks_or_patched_forward(up) or has_hooks_or_patched_forward(relu):
+        raise NotFusable("hooks or a forward of its own")
+    # (C, out, 2, 2) -> (4 · out, C, 1, 1): the four pixels of an output channel are neighbouring channels, the order
+    # that pixel_shuffle expects.
+    weight = up.weight.detach().flatten(1).t().clone()[:, :, None, None]
+    conv = FusedConv(
+        upcast_weights(weight, settings.precision),
+        upcast_weights(up.bias.detach().repeat_interleave(4), settings.precision),
+        ONE_BY_ONE,
+        relu=True,
+        precision=settings.precision,
+        algorithm=settings.algorithm,
+    )
+    return FusedMaskPredictor(conv, logits)
+
+
+@replaces(MultiScaleRoIAlign)
+def fuse_roi_align(pool: MultiScaleRoIAlign, settings: Settings) -> nn.Module:
+    """torchvision's RoIAlign, with the scales and levels that it has found already."""
+    fused = copy.deepcopy(pool)
+    fused.__class__ = FusedRoIAlign
+    return fused
+
+
+def _fold_all(layers: Sequence[nn.Module], settings: Settings) -> list[FusedConv]:
+    """Fold layers that must all be torchvision's ``Conv2dNormActivation``."""
+    if any(map(has_hooks_or_patched_forward, layers)):
+        raise NotFusable
+    convs = [layer for layer in layers if type(layer) is Conv2dNormActivation]
+    if len(convs) < len(layers):
+        raise NotFusable
+    return [fuse_conv_norm_activation(conv, settings) for conv in convs]
+
+
+def _doubles_size(up: nn.ConvTranspose2d) -> bool:
+    """True if each input pixel becomes 2×2 output pixels that no other pixel reaches."""
+    usual = type(up) is nn.ConvTranspose2d and (up.kernel_size, up.stride, up.groups) == ((2, 2), (2, 2), 1)
+    return usual and (up.padding, up.output_padding, up.dilation) == ((0, 0), (0, 0), (1, 1))
+
+
+def _fuse_linear(layer: nn.Linear, settings: Settings) -> FusedLinear:
+    weight, bias = (upcast_weights(p.detach().clone(), settings.precision) for p in (layer.weight, layer.bias))
+    return FusedLinear(weight, bias, relu=True, precision=settings.precision, algorithm=settings.algorithm)
+
+
+def _float32(settings: Settings) -> Settings:
+    return settings._replace(precision="fp32")

@@ -1,19 +1,28 @@
-"""A convolution, the norm behind it and an activation as one layer of :mod:`vovnet.fusion.layers`."""
+"""Building fused layers from a model's modules: :data:`BUILDERS` maps a class to the function that replaces it."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar, cast
 
+import timm.models.vovnet as timm_vovnet
 import torch
-from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, SeparableConvNormAct, SyncBatchNormAct
+from timm.layers import ConvNormAct as TimmConvNormAct
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
 
-from vovnet.fusion.layers import FusedConv, FusedLinear
-from vovnet.modules import Geometry, conv_geometry, has_hooks_or_patched_forward, is_identity_in_eval
+from vovnet.fusion.layers import FusedConv, FusedLinear, FusedMaxPool2d, FusedOsaBlock
+from vovnet.memory.layers import original_class
+from vovnet.modules import Geometry, conv_geometry, has_hooks_or_patched_forward, is_identity_in_eval, to_pair
+from vovnet.ops.algorithms import Algorithm, Precision
+from vovnet.vovnet import ConvNormAct, OsaBlock
 
-NORMS = (
+ONE_BY_ONE = Geometry([1, 1], [0, 0], [1, 1], 1)
+"""The geometry of a 1×1 convolution."""
+
+_NORMS = (
     BatchNormAct2d,
     FrozenBatchNormAct2d,
     SyncBatchNormAct,
@@ -21,109 +30,225 @@ NORMS = (
     nn.SyncBatchNorm,
     FrozenBatchNorm2d,
 )
-"""They scale and shift each channel by numbers that do not depend on the image."""
+"""Norms that, in evaluation, scale and shift each channel by numbers that do not depend on the image."""
+
+Builder = Callable[..., nn.Module]
+"""Takes a module and :class:`Settings`."""
+Function = TypeVar("Function", bound=Builder)
 
 
-def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, precision: str, algorithm: str) -> Any:
-    """What computes ``act(norm(conv(x)))`` in evaluation.
+class NotFusable(Exception):
+    """A module cannot be replaced by a fused one.
 
     Args:
-        conv: only a plain ``Conv2d`` can be taken.
-        norm: one of :data:`NORMS`, or none; timm's have an activation of their own, which comes before ``act``.
-        act: an activation, or none.
-        precision: of the new layer.
-        algorithm: of the new layer.
+        reason: why, for the user; empty if nobody needs to know because the module's parts are fused one by one.
+    """
 
-    Returns:
-        A :class:`FusedConv`, or a text that says why there is none.
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Settings(NamedTuple):
+    """How the fused layers compute, as given to :func:`vovnet.fuse`."""
+
+    precision: Precision
+    algorithm: Algorithm
+
+
+BUILDERS: dict[type[nn.Module], Builder] = {}
+"""The function that builds the replacement of a module of exactly this class, or raises :class:`NotFusable`."""
+
+
+def replaces(*kinds: type[nn.Module]) -> Callable[[Function], Function]:
+    """Register the decorated function in :data:`BUILDERS` for modules of these classes."""
+
+    def register(build: Function) -> Function:
+        BUILDERS.update(dict.fromkeys(kinds, build))
+        return build
+
+    return register
+
+
+def builder_of(module: nn.Module) -> Builder | None:
+    """Return the builder for a module's class; for one changed by ``memory_efficient``, that of its original class."""
+    return BUILDERS.get(original_class(type(module)))
+
+
+def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, settings: Settings) -> FusedConv:
+    """Return one layer that computes ``act(norm(conv(x)))`` in evaluation mode.
+
+    Args:
+        conv: a ``Conv2d``.
+        norm: a batch norm or None. timm's norms contain an activation, which comes before ``act``.
+        act: an activation or None.
+        settings: of the new layer.
+
+    Raises:
+        NotFusable: the convolution or the norm is of another kind, or one of the three has hooks.
     """
     if type(conv) is not nn.Conv2d:
-        return f"its convolution is a {type(conv).__name__}"
+        raise NotFusable(f"its convolution is a {type(conv).__name__}")
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return f"its convolution has padding_mode={conv.padding_mode!r}, padding={conv.padding!r}"
-    if norm is not None and is_identity_in_eval(norm):
+        raise NotFusable(f"its convolution has padding_mode={conv.padding_mode!r}, padding={conv.padding!r}")
+    if is_identity_in_eval(norm):
         norm = None
-    if norm is not None and (why := _depends(norm)):
-        return why
+    if norm is not None:
+        _check_norm(norm)
     for part in (conv, norm, act):
-        if part is not None and any(has_hooks_or_patched_forward(module) for module in part.modules()):
-            return f"its {type(part).__name__} has hooks (as pruning and weight norm have) or its own forward"
+        if part is not None and any(map(has_hooks_or_patched_forward, part.modules())):
+            raise NotFusable(
+                f"its {type(part).__name__} has hooks (as pruning and weight norm have) or its own forward"
+            )
     weight, bias = _folded(conv, norm)
     acts = [part for part in (getattr(norm, "act", None), act) if part is not None and not is_identity_in_eval(part)]
     relu = [type(part) for part in acts] == [nn.ReLU]
-    geometry = conv_geometry(conv)
     other = None
     if acts and not relu:
         other = nn.Sequential(*copy.deepcopy(acts)) if len(acts) > 1 else copy.deepcopy(acts[0])
     return FusedConv(
-        as_computed(weight, precision),
-        None if bias is None else as_computed(bias, precision),
-        geometry,
+        upcast_weights(weight, settings.precision),
+        None if bias is None else upcast_weights(bias, settings.precision),
+        conv_geometry(conv),
         relu=relu,
         act=other,
-        precision=precision,
-        algorithm=algorithm,
+        precision=settings.precision,
+        algorithm=settings.algorithm,
     )
 
 
-def joined(layers: list[Any], precision: str, algorithm: str) -> Any:
-    """Layers of the same input as one whose channels come in their order.
+def concat_layers(layers: Sequence[nn.Module], settings: Settings) -> FusedConv | FusedLinear:
+    """Return one layer whose output channels are those of all ``layers``, in their order.
 
     Args:
-        layers: linear layers, or plain 1×1 convolutions.
-        precision: of the new layer.
-        algorithm: of the new layer.
+        layers: linear layers, or 1×1 convolutions, that take the same input.
+        settings: of the new layer.
 
-    Returns:
-        A :class:`FusedLinear` or :class:`FusedConv`, or a text that says why there is none.
+    Raises:
+        NotFusable: the layers are of other kinds, or one has hooks or no bias.
     """
-    first, biased = layers[0], all(layer.bias is not None for layer in layers)
-    if any(map(has_hooks_or_patched_forward, layers)) or not biased or len({type(layer) for layer in layers}) > 1:
-        return "its predictors have hooks, their own forward, or no biases"
+    first, kinds = layers[0], {type(layer) for layer in layers}
+    weights = [layer.weight.detach() for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
+    biases = [bias.detach() for layer in layers if isinstance(bias := getattr(layer, "bias", None), Tensor)]
+    if any(map(has_hooks_or_patched_forward, layers)) or len(biases) < len(layers) or len(kinds) > 1:
+        raise NotFusable("its predictors have hooks, their own forward, or no biases")
     if type(first) is not nn.Linear and not all(map(_is_one_by_one, layers)):
-        return f"its predictors are {type(first).__name__} layers, but not plain 1×1 convolutions"
-    weight = torch.cat([layer.weight.detach() for layer in layers])
-    bias = torch.cat([layer.bias.detach() for layer in layers])
+        raise NotFusable(f"its predictors are {type(first).__name__} layers, but not plain 1×1 convolutions")
+    weight, bias = torch.cat(weights), torch.cat(biases)
     if type(first) is nn.Linear:
-        return FusedLinear(weight, bias, relu=False, precision=precision, algorithm=algorithm)
-    return FusedConv(weight, bias, ONE_BY_ONE, relu=False, precision=precision, algorithm=algorithm)
+        return FusedLinear(weight, bias, relu=False, precision=settings.precision, algorithm=settings.algorithm)
+    return FusedConv(weight, bias, ONE_BY_ONE, relu=False, precision=settings.precision, algorithm=settings.algorithm)
 
 
-ONE_BY_ONE = Geometry([1, 1], [0, 0], [1, 1], 1)
-"""The geometry of a 1×1 convolution."""
-
-
-def _is_one_by_one(layer: Any) -> bool:
-    plain = type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and not isinstance(layer.padding, str)
-    return plain and conv_geometry(layer) == ONE_BY_ONE
-
-
-def as_computed(parameter: Tensor, precision: str) -> Tensor:
-    """Weights of half precision are widened for bfloat16 products, whose kernels round them themselves."""
+def upcast_weights(parameter: Tensor, precision: Precision) -> Tensor:
+    """Return weights of half precision as float32 if products are bfloat16: those kernels round them themselves."""
     half = parameter.dtype in (torch.bfloat16, torch.float16)
     return parameter.float() if half and precision == "bf16" else parameter
 
 
-def _depends(norm: Any) -> str:
-    if type(norm) not in NORMS:
-        return f"its norm is a {type(norm).__name__}"
+@replaces(ConvNormAct, TimmConvNormAct)
+def fuse_conv_norm_act(layer: ConvNormAct | TimmConvNormAct, settings: Settings) -> nn.Module:
+    """A convolution, a norm and an activation, which is beside the norm (ours) or in it (timm's); anti-aliasing."""
+    folded, blur = fold(layer.conv, layer.bn, getattr(layer, "act", None), settings), layer.aa
+    return folded if blur is None or is_identity_in_eval(blur) else nn.Sequential(folded, copy.deepcopy(blur))
+
+
+@replaces(SeparableConvNormAct)
+def fuse_separable_conv(layer: SeparableConvNormAct, settings: Settings) -> nn.Module:
+    """timm's depthwise and pointwise convolutions."""
+    depthwise = fold(layer.conv_dw, None, None, settings)
+    return nn.Sequential(depthwise, fold(layer.conv_pw, layer.bn, None, settings))
+
+
+@replaces(Conv2dNormActivation)
+def fuse_conv_norm_activation(layer: Conv2dNormActivation, settings: Settings) -> FusedConv:
+    """torchvision's convolution, and perhaps a norm and an activation."""
+    conv, *rest = layer
+    norm = rest.pop(0) if rest and isinstance(rest[0], (*_NORMS, nn.GroupNorm)) else None
+    if len(rest) > 1:
+        raise NotFusable(f"its parts are {', '.join(type(part).__name__ for part in layer)}")
+    return fold(conv, norm, rest[0] if rest else None, settings)
+
+
+@replaces(nn.MaxPool2d)
+def fuse_max_pool(pool: nn.MaxPool2d, settings: Settings) -> FusedMaxPool2d:
+    """A max-pool without indices and dilation."""
+    if to_pair(pool.dilation) != [1, 1] or pool.return_indices:
+        raise NotFusable("dilation or indices")
+    return FusedMaxPool2d(to_pair(pool.kernel_size), to_pair(pool.stride), to_pair(pool.padding), pool.ceil_mode)
+
+
+@replaces(OsaBlock)
+def fuse_osa_block(block: OsaBlock, settings: Settings) -> FusedOsaBlock:
+    """Our block."""
+    if not is_identity_in_eval(block.drop_path):
+        raise NotFusable
+    convs = _fuse_block_convs(block.conv_mid, block.conv_concat, settings)
+    return FusedOsaBlock(convs[:-1], convs[-1], identity=block.identity)
+
+
+@replaces(timm_vovnet.OsaBlock)
+def fuse_timm_osa_block(block: timm_vovnet.OsaBlock, settings: Settings) -> FusedOsaBlock:
+    """timm's block; the parts of one with depthwise convolutions are fused one by one."""
+    if block.conv_reduction is not None or not is_identity_in_eval(block.drop_path):
+        raise NotFusable
+    convs = _fuse_block_convs(block.conv_mid, block.conv_concat, settings)
+    return FusedOsaBlock(convs[:-1], convs[-1], identity=block.residual, attn=copy.deepcopy(block.attn))
+
+
+def _fuse_block_convs(chain: nn.Sequential, aggregate: nn.Module, settings: Settings) -> list[FusedConv]:
+    """Return the fused convolutions of an OSA block, the aggregation last."""
+    layers = [*chain, aggregate]
+    if any(map(has_hooks_or_patched_forward, (chain, *layers))):
+        raise NotFusable
+    if any(builder_of(layer) is not fuse_conv_norm_act for layer in layers):
+        raise NotFusable
+    convs = [fuse_conv_norm_act(layer, settings) for layer in layers]
+    fused = [conv for conv in convs if isinstance(conv, FusedConv)]
+    if len(fused) < len(convs):
+        raise NotFusable
+    return fused
+
+
+def _is_one_by_one(layer: nn.Module) -> bool:
+    if type(layer) is not nn.Conv2d or layer.kernel_size != (1, 1) or isinstance(layer.padding, str):
+        return False
+    return conv_geometry(layer) == ONE_BY_ONE
+
+
+class _BatchNorm(Protocol):
+    """The attributes of the norms in :data:`_NORMS` after :func:`_check_norm`."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
+
+
+def _check_norm(norm: nn.Module) -> None:
+    if type(norm) not in _NORMS:
+        raise NotFusable(f"its norm is a {type(norm).__name__}")
     if norm.running_mean is None:
-        return f"its {type(norm).__name__} takes each batch's own statistics"
-    return "" if is_identity_in_eval(getattr(norm, "drop", None)) else f"its norm has a {type(norm.drop).__name__}"
+        raise NotFusable(f"its {type(norm).__name__} takes each batch's own statistics")
+    drop = getattr(norm, "drop", None)
+    if not is_identity_in_eval(drop):
+        raise NotFusable(f"its norm has a {type(drop).__name__}")
 
 
-def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the convolution with the norm in it, computed in float64."""
-    weight: Tensor = conv.weight.detach()
+def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of the convolution with the norm folded in, computed in float64."""
+    weight = conv.weight.detach()
     bias = None if conv.bias is None else conv.bias.detach()
     if norm is None:
         return weight.clone(), None if bias is None else bias.clone()
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
+    batch_norm = cast(_BatchNorm, norm)
+    scale = (batch_norm.running_var.double() + batch_norm.eps).rsqrt()
+    if batch_norm.weight is not None:
+        scale = scale * batch_norm.weight.detach().double()
+    shift = -batch_norm.running_mean.double() * scale
+    if batch_norm.bias is not None:
+        shift = shift + batch_norm.bias.detach().double()
     if bias is not None:
         shift = shift + bias.double() * scale
     folded = weight.double() * scale[:, None, None, None]

@@ -1,49 +1,40 @@
-"""The layers that :func:`vovnet.fuse` puts in: convolutions with folded norms, OSA blocks, max-pools, linear layers.
+"""The layers that :func:`vovnet.fuse` puts into a model.
 
-Where the compiled kernels serve a call they run it; else plain PyTorch computes the same, and what needs a gradient
-always does.
+Each runs the compiled kernels if they take the call, and otherwise computes the same with PyTorch's operators. Calls
+that need gradients always use PyTorch's operators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vovnet.errors import InputError
-from vovnet.fusion.base import (
-    MOST_SHAPES,
-    FusedLayer,
-    dense,
-    differentiates,
-    kernels_serve,
-    result_type,
-    threads,
-    traced,
-)
-from vovnet.fusion.sequences import Link, run
+from vovnet.fusion.base import MOST_SHAPES, FusedLayer, is_recorded, needs_gradient, num_threads, supported
+from vovnet.fusion.chaining import Chainable, run
 from vovnet.modules import Geometry
 from vovnet.ops import onednn
-from vovnet.ops.algorithms import IMAGE_CHANNELS, conv_method
+from vovnet.ops.algorithms import IMAGE_CHANNELS, Algorithm, Precision, conv_method
 from vovnet.ops.inference import block_step, conv_step, pool_step, repeated
 
 MOST_CONVS = 16
-"""Of an OSA block that the kernels take in one call (``kMaxSources`` in csrc/cpu/kernels.h)."""
+"""Most convolutions of an OSA block that the kernels take in one call (``kMaxSources`` in csrc/cpu/kernels.h)."""
 
 
-class FusedConv(FusedLayer, Link):
-    """A convolution with its norm folded in, a ReLU or another activation, and perhaps a map that is added last.
+class FusedConv(FusedLayer, Chainable):
+    """A convolution with its norm folded in, followed by an activation and the sum with another feature map.
 
     (N, C, H, W) → (N, out channels, H', W'), channels-last.
 
     Args:
-        weight: (out channels, C / groups, height, width); the layer takes it over.
+        weight: (out channels, C / groups, height, width); the layer keeps this tensor and does not copy it.
         bias: (out channels,) or None.
         geometry: stride, padding, dilation and groups.
-        relu: whether there is a ReLU.
+        relu: apply a ReLU.
         act: another activation.
         precision: ``fp32`` or ``bf16``.
         algorithm: ``auto`` or ``direct``.
@@ -57,8 +48,8 @@ class FusedConv(FusedLayer, Link):
         *,
         relu: bool,
         act: nn.Module | None = None,
-        precision: str = "fp32",
-        algorithm: str = "auto",
+        precision: Precision = "fp32",
+        algorithm: Algorithm = "auto",
     ) -> None:
         super().__init__(precision, algorithm)
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
@@ -70,13 +61,13 @@ class FusedConv(FusedLayer, Link):
         size = weight.shape[2]
         usual = size == weight.shape[3] and size in (1, 3) and padding == [size // 2] * 2
         self.has_kernel = usual and groups == 1 and dilation == [1, 1] and stride in ([1, 1], [2, 2]) and act is None
-        self.chains = self.has_kernel and bias is not None
-        self.begins = precision == "bf16" and self.in_channels < IMAGE_CHANNELS
+        self.chainable = self.has_kernel and bias is not None
+        self.chain_head_only = precision == "bf16" and self.in_channels < IMAGE_CHANNELS
 
     @property
     def in_channels(self) -> int:
         """Channels of the input."""
-        return self.weight.shape[1] * self.geometry[3]
+        return self.weight.shape[1] * self.geometry.groups
 
     @property
     def out_channels(self) -> int:
@@ -91,123 +82,128 @@ class FusedConv(FusedLayer, Link):
         )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``act(conv2d(x)) + residual``; a smaller residual is repeated, as in a pyramid.
+        """Return ``act(conv2d(x)) + residual``; a smaller residual is repeated, as in a feature pyramid.
 
         Raises:
-            InputError: ``x`` has another type, device, number of dimensions or of channels than the layer takes.
+            InputError: the layer does not take the type, device, dimensions or channels of ``x``.
         """
-        x = self.taken(x)
-        if not self.served(x, *(() if residual is None else (residual,))):
-            return self.plain(x, residual)
-        if residual is not None and self.weight.shape[2] > 1:  # Winograd's transforms add nothing to their pixels
-            return _added(self(x), residual)
+        x = self.check_input(x)
+        if not self.supported(x, *(() if residual is None else (residual,))):
+            return self.reference_forward(x, residual)
+        if residual is not None and self.weight.shape[2] > 1:  # the kernels for 3×3 windows add no residual
+            return _add(self(x), residual)
         stride, padding, _, _ = self.geometry
-        method = self.method(x.shape)
+        algorithm = self.choose_algorithm(x.shape)
         if residual is not None:
-            residual = dense(residual, self.precision)
+            residual = _channels_last(residual, self.output_dtype(residual))
         out: Tensor = torch.ops.vovnet.packed_conv(
-            x, self.weight, self.bias, residual, self._prepared[(method,)], stride, padding, self.relu, method
+            x, self.weight, self.bias, residual, self.packed[(algorithm,)], stride, padding, self.relu, algorithm
         )
         return out
 
-    def taken(self, x: Tensor) -> Tensor:
-        """``x``, checked, in the type and layout that the layer computes with."""
+    def check_input(self, x: Tensor) -> Tensor:
+        """Return ``x`` in the type and layout that the layer computes with.
+
+        Raises:
+            InputError: as :meth:`forward`.
+        """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"x: expected (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        dtype = self.computes_in(x, self.weight)
-        if x.shape[1] < IMAGE_CHANNELS:  # the kernels read an image as it lies
+        dtype = self.compute_dtype(x)
+        if x.shape[1] < IMAGE_CHANNELS:  # the kernels read images in any layout
             return x.float() if x.dtype == torch.bfloat16 == dtype != self.weight.dtype else x
-        return x.to(dtype).contiguous(memory_format=torch.channels_last)
+        return _channels_last(x, dtype)
 
-    def served(self, x: Tensor, *others: Tensor) -> bool:
-        """Whether the kernels take the call."""
-        ready = self.has_kernel and self.weight.dtype == torch.float32 and not self.learns
-        return ready and kernels_serve(x, *others)
+    def supported(self, x: Tensor, *others: Tensor) -> bool:
+        """True if the kernels take the call."""
+        ready = self.has_kernel and self.weight.dtype == torch.float32 and not self.requires_grad
+        return ready and supported(x, *others)
 
-    def method(self, shape: Sequence[int]) -> int:
-        """How products are computed for a (N, C, H, W) map; the weight is packed for it."""
+    def choose_algorithm(self, shape: Sequence[int]) -> int:
+        """Return the algorithm for an input (N, C, H, W) of this shape, and pack the weight for it."""
         if torch.compiler.is_compiling():
-            return self._chosen(shape)
+            return self._choose_algorithm(shape)
         # Choosing takes as long as a small layer's products.
-        key = ("method", shape[0], shape[2], shape[3], threads())
-        found: int | None = self._prepared.get(key)
-        if found is None:
-            found = self._chosen(shape)
-            if len(self._prepared) < MOST_SHAPES:
-                self._prepared[key] = found
+        key = ("algorithm", shape[0], shape[2], shape[3], num_threads())
+        found = self.by_shape.get(key)
+        if isinstance(found, int):
+            return found
+        found = self._choose_algorithm(shape)
+        if len(self.by_shape) < MOST_SHAPES:
+            self.by_shape[key] = found
         return found
 
-    def _chosen(self, shape: Sequence[int]) -> int:
-        batch, _, height, width = self.result(shape)
-        method = conv_method(
+    def _choose_algorithm(self, shape: Sequence[int]) -> int:
+        batch, _, height, width = self.output_shape(shape)
+        algorithm = conv_method(
             self.in_channels,
             self.out_channels,
             tuple(self.weight.shape[2:]),
-            tuple(self.geometry[0]),
+            tuple(self.geometry.stride),
             batch,
             height,
             width,
             algorithm=self.algorithm,
             precision=self.precision,
-            threads=threads(),
+            threads=num_threads(),
         )
-        self.pack((method,))
-        return method
+        self.pack((algorithm,))
+        return algorithm
 
     @property
     def convs(self) -> list[FusedConv]:
-        """Itself."""
         return [self]
 
-    def step(self, kept: bool) -> list[int]:
-        """In a chain."""
-        stride, padding, _, _ = self.geometry
-        return conv_step(stride, padding, self.relu, kept)
+    def chain_step(self, is_output: bool) -> list[int]:
+        return conv_step(self.geometry.stride, self.geometry.padding, self.relu, is_output)
 
-    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the output, of an input's."""
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         stride, padding, _, _ = self.geometry
         kernel = self.weight.shape[2:]
         height, width = ((shape[2 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))
         return shape[0], self.out_channels, height, width
 
-    def plain(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The same by PyTorch, with gradients."""
-        dtype = result_type(x, self.precision)
+    def reference_forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Compute :meth:`forward` with PyTorch's operators, with gradients. ``x`` comes from :meth:`check_input`."""
+        dtype = self.output_dtype(x)
         x = x.to(dtype)
-        known = self.act is None and not self.learns and not differentiates(x)
-        fused = known and not traced() and onednn.fuses_relu(x)
+        known = self.act is None and not self.requires_grad and not needs_gradient(x)
+        fused = known and not is_recorded() and onednn.fuses_relu(x)
         if fused and self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
             x = x.contiguous(memory_format=torch.channels_last)
-            weight = self.prepared(("onednn", dtype), lambda: onednn.reordered(self.weight, self.geometry, x))
+            weight = self.cached(("onednn", dtype), lambda: onednn.reordered(self.weight, self.geometry, x))
             out = onednn.convolution_relu(x, weight, self._bias(dtype), self.geometry, self.relu)
         else:
-            weight = self.lowered(dtype)
+            weight = self.cast_weight(dtype)
             out = F.conv2d(x, weight, self._bias(weight.dtype), *self.geometry)
             if self.relu:
                 out = out.relu_()
             if self.act is not None:
                 out = self.act(out)
-        return out if residual is None else _added(out, residual)
+        return out if residual is None else _add(out, residual)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         return None if self.bias is None else self.bias.to(dtype)
 
 
-def _added(out: Tensor, residual: Tensor) -> Tensor:
+def _add(out: Tensor, residual: Tensor) -> Tensor:
     return out + repeated(residual, out.shape[-2:]).to(out.dtype)
 
 
-class FusedOsaBlock(Link):
-    """One-Shot Aggregation without its concatenation, and without maps between its convolutions.
+def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+class FusedOsaBlock(Chainable):
+    """A One-Shot-Aggregation block that does not concatenate its feature maps.
 
     (N, C, H, W) → (N, out channels, H, W), channels-last.
 
     Args:
-        chain: the 3×3 convolutions, each fed by the one before.
-        aggregate: the 1×1 convolution of the input and of all that the chain gives.
-        identity: add the input in the end.
-        attn: an attention before that.
+        chain: the 3×3 convolutions; each takes the output of the one before.
+        aggregate: the 1×1 convolution over the input and all outputs of the chain.
+        identity: add the input at the end.
+        attn: an attention module between the aggregation and the sum.
     """
 
     def __init__(
@@ -221,14 +217,19 @@ class FusedOsaBlock(Link):
         convs = [*chain, aggregate]
         known = all(c.has_kernel and c.relu and c.bias is not None and c.in_channels >= IMAGE_CHANNELS for c in convs)
         sizes = [c.weight.shape[2] for c in convs] == [3] * len(chain) + [1]
-        unstrided = all(c.geometry[0] == [1, 1] for c in convs)
+        unstrided = all(c.geometry.stride == [1, 1] for c in convs)
         self.has_kernel = known and sizes and unstrided and len(convs) <= MOST_CONVS
-        self.chains = self.has_kernel and attn is None
+        self.chainable = self.has_kernel and attn is None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises InputError as :meth:`FusedConv.forward`."""
+        """Compute the block.
+
+        Raises:
+            InputError: as :meth:`FusedConv.forward`.
+        """
         first = self.convs[0]
-        x = dense(first.taken(x), first.precision)
+        x = first.check_input(x)
+        x = _channels_last(x, first.output_dtype(x))
         found = run([self], [True], x) if self.has_kernel else None
         if found is not None:
             out = found[0]
@@ -236,42 +237,47 @@ class FusedOsaBlock(Link):
             maps = [x]
             for conv in self.conv_mid:
                 maps.append(conv(maps[-1]))
-            joined = torch.cat([part.to(maps[-1].dtype) for part in maps], dim=1)  # autocast may have changed types
-            out = self.conv_concat(joined, x if self.identity and self.attn is None else None)
+            features = torch.cat([part.to(maps[-1].dtype) for part in maps], dim=1)  # autocast may have changed types
+            out = self.conv_concat(features, x if self.identity and self.attn is None else None)
         if self.attn is None:
             return out
         out = self.attn(out).to(out.dtype)
         return out + x if self.identity else out
 
     @property
-    def convs(self) -> list[Any]:
-        """The chain's and the aggregation."""
-        return [*self.conv_mid, self.conv_concat]
+    def convs(self) -> list[FusedConv]:
+        return cast("list[FusedConv]", [*self.conv_mid, self.conv_concat])
 
-    def step(self, kept: bool) -> list[int]:
-        """In a chain, but for the attention."""
-        return block_step(len(self.convs), self.identity and self.attn is None, kept)
+    def chain_step(self, is_output: bool) -> list[int]:
+        return block_step(len(self.convs), self.identity and self.attn is None, is_output)
 
-    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the output, of an input's."""
-        return shape[0], self.convs[-1].out_channels, *shape[2:]
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return shape[0], self.conv_concat.out_channels, *shape[2:]
 
 
 class FusedLinear(FusedLayer):
-    """A linear layer as a convolution as large as its map, which is not flattened first.
+    """A linear layer that takes feature maps without flattening them: a convolution with a window of the map's size.
 
     (N, C, H, W) or (N, C · H · W) → (N, out features).
 
     Args:
-        weight: (out features, in features); the layer takes it over.
+        weight: (out features, in features); the layer keeps this tensor and does not copy it.
         bias: (out features,).
-        relu: whether there is a ReLU.
+        relu: apply a ReLU.
         precision: ``fp32`` or ``bf16``.
         algorithm: ``auto`` or ``direct``.
     """
 
+    bias: nn.Parameter
+
     def __init__(
-        self, weight: Tensor, bias: Tensor, *, relu: bool, precision: str = "fp32", algorithm: str = "auto"
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        relu: bool,
+        precision: Precision = "fp32",
+        algorithm: Algorithm = "auto",
     ) -> None:
         super().__init__(precision, algorithm)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -282,23 +288,27 @@ class FusedLinear(FusedLayer):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, relu={self.relu}, {self.precision}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises InputError where ``x`` has another type, device or number of features than the layer takes."""
+        """Compute the layer.
+
+        Raises:
+            InputError: the layer does not take the type, device or number of features of ``x``.
+        """
         if x.dim() not in (2, 4) or x.shape[1:].numel() != self.weight.shape[1]:
             raise InputError(f"x: expected (N, C, H, W) or (N, C) of {self.weight.shape[1]}, got {tuple(x.shape)}")
-        dtype = self.computes_in(x, self.weight)
+        dtype = self.compute_dtype(x)
         x = x.to(dtype)
         maps = x if x.dim() == 4 else x[:, :, None, None]
-        ready = self.weight.dtype == torch.float32 and not self.learns
-        if not ready or not kernels_serve(maps):
-            weight = self.lowered(dtype)
+        ready = self.weight.dtype == torch.float32 and not self.requires_grad
+        if not ready or not supported(maps):
+            weight = self.cast_weight(dtype)
             out = F.linear(x.flatten(1), weight, self.bias.to(weight.dtype))
             return out.relu_() if self.relu else out
-        return self._served(maps.contiguous(memory_format=torch.channels_last))
+        return self._kernel_forward(maps.contiguous(memory_format=torch.channels_last))
 
-    def _served(self, x: Tensor) -> Tensor:
+    def _kernel_forward(self, x: Tensor) -> Tensor:
         number, channels, height, width = x.shape
         weight = self.weight.view(-1, channels, height, width)
-        method = conv_method(
+        algorithm = conv_method(
             channels,
             weight.shape[0],
             (height, width),
@@ -308,34 +318,33 @@ class FusedLinear(FusedLayer):
             1,
             algorithm=self.algorithm,
             precision=self.precision,
-            threads=threads(),
+            threads=num_threads(),
         )
-        key = (method, channels, height, width)
+        key = (algorithm, channels, height, width)
         self.pack(key)
         out: Tensor = torch.ops.vovnet.packed_conv(
-            x, weight, self.bias, None, self._prepared[key], [1, 1], [0, 0], self.relu, method
+            x, weight, self.bias, None, self.packed[key], [1, 1], [0, 0], self.relu, algorithm
         )
         return out.flatten(1)
 
 
-class FusedMaxPool2d(Link):
-    """A max-pool of channels-last maps that writes no indices.
+class FusedMaxPool2d(Chainable):
+    """A max-pool of channels-last feature maps that does not compute indices.
 
     Args:
         kernel: height and width of the window.
-        stride: of the window.
-        padding: around the map.
-        ceil_mode: windows may begin inside and end outside.
+        stride: stride of the window, (height, width).
+        padding: padding on each side, (height, width).
+        ceil_mode: windows may begin inside the map and end outside.
     """
 
     def __init__(self, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> None:
         super().__init__()
         self.arguments = kernel, stride, padding, ceil_mode
-        self.chains = True
+        self.chainable = True
 
     @property
-    def convs(self) -> list[Any]:
-        """None."""
+    def convs(self) -> list[FusedConv]:
         return []
 
     def extra_repr(self) -> str:
@@ -344,18 +353,16 @@ class FusedMaxPool2d(Link):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H', W')."""
         kernel, stride, padding, ceil_mode = self.arguments
-        if x.dim() == 4 and kernels_serve(x):
+        if x.dim() == 4 and supported(x):
             x = x.contiguous(memory_format=torch.channels_last)
             out: Tensor = torch.ops.vovnet.pool_max(x, kernel, stride, padding, ceil_mode)
             return out
         return F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode)
 
-    def step(self, kept: bool) -> list[int]:
-        """In a chain."""
-        return pool_step(*self.arguments, kept)
+    def chain_step(self, is_output: bool) -> list[int]:
+        return pool_step(*self.arguments, is_output)
 
-    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the output, of an input's."""
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         kernel, stride, padding, ceil_mode = self.arguments
         like = torch.empty(*shape, device="meta")
         return tuple(F.max_pool2d(like, kernel, stride, padding, 1, ceil_mode).shape)

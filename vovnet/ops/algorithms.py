@@ -8,6 +8,7 @@ have to come from memory first, which many threads wait for as long as few.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED = range(5)
 """Methods of ``vovnet::packed_conv``."""
@@ -16,8 +17,10 @@ BFLOAT16 = 16
 FLOAT_PRODUCTS = 32
 """A bit beside that one: products are of float32 numbers nevertheless."""
 
-ALGORITHMS = ("auto", "direct")
-PRECISIONS = ("fp32", "bf16")
+Algorithm = Literal["auto", "direct"]
+"""``auto`` takes the fastest algorithm, ``direct`` never Winograd or Strassen."""
+Precision = Literal["fp32", "bf16"]
+"""Type of the feature maps and of the factors in products; sums are float32."""
 
 IMAGE_CHANNELS = 16
 """A map of fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""
@@ -42,8 +45,8 @@ def conv_method(
     batch: int,
     height: int,
     width: int,
-    algorithm: str = "auto",
-    precision: str = "fp32",
+    algorithm: Algorithm = "auto",
+    precision: Precision = "fp32",
     threads: int = 1,
 ) -> int:
     """The method of a convolution without dilation and groups, with a padding of half its kernel.

@@ -539,7 +539,7 @@ def test_copies_and_pickles_compute_the_same(way: str) -> None:
     file.seek(0)
     assert len(pickle.dumps(fused)) < 1.1 * len(pickle.dumps(model))  # nothing packed is in it
     for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), torch.load(file, weights_only=False)):
-        assert not any(layer._prepared for layer in of_type(other, FusedConv))
+        assert not any(layer.packed or layer.by_shape for layer in of_type(other, FusedConv))
         assert torch.equal(other(image()), expected)
 
 

@@ -207,7 +207,9 @@ def block(channels: int, mid: int, out: int, depth: int, *, identity: bool = Fal
         shape = (out, channels + depth * mid, 1, 1) if last else (mid, mid if i else channels, 3, 3)
         weight = draw(shape, i, torch.float32) * math.sqrt(2 / math.prod(shape[1:]))
         pad = [0, 0] if last else [1, 1]
-        convs.append(FusedConv(weight, draw((shape[0],), 40 + i, torch.float32), ([1, 1], pad, [1, 1], 1), relu=True))
+        convs.append(
+            FusedConv(weight, draw((shape[0],), 40 + i, torch.float32), Geometry([1, 1], pad, [1, 1], 1), relu=True)
+        )
     return FusedOsaBlock(convs[:-1], convs[-1], identity=identity, attn=attn)
 
 

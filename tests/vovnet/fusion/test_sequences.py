@@ -18,7 +18,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from vovnet import fuse
 from vovnet.fusion.layers import FusedMaxPool2d
-from vovnet.fusion.sequences import FusedFeatureDict, FusedFeatureList, FusedSequential, follow
+from vovnet.fusion.sequences import FusedFeatureDict, FusedFeatureList, FusedSequential, run_sequence
 from vovnet.ops.build import loader
 
 
@@ -165,7 +165,7 @@ def test_shorter_chains_of_the_same_layers() -> None:
     x = image(1, 64, 64)
     expected = fused(x)[-1]
     for _ in range(2):
-        shorter = follow([("a", fused.stem_0), ("b", fused.stem_1)], x)[0]
+        shorter = run_sequence([("a", fused.stem_0), ("b", fused.stem_1)], x)[0]
         assert torch.equal(shorter, fused.stem_1(fused.stem_0(x)))
         assert torch.equal(fused(x)[-1], expected)
 
@@ -174,7 +174,7 @@ def test_a_layer_twice_in_a_row() -> None:
     fused = net()
     layer = fused.stem[1]
     expected = layer(layer(fused.stem[0](image(1, 32, 32))))
-    last, taken = follow([("a", fused.stem[0]), ("b", layer), ("c", layer)], image(1, 32, 32), ("b",))
+    last, taken = run_sequence([("a", fused.stem[0]), ("b", layer), ("c", layer)], image(1, 32, 32), ("b",))
     assert torch.equal(last, expected)
     assert torch.equal(taken["b"], layer(fused.stem[0](image(1, 32, 32))))
 
@@ -201,14 +201,14 @@ def test_what_is_asked_for_beside_the_last() -> None:
     conv = net().stem[0]
     x = image(1, 32, 32)
     modules = [("first", nn.Identity()), ("a", conv), ("same", nn.Identity()), ("b", pool), ("c", nn.Sigmoid())]
-    last, taken = follow(modules, x, ("first", "a", "same", "c"))
+    last, taken = run_sequence(modules, x, ("first", "a", "same", "c"))
     assert list(taken) == ["first", "a", "same", "c"]
     assert torch.equal(taken["first"], x)
     assert taken["a"] is taken["same"]
     assert torch.equal(taken["a"], conv(x))
     assert torch.equal(last, pool(conv(x)).sigmoid())
     assert taken["c"] is last
-    last, taken = follow([], x)
+    last, taken = run_sequence([], x)
     assert last is x
     assert not taken
 
@@ -229,7 +229,7 @@ def test_a_chain_that_begins_with_a_pool(precision: str, channels: int) -> None:
 def test_pools_alone_are_no_chain() -> None:
     pool = FusedMaxPool2d([3, 3], [2, 2], [1, 1], False)
     x = image(1, 32, 32)
-    assert torch.equal(follow([("a", pool), ("b", pool)], x)[0], pool(pool(x)))
+    assert torch.equal(run_sequence([("a", pool), ("b", pool)], x)[0], pool(pool(x)))
 
 
 def test_a_network_of_few_channels_in_bfloat16() -> None:
