@@ -6,6 +6,7 @@ instead.
 """
 
 import email
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,6 +208,60 @@ def test_editable_install(source: str, empty_environment: Path, tmp_path: Path, 
     assert found["vovnet"].resolve() == copy / "vovnet" / "__init__.py"
     for room in ROOMS:
         assert found[f"vovnet.{room}"].resolve() == copy / room / "__init__.py"
+
+
+USER_SCRIPT = """
+from pathlib import Path
+
+import timm
+from PIL import Image
+
+import vovnet
+from vovnet.adapters import fpn_backbone
+from vovnet.detection import build_detector, evaluate, load_recipe, predict, train
+from vovnet.hub import load_detector
+
+classifier = vovnet.fuse(timm.create_model("vovnet39", pretrained=True).eval())
+backbone = fpn_backbone("vovnet39", pretrained=False, norm="frozen_bn", extra_level="pool")
+print(classifier, backbone.out_channels, backbone.strides)
+
+recipe = load_recipe("quickstart", ["solver.max_iterations=10"])
+detector = vovnet.memory_efficient(build_detector(recipe), memory="low")
+metrics = train(recipe, Path("run"), overwrite=True)
+fast = vovnet.fuse(load_detector("run"), precision="bf16")
+for detections in predict(fast, [Image.open("image.png")], device="cpu"):
+    print([(entry["category"], entry["score"]) for entry in detections], metrics)
+"""
+MISTAKES = """
+import timm
+import vovnet
+
+vovnet.memory_efficient(timm.create_model("vovnet39"), memory="lowest")
+"""
+
+
+def pyright(python: Path, script: str, cwd: Path) -> list[dict[str, Any]]:
+    """What pyright, which is installed with its Node.js, reports of a script that a user runs with this Python."""
+    (cwd / "script.py").write_text(script)
+    variables = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "PYRIGHT_PYTHON_USE_BUNDLED_PYRIGHT": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | variables
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", python, "script.py"]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return [entry for entry in json.loads(done.stdout)["generalDiagnostics"] if entry["severity"] == "error"]
+
+
+@pytest.mark.parametrize("way", ["pip install --editable", "make"])
+def test_an_editor_sees_the_package(way: str, checkout: Path, empty_environment: Path, tmp_path: Path) -> None:
+    if way == "make":
+        python = Path(sys.executable)
+        found = run(python, "-c", "import vovnet; print(vovnet.__file__)", cwd=tmp_path)
+        if Path(found.strip()) != ROOT / "vovnet" / "__init__.py":
+            pytest.skip("this environment was not made by this checkout's Makefile")
+    else:
+        python = empty_environment
+        install(python, "--editable", checkout, cwd=tmp_path)
+    assert not pyright(python, USER_SCRIPT, tmp_path)
+    assert [entry["range"]["start"]["line"] for entry in pyright(python, MISTAKES, tmp_path)] == [4]
 
 
 def test_checkout_without_an_install(checkout: Path, empty_environment: Path) -> None:

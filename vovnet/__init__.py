@@ -5,7 +5,12 @@ imported here.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if not Path(__file__).with_name("adapters").exists():
+    # An unpacked sdist has no links: adapters/, detection/ and hub/ lie beside this folder.
+    __path__.append(str(Path(__file__).parents[1]))
 
 from vovnet import vovnet_v2  # noqa: F401 (registers ese_vovnet19b and ese_vovnet39b_all, 57b_all and 99b_all)
 from vovnet.vovnet import VoVNet
