@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from vovnet.fusion.layers import FusedOsaBlock
 from vovnet.fusion.sequences import chain_sequences
 from vovnet.memory.layers import plain_layers
 from vovnet.modules import has_hooks_or_patched_forward
-from vovnet.ops.algorithms import Algorithm, Precision
+from vovnet.ops.algorithms import ALGORITHMS, PRECISIONS, Algorithm, Precision
 
 _log = logging.getLogger("vovnet")
 
@@ -84,8 +83,8 @@ def fuse(model: nn.Module, precision: Precision = "fp32", algorithm: Algorithm =
 
 def _check(model: object, precision: object, algorithm: object) -> None:
     for name, value, allowed in (
-        ("precision", precision, get_args(Precision)),
-        ("algorithm", algorithm, get_args(Algorithm)),
+        ("precision", precision, PRECISIONS),
+        ("algorithm", algorithm, ALGORITHMS),
     ):
         if not isinstance(value, str) or value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -8,7 +8,7 @@ have to come from memory first, which many threads wait for as long as few.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED = range(5)
 """Methods of ``vovnet::packed_conv``."""
@@ -21,6 +21,8 @@ Algorithm = Literal["auto", "direct"]
 """``auto`` takes the fastest algorithm, ``direct`` never Winograd or Strassen."""
 Precision = Literal["fp32", "bf16"]
 """Type of the feature maps and of the factors in products; sums are float32."""
+ALGORITHMS = get_args(Algorithm)
+PRECISIONS = get_args(Precision)
 
 IMAGE_CHANNELS = 16
 """A map of fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""

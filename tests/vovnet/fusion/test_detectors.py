@@ -56,7 +56,7 @@ def strict() -> Iterator[None]:
         yield
 
 
-def pictures() -> list[Tensor]:
+def images() -> list[Tensor]:
     return [draw((3, 70, 100), 1, torch.float32).sigmoid(), draw((3, 96, 64), 2, torch.float32).sigmoid()]
 
 
@@ -91,8 +91,8 @@ def of_type(model: nn.Module, kind: type[nn.Module]) -> list[Any]:
 def test_detections(name: str, way: str) -> None:
     model = made(name)
     fused = fuse(model)
-    check_detections(fused(pictures()), model(pictures()))  # type: ignore[operator]
-    check_detections(fused(pictures()[:1]), model(pictures()[:1]))  # type: ignore[operator]
+    check_detections(fused(images()), model(images()))  # type: ignore[operator]
+    check_detections(fused(images()[:1]), model(images()[:1]))  # type: ignore[operator]
 
 
 def test_what_becomes_of_the_parts() -> None:
@@ -116,8 +116,8 @@ def test_attributes_and_prediction(name: str, way: str) -> None:
     assert fused.categories == model.categories
     assert fused.backbone.out_channels == model.backbone.out_channels
     assert fused.backbone.strides == model.backbone.strides
-    images = [image.mul(255).to(torch.uint8) for image in pictures()]
-    found, expected = predict(fused, images), predict(model, images)
+    integers = [image.mul(255).to(torch.uint8) for image in images()]
+    found, expected = predict(fused, integers), predict(model, integers)
     for some, others in zip(found, expected, strict=True):
         assert len(some) == len(others)
         assert {one["category"] for one in some} == {one["category"] for one in others}
@@ -127,9 +127,9 @@ def test_attributes_and_prediction(name: str, way: str) -> None:
 def test_copies_and_pickles(way: str) -> None:
     model = made("Mask R-CNN")
     fused = fuse(model)
-    fused(pictures())
+    fused(images())
     for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        check_detections(other(pictures()), model(pictures()))
+        check_detections(other(images()), model(images()))
 
 
 def test_other_detectors_of_torchvision(way: str) -> None:
@@ -154,7 +154,7 @@ def test_group_norm_is_left_alone_and_said(way: str) -> None:
     with pytest.warns(UserWarning, match=r"backbone.fpn.inner_blocks.0, .* \(its norm is a GroupNorm\)") as caught:
         fused = fuse(model)
     assert len(caught) == 1
-    check_detections(fused(pictures()), model(pictures()))
+    check_detections(fused(images()), model(images()))
 
 
 def test_training_is_refused(way: str) -> None:
@@ -343,7 +343,7 @@ def test_bfloat16_detectors(way: str) -> None:
         assert _rms(value - exact[key]) <= 1.1 * _rms(eager[key] - exact[key])
     with pytest.raises(InputError, match="model: it is fused already, with precision='bf16'"):
         fuse(fused)
-    for found in fused(pictures()):
+    for found in fused(images()):
         assert {found[key].dtype for key in ("boxes", "scores", "masks")} == {torch.float32}
         assert len(found["boxes"]) > 5
 
@@ -367,7 +367,7 @@ def test_bfloat16_detectors_of_one_map(way: str) -> None:
     model = FasterRCNN(OneMap(), 4, min_size=96, max_size=128, rpn_anchor_generator=anchors).eval()
     fused: Any = fuse(model, precision="bf16")
     assert fused.backbone(draw((1, 3, 96, 128), 1, torch.float32)).dtype == torch.float32
-    for found in fused(pictures()):
+    for found in fused(images()):
         assert {found[key].dtype for key in ("boxes", "scores")} == {torch.float32}
 
 
@@ -378,7 +378,7 @@ def test_bfloat16_detectors_with_a_pyramid_that_is_left_alone(way: str) -> None:
         fused: Any = fuse(model, precision="bf16")
     x = draw((2, 3, 96, 128), 1, torch.float32)
     assert {value.dtype for value in fused.backbone(x).values()} == {torch.float32}
-    assert all(len(found["boxes"]) for found in fused(pictures()))
+    assert all(len(found["boxes"]) for found in fused(images()))
 
 
 def test_a_pyramid_whose_lateral_convolutions_see_neighbours(way: str) -> None:
