@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def identify_network(found: Shapes) -> PublishedNetwork:
     """
     prefix, inside, ignored = _network_part(found)
     body = {key: shape for key, shape in inside.items() if key not in _CLASSIFIER and not key.endswith(_COUNTER)}
-    candidates = {name: _expected_shapes(empty_network(name, 0), body) for name in NETWORKS}
+    candidates = {name: _body_shapes(name) for name in NETWORKS}
     name = closest(candidates, body)
     if not candidates[name].keys() & body.keys():
         raise InputError(
@@ -112,6 +113,12 @@ def identify_network(found: Shapes) -> PublishedNetwork:
     names = {f"{prefix}{theirs}": ours for theirs, ours in network_keys(model).items() if theirs in inside}
     licence, notes = _particulars(name, model, num_classes)
     return PublishedNetwork(NETWORKS[name], name, num_classes, names, ignored, notes, licence)
+
+
+@functools.cache
+def _body_shapes(name: str) -> Shapes:
+    """Return the shapes of a network by published key, without classifier and batch counters."""
+    return _expected_shapes(empty_network(name, 0), ())
 
 
 def empty_network(name: str, num_classes: int) -> nn.Module:
@@ -238,7 +245,7 @@ def _particulars(name: str, model: nn.Module, num_classes: int) -> tuple[str, tu
 
 
 def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
-    known: Any = empty_network(network.name, 0).pretrained_cfg
+    known: Any = timm.get_pretrained_cfg(network.name)
     return {
         "architecture": network.name,
         "num_classes": network.num_classes,
@@ -249,8 +256,8 @@ def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
         "interpolation": "bilinear",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": known["first_conv"],
-        "classifier": known["classifier"],
+        "first_conv": known.first_conv,
+        "classifier": known.classifier,
         "license": network.licence,
         "description": f"{network.title}, converted from {source}",
         "notes": network.notes,
