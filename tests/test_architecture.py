@@ -174,7 +174,7 @@ def test_import_reaches_no_network_and_loads_no_extra() -> None:
         "def refuse(*args, **kwargs): raise RuntimeError('a socket was opened at import')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         "import vovnet\n"
-        "heavy = {'matplotlib', 'pycocotools', 'omegaconf', 'tensorboard'} & set(sys.modules)\n"
+        "heavy = {'matplotlib', 'pycocotools', 'pydantic', 'tensorboard'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "rooms = {'vovnet.adapters', 'vovnet.detection', 'vovnet.hub', 'vovnet.cli'} & set(sys.modules)\n"
         "assert not rooms, rooms\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recipe_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,38 +19,34 @@ ROOT = Path(__file__).resolve().parent.parent
 def rows(page: str, heading: str) -> list[list[str]]:
     """The cells of every table row below a heading, up to the next one."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    section = re.split(r"^#+ ", text.split(heading, 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+    section = re.split(r"^#+ |^<!-- end", text.split(heading, 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
     lines = [line.strip().strip("|") for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines if not set(line) <= set("-|")]
 
 
-def defaults(recipe: type[Any]) -> dict[str, Any]:
-    return {
-        field.name: getattr(recipe(), field.name)
-        for field in dataclasses.fields(recipe)
-        if not dataclasses.is_dataclass(getattr(recipe(), field.name))
-    }
+def test_the_keys_of_recipes_are_those_of_the_schema() -> None:
+    """Both files are generated: ``python tests/helpers/recipe_reference.py`` writes them."""
+    assert recipe_reference.PAGE.read_text(encoding="utf-8") == recipe_reference.page()
+    assert json.loads(recipe_reference.SCHEMA.read_text(encoding="utf-8")) == json.loads(recipe_reference.json_schema())
 
 
-@pytest.mark.parametrize(
-    ("heading", "schemas"),
-    [
-        ("### `model`", ["ModelRecipe"]),
-        ("### `data`", ["DataRecipe"]),
-        ("### `solver`", ["SolverRecipe"]),
-        ("### `log`", ["LogRecipe", "Recipe"]),
-    ],
-)
-def test_every_key_of_a_recipe_is_documented_with_its_default(heading: str, schemas: list[str]) -> None:
-    from vovnet.detection.config import schema as schemas_module
+@pytest.mark.parametrize("section", ["model", "data", "solver", "log"])
+def test_every_key_of_a_recipe_is_documented_with_its_default(section: str) -> None:
+    from vovnet.detection.config.schema import Recipe
 
-    expected: dict[str, Any] = {}
-    for schema in schemas:
-        expected |= defaults(getattr(schemas_module, schema))
-    table = {row[0].strip("`"): row[1].strip("`") for row in rows("training.md", heading) if row[0] != "key"}
-    assert list(table) == list(expected)
-    for key, value in expected.items():
-        assert table[key] == (value if isinstance(value, str) else json.dumps(value)), key
+    table = {row[0].strip("`"): row[1:] for row in rows("training.md", f"<!-- keys: {section} -->")[1:]}
+    part = getattr(Recipe(), section)
+    assert list(table) == [field.name for field in dataclasses.fields(part)]
+    for key, (default, meaning) in table.items():
+        value = getattr(part, key)
+        assert default.strip("`") == (value if isinstance(value, str) else json.dumps(value)), key
+        assert len(meaning) > 10, key
+
+
+def test_every_recipe_names_the_schema_of_editors() -> None:
+    for path in (ROOT / "detection" / "recipes").glob("*.yaml"):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert (path.parent / first.removeprefix("# yaml-language-server: $schema=")).is_file(), path
 
 
 def test_every_recipe_is_listed() -> None:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 _REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "jinja2", "typer")
-_DETECTION = ("omegaconf", "pycocotools", "matplotlib", "tqdm")
+_DETECTION = ("pydantic", "pyyaml", "pycocotools", "matplotlib", "tqdm")
 _OPTIONAL = ("tensorboard",)
 _COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
 _VARIABLES = (

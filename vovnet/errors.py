@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import typer
 
-DETECTION_EXTRA = {"omegaconf", "pycocotools", "matplotlib", "tqdm", "yaml"}
+DETECTION_EXTRA = {"pydantic", "pycocotools", "matplotlib", "tqdm", "yaml"}
 
 
 class InputError(ValueError):
@@ -51,7 +51,7 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", *, most: 
         most: The largest number of names to suggest.
         cutoff: The lowest similarity, from 0 to 1, of a suggestion.
     """
-    near = difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
+    near = difflib.get_close_matches(word[:100], list(known), n=most, cutoff=cutoff)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 

@@ -1,8 +1,7 @@
-"""Recipes: everything that decides a training run, as typed data.
+"""Recipes from YAML files, command-line overrides and plain data, and back to YAML.
 
-A recipe is a YAML file read into the dataclasses below with OmegaConf. Unknown keys, wrong types and missing values are
-errors that name the key, and ``${…}`` is refused: recipes are data, and an interpolated environment variable would end
-in a published file.
+Unknown keys, wrong types and values out of bounds are errors that name the key. ``${…}`` is refused everywhere: recipes
+are data, and an environment variable with a secret would end in a published file.
 """
 
 from __future__ import annotations
@@ -11,33 +10,23 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any
 
-from vovnet.detection.config.schema import ModelRecipe, Recipe
+import yaml
+
+from vovnet.detection.config.fields import Unquoted, resolve, validate
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
-from vovnet.errors import InputError, did_you_mean, reason
+from vovnet.errors import InputError, did_you_mean
 
-if TYPE_CHECKING:
-    from omegaconf.errors import OmegaConfBaseException
-
-T = TypeVar("T")
-
-
-def model_from_dict(values: Mapping[str, Any], where: str) -> ModelRecipe:
-    """Read the model part of a recipe from plain data.
-
-    Args:
-        values: keys and values of :class:`ModelRecipe`; missing ones take their defaults.
-        where: what the values come from, for messages.
-
-    Raises:
-        InputError: an unknown key, a wrong type, or an interpolation; the message names the key.
-    """
-    return _merge(ModelRecipe, [(where, values)])
+_MAX_BYTES = 2**18
+_MAX_DEPTH = 20
+_MAX_VALUES = 100_000
+_NULL = ("", "~", "null", "Null", "NULL")
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that the package ships."""
+    """Return the names of the recipes that come with the package."""
     folder = resources.files("vovnet.detection.recipes")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -51,137 +40,183 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             whole list (``data.val=[{images: a, annotations: c.json}]``).
 
     Raises:
-        InputError: no such recipe, text that is not YAML, an unknown key, a wrong type, a missing value, ``${…}``.
+        InputError: no such recipe, text that is not YAML, an unknown or missing key, a wrong type, a value out of
+            bounds, or ``${…}``.
     """
-    path = _find(name_or_path)
-    layers: list[tuple[str, Mapping[str, Any]]] = [(str(name_or_path), _read_yaml(path))]
-    layers += [(f"override '{text}'", _read_override(text)) for text in overrides]
-    recipe = _merge(Recipe, layers)
+    values = _read_yaml(_find(name_or_path))
+    recipe = recipe_from_dict(values, str(name_or_path))
+    for text in overrides:
+        # Each override is checked by itself, so that a message names the one that is wrong.
+        values = _merge(values, _read_override(text))
+        recipe = recipe_from_dict(values, _override(text))
     check_recipe(recipe)
     return recipe
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data: what is stored in checkpoints and compared on resumption."""
+    """Return the recipe as plain data, as checkpoints store it."""
     return dataclasses.asdict(recipe)
 
 
 def recipe_from_dict(values: Mapping[str, Any], where: str) -> Recipe:
-    """The inverse of :func:`recipe_to_dict`, with the same errors as :func:`load_recipe`."""
-    recipe = _merge(Recipe, [(where, values)])
-    check_recipe(recipe)
-    return recipe
+    """Return the recipe that :func:`recipe_to_dict` described.
+
+    Args:
+        values: keys and values; missing ones take their defaults.
+        where: the source of the values, for messages.
+
+    Raises:
+        InputError: an unknown or missing key, a wrong type, a value out of bounds, or ``${…}``.
+    """
+    check_plain(values, where)
+    return validate(Recipe, values, where)
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML text that :func:`load_recipe` reads back to an equal recipe."""
-    from omegaconf import OmegaConf
+    """Return the recipe as YAML text that :func:`load_recipe` reads back to an equal recipe."""
+    return yaml.dump(recipe_to_dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31)
 
-    return OmegaConf.to_yaml(OmegaConf.create(recipe_to_dict(recipe)))
+
+def check_plain(values: Any, where: str) -> None:
+    """Check that data from a file has no ``${…}`` and is not absurdly large or deep.
+
+    Raises:
+        InputError: the message begins with ``where`` and names the key.
+    """
+    waiting: list[tuple[Any, str, int]] = [(values, "", 0)]
+    count = 0
+    while waiting:
+        value, key, depth = waiting.pop()
+        count += 1
+        if depth > _MAX_DEPTH or count > _MAX_VALUES:
+            raise InputError(f"{where}: expected at most {_MAX_VALUES} values in {_MAX_DEPTH} levels; there are more")
+        if isinstance(value, Mapping):
+            waiting += [(entry, f"{key}.{name}" if key else str(name), depth + 1) for name, entry in value.items()]
+        elif isinstance(value, list):
+            waiting += [(entry, f"{key}[{index}]", depth + 1) for index, entry in enumerate(value)]
+        elif isinstance(value, str) and "${" in value:
+            raise InputError(f"{where}: {key}: '${{…}}' is not allowed in a recipe; write the value itself")
+        elif value == "???":
+            raise InputError(f"{where}: {key}: the value is missing ('???')")
 
 
 def _find(name_or_path: str | Path) -> Path:
-
     text = str(name_or_path)
-    if text.endswith((".yaml", ".yml")):
-        path = Path(text)
-        if not path.is_file():
-            raise InputError(
-                f"recipe: there is no file '{path}'; expected a YAML file or one of {', '.join(recipe_names())}"
-            )
-        return path
     names = recipe_names()
+    if text.endswith((".yaml", ".yml")):
+        if not Path(text).is_file():
+            raise InputError(f"recipe: there is no file '{text}'; expected a YAML file or one of {', '.join(names)}")
+        return Path(text)
     if text not in names:
-        hint = did_you_mean(text, names)
         raise InputError(
-            f"recipe: '{text}' is unknown; {hint} expected one of {', '.join(names)}, or a path that ends in .yaml"
+            f"recipe: '{text}' is unknown; {did_you_mean(text, names)} expected one of {', '.join(names)}, or a path "
+            "that ends in .yaml"
         )
     return Path(str(resources.files("vovnet.detection.recipes") / f"{text}.yaml"))
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
+    where = f"recipe '{path}'"
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{where}: larger than {_MAX_BYTES // 2**10} KiB, which no recipe is")
+        values = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe '{path}': cannot be read as UTF-8 text ({error})") from error
-    return _parse(text, f"recipe '{path}'")
-
-
-def _parse(text: str, where: str) -> Mapping[str, Any]:
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    values: Any
-    try:
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{where}: cannot be read as UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {_line(error)}") from error
+    if not isinstance(values, dict | None):
         raise InputError(f"{where}: expected a mapping of keys to values such as 'solver: {{base_lr: 0.01}}'")
-    return values
+    return values or {}
 
 
-def _read_override(text: str) -> Mapping[str, Any]:
+def _read_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     parts = key.split(".")
     if not equals or not all(part.isidentifier() for part in parts):
-        raise InputError(f"override '{text}': expected key=value such as solver.base_lr=0.01")
-    import yaml
-
-    _refuse_interpolation(value, f"override '{text}'")
-    parsed: Any
+        raise InputError(f"{_override(text)}: expected key=value such as solver.base_lr=0.01")
     try:
-        parsed = _parse(f"value: {value}", f"override '{text}'")["value"] if value.strip() else None
-    except (InputError, KeyError, yaml.YAMLError) as error:
+        values = _parse(value)
+    except yaml.YAMLError as error:
         raise InputError(
-            f"override '{text}': the value is not valid YAML; quote text with special characters"
+            f"{_override(text)}: the value is not valid YAML; quote text with special characters ({_line(error)})"
         ) from error
     for part in reversed(parts):
-        parsed = {part: parsed}
-    return parsed
+        values = {part: values}
+    return values
 
 
-def _refuse_interpolation(values: Any, where: str, key: str = "") -> None:
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            _refuse_interpolation(value, where, f"{key}.{name}" if key else str(name))
-    elif isinstance(values, list):
-        for value in values:
-            _refuse_interpolation(value, where, key)
-    elif isinstance(values, str) and "${" in values:
-        raise InputError(f"{where}: {key or 'value'}: '${{…}}' is not allowed in a recipe; write the value itself")
-    elif values == "???":
-        raise InputError(f"{where}: {key}: the value is missing ('???')")
+def _override(text: str) -> str:
+    return f"override {text[:100]!r}"
 
 
-def _merge(schema: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
-    """Layer plain values over a dataclass's defaults; every error names where it came from and the key."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+def _line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())[:300]
 
-    merged = OmegaConf.structured(schema)
-    sections = [entry.name for entry in dataclasses.fields(schema) if dataclasses.is_dataclass(entry.default_factory)]  # type: ignore[arg-type]
-    for where, values in layers:
-        _refuse_interpolation(values, where)
-        for name in sections:
-            if not isinstance(values.get(name, {}), Mapping):
-                raise InputError(f"{where}: {name}: expected keys and values, got {values[name]!r}")
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.create(dict(values)))
-        except OmegaConfBaseException as error:
-            raise InputError(f"{where}: {_explain(error)}") from error
+
+def _merge(base: Any, over: Any) -> Any:
+    """Return ``base`` with the values of ``over``; mappings are merged, everything else is replaced."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without deciding what an unquoted scalar means."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.yaml_implicit_resolvers = {}
+        self.count = 0
+
+    def value_of(self, node: Any) -> Any:
+        self.count += 1
+        # An alias counts each time it is used: a few of them can stand for billions of values.
+        if self.count > _MAX_VALUES:
+            raise yaml.YAMLError(f"more than {_MAX_VALUES} values")
+        if node.tag not in (self.DEFAULT_SCALAR_TAG, self.DEFAULT_SEQUENCE_TAG, self.DEFAULT_MAPPING_TAG):
+            raise yaml.YAMLError(f"the tag {node.tag} is not allowed in a recipe")
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value_of(entry) for entry in node.value]
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping_of(node)
+        if node.style is not None:
+            return node.value
+        return None if node.value in _NULL else Unquoted(node.value)
+
+    def mapping_of(self, node: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, entry in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise yaml.YAMLError(f"expected text as a key, got a {name.id}")
+            if name.value in values:
+                raise yaml.YAMLError(f"the key '{name.value}' stands there twice")
+            values[name.value] = self.value_of(entry)
+        return values
+
+
+def _parse(text: str) -> Any:
+    """Return lists, dicts, None and text; unquoted text is :class:`Unquoted`.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML, or has tags, duplicate keys, or far too many values.
+    """
     try:
-        return cast(T, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise InputError(f"{layers[-1][0]}: missing key '{getattr(error, 'full_key', None)}'") from error
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else loader.value_of(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("too many levels") from error
 
 
-def _explain(error: OmegaConfBaseException) -> str:
-    """One line for what OmegaConf says: the full key first, and for an unknown key those that would have worked."""
-    key = error.full_key or error.key
-    if type(error).__name__ == "ConfigKeyError" and dataclasses.is_dataclass(error.object_type):
-        known = sorted(entry.name for entry in dataclasses.fields(error.object_type))
-        hint = did_you_mean(str(error.key), known, f"expected one of {', '.join(known)}", cutoff=0.5)
-        return f"unknown key '{key}'; {hint}"
-    return f"{key}: {reason(error)}" if key else reason(error)
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be read back as something else where no field says that it is text."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        ambiguous = text in _NULL or not isinstance(resolve(Unquoted(text)), str)
+        # PyYAML reads \x85 and its like back as a space unless they are escaped, which only double quotes do.
+        style = "'" if text.isprintable() else '"'
+        return self.represent_scalar(_Loader.DEFAULT_SCALAR_TAG, text, style if ambiguous or style == '"' else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)

@@ -1,9 +1,17 @@
-"""What a recipe may say: everything that decides a training run, as typed data."""
+"""What a recipe may say: everything that decides a training run, as typed data with bounds.
+
+The fields are the only place that names a key, its type, its default and its bounds. The tables of docs/training.md and
+the JSON Schema for editors are generated from them (tests/helpers/recipe_reference.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vovnet.detection.config.fields import Arguments, Flag, Integer, Number, Text, recipe_part
 
 ConventionName = Literal["torchvision", "legacy"]
 
@@ -28,150 +36,226 @@ CONVENTIONS: dict[ConventionName, ConventionFacts] = {
 """Facts about each value of ``model.conventions``."""
 
 
-@dataclass
+Detector = Literal["faster_rcnn", "mask_rcnn"]
+Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+FpnNorm = Literal["bn", "sync_bn", "gn"]
+ExtraLevel = Literal["pool", "p6p7"]
+
+_MAX_PIXELS = 20_000
+_MAX_CHANNELS = 4096
+_MAX_PROPOSALS = 100_000
+_MAX_SAMPLES = 10**9  # limits of a random choice, which cost nothing
+_MAX_ITERATIONS = 2**63 - 1
+
+_Pixels = Annotated[Integer, Field(ge=1, le=_MAX_PIXELS)]
+_Iteration = Annotated[Integer, Field(ge=0, le=_MAX_ITERATIONS)]
+_Level = Annotated[Number, Field(ge=-100_000, le=100_000)]
+_AnchorSize = Annotated[Integer, Field(ge=1, le=100_000)]
+_Positive = Annotated[Number, Field(gt=0, le=100_000)]
+
+
+@recipe_part("model")
 class ModelRecipe:
-    """The detector; this part alone is stored in a detector folder's ``config.json``."""
+    """The detector; this part alone is stored in a detector folder's ``config.json``.
 
-    detector: str = "faster_rcnn"
-    """``faster_rcnn`` or ``mask_rcnn``."""
-    conventions: str = "torchvision"
-    """``torchvision``, or ``legacy``: maskrcnn-benchmark's, for its checkpoints and schedules."""
-    backbone: str = "vovnet39"
-    """Any timm model with ``features_only``."""
-    backbone_args: dict[str, Any] = field(default_factory=dict)
+    The bounds are wide enough for any real detector, and narrow enough that a file from a stranger cannot take the
+    machine's memory or hours of building.
+    """
+
+    detector: Detector = "faster_rcnn"
+    """Kind of detector."""
+    conventions: ConventionName = "torchvision"
+    """Rules for images, boxes, training and published files; ``legacy`` follows maskrcnn-benchmark
+    (docs/reproduce.md)."""
+    backbone: Text = "vovnet39"
+    """Name of any timm model with ``features_only``."""
+    backbone_args: Arguments = field(default_factory=dict)
     """Extra arguments of the timm model, such as ``{drop_path_rate: 0.1}``."""
-    pretrained: bool = False
+    pretrained: Flag = False
     """Start the backbone from timm's pretrained weights."""
-    in_chans: int = 3
-    out_indices: list[int] | None = None
-    """Feature levels of the backbone; None takes those with strides 4, 8, 16, 32."""
-    norm: str = "bn"
-    """Backbone norms: ``frozen_bn``, ``bn``, ``sync_bn`` or ``gn``."""
-    trainable_stages: int | None = None
-    """How many of the backbone's last stages train; None trains all."""
-    fpn_channels: int = 256
-    fpn_norm: str | None = None
-    """None as in the paper, or ``bn``, ``sync_bn``, ``gn``."""
-    extra_level: str | None = "pool"
-    """``pool`` (P6 by max-pooling), ``p6p7`` (two strided convolutions) or None."""
-    num_classes: int | None = None
-    """Object classes without background; None takes the training data's."""
-    min_size: int = 800
-    """Short side in pixels at test time."""
-    max_size: int = 1333
-    """Bound on the long side in pixels."""
-    image_mean: list[float] | None = None
-    """Per channel for images in [0, 1]; None takes the backbone's."""
-    image_std: list[float] | None = None
-    anchor_sizes: list[list[int]] | None = None
-    """Pixels, a list for each level; None is 32 × 2^i for the levels in turn."""
-    aspect_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
-    rpn_pre_nms_top_n_train: int = 2000
-    rpn_pre_nms_top_n_test: int = 1000
-    rpn_post_nms_top_n_train: int = 2000
-    rpn_post_nms_top_n_test: int = 1000
-    rpn_batch_size_per_image: int = 256
-    rpn_head_convs: int = 1
-    box_head_convs: int = 0
-    """3×3 convolutions before the box head's fully connected layers: two of these without, one with convolutions."""
-    box_head_channels: int = 256
-    box_representation_size: int = 1024
-    box_score_thresh: float = 0.05
-    box_nms_thresh: float = 0.5
-    box_detections_per_img: int = 100
-    box_batch_size_per_image: int = 512
-    mask_head_convs: int = 4
-    mask_head_channels: int = 256
-    head_norm: str | None = None
-    """Of the convolutions in the box and mask heads: None or ``gn``."""
+    in_chans: Integer = Field(default=3, ge=1, le=1024)
+    """Channels of an image: 3 for RGB, 1 for grey."""
+    out_indices: Annotated[list[Annotated[Integer, Field(ge=-64, le=64)]], Field(max_length=64)] | None = None
+    """Feature maps of the backbone; null takes those with strides 4, 8, 16 and 32."""
+    norm: Norm = "bn"
+    """Norms of the backbone. ``frozen_bn`` freezes batch norms whose weights are pretrained."""
+    trainable_stages: Annotated[Integer, Field(ge=0, le=64)] | None = None
+    """Number of the backbone's last stages that train; null trains all."""
+    fpn_channels: Integer = Field(default=256, ge=1, le=_MAX_CHANNELS)
+    """Channels of every pyramid level."""
+    fpn_norm: FpnNorm | None = None
+    """Norms of the pyramid; null uses none, as in the paper."""
+    extra_level: ExtraLevel | None = "pool"
+    """Levels above the backbone's: ``pool`` adds P6 by max-pooling, ``p6p7`` adds two by strided convolutions."""
+    num_classes: Annotated[Integer, Field(ge=1, le=20_000)] | None = None
+    """Number of object classes without the background; null takes the training data's."""
+    min_size: _Pixels = 800
+    """Short side of the resized image at test time, in pixels."""
+    max_size: _Pixels = 1333
+    """Upper limit of its long side, in pixels."""
+    image_mean: Annotated[list[_Level], Field(max_length=1024)] | None = None
+    """Mean of each channel, for images in [0, 1]; null takes the backbone's. With ``legacy`` it is for BGR in 0..255,
+    and null takes the published mean."""
+    image_std: Annotated[list[_Positive], Field(max_length=1024)] | None = None
+    """Standard deviation of each channel, in the same units."""
+    anchor_sizes: Annotated[list[Annotated[list[_AnchorSize], Field(max_length=64)]], Field(max_length=64)] | None = (
+        None
+    )
+    """Anchor sizes in pixels, a list for each level; null gives level i the size 32 × 2^i."""
+    aspect_ratios: list[_Positive] = Field(default_factory=lambda: [0.5, 1.0, 2.0], min_length=1, max_length=64)
+    """Aspect ratios of the anchors, height / width."""
+    rpn_pre_nms_top_n_train: Integer = Field(default=2000, ge=1, le=_MAX_PROPOSALS)
+    """Proposals of each level before non-maximum suppression, in training."""
+    rpn_pre_nms_top_n_test: Integer = Field(default=1000, ge=1, le=_MAX_PROPOSALS)
+    """The same at test time."""
+    rpn_post_nms_top_n_train: Integer = Field(default=2000, ge=1, le=_MAX_PROPOSALS)
+    """Proposals of an image after non-maximum suppression, in training."""
+    rpn_post_nms_top_n_test: Integer = Field(default=1000, ge=1, le=_MAX_PROPOSALS)
+    """The same at test time."""
+    rpn_batch_size_per_image: Integer = Field(default=256, ge=1, le=_MAX_SAMPLES)
+    """Anchors of an image that are sampled for the RPN's loss."""
+    rpn_head_convs: Integer = Field(default=1, ge=1, le=16)
+    """3×3 convolutions of the RPN's head."""
+    box_head_convs: Integer = Field(default=0, ge=0, le=32)
+    """3×3 convolutions of the box head. One fully connected layer follows them; with 0 there are two."""
+    box_head_channels: Integer = Field(default=256, ge=1, le=_MAX_CHANNELS)
+    """Channels of these convolutions."""
+    box_representation_size: Integer = Field(default=1024, ge=1, le=16_384)
+    """Width of the box head's fully connected layers."""
+    box_score_thresh: Number = Field(default=0.05, ge=0, le=1)
+    """Detections with a lower score are dropped."""
+    box_nms_thresh: Number = Field(default=0.5, ge=0, le=1)
+    """IoU above which the box with the lower score is dropped, within a class."""
+    box_detections_per_img: Integer = Field(default=100, ge=1, le=_MAX_PROPOSALS)
+    """Maximum number of detections in an image."""
+    box_batch_size_per_image: Integer = Field(default=512, ge=1, le=_MAX_SAMPLES)
+    """Proposals of an image that are sampled for the box head's loss."""
+    mask_head_convs: Integer = Field(default=4, ge=1, le=32)
+    """Convolutions of the mask head."""
+    mask_head_channels: Integer = Field(default=256, ge=1, le=_MAX_CHANNELS)
+    """Channels of these convolutions."""
+    head_norm: Literal["gn"] | None = None
+    """Norm of the convolutions in the box and mask heads; null uses none."""
 
 
-@dataclass
+@recipe_part("data")
 class DataSource:
     """One annotation file and the folder that its ``file_name`` entries are relative to."""
 
-    images: str
-    annotations: str
+    images: Text
+    """Folder of images."""
+    annotations: Text
+    """COCO file of annotations."""
 
 
-@dataclass
+@recipe_part("data")
 class DataRecipe:
-    """What is trained and evaluated on, and how images are varied."""
+    """The data for training and evaluation, and how images are varied."""
 
     train: list[DataSource] = field(default_factory=list)
+    """Training data: a list of ``{images: FOLDER, annotations: FILE.json}``."""
     val: list[DataSource] = field(default_factory=list)
-    keep_empty: bool = True
+    """Validation data in the same form. Without any, nothing is evaluated and the last weights are published."""
+    keep_empty: Flag = True
     """Keep training images without objects."""
-    train_min_sizes: list[int] = field(default_factory=lambda: [800])
+    train_min_sizes: list[_Pixels] = Field(default_factory=lambda: [800], min_length=1, max_length=1024)
     """Short sides in pixels; one is drawn for each image."""
-    train_max_size: int = 1333
-    flip: float = 0.5
+    train_max_size: _Pixels = 1333
+    """Upper limit of the long side, in pixels."""
+    flip: Number = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
-    vertical_flip: float = 0.0
-    scale_jitter: list[float] | None = None
-    """``[low, high]``: large-scale jitter, a scale drawn before a crop to the target size (arXiv:2012.07177)."""
-    colour: float = 0.0
-    """Strength in 0..1 of brightness, contrast, saturation and hue jitter."""
-    aspect_ratio_groups: bool = True
-    workers: int = 2
-    """Loader processes of each training process."""
+    vertical_flip: Number = Field(default=0.0, ge=0, le=1)
+    """Probability of a vertical flip."""
+    scale_jitter: Annotated[list[_Positive], Field(min_length=2, max_length=2)] | None = None
+    """``[low, high]`` for large-scale jitter (arXiv:2012.07177): a random scale, then a crop to ``train_max_size``.
+    It replaces ``train_min_sizes``."""
+    colour: Number = Field(default=0.0, ge=0, le=1)
+    """Strength of brightness, contrast, saturation and hue jitter, from 0 to 1."""
+    aspect_ratio_groups: Flag = True
+    """Fill each batch with only wide or only high images."""
+    workers: Integer = Field(default=2, ge=0, le=1024)
+    """Data loader processes of each training process."""
 
 
-@dataclass
+@recipe_part("solver")
 class SolverRecipe:
     """SGD and its schedule, counted in iterations (one optimizer step each)."""
 
-    base_lr: float = 0.02
-    reference_batch_size: int = 16
-    """``base_lr`` is for this many images an iteration and is scaled linearly to ``batch_size``."""
-    batch_size: int = 16
+    base_lr: Number = Field(default=0.02, ge=0)
+    """Learning rate for ``reference_batch_size`` images an iteration; it is scaled linearly to ``batch_size``."""
+    reference_batch_size: Integer = Field(default=16, ge=1, le=1_000_000)
+    """Images an iteration that ``base_lr`` is for."""
+    batch_size: Integer = Field(default=16, ge=1, le=1_000_000)
     """Images an iteration, over all processes and accumulation steps."""
-    accumulate: int = 1
+    accumulate: Integer = Field(default=1, ge=1, le=1_000_000)
     """Forward-backward passes an iteration."""
-    max_iterations: int = 90000
-    schedule: str = "steps"
-    """``steps`` or ``cosine``."""
-    steps: list[int] = field(default_factory=lambda: [60000, 80000])
-    gamma: float = 0.1
-    warmup_iterations: int = 500
-    warmup_factor: float = 0.001
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    norm_weight_decay: float | None = None
-    """None gives norms the same decay as other weights."""
-    bias_lr_factor: float = 1.0
-    bias_weight_decay: float | None = None
-    clip_grad_norm: float | None = None
-    amp: str = "none"
-    """Autocast: ``none``, ``bf16``, ``fp16``, or ``auto``: bf16 where the device computes with it, else none."""
-    ema: float | None = None
-    """Decay of an exponential moving average of the weights, such as 0.999; evaluated and published instead of them."""
-    channels_last: bool = True
-    memory: str = "normal"
-    """For a backbone with OSA blocks: ``normal`` or ``low``, as of :func:`vovnet.memory_efficient`, or ``plain``."""
-    seed: int = 0
-    deterministic: bool = False
-    """Ask torch for deterministic kernels (slower on a GPU)."""
+    max_iterations: Integer = Field(default=90000, ge=1, le=_MAX_ITERATIONS)
+    """Length of the training, in iterations."""
+    schedule: Literal["steps", "cosine"] = "steps"
+    """How the learning rate falls: by ``gamma`` at each of ``steps``, or along a cosine to 0."""
+    steps: list[_Iteration] = Field(default_factory=lambda: [60000, 80000], max_length=1024)
+    """Iterations at which the learning rate is multiplied by ``gamma``."""
+    gamma: Number = Field(default=0.1, ge=0)
+    """Factor at each of ``steps``."""
+    warmup_iterations: _Iteration = 500
+    """Iterations over which the learning rate rises linearly at the start."""
+    warmup_factor: Number = Field(default=0.001, ge=0, le=1)
+    """Fraction of the learning rate at which the warm-up starts."""
+    momentum: Number = Field(default=0.9, ge=0, le=1)
+    """Momentum of SGD."""
+    nesterov: Flag = False
+    """Use Nesterov momentum."""
+    weight_decay: Number = Field(default=0.0001, ge=0)
+    """Weight decay."""
+    norm_weight_decay: Annotated[Number, Field(ge=0)] | None = None
+    """Weight decay of norms; null uses ``weight_decay``."""
+    bias_lr_factor: Number = Field(default=1.0, ge=0)
+    """Factor of the learning rate for biases."""
+    bias_weight_decay: Annotated[Number, Field(ge=0)] | None = None
+    """Weight decay of biases; null uses ``weight_decay``."""
+    clip_grad_norm: Annotated[Number, Field(gt=0)] | None = None
+    """Upper limit of the gradient's norm; null does not clip."""
+    amp: Literal["none", "auto", "bf16", "fp16"] = "none"
+    """Autocast; ``auto`` is ``bf16`` if the device computes with it, else ``none``."""
+    ema: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999. The average is evaluated and published
+    instead of the weights."""
+    channels_last: Flag = True
+    """Use the channels-last memory layout."""
+    memory: Literal["plain", "normal", "low"] = "normal"
+    """What backbones with OSA blocks keep for the backward pass: ``normal`` and ``low`` keep less than PyTorch
+    (docs/operators.md), with the same results up to rounding; ``plain`` keeps what PyTorch keeps."""
+    seed: Integer = Field(default=0, ge=0, le=2**63 - 1)
+    """Seed of all random numbers."""
+    deterministic: Flag = False
+    """Ask PyTorch for deterministic kernels (slower on a GPU)."""
 
 
-@dataclass
+@recipe_part("log")
 class LogRecipe:
-    """When a run writes what; in iterations."""
+    """When a run writes what, in iterations."""
 
-    log_every: int = 20
-    evaluate_every: int = 5000
-    """Also evaluated at the end; 0 means only there."""
-    checkpoint_every: int = 1000
+    log_every: Integer = Field(default=20, ge=1, le=_MAX_ITERATIONS)
+    """Iterations between two lines of losses."""
+    evaluate_every: _Iteration = 5000
+    """Iterations between two evaluations. There is always one at the end; 0 means only that one."""
+    checkpoint_every: Integer = Field(default=1000, ge=1, le=_MAX_ITERATIONS)
+    """Iterations between two writes of ``last.pt``."""
 
 
-@dataclass
+@recipe_part("")
 class Recipe:
     """A whole training run."""
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
+    """The detector."""
     data: DataRecipe = field(default_factory=DataRecipe)
+    """The data for training and evaluation."""
     solver: SolverRecipe = field(default_factory=SolverRecipe)
+    """Length, learning rate and optimizer."""
     log: LogRecipe = field(default_factory=LogRecipe)
-    init: str | None = None
-    """A detector folder or Hub name to start from; heads whose shapes differ start anew and are listed."""
+    """When a run writes what."""
+    init: Text | None = None
+    """Weights to start from: a detector's folder or Hub name, where predictors for another number of classes start anew
+    and are listed; or a backbone's folder in timm's form, as ``vovnet convert`` writes it (docs/reproduce.md), where
+    everything but the backbone starts anew."""

@@ -1,77 +1,63 @@
-"""Values of a recipe that the right type does not rule out. The model part is checked where the detector is built."""
+"""Checks between the values of a recipe, which the bounds of a single field cannot say."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+import dataclasses
 
+from vovnet.detection.config.fields import shown
+from vovnet.detection.config.schema import ModelRecipe, Recipe
 from vovnet.errors import InputError
-
-if TYPE_CHECKING:
-    from vovnet.detection.config.schema import DataRecipe, LogRecipe, Recipe, SolverRecipe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse what cannot work.
+    """Check everything but the model, which is checked where the detector is built.
 
     Raises:
         InputError: the message names the key, what was expected and what stands there.
     """
-    _check_solver(recipe.solver)
-    _check_data(recipe.data)
-    _check_log(recipe.log)
-
-
-def _check_solver(solver: SolverRecipe) -> None:
-    _one_of("solver.schedule", solver.schedule, ("steps", "cosine"))
-    _one_of("solver.amp", solver.amp, ("none", "auto", "bf16", "fp16"))
-    _one_of("solver.memory", solver.memory, ("plain", "normal", "low"))
-    for name in ("max_iterations", "batch_size", "reference_batch_size", "accumulate"):
-        _at_least(f"solver.{name}", getattr(solver, name), 1)
-    for name in ("warmup_iterations", "seed", "base_lr", "gamma", "weight_decay", "bias_lr_factor"):
-        _at_least(f"solver.{name}", getattr(solver, name), 0)
-    for name in ("norm_weight_decay", "bias_weight_decay"):
-        _at_least(f"solver.{name}", getattr(solver, name) or 0, 0)
-    for name in ("momentum", "warmup_factor", "ema"):
-        _share(f"solver.{name}", getattr(solver, name) or 0)
+    for part in (recipe.model, recipe.data, recipe.solver, recipe.log):
+        dataclasses.replace(part)  # the constructor checks again what was assigned since
+    solver, jitter = recipe.solver, recipe.data.scale_jitter
     if solver.nesterov and not solver.momentum:
-        raise InputError("solver.nesterov: expected a solver.momentum above 0 with it, got 0")
-    if solver.clip_grad_norm is not None and not solver.clip_grad_norm > 0:
-        raise InputError(f"solver.clip_grad_norm: expected a number above 0 or null, got {solver.clip_grad_norm}")
+        _refuse("solver.nesterov", "a solver.momentum above 0 with it", solver.momentum)
     if any(later <= earlier for earlier, later in zip(solver.steps, solver.steps[1:], strict=False)):
-        raise InputError(f"solver.steps: expected rising iterations, got {solver.steps}")
+        _refuse("solver.steps", "increasing iterations", solver.steps)
+    if jitter is not None and jitter[0] > jitter[1]:
+        _refuse("data.scale_jitter", "[low, high] with low <= high", jitter)
 
 
-def _check_data(data: DataRecipe) -> None:
-    _at_least("data.workers", data.workers, 0)
-    _at_least("data.train_max_size", data.train_max_size, 1)
-    for name in ("flip", "vertical_flip", "colour"):
-        _share(f"data.{name}", getattr(data, name))
-    if not data.train_min_sizes or min(data.train_min_sizes) < 1:
-        raise InputError(f"data.train_min_sizes: expected one or more sizes above 0, got {data.train_min_sizes}")
-    if data.scale_jitter is not None and not (
-        len(data.scale_jitter) == 2 and 0 < data.scale_jitter[0] <= data.scale_jitter[1]
-    ):
-        raise InputError(f"data.scale_jitter: expected [low, high] with 0 < low <= high, got {data.scale_jitter}")
+def check_model(model: ModelRecipe) -> None:
+    """Check everything that can be seen without building the model.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
+    dataclasses.replace(model)  # as above
+    if model.num_classes is None:
+        raise InputError("model.num_classes is not set: give the number of object classes, without background")
+    if model.max_size < model.min_size:
+        _refuse("model.max_size", f"at least model.min_size, {model.min_size}", model.max_size)
+    for key in ("image_mean", "image_std"):
+        values = getattr(model, key)
+        if values is not None and len(values) != model.in_chans:
+            _refuse(f"model.{key}", f"{model.in_chans} numbers, one a channel (model.in_chans)", values)
 
 
-def _check_log(log: LogRecipe) -> None:
-    _at_least("log.log_every", log.log_every, 1)
-    _at_least("log.evaluate_every", log.evaluate_every, 0)
-    _at_least("log.checkpoint_every", log.checkpoint_every, 1)
+def check_anchors(model: ModelRecipe, levels: int) -> None:
+    """Check the anchor sizes against the number of pyramid levels.
+
+    Raises:
+        InputError: there is not one list for each level, or the lists differ in length. One RPN head serves all
+            levels.
+    """
+    sizes = model.anchor_sizes
+    if sizes is None:
+        return
+    if len(sizes) != levels:
+        _refuse("model.anchor_sizes", f"{levels} lists, one a pyramid level (model.extra_level counts)", sizes)
+    if len({len(level) for level in sizes}) != 1 or not sizes[0]:
+        _refuse("model.anchor_sizes", "as many sizes at each level, at least one", sizes)
 
 
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{key}: expected one of {', '.join(choices)}, got '{value}'")
-
-
-def _at_least(key: str, value: float, low: float) -> None:
-    # Written so that NaN is refused too.
-    if not low <= value < math.inf:
-        raise InputError(f"{key}: expected at least {low}, got {value}")
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise InputError(f"{key}: expected a number from 0 to 1, got {value}")
+def _refuse(key: str, expected: str, got: object) -> None:
+    raise InputError(f"{key}: expected {expected}, got {shown(got)}")

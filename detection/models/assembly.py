@@ -14,9 +14,9 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from vovnet.adapters import FpnBackbone, fpn_backbone
 from vovnet.adapters.norms import norm_layer
-from vovnet.detection.config.model_checks import check_anchors
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.errors import InputError
+from vovnet.detection.config.validation import check_anchors
+from vovnet.errors import InputError, reason
 
 DETECTORS: dict[str, type[FasterRCNN]] = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 
@@ -62,8 +62,12 @@ def recipe_backbone(model: ModelRecipe, download: bool) -> FpnBackbone:
         )
     except InputError as error:
         raise InputError(f"model.backbone {model.backbone!r}: {error}") from error
-    except TypeError as error:  # timm does not know an argument that the recipe names
-        raise InputError(f"model.backbone_args: {error}") from error
+    except Exception as error:
+        if not model.backbone_args:
+            raise
+        # The arguments come from a recipe, which may say anything; timm raises whatever it runs into.
+        cause = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"model.backbone_args: {model.backbone!r} cannot be built with them ({cause})") from error
 
 
 def _rpn_parts(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torchvision.models.detection import FasterRCNN
 
-from vovnet.detection.config.model_checks import check_model
 from vovnet.detection.config.schema import ModelRecipe, Recipe
+from vovnet.detection.config.validation import check_model
 from vovnet.detection.models.assembly import assemble, recipe_backbone
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ def _detector(
     compose_config(detector, recipe.model, categories)  # refuses before the training what could not be stored after it
     detector.to(device)
     if solver.memory != "plain" and has_osa_blocks(detector):
-        memory_efficient(detector, solver.memory)  # type: ignore[arg-type]  # the recipe's checks know the values
+        memory_efficient(detector, solver.memory)
     if solver.channels_last:
         detector.to(memory_format=torch.channels_last)
     return detector
@@ -137,7 +137,7 @@ def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
     """Return the recipe with its meaning on this device for ``amp: auto``, so that recipe.yaml repeats the run."""
     if recipe.solver.amp != "auto":
         return recipe
-    amp = "bf16" if distributed.computes_with_bf16(device) else "none"
+    amp: Literal["bf16", "none"] = "bf16" if distributed.computes_with_bf16(device) else "none"
     return replace(recipe, solver=replace(recipe.solver, amp=amp))
 
 

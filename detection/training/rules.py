@@ -9,13 +9,12 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from vovnet.detection.config.schema import CONVENTIONS, DataRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import Batch, training_loader
 from vovnet.detection.training import optimizer
 from vovnet.detection.training.iteration import step
 from vovnet.detection.training.run import Run
-from vovnet.errors import InputError
 
 
 class TrainingRules:
@@ -77,11 +76,5 @@ RULES: dict[str, Callable[[], TrainingRules]] = {"torchvision": TrainingRules}
 
 
 def rules_of(model: ModelRecipe) -> TrainingRules:
-    """Return the rules that ``model.conventions`` names.
-
-    Raises:
-        InputError: the name is unknown.
-    """
-    if model.conventions not in RULES:
-        raise InputError(f"model.conventions must be one of {', '.join(CONVENTIONS)}; got {model.conventions!r}")
+    """Return the rules that ``model.conventions`` names."""
     return RULES[model.conventions]()

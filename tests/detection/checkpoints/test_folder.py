@@ -146,7 +146,7 @@ def test_no_permission_names_the_file(detector, tmp_path):
 
 
 def test_categories_must_fit_the_model(detector, tmp_path):
-    with pytest.raises(InputError, match="num_classes = 2 of them, got 1"):
+    with pytest.raises(InputError, match="num_classes = 2, got 1"):
         save_detector(tmp_path, detector, MODEL, CATEGORIES[:1])
 
 
@@ -155,26 +155,29 @@ def test_categories_must_fit_the_model(detector, tmp_path):
     [
         (lambda c: c.update(format="other"), "'format' is 'other'"),
         (lambda c: c.update(format_version=2), "'format_version' is 2, this vovnet reads 1"),
-        (lambda c: c.update(format_version=True), "'format_version' is True"),
+        (lambda c: c.update(format_version=True), "'format_version' is true"),
         (lambda c: c.update(extra=1), "unknown key 'extra'"),
         (lambda c: c.pop("preprocessing"), "missing key 'preprocessing'"),
-        (lambda c: c.update(model=[1]), "'model' must be an object"),
-        (lambda c: c["model"].update(backbonee="x"), "unknown key 'backbonee'"),
+        (lambda c: c.update(model=[1]), "model: expected keys"),
+        (lambda c: c["model"].update(backbonee="x"), "unknown key 'model.backbonee'; did you mean 'backbone'"),
         (lambda c: c["model"].update(fpn_channels="many"), "fpn_channels"),
         (lambda c: c["model"].update(backbone="${oc.env:HOME}"), "not allowed"),
-        (lambda c: c["model"].update(num_classes=10**9), "num_classes is 1000000000, expected"),
+        (
+            lambda c: c["model"].update(num_classes=10**9),
+            "model.num_classes: expected at most 20000",
+        ),
         (lambda c: c["model"].update(rpn_head_convs=10**6), "rpn_head_convs"),
         (lambda c: c["model"].update(box_score_thresh=float("nan")), "box_score_thresh"),
         (lambda c: c["model"].update(backbone="hf-hub:someone/something"), "plain name"),
         (lambda c: c["model"].update(backbone_args={"checkpoint_path": "evil.pth"}), "checkpoint_path is not allowed"),
-        (lambda c: c["model"].update(backbone_args={"layers": [10**12]}), "out of bounds"),
+        (lambda c: c["model"].update(backbone_args={"layers": [10**12]}), "model.backbone_args"),
         (lambda c: c["model"].update(anchor_sizes=[[32]] * 1000), "at most 64"),
-        (lambda c: c["model"].update(image_mean=[0.5]), r"must have model\.in_chans = 3 numbers"),
-        (lambda c: c["model"].update(min_size=65), "preprocessing.min_size is 64, but the model part says 65"),
-        (lambda c: c["preprocessing"].update(channel_order="bgr"), "channel_order is bgr"),
-        (lambda c: c["categories"].pop(), "1 categories, but model.num_classes is 2"),
-        (lambda c: c["categories"][0].update(id=2), "an id twice"),
-        (lambda c: c["categories"][0].update(id="4"), "'categories' must be a list"),
+        (lambda c: c["model"].update(image_mean=[0.5]), "model.image_mean"),
+        (lambda c: c["model"].update(min_size=65), "preprocessing.min_size: expected 65 as in the model part, got 64"),
+        (lambda c: c["preprocessing"].update(channel_order="bgr"), "preprocessing.channel_order"),
+        (lambda c: c["categories"].pop(), "categories: expected model.num_classes = 2, got 1"),
+        (lambda c: c["categories"][0].update(id=2), "categories"),
+        (lambda c: c["categories"][0].update(id="4"), "categories.*id"),
     ],
 )
 def test_wrong_configs_are_refused(folder, change, says):

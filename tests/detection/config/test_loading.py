@@ -6,7 +6,6 @@ import pytest
 
 from vovnet.detection.config.loading import (
     load_recipe,
-    model_from_dict,
     recipe_from_dict,
     recipe_names,
     recipe_to_dict,
@@ -52,17 +51,18 @@ def test_a_file_that_names_nothing_is_the_defaults(tmp_path: Path) -> None:
         ("model.min_size=null", "model.min_size"),
         ("solver=3", "solver"),
         ("data.val=[{images: a}]", "missing key 'data.val[0].annotations'"),
-        ("data.val=[{images: a, annotations: b, more: c}]", "unknown key 'more'"),
+        ("data.val=[{images: a, annotations: b, more: c}]", "unknown key 'data.val[0].more'"),
         ("data.val=[{images: a", "not valid YAML"),
         ("base_lr", "expected key=value"),
         ("model.backbone=${oc.env:HOME}", "not allowed in a recipe"),
         ("data.train=[{images: '${x}', annotations: b}]", "not allowed in a recipe"),
         ("model.backbone=???", "missing"),
-        ("solver.schedule=linear", "expected one of steps, cosine, got 'linear'"),
-        ("solver.amp=fp8", "expected one of none, auto, bf16, fp16, got 'fp8'"),
+        ("solver.schedule=linear", "solver.schedule: expected one of steps, cosine, got linear"),
+        ("solver.amp=fp8", "solver.amp"),
         ("solver.batch_size=0", "expected at least 1, got 0"),
-        ("solver.base_lr=.nan", "expected at least 0, got nan"),
-        ("data.flip=2", "expected a number from 0 to 1, got 2"),
+        ("solver.base_lr=.nan", "solver.base_lr"),
+        ("solver.base_lr=nan", "expected a finite number, got nan"),
+        ("data.flip=2", "data.flip: expected at most 1, got 2"),
         ("data.train_min_sizes=[]", "data.train_min_sizes"),
         ("data.scale_jitter=[2, 1]", "data.scale_jitter"),
         ("solver.steps=[5, 5]", "solver.steps"),
@@ -96,9 +96,3 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(range(256)))
     with pytest.raises(InputError, match="UTF-8"):
         load_recipe(path)
-
-
-def test_the_model_part_alone_is_read_strictly() -> None:
-    assert model_from_dict({"backbone": "resnet50"}, "config.json").backbone == "resnet50"
-    with pytest.raises(InputError, match=r"config\.json: unknown key 'bakbone'; did you mean 'backbone'"):
-        model_from_dict({"bakbone": "resnet50"}, "config.json")

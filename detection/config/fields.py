@@ -1,0 +1,216 @@
+"""Types of a recipe's fields, and pydantic's errors as one line.
+
+A YAML scalar without quotes arrives as :class:`Unquoted` text, and the type of its field decides what it means:
+``2024_01`` is a folder where text is expected and an integer where a number is. Values from Python or JSON are not
+converted: ``true`` is no integer and ``"5"`` no number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
+
+import pydantic.dataclasses
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from vovnet.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+
+_MAX_ENTRIES = 64
+_MAX_NUMBER = 100_000
+_MAX_DEPTH = 8
+_UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # of a dataclass, of a typed dictionary
+_INSTEAD = {
+    "solver.epochs": "the length is counted in iterations: "
+    "set solver.max_iterations to epochs × images / solver.batch_size"
+}
+
+
+class Unquoted(str):
+    """A YAML scalar without quotes, before its field has read it."""
+
+    def __repr__(self) -> str:
+        return super().__repr__()[1:-1]
+
+
+def _read_integer(value: Any) -> Any:
+    if isinstance(value, Unquoted):
+        with suppress(ValueError):
+            return int(value, 0)
+    return value
+
+
+def _read_number(value: Any) -> Any:
+    if isinstance(value, Unquoted):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _read_flag(value: Any) -> Any:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    return words.get(value.lower(), value) if isinstance(value, Unquoted) else value
+
+
+def resolve(value: Any) -> Any:
+    """Return the flag or number that unquoted text reads as where no field has a type; other values unchanged."""
+    for read in (_read_flag, _read_integer, _read_number):
+        value = read(value)
+    return value
+
+
+def _unicode(value: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("text that is valid Unicode")
+    return value
+
+
+def _untyped(value: Any, depth: int = 0) -> Any:
+    """Return plain data where no field has a type.
+
+    Raises:
+        ValueError: a value that is no plain data, or one that is out of bounds; the message is what was expected.
+    """
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"at most {_MAX_DEPTH} levels of lists and mappings")
+    value = resolve(value)
+    if isinstance(value, str):
+        return _unicode(str(value))
+    if isinstance(value, Mapping | list | tuple):
+        if len(value) > _MAX_ENTRIES:
+            raise ValueError(f"at most {_MAX_ENTRIES} entries")
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise ValueError("text as keys")
+            return {_unicode(key): _untyped(entry, depth + 1) for key, entry in value.items()}
+        return type(value)(_untyped(entry, depth + 1) for entry in value)
+    if isinstance(value, int | float):
+        if not (math.isfinite(value) and abs(value) <= _MAX_NUMBER):
+            raise ValueError(f"numbers from -{_MAX_NUMBER} to {_MAX_NUMBER}")
+    elif value is not None:
+        raise ValueError("numbers, text, true, false, null, and lists and mappings of them")
+    return value
+
+
+Integer = Annotated[int, Field(strict=True), BeforeValidator(_read_integer)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_read_number)]
+Flag = Annotated[bool, Field(strict=True), BeforeValidator(_read_flag)]
+Text = Annotated[str, Field(strict=True), AfterValidator(_unicode)]
+Arguments = Annotated[dict[str, Any], BeforeValidator(_untyped)]
+"""Keyword arguments of a function whose parameters are not known here."""
+
+
+@dataclass_transform(field_specifiers=(Field, dataclasses.field))
+def recipe_part(section: str) -> Callable[[type[T]], type[T]]:
+    """Return a decorator that makes a dataclass whose constructor checks every field.
+
+    ``dataclasses.replace`` and ``asdict`` work on it. A wrong value is an :class:`InputError` that names the field.
+
+    Args:
+        section: the key that holds this part in a recipe; empty for the recipe itself.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+        made: Any = pydantic.dataclasses.dataclass(config=config)(cls)
+        checked = made.__init__
+
+        @functools.wraps(checked)
+        def construct(self: T, *args: Any, **kwargs: Any) -> None:
+            try:
+                checked(self, *args, **kwargs)
+            except ValidationError as error:
+                raise InputError(_explain(error, made, section)) from None
+
+        made.__init__ = construct
+        return made
+
+    return decorate
+
+
+def validate(schema: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Return a recipe or a part of it from plain data.
+
+    Args:
+        schema: a class that :func:`recipe_part` decorates.
+        values: keys and values; missing ones take their defaults.
+        where: the source of the values, for messages.
+
+    Raises:
+        InputError: an unknown or missing key, a wrong type or a value out of bounds; the message names the key.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error, schema)}") from None
+
+
+def _explain(error: ValidationError, schema: type, section: str = "") -> str:
+    """Return one line about the first error: the key, what was expected, and what stands there."""
+    found = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] not in _UNKNOWN_KEY)[0]
+    path = found["loc"]
+    fields = _fields_at(schema, path[:-1])
+    key = _key(((section,) if section else ()) + path) or "recipe"
+    if found["type"] in _UNKNOWN_KEY:
+        known = f"expected one of {', '.join(fields)}" if fields else "leave it out"
+        return f"unknown key '{key}'; {_INSTEAD.get(key) or did_you_mean(str(path[-1]), fields, known, cutoff=0.5)}"
+    if found["type"] == "missing":
+        return f"missing key '{key}'"
+    nullable = path and path[-1] in fields and type(None) in get_args(fields[path[-1]].annotation)
+    return f"{key}: expected {_expected(found)}{' or null' if nullable else ''}, got {shown(found['input'])}"
+
+
+def _expected(found: Mapping[str, Any]) -> str:
+    context = found.get("ctx", {})
+    # pydantic gives the bounds of a float field as floats.
+    context = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in context.items()}
+    texts = {
+        "int_type": "an integer",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "string_unicode": "keys that are valid Unicode",
+        "list_type": "a list",
+        "dict_type": "keys and values such as {key: value}",
+        "dataclass_type": "keys and values such as {key: value}",
+        "finite_number": "a finite number",
+        "literal_error": f"one of {context.get('expected', '')}".replace("'", "").replace(" or ", ", "),
+        "greater_than": f"more than {context.get('gt')}",
+        "greater_than_equal": f"at least {context.get('ge')}",
+        "less_than": f"less than {context.get('lt')}",
+        "less_than_equal": f"at most {context.get('le')}",
+        "too_short": f"{context.get('min_length')} or more entries",
+        "too_long": f"at most {context.get('max_length')} entries",
+        "value_error": str(context.get("error")),
+    }
+    return texts.get(found["type"], found["msg"])
+
+
+def shown(value: object) -> str:
+    """Return a value as a recipe would write it, shortened where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a very large {type(value).__name__}"
+
+
+def _key(path: Sequence[str | int]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part[:100]}" for part in path]
+    return repr("".join(parts).removeprefix("."))[1:-1]
+
+
+def _fields_at(schema: Any, path: Sequence[str | int]) -> Mapping[Any, Any]:
+    """Return the fields of the dataclass that stands at a path of keys and list positions; none of anything else."""
+    for name in path:
+        if isinstance(name, str):
+            annotation = schema.__pydantic_fields__[name].annotation
+            schema = next((cls for cls in get_args(annotation) if isinstance(cls, type)), annotation)
+    return getattr(schema, "__pydantic_fields__", {})
