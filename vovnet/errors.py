@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import reprlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     import typer
@@ -58,6 +59,22 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", *, most: 
 def reason(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 120
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """True if a value is a string that can be written as UTF-8. JSON allows others: ``"\\ud800"``."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def shown(value: object) -> str:
+    """Return any value as one short line of printable text, for messages."""
+    if isinstance(value, str) and value.isprintable() and len(value) <= _REPR.maxstring:
+        return value
+    return _REPR.repr(value)
 
 
 def system_error(error: OSError) -> str:

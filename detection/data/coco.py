@@ -1,4 +1,4 @@
-"""Datasets in COCO's form: JSON files and folders of images, as the protocol of :mod:`vovnet.detection.data` asks."""
+"""The dataset of COCO JSON files and their folders of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import marshal
 import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,14 +23,19 @@ from vovnet.detection.data.images import (
     to_tensor,
 )
 from vovnet.detection.data.masks import Segmentation, decode_masks
+from vovnet.detection.data.protocol import Category, Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
-from vovnet.detection.data.validation import CheckedImage, CheckedObject, check_content, read_annotations
-from vovnet.errors import InputError
-
-Category = dict[str, Any]
+from vovnet.detection.data.validation import (
+    AnnotationFile,
+    CheckedImage,
+    CheckedObject,
+    check_content,
+    read_annotations,
+)
+from vovnet.errors import InputError, shown
 
 ATTEMPTS = 100
-"""Images in a row that may fail before training gives up: so many mean a broken disk, not a broken file."""
+"""Number of successive images that may fail before training stops: so many mean a broken disk, not a broken file."""
 
 
 class Source(Protocol):
@@ -41,36 +46,36 @@ class Source(Protocol):
 
 
 class CocoDataset(Dataset[Any]):
-    """One or several COCO JSON files as one dataset; images are decoded when asked for.
+    """One or several COCO JSON files as one dataset. Images are decoded when they are requested.
 
-    In training, what is unusable is left out and counted in ``dropped``, by the rules of ``vovnet check-data``;
-    crowds are not in the targets; boxes are clipped to the image. An image that turns out to be truncated, or of
-    another size than its entry says, when it is its turn (decoding everything at the start would take too long) is
-    replaced by the next good one, with a warning.
+    In training, unusable images and annotations are left out and counted in ``dropped``, by the rules of ``vovnet
+    check-data``. Targets have no crowds, and boxes are clipped to the image. Images are not decoded at the start, which
+    would take too long. If an image turns out to be truncated or to have another size than in its entry, the next good
+    one is returned in its place, with a warning.
 
-    In evaluation every image is kept: one that is missing or cannot be decoded is an ``InputError`` that names it.
+    In evaluation every image is kept. A missing or unreadable image raises an ``InputError`` that names it.
 
-    Image ids are those of the files. Where a later file uses an id that an earlier one has, its images get new ids,
-    above all others; :meth:`source_of` tells the file and the id there. An image in two files is two images.
+    Image ids are those of the files. If a later file uses an id of an earlier one, its image gets a new id;
+    :meth:`source_of` returns the file and the id there. An image in two files counts as two images.
 
     Args:
-        sources: annotation files and the folders of their images.
-        masks: give masks, and treat annotations without a sound one as unusable. In evaluation data without any
-            segmentation is taken as boxes.
-        training: see above.
-        keep_empty: keep training images that nothing (or only a crowd) is on.
+        sources: The annotation files and the folders of their images.
+        masks: Return masks, and treat annotations without a sound one as unusable. In evaluation, data without any
+            segmentation is used for boxes only.
+        training: Use the rules of training (see above) or of evaluation.
+        keep_empty: In training, keep images without objects other than crowds.
         channels: 3 for RGB, 1 for grey.
-        categories: the label order to use, such as a detector's; the files' categories must all be among them.
-        category_names: whether their names must agree, too; if not, all ids must.
+        categories: The categories in label order, such as a detector's. They must include those of the files.
+        category_names: If True, the names must agree as well as the ids; if False, the sets of ids must be equal.
 
     Attributes:
         categories: ``{"id", "name"}`` sorted by id, or as given; label k in 1..K means ``categories[k - 1]``.
-        dropped: what was found wrong at the start.
-        ground_truth: in evaluation a COCO JSON object of all files for pycocotools, crowds included, ``area`` and
-            ``iscrowd`` filled in; None in training.
+        dropped: The report of what was found wrong at the start.
+        ground_truth: In evaluation, a COCO JSON object of all files for pycocotools, with crowds, ``area`` and
+            ``iscrowd``. None in training.
 
     Raises:
-        InputError: a file cannot be read or is not COCO JSON, files contradict each other, or nothing usable is left.
+        InputError: A file cannot be read or is not COCO JSON, files contradict each other, or nothing usable is left.
     """
 
     def __init__(
@@ -95,17 +100,15 @@ class CocoDataset(Dataset[Any]):
         any_masks = False
         for number, source in enumerate(sources):
             content = read_annotations(source.annotations)
-            _join_categories(known, content["categories"], source.annotations)
+            _join_categories(known, content.categories, source.annotations)
             found = self._check(content, source, masks)
             any_masks = any_masks or any(one.segmentation for image in found for one in image.objects)
             origins += [(number, image.image_id) for image in found]
             _renumber(found, {image.image_id for image in images})
             images += found
         self.masks = masks and (any_masks or training)
-        ours = [{"id": number, "name": name} for number, (name, _) in sorted(known.items())]
-        self.categories: list[Category] = (
-            ours if categories is None else match_categories(ours, categories, category_names)
-        )
+        ours: list[Category] = [{"id": number, "name": name} for number, (name, _) in sorted(known.items())]
+        self.categories = ours if categories is None else match_categories(ours, categories, category_names)
         kept = [
             (image, origin)
             for image, origin in zip(images, origins, strict=True)
@@ -118,40 +121,43 @@ class CocoDataset(Dataset[Any]):
         )
         self._pack([image for image, _ in kept])
 
-    def _check(self, content: dict[str, Any], source: Source, masks: bool) -> list[CheckedImage]:
+    def _check(self, content: AnnotationFile, source: Source, masks: bool) -> list[CheckedImage]:
         report = self.dropped
         report.annotation_files.append(str(source.annotations))
         before = {kind: len(report.problems.get(kind, ())) for kind in LOST_IMAGE}
         if masks and not self.training:
-            masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in content["annotations"])
+            masks = content.has_masks
         found = self._usable(content, ImageFolder(source.images), masks)
         for kind in sorted(LOST_IMAGE) if not self.training else ():
             new = report.problems.get(kind, [])[before[kind] :]
             if new:
-                names = {str(one.get("id")): one.get("file_name") for one in content["images"] if isinstance(one, dict)}
-                shown = example_names((f"{names.get(str(one))} (id {one})" for one in new), len(new))
+                names = _file_names(content.images)
+                examples = example_names((f"{shown(names.get(one))} (id {one})" for one in new), len(new))
                 raise InputError(
-                    f"{source.annotations}: {KINDS[kind].text}: {shown}; looked in {source.images}; an evaluation "
+                    f"{source.annotations}: {KINDS[kind].text}: {examples}; looked in {source.images}; an evaluation "
                     "needs every image, `vovnet check-data` lists what is wrong"
                 )
         return found
 
-    def _usable(self, content: dict[str, Any], folder: ImageFolder, masks: bool) -> list[CheckedImage]:
-        """The images and objects of a file to go on with, in the dataset's order; the rest is noted in ``dropped``."""
+    def _usable(self, content: AnnotationFile, folder: ImageFolder, masks: bool) -> list[CheckedImage]:
+        """Return the images and objects of a file to use, in the dataset's order, and add the rest to ``dropped``."""
         return check_content(content, folder, masks, self.dropped, evaluation=not self.training)
 
     def _refuse_nothing(self, images: Sequence[CheckedImage]) -> None:
         if any(not one.crowd for image in images for one in image.objects):
             return
         files = ", ".join(map(str, self._files))
-        if self.masks and any("no_mask" in self.dropped.problems for _ in images):
+        if self.masks and images and "no_mask" in self.dropped.problems:
             hint = "no annotation has a usable mask; model.detector=faster_rcnn needs none"
         else:
             hint = self.dropped.summary() or "there are no annotations"
         raise InputError(f"{files}: empty dataset: no usable object is in it ({hint})")
 
     def _pack(self, images: Sequence[CheckedImage]) -> None:
-        """Into flat arrays: a tenth of the memory, and forked workers do not copy it by counting references."""
+        """Store images and objects in flat arrays.
+
+        They need a tenth of the memory of objects, and forked workers do not copy them by changing reference counts.
+        """
         labels = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
         objects = [self._targets_of(image) for image in images]
         flat = [one for each in objects for one in each]
@@ -166,7 +172,7 @@ class CocoDataset(Dataset[Any]):
         self._crowds = np.array([one.crowd for one in flat], dtype=np.int64)
         self._shapes, starts = bytearray(), array("q", [0])
         for one in flat if self.masks else ():
-            # Compact and fast, and it never leaves the memory of this run: nothing is read with it from a file.
+            # marshal is compact and fast. Its output stays in memory; nothing is loaded with it from a file.
             self._shapes += marshal.dumps(one.segmentation)
             starts.append(len(self._shapes))
         self._shape_starts = np.array(starts)
@@ -176,13 +182,13 @@ class CocoDataset(Dataset[Any]):
 
     @property
     def dropped_summary(self) -> str:
-        """One line on what was left out at the start; empty if nothing was."""
+        """Return one line on what was left out at the start; empty if nothing was."""
         return self.dropped.summary()
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
         index = range(len(self))[index]
         for attempt in range(min(ATTEMPTS, len(self))):
             try:
@@ -190,17 +196,17 @@ class CocoDataset(Dataset[Any]):
             except (UnreadableImage, ImageSizeError) as error:
                 if not self.training:
                     raise
-                # Python shows a warning once a place and text, so once an image and worker.
+                # Python shows a warning once per place and text, and so once per image and worker.
                 warnings.warn(f"left out of training: {error}", RuntimeWarning, stacklevel=2)
                 failure = error
-        raise InputError(f"{ATTEMPTS} images in a row cannot be used; is the disk in order? The last one: {failure}")
+        raise InputError(f"{ATTEMPTS} images in a row cannot be used; check the disk. The last one: {failure}")
 
-    def _load(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+    def _load(self, index: int) -> tuple[tv_tensors.Image, Target]:
         height, width = self.image_size(index)
         pixels = to_tensor(read_image(self._paths[index], self.channels, (width, height)))
         start, stop = self._starts[index], self._starts[index + 1]
         boxes = torch.from_numpy(self._corners(start, stop, height, width))
-        target: dict[str, Any] = {
+        target: Target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
             "labels": torch.from_numpy(self._labels[start:stop].copy()),
             "image_id": int(self._ids[index]),
@@ -209,37 +215,37 @@ class CocoDataset(Dataset[Any]):
         }
         return tv_tensors.Image(pixels), target | self._extras(index)
 
-    def _extras(self, index: int) -> dict[str, Any]:
-        """What a target holds beside boxes, labels and the like: masks, where there are masks."""
+    def _extras(self, index: int) -> Target:
+        """Return the masks of a target if the dataset has masks."""
         if not self.masks:
             return {}
         height, width = self.image_size(index)
-        nothing = {"size": [height, width], "counts": [height * width]}  # in evaluation an object may lack a mask
+        nothing = {"size": [height, width], "counts": [height * width]}  # In evaluation an object may have no mask.
         shapes = [shape or nothing for shape in self._segmentations(index)]
         return {"masks": tv_tensors.Mask(decode_masks(shapes, height, width))}
 
     def _segmentations(self, index: int) -> list[Segmentation | None]:
-        """Of each object of an image."""
+        """Return the segmentation of each object of an image."""
         bounds = self._shape_starts[self._starts[index] : self._starts[index + 1] + 1]
         return [marshal.loads(self._shapes[start:stop]) for start, stop in pairwise(bounds)]
 
     def _corners(self, start: int, stop: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """x0, y0, x1, y1 in pixels, clipped to the image."""
+        """Return x0, y0, x1, y1 in pixels, clipped to the image."""
         x, y, w, h = self._boxes[start:stop].T
         corners = np.stack((x, y, x + w, y + h), axis=1)
         return np.clip(corners, 0, (width, height, width, height)).astype(np.float32)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """(height, width) in pixels, from the annotation file."""
+        """Return (height, width) in pixels, from the annotation file."""
         height, width = self._sizes[index]
         return int(height), int(width)
 
     def file_name(self, index: int) -> str:
-        """An image's ``file_name`` in its annotation file."""
+        """Return an image's ``file_name`` in its annotation file."""
         return self._names[index]
 
     def source_of(self, index: int) -> tuple[str, int]:
-        """The annotation file that an image is from, and its id there."""
+        """Return the annotation file of an image and the image's id there."""
         number, image_id = self._origins[index]
         return str(self._files[number]), image_id
 
@@ -247,12 +253,12 @@ class CocoDataset(Dataset[Any]):
 def match_categories(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: bool = True
 ) -> list[Category]:
-    """The categories of a detector, if all those of the data are among them by id and name.
+    """Return the categories of a detector after checking that they include those of the data, by id and name.
 
-    Without ``names`` equal sets of ids are enough: a detector may not know what its categories are called.
+    If ``names`` is False, equal sets of ids are enough: a detector may not know the names of its categories.
 
     Raises:
-        InputError: they are not; the message lists the differences.
+        InputError: They do not; the message lists the differences.
     """
     known = {int(one["id"]): str(one["name"]) for one in theirs}
     differences = []
@@ -271,37 +277,50 @@ def match_categories(
     return [{"id": int(one["id"]), "name": str(one["name"])} for one in theirs]
 
 
-def _join_categories(known: dict[int, tuple[str, str]], categories: Sequence[Mapping[str, Any]], path: str) -> None:
-    """Add a file's categories to those known, as id to (name, file)."""
+def _join_categories(known: dict[int, tuple[str, str]], categories: Sequence[Category], path: str) -> None:
+    """Add a file's categories to the known ones: id to (name, file)."""
     ids = {name: (number, file) for number, (name, file) in known.items()}
     for entry in categories:
-        number, name = int(entry["id"]), entry["name"]
+        number, name = entry["id"], entry["name"]
         there, file = known.get(number, (name, path))
         if there != name:
             raise InputError(
-                f"category {number} is '{there}' in {file} but '{name}' in {path}; joined files must agree"
+                f"category {number} is '{shown(there)}' in {file} but '{shown(name)}' in {path}; "
+                "joined files must agree"
             )
         other, file = ids.get(name, (number, path))
         if other != number:
             raise InputError(
-                f"category '{name}' has id {other} in {file} but {number} in {path}; joined files must agree"
+                f"category '{shown(name)}' has id {other} in {file} but {number} in {path}; joined files must agree"
             )
         known.setdefault(number, (name, path))
 
 
+def _file_names(entries: Sequence[Any]) -> dict[int | str, object]:
+    """Return the ``file_name`` of each image entry that has an id, for messages."""
+    return {
+        one["id"]: one.get("file_name")
+        for one in entries
+        if isinstance(one, dict) and isinstance(one.get("id"), int | str)
+    }
+
+
 def _renumber(images: Sequence[CheckedImage], taken: set[int]) -> None:
-    """Give new ids to those images whose ids are taken."""
-    free = 1 + max([*taken, *(image.image_id for image in images)], default=0)
+    """Give new ids to the images whose ids are taken."""
+    used = taken.union(image.image_id for image in images)
+    highest = max(used, default=0)
+    start = highest + 1 if highest + len(images) < 2**63 else 1
+    free = (number for number in count(start) if number not in used)
     for image in images:
         if image.image_id in taken:
-            image.image_id, free = free, free + 1
+            image.image_id = next(free)
 
 
 def _ground_truth(images: Sequence[CheckedImage], categories: Sequence[Category], masks: bool) -> dict[str, Any]:
     annotations = []
     for image in images:
         for one in image.objects:
-            entry = {
+            entry: dict[str, Any] = {
                 "id": one.annotation_id,
                 "image_id": image.image_id,
                 "category_id": one.category_id,
@@ -313,8 +332,8 @@ def _ground_truth(images: Sequence[CheckedImage], categories: Sequence[Category]
                 entry["segmentation"] = one.segmentation
             annotations.append(entry)
     ids = [entry["id"] for entry in annotations]
-    # pycocotools mixes up annotations that share an id, and takes one with id 0 for "not found".
-    if len(set(ids)) < len(ids) or not all(isinstance(number, int) and number > 0 for number in ids):
+    # pycocotools mixes up annotations that share an id, takes id 0 for "not found", and stores ids as float64.
+    if len(set(ids)) < len(ids) or not all(isinstance(number, int) and 0 < number < 2**53 for number in ids):
         for number, entry in enumerate(annotations, start=1):
             entry["id"] = number
     entries = [

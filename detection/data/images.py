@@ -1,7 +1,7 @@
-"""Images: found below a root that no file name can leave, decoded by Pillow in one function.
+"""Find images below a folder that no file name can leave, and decode them with Pillow.
 
-Every image of the package passes through :func:`read_image`, so that training, evaluation and prediction see the same
-pixels for the same file.
+The whole package decodes images with :func:`read_image`, so that training, evaluation and prediction get the same
+pixels from the same file.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import torch
 from PIL import Image, ImageMode, UnidentifiedImageError
 from torch import Tensor
 
-from vovnet.errors import InputError, reason
+from vovnet.errors import InputError, is_text, reason, shown
 
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""What :func:`list_images` takes for an image, in lower case."""
+"""The suffixes of the files that :func:`list_images` returns, in lower case."""
 
 _ORIENTATION = 0x0112
-# EXIF 2.32, table 6: what undoes each orientation; 1 (or anything else) is upright already.
+# EXIF 2.32, table 6: what undoes each orientation; 1 (or anything else) is already upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,28 +39,28 @@ _SWAPS = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 class UnreadableImage(InputError):
-    """An image is missing, truncated, not an image at all, or of a kind that we do not read."""
+    """An image is missing, truncated, not an image at all, or of a kind that is not supported."""
 
 
 class ImageSizeError(InputError):
-    """An image's width and height are not those that its annotation file states."""
+    """An image's width and height differ from those in its annotation file."""
 
 
 class OutsideRoot(InputError):
-    """A ``file_name`` points out of the folder of images."""
+    """A ``file_name`` leads out of the folder of images."""
 
 
 def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decode an image to 8 bits a channel.
+    """Decode an image to 8 bits per channel.
 
     Grey, palette, CMYK and transparent images are converted (transparency is dropped, not blended); 16-bit values
-    lose their low byte. An image that its EXIF data says was taken turned is turned upright.
+    lose their low byte. An image is turned upright if its EXIF data has another orientation.
 
     Args:
         source: A path or an open binary file.
         channels: 3 returns mode ``RGB``, 1 returns mode ``L``.
-        size: (width, height) in pixels that an annotation file states. The image is then turned upright only if
-            that gives this size: boxes belong to the pixels as they were annotated.
+        size: (width, height) in pixels as in an annotation file. The image is then turned upright only if that gives
+            this size, because boxes refer to the pixels as they were annotated.
 
     Raises:
         UnreadableImage: The file cannot be opened or decoded.
@@ -77,7 +77,7 @@ def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[in
         raise
     except OSError as error:
         raise UnreadableImage(f"{name}: {_reason(error)}") from error
-    except Exception as error:  # Pillow's plugins raise almost anything on damaged files
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged files.
         raise UnreadableImage(f"{name}: cannot be decoded as an image ({reason(error)})") from error
 
 
@@ -110,7 +110,7 @@ def _orient(image: Image.Image, name: str, size: tuple[int, int] | None) -> Imag
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data does not make the pixels worse
+    except Exception:  # Damaged EXIF data does not affect the pixels.
         return None
 
 
@@ -124,20 +124,20 @@ def _convert(image: Image.Image, name: str, channels: int) -> Image.Image:
             f"{name}: pixels of 32 bits (Pillow mode {image.mode}) have no known range; save it with 8 or 16"
         )
     elif image.mode == "P":
-        image = image.convert("RGBA")  # spares a warning about transparent palettes
+        image = image.convert("RGBA")  # avoids a warning about transparent palettes
     elif image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     return image if image.mode == mode else image.convert(mode)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Pixels as uint8 (C, H, W) in 0..255, C = 3 for ``RGB`` and 1 for ``L``; in memory channels-last, as in Pillow."""
+    """Return the pixels as uint8 (C, H, W) in 0..255, C = 3 for ``RGB`` and 1 for ``L``, in channels-last memory."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The images in a folder by their suffix, sorted by name; not those in folders below it, nor hidden ones."""
+    """Return the images in a folder, by suffix and sorted by name, without subfolders and hidden files."""
     try:
         with os.scandir(folder) as entries:
             names = [
@@ -152,31 +152,31 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def resolve_inside(root: str | Path, file_name: str) -> Path:
-    """The path of ``file_name`` below ``root``, which need not exist.
+    """Return the path of ``file_name`` below ``root``. The file need not exist.
 
     Raises:
-        OutsideRoot: ``file_name`` is absolute, climbs out with ``..``, or reaches out over a symbolic link.
+        OutsideRoot: ``file_name`` is absolute, contains ``..``, or leads out through a symbolic link.
     """
     base = os.path.realpath(root)
     inside = _inside(file_name)
     path = Path(base, inside)
     if not Path(os.path.realpath(path)).is_relative_to(base):
-        raise OutsideRoot(f"{file_name!r}: leaves the folder of images {root} over a symbolic link")
+        raise OutsideRoot(f"{file_name!r}: leads out of the folder of images {root} through a symbolic link")
     return path
 
 
 def _inside(file_name: str) -> str:
-    if "\0" in file_name or os.path.isabs(file_name) or PurePath(file_name).drive:
+    if not is_text(file_name) or "\0" in file_name or os.path.isabs(file_name) or PurePath(file_name).drive:
         raise OutsideRoot(f"{file_name!r}: file_name must be relative to the folder of images")
     inside = os.path.normpath(file_name)
-    # "a/../b" stays inside in name, but would follow a link named "a" first: no ".." at all is the rule that holds.
+    # The name "a/../b" stays inside, but "a" may be a link that leads out. Therefore ".." is never accepted.
     if ".." in PurePath(file_name).parts:
-        raise OutsideRoot(f"{file_name!r}: file_name must not climb with '..'")
+        raise OutsideRoot(f"{file_name!r}: file_name must not contain '..'")
     return inside
 
 
 class ImageFolder:
-    """Finds many files below a root quickly: each folder is listed once, and only links are followed to their end."""
+    """Find many files below a folder quickly: each subfolder is listed once, and only links are resolved."""
 
     def __init__(self, root: str | Path) -> None:
         if not os.path.isdir(root):
@@ -187,7 +187,11 @@ class ImageFolder:
         self._listed: dict[str, dict[str, bool]] = {}
 
     def find(self, file_name: str) -> str | None:
-        """The path of a file, or None if it is missing. Raises ``OutsideRoot`` as :func:`resolve_inside` does."""
+        """Return the path of a file, or None if it is missing.
+
+        Raises:
+            OutsideRoot: see :func:`resolve_inside`.
+        """
         folder, name = os.path.split(_inside(file_name))
         if folder not in self._listed:
             self._listed[folder] = self._list(folder)
@@ -202,12 +206,12 @@ class ImageFolder:
         return path
 
     def _list(self, folder: str) -> dict[str, bool]:
-        """Name to "a plain file", for what is in a folder; links and oddities are looked at one by one."""
+        """Return the names in a folder, and for each whether it is a plain file and not a link."""
         path = resolve_inside(self._base, folder or ".")
         try:
             with os.scandir(path) as entries:
                 return {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
-        except OSError:  # missing or forbidden: its files are missing
+        except OSError:  # A folder that is missing or forbidden has no files.
             return {}
 
 
@@ -219,7 +223,7 @@ def _is_file(path: str) -> bool:
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) in pixels that :func:`read_image` gives an image, from the file's header alone."""
+    """Return the (width, height) in pixels of the image that :func:`read_image` returns, from the header alone."""
     try:
         with Image.open(path) as image:
             return image.size if _turn(image) not in _SWAPS else (image.height, image.width)
@@ -228,7 +232,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
 
 
 def example_names(names: Iterable[object], total: int, limit: int = 3) -> str:
-    """``a, b, c and 7 more`` for messages."""
-    shown = [str(name) for _, name in zip(range(limit), names, strict=False)]
-    more = f" and {total - len(shown)} more" if total > len(shown) else ""
-    return ", ".join(shown) + more
+    """Return ``a, b, c and 7 more`` for messages."""
+    first = [shown(name) for _, name in zip(range(limit), names, strict=False)]
+    more = f" and {total - len(first)} more" if total > len(first) else ""
+    return ", ".join(first) + more

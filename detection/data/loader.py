@@ -1,4 +1,4 @@
-"""From a dataset to batches: loader processes, and errors that keep their one line on the way out of them."""
+"""Load batches of a dataset in worker processes. An error in a worker keeps its one-line message."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vovnet.detection.config.schema import DataRecipe
-from vovnet.detection.data.sampler import BatchStream, Draw, aspect_groups, evaluation_indices
-from vovnet.detection.data.transforms import TransformedDataset, eval_transforms, train_transforms
+from vovnet.detection.data.protocol import DetectionDataset, Target
+from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups, evaluation_indices
+from vovnet.detection.data.transforms import Sample, TransformedDataset, eval_transforms, train_transforms
 from vovnet.errors import InputError
 
-Batch = tuple[list[Tensor], list[dict[str, Any]]]
-"""Images uint8 (C, H, W), each of its own size, and their targets as plain tensors."""
+Batch = tuple[list[Tensor], list[Target]]
+"""Images uint8 (C, H, W), each with its own size, and their targets as plain tensors."""
 
 
 def training_loader(
-    dataset: Any,
+    dataset: DetectionDataset,
     data: DataRecipe,
     *,
     batch_size: int,
@@ -32,20 +33,20 @@ def training_loader(
     start: int = 0,
     pin_memory: bool | None = None,
 ) -> Iterator[Batch]:
-    """Batches of training samples without end, in an order and with random transforms that ``seed`` fixes.
+    """Return an endless iterator over training batches. ``seed`` determines their order and random transforms.
 
     Args:
-        dataset: follows the protocol of :mod:`vovnet.detection.data`.
-        data: which transforms, how many workers, whether batches are of one aspect.
-        batch_size: images in a batch of this process.
-        seed: the same seed gives the same batches, whatever the number of workers.
-        rank: of this process.
-        world_size: how many processes share the data; see :class:`vovnet.detection.data.sampler.BatchStream`.
-        start: how many batches this process has had already, in a run that goes on.
-        pin_memory: None does where there is a GPU.
+        dataset: A dataset with the protocol of :mod:`vovnet.detection.data`.
+        data: The recipe's transforms, number of workers and grouping by aspect ratio.
+        batch_size: The number of images in a batch of this process.
+        seed: The same seed gives the same batches with any number of workers.
+        rank: The rank of this process.
+        world_size: The number of processes that share the data; see :class:`vovnet.detection.data.sampler.BatchStream`.
+        start: The number of batches that this process has already taken, if a run is resumed.
+        pin_memory: Pin the batches' memory; None does if there is a GPU.
 
     Raises:
-        InputError: the dataset is empty, or (from the iterator) a sample cannot be used; in one line, from workers too.
+        InputError: The dataset is empty, or (from the iterator, also with workers) a sample cannot be used.
     """
     groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
     stream = BatchStream(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
@@ -53,20 +54,20 @@ def training_loader(
 
 
 def batch_loader(
-    dataset: Any,
+    dataset: DetectionDataset,
     transforms: Callable[..., Any],
-    stream: Sampler[list[Draw]],
+    stream: Sampler[list[SampleKey]],
     *,
     workers: int,
     pin_memory: bool | None = None,
 ) -> Iterator[Batch]:
-    """The batches that a stream names, loaded and transformed in ``workers`` processes."""
+    """Load and transform the batches of a stream in ``workers`` processes."""
     samples = _Caught(TransformedDataset(dataset, transforms))
     return _batches(_loader(samples, workers, pin_memory, batch_sampler=stream))
 
 
 def evaluation_loader(
-    dataset: Any,
+    dataset: DetectionDataset,
     *,
     batch_size: int = 1,
     workers: int = 0,
@@ -74,15 +75,15 @@ def evaluation_loader(
     world_size: int = 1,
     pin_memory: bool | None = None,
 ) -> EvaluationBatches:
-    """Batches of one process's share of a dataset, in its order; all processes together have each image once.
+    """Return the batches of one process in the dataset's order. All processes together have each image once.
 
     Args:
-        dataset: follows the protocol of :mod:`vovnet.detection.data`.
-        batch_size: images in a batch.
-        workers: loader processes.
-        rank: of this process.
-        world_size: how many processes share the data.
-        pin_memory: None does where there is a GPU.
+        dataset: A dataset with the protocol of :mod:`vovnet.detection.data`.
+        batch_size: The number of images in a batch.
+        workers: The number of loader processes.
+        rank: The rank of this process.
+        world_size: The number of processes that share the data.
+        pin_memory: Pin the batches' memory; None does if there is a GPU.
     """
     indices = evaluation_indices(len(dataset), rank, world_size)
     samples = _Caught(TransformedDataset(dataset, eval_transforms()))
@@ -90,7 +91,7 @@ def evaluation_loader(
 
 
 class EvaluationBatches:
-    """What :func:`evaluation_loader` returns: can be iterated again and again, and knows its length in batches."""
+    """The result of :func:`evaluation_loader`: batches that can be iterated repeatedly, with a length."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
@@ -109,21 +110,24 @@ def _loader(samples: Dataset[Any], workers: int, pin_memory: bool | None, **orde
         collate_fn=_collate,
         worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        # The loader draws a seed when it starts. From this generator, it leaves the training's random state alone.
+        # The loader draws a seed when it starts. Its own generator keeps the random state of training as it is.
         generator=torch.Generator().manual_seed(0),
         **order,
     )
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and torchrun signals the whole process group; training ends with an
-    iteration that needs its workers. Should it die itself, torch's watchdog ends them."""
+    """Ignore Ctrl-C in a worker, and leave the process group that torchrun signals.
+
+    Training finishes its iteration after a signal, and needs its workers for that. If training itself dies, torch's
+    watchdog ends the workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgrp()
 
 
 class _Caught(Dataset[Any]):
-    """Gives an ``InputError`` back as a value: a worker's exception would arrive with its traceback in the message."""
+    """Return an ``InputError`` as a value. A worker's exception would arrive with its traceback in the message."""
 
     def __init__(self, samples: TransformedDataset) -> None:
         self.samples = samples
@@ -131,23 +135,26 @@ class _Caught(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, draw: int | Draw) -> Any:
+    def __getitem__(self, key: int | SampleKey) -> Sample | str:
         try:
-            return self.samples[draw]
+            return self.samples[key]
         except InputError as error:
             return str(error)
 
 
-def _collate(samples: Sequence[Any]) -> Any:
-    """Lists of images and targets, or the text of an error.
+def _collate(samples: Sequence[Sample | str]) -> Any:
+    """Return lists of images and targets, or the text of an error.
 
-    Small tensors travel as arrays, by value: each shared tensor takes a file descriptor, and a process has few of them.
+    Small tensors are sent as arrays, by value: a shared tensor needs a file descriptor, and a process has few of them.
     """
     for sample in samples:
         if isinstance(sample, str):
             return sample
-    images = [image.as_subclass(Tensor) for image, _ in samples]
-    return images, [{key: _packed(key, value) for key, value in target.items()} for _, target in samples]
+    images, targets = zip(*samples, strict=True)
+    return (
+        [image.as_subclass(Tensor) for image in images],
+        [{key: _packed(key, value) for key, value in target.items()} for target in targets],
+    )
 
 
 def _packed(key: str, value: Any) -> Any:
@@ -158,7 +165,7 @@ def _packed(key: str, value: Any) -> Any:
 
 
 class _Small:
-    """An array that the loader must not turn into shared memory."""
+    """An array that the loader does not move into shared memory."""
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
         self.array = array

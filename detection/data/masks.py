@@ -1,14 +1,14 @@
-"""COCO's segmentations: polygons and run lengths, judged before pycocotools sees them, and decoded by it.
+"""COCO's segmentations: validate polygons and run lengths (RLE), then decode them with pycocotools.
 
-pycocotools computes something for almost any input: nonsense for run lengths that do not sum to the image,
-an overlap of -1 for sizes that differ, gigabytes for a polygon that leaves the image by a billion pixels. So what is
-wrong is told here first.
+pycocotools does not validate. It returns nonsense for run lengths that do not sum to the image's area and an overlap of
+-1 for sizes that differ, and it allocates gigabytes for a polygon that leaves the image by a billion pixels. Therefore
+segmentations are validated here first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import hypot, isfinite
+from math import dist, isfinite
 from operator import mul
 from typing import Any
 
@@ -20,9 +20,12 @@ from torch import Tensor
 Segmentation = list[list[float]] | dict[str, Any]
 """As in a COCO file: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels, or ``{"size": [h, w], "counts": ...}``."""
 
+_LONGEST = 2**22
+"""Pixels; the longest outline of a polygon that is drawn. pycocotools stores 5 points a pixel."""
+
 
 def sound_segmentation(segmentation: object, height: int, width: int) -> tuple[Segmentation | None, str | None]:
-    """What of a segmentation can be used for an image of this size in pixels, and what is wrong with it.
+    """Return the usable part of a segmentation for an image of this size in pixels, and what is wrong with it.
 
     Returns:
         The usable part (None if there is none) and the kind of problem (None if there is none): ``no_mask``,
@@ -32,8 +35,7 @@ def sound_segmentation(segmentation: object, height: int, width: int) -> tuple[S
     if not segmentation:
         return None, "no_mask"
     if isinstance(segmentation, dict):
-        problem = _rle_problem(segmentation, height, width)
-        return (segmentation if problem in (None, "empty_mask") else None), problem
+        return _sound_rle(segmentation, height, width)
     if not isinstance(segmentation, list):
         return None, "bad_polygon"
     limit = 16 * (height + width)
@@ -46,17 +48,24 @@ def sound_segmentation(segmentation: object, height: int, width: int) -> tuple[S
 
 
 def _is_polygon(part: object, limit: float) -> bool:
-    """Three or more points, all finite and near the image: pycocotools' time and memory grow with the distance."""
+    """True for three or more finite points near the image: pycocotools' time and memory grow with the distance."""
     if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
         return False
     try:
-        return isfinite(sum(part)) and -limit <= min(part) and max(part) <= limit
-    except (TypeError, OverflowError):  # something in it is not a number, or too large for one
+        near = isfinite(sum(part)) and -limit <= min(part) and max(part) <= limit
+    except (TypeError, OverflowError):  # Something in it is not a number, or is too large for one.
         return False
+    # No outline is longer than this bound; most are far below it, so that few lengths have to be computed.
+    return near and (len(part) * (max(part) - min(part)) <= _LONGEST or _length(part[::2], part[1::2]) <= _LONGEST)
+
+
+def _length(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Return the length of a closed outline in pixels."""
+    return sum(map(dist, zip(xs, ys, strict=True), zip([*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)))
 
 
 def _surely_covers_a_pixel(polygon: list[float], height: int, width: int) -> bool:
-    """Tells most polygons that cover a pixel without drawing them (a million take seconds, not minutes).
+    """True for most polygons that cover a pixel, without drawing them (a million take seconds, not minutes).
 
     A closed curve that encloses no point of the unit grid has an area below half its length (E. A. Bender,
     "Area-perimeter relations for two-dimensional lattices", 1962); pycocotools' rounding moves the border by at most
@@ -67,26 +76,27 @@ def _surely_covers_a_pixel(polygon: list[float], height: int, width: int) -> boo
         return False
     next_xs, next_ys = xs[1:] + xs[:1], ys[1:] + ys[:1]
     area = abs(sum(map(mul, xs, next_ys)) - sum(map(mul, ys, next_xs))) / 2
-    length = sum(
-        map(hypot, (a - b for a, b in zip(xs, next_xs, strict=True)), (a - b for a, b in zip(ys, next_ys, strict=True)))
-    )
-    return area > length + 1
+    return area > _length(xs, ys) + 1
 
 
-def _rle_problem(rle: dict[str, Any], height: int, width: int) -> str | None:
+def _sound_rle(rle: dict[str, Any], height: int, width: int) -> tuple[Segmentation | None, str | None]:
+    """Return what :func:`sound_segmentation` does, for run lengths. Keys that have no meaning are left out."""
     size, counts = rle.get("size"), rle.get("counts")
     runs = rle_counts(counts)
     if not isinstance(size, list | tuple) or len(size) != 2 or runs is None:
-        return "bad_rle"
+        return None, "bad_rle"
     if list(size) != [height, width]:
-        return "rle_size"
+        return None, "rle_size"
     if int(runs.sum()) != height * width:
-        return "rle_sum"
-    return None if runs[1::2].any() else "empty_mask"
+        return None, "rle_sum"
+    sound = {"size": [height, width], "counts": runs.tolist() if isinstance(counts, list) else counts}
+    return sound, None if runs[1::2].any() else "empty_mask"
 
 
 def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
-    """Run lengths in pixels, background first, of COCO's plain (a list) or compressed (text) form; None if malformed.
+    """Return run lengths in pixels, background first, from COCO's plain (a list) or compressed (text) form.
+
+    Returns None if they are malformed.
 
     The compressed form is that of cocoapi ``common/maskApi.c``, ``rleFrString``: numbers in groups of five bits,
     lowest first, each in a character from code 48 on with a sixth bit for "more follow", the last group's highest bit
@@ -120,7 +130,7 @@ def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """A sound segmentation as one compressed run-length object of pycocotools (``counts`` as bytes)."""
+    """Return a sound segmentation as one compressed run-length object of pycocotools (``counts`` as bytes)."""
     from pycocotools import mask as coco_mask
 
     if isinstance(segmentation, dict):
@@ -131,14 +141,14 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
 
 
 def mask_area(segmentation: Segmentation, height: int, width: int) -> int:
-    """Pixels that a sound segmentation covers."""
+    """Return the number of pixels that a sound segmentation covers."""
     from pycocotools import mask as coco_mask
 
     return int(coco_mask.area(to_rle(segmentation, height, width)))
 
 
 def decode_masks(segmentations: Sequence[Segmentation], height: int, width: int) -> Tensor:
-    """Sound segmentations as uint8 (N, height, width) of zeros and ones, equal to pycocotools' ``COCO.annToMask``."""
+    """Return sound segmentations as uint8 (N, height, width) of 0 and 1, equal to pycocotools' ``COCO.annToMask``."""
     from pycocotools import mask as coco_mask
 
     if not segmentations:

@@ -1,22 +1,26 @@
-"""The kinds of problems a dataset can have, and the report that counts them."""
+"""The kinds of problems that a dataset can have, and the report that counts them."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 from vovnet.detection.data.images import example_names
+from vovnet.errors import shown
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of problem: how it reads, what it befalls (``image`` or ``annotation``), what training does about it."""
+    """A kind of problem."""
 
     text: str
-    of: str
+    """The name of the problem in reports."""
+    of: Literal["image", "annotation"]
+    """The kind of entry that has the problem."""
     action: str
+    """What training does about it."""
 
 
 KINDS: dict[str, Kind] = {
@@ -31,6 +35,7 @@ KINDS: dict[str, Kind] = {
     "duplicate_annotation_id": Kind("annotation id that an earlier annotation has", "annotation", "kept, id not used"),
     "unknown_image": Kind("annotation of an image that is not listed", "annotation", "left out"),
     "unknown_category": Kind("category that is not listed", "annotation", "left out"),
+    "bad_iscrowd": Kind("iscrowd that is neither 0 nor 1", "annotation", "left out"),
     "bad_box": Kind("box that is not four finite numbers", "annotation", "left out"),
     "empty_box": Kind("box with zero or negative width or height", "annotation", "left out"),
     "box_outside": Kind("box entirely outside the image", "annotation", "left out"),
@@ -44,12 +49,12 @@ KINDS: dict[str, Kind] = {
 }
 
 LOST_IMAGE = frozenset({"image_entry", "duplicate_image_id", "path_outside", "missing_image", "unreadable_image"})
-"""Kinds that make an image unusable before any image is decoded (``unreadable_image`` where its size is asked)."""
+"""Kinds that make an image unusable before it is decoded (``unreadable_image`` if its size is read from the file)."""
 
 
 @dataclass
 class DataReport:
-    """What a dataset holds and what is wrong with it."""
+    """The contents of a dataset and what is wrong with it."""
 
     annotation_files: list[str] = field(default_factory=list)
     images: int = 0
@@ -57,30 +62,30 @@ class DataReport:
     crowds: int = 0
     masks: int = 0
     images_without_objects: int = 0
-    """Usable images that no usable annotation other than a crowd belongs to."""
+    """Number of usable images without a usable annotation other than a crowd."""
     orphans: int = 0
-    """Annotations that are lost because their image is; they are not counted as problems of their own."""
+    """Number of annotations that are left out because their image is; they are not counted as problems."""
     objects_per_category: dict[str, int] = field(default_factory=dict)
-    """Usable annotations, crowds among them, by category name."""
-    problems: dict[str, list[Any]] = field(default_factory=dict)
-    """Kind (a key of ``KINDS``) to the ids of its images or annotations; ``#n`` is the n-th entry, if it has no id."""
+    """Category name to the number of usable annotations, including crowds."""
+    problems: dict[str, list[int | str]] = field(default_factory=dict)
+    """Kind (a key of ``KINDS``) to the ids of its images or annotations; ``#n`` is entry n, which has no id."""
     dropped_images: int = 0
     dropped_annotations: int = 0
-    """What training leaves out, without orphans."""
+    """Number of annotations that training leaves out, without orphans."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.problems
 
-    def add(self, kind: str, entry_id: object) -> None:
-        """Note a problem of an image or annotation."""
+    def add(self, kind: str, entry_id: int | str) -> None:
+        """Add a problem of an image or annotation."""
         self.problems.setdefault(kind, []).append(entry_id)
 
     def table(self, examples: int = 5) -> str:
-        """An overview and a row for each kind of problem, with the first ids, as text of several lines."""
+        """Return an overview and a row for each kind of problem, with the first ids, as text of several lines."""
         counts = ", ".join(
-            f"{name} {count}".replace(" ", "\u00a0") for name, count in self.objects_per_category.items()
+            f"{shown(name)} {count}".replace(" ", "\u00a0") for name, count in self.objects_per_category.items()
         )
         categories = textwrap.wrap(
             f"categories   {len(self.objects_per_category)}: {counts}", 110, subsequent_indent=" " * 13
@@ -104,7 +109,7 @@ class DataReport:
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """One line on what training leaves out or clips; empty if that is nothing."""
+        """Return one line on what training leaves out or clips; empty if that is nothing."""
         touched = [(kind, ids) for kind, ids in self._rows() if not KINDS[kind].action.startswith("kept")]
         if not touched:
             return ""
@@ -115,5 +120,5 @@ class DataReport:
             f"annotations{lost} ({kinds})"
         )
 
-    def _rows(self) -> Iterator[tuple[str, list[Any]]]:
+    def _rows(self) -> Iterator[tuple[str, list[int | str]]]:
         return ((kind, self.problems[kind]) for kind in KINDS if kind in self.problems)

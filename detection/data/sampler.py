@@ -1,35 +1,35 @@
-"""Which images come together, and when: a stream of batches that is a pure function of a seed."""
+"""The order of the images in training: an endless stream of batches that depends only on a seed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
+from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.errors import InputError
 
-Draw = tuple[int, int]
-"""An image's index, and the seed of the random numbers that its transforms draw."""
+SampleKey = tuple[int, int]
+"""An image's index and the seed of its random transforms."""
 
 
-class BatchStream(Sampler[list[Draw]]):
-    """An endless stream of batches whose images share a group, for training that counts iterations.
+class BatchStream(Sampler[list[SampleKey]]):
+    """An endless stream of batches whose images belong to one group each, for training that counts iterations.
 
-    The stream goes through the data pass by pass, each pass in an order of its own. A batch is given out as soon as a
-    group has enough images; what remains of a group at the end of a pass waits for images of the next one. So no image
-    is left out of a pass or repeated in it, though those of a rare group may have to wait for company. Batch k of the
-    stream goes to the process of rank k mod ``world_size``.
+    The stream goes through the data epoch by epoch, each in its own order. A batch is returned as soon as a group has
+    enough images. Images that remain at the end of an epoch wait for images of the next one. No image is left out of an
+    epoch or repeated in it, but images of a rare group may be returned later. Batch k of the stream belongs to the
+    process with rank k mod ``world_size``.
 
     Args:
-        groups: each image's group, such as :func:`aspect_groups` gives; only equal ones share a batch.
-        batch_size: images in a batch, of one process and one forward pass.
-        seed: of the order, and of the images' own seeds.
-        rank: of this process, in 0..world_size - 1.
-        world_size: how many processes share the stream.
-        start: how many batches this process has had already: the stream goes on exactly there.
+        groups: The group of each image, such as :func:`aspect_groups` returns.
+        batch_size: The number of images in a batch, for one process and one forward pass.
+        seed: The seed of the order and of the images' own seeds.
+        rank: The rank of this process, in 0..world_size - 1.
+        world_size: The number of processes that share the stream.
+        start: The number of batches that this process has already taken; the stream continues after them.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class BatchStream(Sampler[list[Draw]]):
         self.groups, self.batch_size, self.seed = list(groups), batch_size, seed
         self.rank, self.world_size, self.start = rank, world_size, start
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         first = self.start * self.world_size
         for number, (batch, epochs) in enumerate(self._batches()):
             if number >= first and number % self.world_size == self.rank:
-                yield [(i, draw_seed(self.seed, epoch, i)) for i, epoch in zip(batch, epochs, strict=True)]
+                yield [(i, sample_seed(self.seed, epoch, i)) for i, epoch in zip(batch, epochs, strict=True)]
 
     def _batches(self) -> Iterator[tuple[list[int], list[int]]]:
-        """Images' indices and the passes that they are of. Skipped batches cost microseconds, as no seed is hashed."""
+        """Yield the indices of each batch's images and their epochs. No seed is hashed, so that skipping is fast."""
         waiting: dict[int, tuple[list[int], list[int]]] = {group: ([], []) for group in self.groups}
         epoch = 0
         while True:
-            generator = torch.Generator().manual_seed(draw_seed(self.seed, epoch, -1))
+            generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, -1))
             for index in torch.randperm(len(self.groups), generator=generator).tolist():
                 group = self.groups[index]
                 indices, epochs = waiting[group]
@@ -69,23 +69,24 @@ class BatchStream(Sampler[list[Draw]]):
             epoch += 1
 
 
-def draw_seed(seed: int, epoch: int, index: int) -> int:
-    """A seed in 0..2^63 - 1 for one image in one pass: the same in whichever process and worker it is drawn."""
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Return a seed in 0..2^63 - 1 for one image in one epoch, the same in every process and worker."""
     digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def aspect_groups(dataset: Any) -> list[int]:
-    """0 for wide images and 1 for the others (height >= width): batches of one group need little padding.
+def aspect_groups(dataset: DetectionDataset) -> list[int]:
+    """Return 0 for each wide image and 1 for each other one (height >= width).
 
-    All images are one group where the dataset has no ``image_size``.
+    Batches of one group need little padding. If the dataset has no ``image_size``, all images are in group 0.
     """
-    if not hasattr(dataset, "image_size"):
+    image_size = getattr(dataset, "image_size", None)
+    if image_size is None:
         return [0] * len(dataset)
-    sizes = (dataset.image_size(index) for index in range(len(dataset)))
+    sizes = (image_size(index) for index in range(len(dataset)))
     return [int(height >= width) for height, width in sizes]
 
 
 def evaluation_indices(length: int, rank: int = 0, world_size: int = 1) -> range:
-    """The images of one process: all processes together have each image once."""
+    """Return the images of one process. All processes together have each image once."""
     return range(rank, length, world_size)

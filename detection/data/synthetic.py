@@ -1,8 +1,9 @@
-"""A small COCO-form dataset of drawn shapes with exact masks, for the quickstart, tests and benchmarks.
+"""Generate a small COCO dataset of drawn shapes with exact masks, for the quickstart, tests and benchmarks.
 
-Circles, rectangles and triangles of any colour, size and turn lie on mottled backgrounds, with shading and shadows, and
-may partly cover each other. What is whole has a polygon as its mask, what is partly covered has run lengths, as in
-COCO. The same arguments give the same bytes (with the same versions of NumPy, Pillow and pycocotools).
+Circles, rectangles and triangles of random colour, size and rotation are drawn on mottled backgrounds, with shading and
+shadows. They may partly cover each other. As in COCO, the mask of a whole shape is a polygon and the mask of a partly
+covered one is run lengths. The same arguments give the same bytes (with the same versions of NumPy, Pillow and
+pycocotools).
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from vovnet.files import write_text
 CATEGORIES = [{"id": 1, "name": "circle"}, {"id": 2, "name": "rectangle"}, {"id": 3, "name": "triangle"}]
 
 _FINE = 4
-"""Sub-pixels a side that outlines are drawn with."""
+"""Number of sub-pixels per side of a pixel with which outlines are drawn."""
 _VISIBLE = 0.6
-"""Share of a shape that must stay uncovered."""
+"""The share of a shape that must not be covered."""
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -43,8 +44,9 @@ class _Shape:
     colour: Floats
     """Red, green, blue in 0..255."""
     whole: Bools
-    """(height, width): the pixels it has where nothing covers it."""
+    """(height, width): the pixels of the shape."""
     visible: Bools
+    """(height, width): the pixels that no other shape covers."""
 
 
 def generate_shapes(
@@ -58,16 +60,16 @@ def generate_shapes(
 ) -> dict[str, DataSource]:
     """Write ``train/*.png``, ``val/*.png``, ``annotations/instances_train.json`` and ``…_val.json`` below a folder.
 
-    An image or annotation file is whole or absent, and a split's annotations come last: whoever finds them finds
-    its images.
+    Image and annotation files are complete or absent. The annotations of a split are written last, so that a split
+    with annotations has all its images.
 
     Args:
-        folder: Where to write; created if need be, files of the same names are replaced.
-        train: Number of training images.
-        val: Number of validation images; other ones than those for training.
-        size: (width, height) of the images in pixels, at least 32.
-        max_shapes: Shapes on an image are 1 to this many, if they find room.
-        seed: Another seed draws other images.
+        folder: The folder to write to. It is created if it does not exist; files of the same names are replaced.
+        train: The number of training images.
+        val: The number of validation images. They differ from the training images.
+        size: The (width, height) of the images in pixels, at least 32.
+        max_shapes: The largest number of shapes on an image, if there is room for them.
+        seed: The seed of the images.
 
     Returns:
         The sources ``{"train": …, "val": …}`` as a recipe's ``data.train`` and ``data.val`` list them.
@@ -109,7 +111,7 @@ def _write_split(
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    # Renamed into place, but not flushed one by one: hundreds of waits for the disk would take longer than drawing.
+    # The file is renamed into place, but not flushed: waiting for the disk each time would take longer than drawing.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         image.save(temporary, format="PNG")
@@ -121,7 +123,7 @@ def _save(image: Image.Image, path: Path) -> None:
 def draw_image(
     rng: np.random.Generator, size: tuple[int, int], max_shapes: int
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """One image (RGB) and its COCO annotations, without ids: category_id, bbox, area, iscrowd, segmentation."""
+    """Return an image (RGB) and its COCO annotations without ids: category_id, bbox, area, iscrowd, segmentation."""
     background = _background(rng, size)
     shapes = _place(rng, size, int(rng.integers(1, max_shapes + 1)), background.mean(axis=(0, 1)))
     pixels = background
@@ -133,7 +135,7 @@ def draw_image(
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], wanted: int, background: Floats) -> list[_Shape]:
-    """Shapes from the lowest to the topmost, each with enough left uncovered by later ones."""
+    """Return shapes from the lowest to the topmost, each with enough pixels that later ones do not cover."""
     shapes: list[_Shape] = []
     for _ in range(wanted * 8):
         category_id = int(rng.integers(1, len(CATEGORIES) + 1))
@@ -151,14 +153,14 @@ def _place(rng: np.random.Generator, size: tuple[int, int], wanted: int, backgro
 
 
 def _outline(rng: np.random.Generator, category_id: int, size: tuple[int, int]) -> Polygon:
-    """Points in pixels, entirely inside the image."""
+    """Return the outline of a shape: points in pixels, inside the image."""
     radius = min(size) * rng.uniform(0.09, 0.24)
     turn = rng.uniform(0, 2 * pi)
     if category_id == 1:
         steps, radii = [2 * pi * k / 40 for k in range(40)], [1.0] * 40
         stretch = rng.uniform(0.8, 1.0)
     elif category_id == 2:
-        half = rng.uniform(0.45, 0.9)  # half the angle between two neighbouring corners: π/4 would be a square
+        half = rng.uniform(0.45, 0.9)  # Half the angle between two neighbouring corners; π/4 is a square.
         steps, radii = [half, pi - half, pi + half, -half], [1.1] * 4
         stretch = 1.0
     else:
@@ -179,7 +181,7 @@ def _pixels_of(outline: Polygon, size: tuple[int, int]) -> Bools:
 
 
 def _colour(rng: np.random.Generator, background: Floats) -> Floats:
-    """A lively colour that stands out from the background's mean; it says nothing about the kind of shape."""
+    """Return a saturated colour that differs from the background's mean. It is independent of the category."""
     while True:
         hue, saturation, value = rng.uniform(0, 1), rng.uniform(0.55, 0.95), rng.uniform(0.55, 1.0)
         colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
@@ -188,7 +190,7 @@ def _colour(rng: np.random.Generator, background: Floats) -> Floats:
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
-    """A gradient between two muted colours with soft blotches, (height, width, 3) in 0..255."""
+    """Return a gradient between two muted colours with soft blotches, (height, width, 3) in 0..255."""
     width, height = size
     ends = [
         255 * np.array(colorsys.hsv_to_rgb(rng.uniform(0, 1), rng.uniform(0.05, 0.3), rng.uniform(0.25, 0.9)))
@@ -205,7 +207,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
 
 
 def _paint(rng: np.random.Generator, pixels: Floats, shape: _Shape, size: tuple[int, int]) -> Floats:
-    """Lay a shape with its shadow, a light from the upper left and a darker rim over the image."""
+    """Draw a shape over the image, with a shadow, light from the upper left and a darker rim."""
     large = (size[0] * _FINE, size[1] * _FINE)
     inside, rim = Image.new("L", large), Image.new("L", large)
     points = [(x * _FINE, y * _FINE) for x, y in shape.outline]

@@ -1,14 +1,14 @@
-"""Transforms: torchvision's v2, put together as a recipe says.
+"""The transforms of a recipe, composed from torchvision's v2 transforms.
 
-Images are scaled without anti-aliasing, because torchvision's detectors have none when they scale an image at test
-time (``GeneralizedRCNNTransform``), and training and test must see alike. Bytes are scaled, not floats: from 480×640 to
-800×1066 pixels took 1.7 ms on a core channels-last, as Pillow gives them, where floats took 4 to 11.
+Images are scaled without anti-aliasing, because torchvision's detectors scale without it at test time
+(``GeneralizedRCNNTransform``), and training should see the same pixels. Images are scaled as bytes, not floats: from
+480×640 to 800×1066 pixels, bytes in channels-last memory took 1.7 ms on one core, floats 4 to 11 ms.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,21 +23,22 @@ from torchvision.transforms.v2 import functional
 
 from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.images import to_tensor
+from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.errors import InputError
 
-Sample = tuple[Tensor, dict[str, Any]]
+Sample = tuple[Tensor, Target]
 """An image uint8 (C, H, W) and its target; see :mod:`vovnet.detection.data`."""
 
 PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd")
-"""Keys of a target whose tensors have a row for each object."""
+"""The keys of a target whose tensors have one row per object."""
 
 
 def train_transforms(data: DataRecipe) -> v2.Transform:
-    """What varies a training sample: colour, flips, then scale; boxes are clipped and what vanished is removed.
+    """Return a recipe's training transforms: colour, flips, scale, then clipping of boxes and removal of empty ones.
 
-    Scale is either a short side drawn from ``train_min_sizes``, the long side at most ``train_max_size``; or, with
-    ``scale_jitter``, an image that would fit a square of ``train_max_size`` is scaled by a factor from that range and
-    cropped to the square (large-scale jitter, arXiv:2012.07177; the detector pads its batch, not this).
+    Without ``scale_jitter``, the short side is drawn from ``train_min_sizes`` and the long side is at most
+    ``train_max_size``. With it, the image is scaled to fit a square of ``train_max_size``, times a factor from that
+    range, and cropped to the square (large-scale jitter, arXiv:2012.07177; the detector pads the batch).
     """
     steps: list[v2.Transform] = []
     if data.colour:
@@ -56,14 +57,14 @@ def train_transforms(data: DataRecipe) -> v2.Transform:
 
 
 def eval_transforms() -> v2.Transform:
-    """Nothing: the detector scales images itself when it is not in training."""
+    """Return a transform that does nothing: in evaluation mode the detector scales images itself."""
     return v2.Identity()
 
 
 class ShortestSize(v2.Transform):
-    """Scale to a short side drawn from ``min_sizes`` in pixels, the long side at most ``max_size``.
+    """Scale to a short side drawn from ``min_sizes`` in pixels, with a long side of at most ``max_size``.
 
-    torchvision's ``RandomShortestSize``, but a line of pixels stays at least one pixel wide.
+    Unlike torchvision's ``RandomShortestSize``, no side becomes 0 pixels long.
     """
 
     def __init__(self, min_sizes: Sequence[int], max_size: int) -> None:
@@ -78,12 +79,12 @@ class ShortestSize(v2.Transform):
         return {"size": _scaled(height, width, scale)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Scale one of image, boxes, masks (masks by nearest pixel)."""
+        """Scale an image, boxes or masks (masks by nearest pixel)."""
         return self._call_kernel(functional.resize, inpt, size=params["size"], antialias=False)
 
 
 class ScaleJitter(ShortestSize):
-    """Scale by a factor drawn from [low, high] times the one that fits a square of ``target`` pixels a side."""
+    """Scale to fit a square with sides of ``target`` pixels, times a factor drawn from [low, high]."""
 
     def __init__(self, target: int, low: float, high: float) -> None:
         super().__init__([target], target)
@@ -97,14 +98,14 @@ class ScaleJitter(ShortestSize):
 
 
 class CropToFit(v2.Transform):
-    """Crop at random to at most ``target`` pixels a side; smaller images stay as they are."""
+    """Crop to at most ``target`` pixels per side at a random place. Smaller images are not changed."""
 
     def __init__(self, target: int) -> None:
         super().__init__()
         self.target = target
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw a place."""
+        """Draw the place of the crop."""
         height, width = v2.query_size(flat_inputs)
         crop_height, crop_width = min(height, self.target), min(width, self.target)
         top = int(torch.randint(height - crop_height + 1, ()))
@@ -112,15 +113,15 @@ class CropToFit(v2.Transform):
         return {"top": top, "left": left, "height": crop_height, "width": crop_width}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Crop one of image, boxes, masks."""
+        """Crop an image, boxes or masks."""
         return self._call_kernel(functional.crop, inpt, **params)
 
 
 class KeepUsable(v2.Transform):
-    """Clip boxes to the image; remove objects below a pixel a side or with no mask pixel left, and crowds."""
+    """Clip boxes to the image. Remove crowds, objects with a side below one pixel, and objects with an empty mask."""
 
     def forward(self, *inputs: Any) -> Any:
-        """Takes and returns (image, target)."""
+        """Return (image, target) without the removed objects."""
         image, target = inputs if len(inputs) == 2 else inputs[0]
         boxes = functional.clamp_bounding_boxes(target["boxes"])
         plain = boxes.as_subclass(Tensor)
@@ -141,27 +142,28 @@ def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 class TransformedDataset(Dataset[Any]):
-    """A dataset of the protocol whose samples are transformed; reproducible from the seed that comes with an index.
+    """A dataset with transforms, reproducible from a seed for each sample.
 
-    ``transformed[index, seed]`` runs the dataset and the transforms with torch's, Python's and NumPy's random numbers
-    seeded, and restores their states: neither the number of workers nor a resumption changes a sample, and drawing one
-    changes nobody else's random numbers. ``transformed[index]`` takes them as they come.
+    ``transformed[index, seed]`` seeds the random numbers of torch, Python and NumPy, runs the dataset and the
+    transforms, and restores the random states. The sample does not depend on the number of workers or on a resumed run,
+    and no other random numbers change. ``transformed[index]`` uses the current random states.
 
-    Plain tensors and Pillow images are accepted where the protocol has torchvision's classes.
+    Samples are converted by :func:`as_protocol`.
     """
 
-    def __init__(self, dataset: Any, transforms: Callable[..., Any] | None = None) -> None:
+    def __init__(self, dataset: DetectionDataset, transforms: Callable[..., Any] | None = None) -> None:
         self.dataset, self.transforms = dataset, transforms
         self.classes = len(dataset.categories)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: int | tuple[int, int]) -> Sample:
-        if not isinstance(draw, tuple):
-            return self._sample(draw)
-        with seeded(draw[1]):
-            return self._sample(draw[0])
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        if not isinstance(key, tuple):
+            return self._sample(key)
+        index, seed = key
+        with seeded(seed):
+            return self._sample(index)
 
     def _sample(self, index: int) -> Sample:
         image, target = as_protocol(self.dataset[index], self.classes, index)
@@ -170,10 +172,10 @@ class TransformedDataset(Dataset[Any]):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU, Python's and NumPy's random numbers for a while; their states are restored after it."""
+    """Seed the random numbers of torch (CPU), Python and NumPy, and restore their states at the end."""
     former_python, former_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also reseed the GPUs that nothing here draws from.
+        # torch.manual_seed would also seed the GPUs, whose random numbers are not used here.
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -185,10 +187,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def as_protocol(sample: Any, classes: int, index: int) -> Sample:
-    """A dataset's sample with torchvision's classes around its tensors.
+    """Return a dataset's sample with torchvision's ``tv_tensors`` in place of plain tensors and Pillow images.
 
     Raises:
-        InputError: it does not follow the protocol of :mod:`vovnet.detection.data`; the message says in what.
+        InputError: The sample does not follow the protocol of :mod:`vovnet.detection.data`.
     """
     where = f"dataset[{index}]"
     try:
@@ -212,7 +214,7 @@ def as_protocol(sample: Any, classes: int, index: int) -> Sample:
     return tv_tensors.Image(image), target
 
 
-def _check_target(target: Mapping[str, Any], classes: int, size: tuple[int, int], where: str) -> None:
+def _check_target(target: Target, classes: int, size: tuple[int, int], where: str) -> None:
     boxes, labels = target["boxes"], target["labels"]
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InputError(f"{where}: expected boxes (N, 4) as x0, y0, x1, y1 in pixels, got {_shape(boxes)}")

@@ -14,7 +14,7 @@ from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.coco import CocoDataset, Source
 from vovnet.detection.data.images import ImageFolder
 from vovnet.detection.data.masks import decode_masks
-from vovnet.detection.data.validation import CheckedImage, check_content
+from vovnet.detection.data.validation import AnnotationFile, CheckedImage, check_content
 from vovnet.detection.legacy.masks import Polygons
 from vovnet.detection.legacy.transform import resize_image, resized_size
 from vovnet.errors import InputError
@@ -66,13 +66,13 @@ class LegacyCocoDataset(CocoDataset):
         ]
         return "; ".join(filter(None, parts))
 
-    def _usable(self, content: dict[str, Any], folder: ImageFolder, masks: bool) -> list[CheckedImage]:
+    def _usable(self, content: AnnotationFile, folder: ImageFolder, masks: bool) -> list[CheckedImage]:
         report = self.dropped
         before = {kind: len(report.problems.get(kind, ())) for kind in NO_SHAPE}
         # As for evaluation: the reference knows no masks that cover too little.
         found = check_content(content, folder, masks, report, evaluation=True)
         shapeless = {number for kind in NO_SHAPE for number in report.problems.get(kind, [])[before[kind] :]}
-        wanted = {entry["image_id"] for entry in content["annotations"] if _over_a_pixel(entry)}
+        wanted = {entry["image_id"] for entry in content.annotations if _over_a_pixel(entry)}
         images = sorted((image for image in found if image.image_id in wanted), key=lambda image: image.image_id)
         self._left_out[0] += len(found) - len(images)
         objects = [(image, one) for image in images for one in image.objects]

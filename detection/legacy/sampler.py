@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from vovnet.detection.data.sampler import BatchStream, Draw, draw_seed
+from vovnet.detection.data.sampler import BatchStream, SampleKey, sample_seed
 from vovnet.errors import InputError
 
 
@@ -52,11 +52,11 @@ class LegacyBatchStream(BatchStream):
             raise InputError(f"passes: expected the batches of an iteration in this process, got {passes}")
         self.passes = passes
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         played = range(self.rank * self.passes, (self.rank + 1) * self.passes)
         iterations = zip(*(self._batches_of(rank) for rank in played), strict=True)
         for batch, iteration in itertools.islice(itertools.chain.from_iterable(iterations), self.start, None):
-            yield [(index, draw_seed(self.seed, iteration, index)) for index in batch]
+            yield [(index, sample_seed(self.seed, iteration, index)) for index in batch]
 
     def _batches_of(self, rank: int) -> Iterator[tuple[list[int], int]]:
         """One of the reference's processes: batches, and the iteration at which their pass started."""

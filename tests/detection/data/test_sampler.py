@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from vovnet.detection.data.sampler import BatchStream, aspect_groups, draw_seed, evaluation_indices
+from vovnet.detection.data.sampler import BatchStream, aspect_groups, evaluation_indices, sample_seed
 from vovnet.errors import InputError
 
 GROUPS = [0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0]
@@ -19,7 +19,7 @@ def test_no_image_is_dropped_or_repeated_in_a_pass() -> None:
     passes = 40
     seen = Counter(draw for batch in take(len(GROUPS) * passes // 2) for draw in batch)
     assert max(seen.values()) == 1  # never the same image twice in a pass
-    draws = {(index, draw_seed(3, epoch, index)) for epoch in range(passes) for index in range(len(GROUPS))}
+    draws = {(index, sample_seed(3, epoch, index)) for epoch in range(passes) for index in range(len(GROUPS))}
     assert len(draws - set(seen)) <= 2 * 2  # of what is due, each group holds back less than a batch
     # A single group and batches that divide it: passes end where they should.
     stream = islice(BatchStream([0] * 12, 4, seed=0), 9)
@@ -58,7 +58,7 @@ def test_more_images_in_a_batch_than_there_are() -> None:
 
 
 def test_seeds() -> None:
-    seeds = {draw_seed(*numbers) for numbers in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 11), (0, 11, 1)]}
+    seeds = {sample_seed(*numbers) for numbers in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 11), (0, 11, 1)]}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
 

@@ -247,7 +247,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_annotations(wrong)
         assert str(wrong) in str(caught.value)
     (tmp_path / "bom.json").write_text(json.dumps(GOOD), encoding="utf-8-sig")
-    assert read_annotations(tmp_path / "bom.json")["images"] == [{}]
+    assert read_annotations(tmp_path / "bom.json").images == [{}]
 
 
 def test_a_missing_folder(write: Write) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from vovnet.detection.data.sampler import draw_seed
+from vovnet.detection.data.sampler import sample_seed
 from vovnet.detection.legacy.sampler import LegacyBatchStream, grouped_batches
 from vovnet.errors import InputError
 
@@ -79,7 +79,7 @@ def test_one_process_plays_several() -> None:
 def test_seeds_of_images_are_new_in_each_pass() -> None:
     draws = [draw for batch in islice(LegacyBatchStream(GROUPS, 2, seed=3), 60) for draw in batch]
     assert len(set(draws)) == len(draws)
-    assert draws[0][1] == draw_seed(3, 0, draws[0][0])
+    assert draws[0][1] == sample_seed(3, 0, draws[0][0])
 
 
 def test_more_processes_than_images() -> None:

@@ -1,0 +1,197 @@
+"""COCO JSON that a stranger wrote is reported, left out or refused in one line: no traceback, no file from outside."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+from strange_json import mutated, mutated_text
+
+from vovnet.detection.config.schema import DataSource
+from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.masks import to_rle
+from vovnet.detection.data.validation import check_data
+from vovnet.detection.evaluation.coco_eval import evaluate_results
+from vovnet.detection.legacy.data import LegacyCocoDataset
+from vovnet.errors import InputError
+
+SQUARE = [2.0, 2.0, 10.0, 2.0, 10.0, 10.0, 2.0, 10.0]
+RLE = {"size": [16, 20], "counts": [100, 60, 160]}
+COMPRESSED = {"size": [16, 20], "counts": "T3l1P5"}
+VALID: dict[str, Any] = {
+    "images": [
+        {"id": 1, "file_name": "1.png", "width": 20, "height": 16},
+        {"id": 2, "file_name": "sub/2.png", "width": 20, "height": 16},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 7, "bbox": [2, 2, 8, 8.5], "area": 64.0, "iscrowd": 0},
+        {"id": 2, "image_id": 2, "category_id": 9, "bbox": [0, 0, 20, 16], "iscrowd": 1, "segmentation": RLE},
+        {"id": 3, "image_id": 2, "category_id": 7, "bbox": [1, 1, 9, 9], "iscrowd": 0, "segmentation": COMPRESSED},
+    ],
+    "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+}
+VALID["annotations"][0]["segmentation"] = [SQUARE]
+
+LOAD = settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+def changed(path: list[Any], value: Any) -> dict[str, Any]:
+    """Return a copy of ``VALID`` with another value at a path."""
+    content: Any = json.loads(json.dumps(VALID))
+    *way, last = path
+    place = content
+    for step in way:
+        place = place[step]
+    place[last] = value
+    return content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images in a folder, and one outside of it."""
+    root = tmp_path_factory.mktemp("strange")
+    (root / "images" / "sub").mkdir(parents=True)
+    for name in ("images/1.png", "images/sub/2.png", "x.png"):
+        Image.new("RGB", (20, 16), (90, 120, 30)).save(root / name)
+    return root
+
+
+def source_of(folder: Path, text: str) -> DataSource:
+    path = folder / "annotations.json"
+    path.write_text(text, encoding="utf-8")
+    return DataSource(images=str(folder / "images"), annotations=str(path))
+
+
+def outcome(function: Callable[[], Any]) -> Any:
+    """Return a result, or None after an ``InputError`` of one printable line."""
+    try:
+        return function()
+    except InputError as error:
+        text = str(error)
+        assert text.isprintable()
+        assert len(text) < 2000
+        return None
+
+
+def check(folder: Path, text: str) -> None:
+    """Check the data, then load every sample that is left, in every way."""
+    source = source_of(folder, text)
+    report = outcome(lambda: check_data(source.images, source.annotations))
+    if report is not None:
+        (report.table() + report.summary()).encode()
+    for masks in (False, True):
+        for training in (False, True):
+            load(folder, outcome(lambda t=training, m=masks: CocoDataset([source], masks=m, training=t)), report)
+        load(folder, outcome(lambda m=masks: LegacyCocoDataset([source], masks=m)), report)
+    load(folder, outcome(lambda: CocoDataset([source, source], masks=False, training=False)), report)
+
+
+def load(folder: Path, dataset: CocoDataset | None, report: Any) -> None:
+    if dataset is None:
+        return
+    assert report is not None
+    json.dumps(dataset.categories, ensure_ascii=False).encode()
+    dataset.dropped_summary.encode()
+    for index in range(len(dataset)):
+        assert Path(os.path.realpath(dataset._paths[index])).is_relative_to(os.path.realpath(folder / "images"))
+        sample = outcome(lambda i=index: dataset[i])
+        if sample is not None:
+            _, target = sample
+            assert target["boxes"].isfinite().all()
+            assert target["area"].isfinite().all()
+            assert "masks" not in target or len(target["masks"]) == len(target["boxes"])
+    if dataset.ground_truth is not None:
+        json.dumps(dataset.ground_truth, allow_nan=False, ensure_ascii=False).encode()
+        scores(dataset.ground_truth)
+
+
+def scores(truth: dict[str, Any]) -> None:
+    """Evaluate results that are equal to the truth."""
+    for kind, key in (("bbox", "bbox"), ("segm", "segmentation")):
+        objects = [one for one in truth["annotations"] if not one["iscrowd"] and one["bbox"]]
+        if not all(key in one for one in truth["annotations"]):
+            continue
+        results = [{"image_id": one["image_id"], "category_id": one["category_id"], "score": 0.9} for one in objects]
+        for result, one in zip(results, objects, strict=True):
+            result[key] = one["bbox"] if kind == "bbox" else to_rle(one["segmentation"], *sizes(truth)[one["image_id"]])
+        found = outcome(lambda r=results, k=kind: evaluate_results(r, truth, k))
+        assert found is None or found[kind]["AP"] <= 1
+
+
+def sizes(truth: dict[str, Any]) -> dict[int, tuple[int, int]]:
+    return {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+
+
+@pytest.mark.filterwarnings("error", "ignore:left out of training")
+@given(content=mutated(VALID))
+@LOAD
+def test_mutated_files(folder: Path, content: Any) -> None:
+    check(folder, json.dumps(content))
+
+
+@pytest.mark.filterwarnings("error", "ignore:left out of training")
+@given(text=mutated_text(VALID))
+@LOAD
+def test_mutated_texts(folder: Path, text: str) -> None:
+    check(folder, text)
+
+
+@pytest.mark.filterwarnings("error", "ignore:left out of training")
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["categories", 0, "name"], "\udcff"),
+        (["categories", 0, "name"], "a\nb\x1b[31m"),
+        (["categories", 0, "id"], 2**63),
+        (["categories", 0, "id"], 2**63 - 1),
+        (["categories", 0, "id"], 1.5),
+        (["categories", 0], [[[]]]),
+        (["images", 0, "file_name"], "\ud800/1.png"),
+        (["images", 0, "file_name"], "\udcff.png"),
+        (["images", 0, "file_name"], "../x.png"),
+        (["images", 0, "file_name"], "1.png\0"),
+        (["images", 0, "id"], 2**63 - 1),
+        (["images", 0, "id"], 10**400),
+        (["images", 0, "width"], 2**31 - 1),
+        (["images", 0, "height"], 2**65),
+        (["annotations", 0, "id"], 10**30),
+        (["annotations", 0, "id"], "\ud800"),
+        (["annotations", 0, "area"], 1e308),
+        (["annotations", 0, "area"], float("nan")),
+        (["annotations", 0, "iscrowd"], "0"),
+        (["annotations", 0, "iscrowd"], {"a": 1}),
+        (["annotations", 0, "bbox"], [-1e308, 2, 1.5e308, 4]),
+        (["annotations", 0, "bbox"], [[1], 2, 3, 4]),
+        (["annotations", 0, "bbox"], [True, 2, 3, 4]),
+        (["annotations", 0, "segmentation"], [[[1, 2], 3, 4, 5, 6, 7]]),
+        (["annotations", 0, "segmentation"], [[0, 0] + [500, 500, -500, -500] * 4000]),
+        (["annotations", 1, "segmentation"], {**RLE, "size": [16.0, 20.0]}),
+        (["annotations", 1, "segmentation"], {**RLE, "counts": ["100", 60.0, 160]}),
+        (["annotations", 1, "segmentation"], {**RLE, "extra": {"\ud800": [[[[]]]]}}),
+        (["annotations", 2, "segmentation"], {**COMPRESSED, "counts": "\ud800"}),
+    ],
+)
+def test_known_cases(folder: Path, path: list[Any], value: Any) -> None:
+    check(folder, json.dumps(changed(path, value)))
+
+
+@pytest.mark.parametrize("name", ["\udcff"])
+def test_names_that_are_not_unicode_are_refused(folder: Path, name: str) -> None:
+    source = source_of(folder, json.dumps(changed(["categories", 0, "name"], name)))
+    for read in (
+        lambda: check_data(source.images, source.annotations),
+        lambda: CocoDataset([source], masks=False, training=True),
+    ):
+        with pytest.raises(InputError, match=r"categories\[0\]"):
+            read()
+
+
+def test_crowds_are_stated_by_numbers(folder: Path) -> None:
+    source = source_of(folder, json.dumps(changed(["annotations", 0, "iscrowd"], "0")))
+    assert check_data(source.images, source.annotations).problems["bad_iscrowd"] == [1]
