@@ -101,8 +101,8 @@ class DataReport:
             return "\n".join([*lines, "nothing is wrong"])
         rows = [("problem", "count", "in training", "ids")]
         for kind, ids in self._rows():
-            shown = f"{KINDS[kind].of} {example_names(ids, len(ids), examples)}"
-            rows.append((KINDS[kind].text, str(len(ids)), KINDS[kind].action, shown))
+            listed = f"{KINDS[kind].of} {example_names(ids, len(ids), examples)}"
+            rows.append((KINDS[kind].text, str(len(ids)), KINDS[kind].action, listed))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         for text, count, action, ids_text in rows:
             lines.append(f"{text:<{widths[0]}}  {count:>{widths[1]}}  {action:<{widths[2]}}  {ids_text}")
