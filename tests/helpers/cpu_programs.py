@@ -1,4 +1,4 @@
-"""The stand-alone programs that test the CPU kernels without Torch: built once for all test processes, and run."""
+"""Build and run the stand-alone programs that test the CPU kernels without Torch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PROGRAMS = ("conv_test", "memory_test", "pool_test", "roi_test")
 WITHOUT_TORCH = ("memory.cpp", "pool.cpp", "roi_align.cpp")
 SETS = tuple(INSTRUCTION_SETS) if platform.machine().lower() in ("x86_64", "amd64") else ("plain",)
 LACKING = 77
-"""What a program ends with where the processor lacks the instruction set that it is asked for."""
+"""Exit code of a program if the processor lacks the instruction set."""
 
 
 def build(factory: pytest.TempPathFactory, name: str, flags: Sequence[str] = ()) -> Path:
-    """The folder with all programs and the objects they are linked of; skips where there is no compiler.
+    """Build all programs, once for all test processes; return their folder. Skips the test if there is no compiler.
 
     Args:
-        factory: pytest's.
-        name: of the folder.
-        flags: the compiler's, behind those that the library is built with.
+        factory: pytest's fixture.
+        name: name of the folder.
+        flags: compiler flags, in addition to those of the library.
     """
     try:
         tools = Toolchain.find(CPU)
@@ -72,7 +72,7 @@ def _run(command: list[str]) -> None:
 
 
 def check(program: Path, *arguments: str, **environment: str) -> None:
-    """Run a program; a mismatch or a sanitizer's report is the test's failure."""
+    """Run a program. The test fails if it finds a mismatch or a sanitizer reports an error."""
     done = subprocess.run(
         [program, *arguments], capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )

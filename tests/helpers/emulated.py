@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: their source, compiled by g++ against ``vovnet/ops/emulation``, through ctypes."""
+"""The CUDA kernels on the host: g++ compiles their source against ``tests/vovnet/ops/emulation``, ctypes calls them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STORAGE = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16, FLOAT32: torch.floa
 
 
 def build(sources: Sequence[Path], *definitions: str, folder: Path = KERNELS) -> ctypes.CDLL:
-    """Compile sources and load them; what was compiled before, from equal files with equal flags, is taken again."""
+    """Compile sources and load them. Equal files with equal flags are compiled once."""
     assert COMPILER is not None
     command = [COMPILER, *FLAGS, *(f"-D{name}" for name in definitions), f"-I{EMULATION}", f"-I{folder}"]
     # Places do not count, contents do: a mutated copy of the kernels is the same wherever it lies.
@@ -63,11 +63,11 @@ def build(sources: Sequence[Path], *definitions: str, folder: Path = KERNELS) ->
 
 
 class EmulationError(Exception):
-    """What the machine found wrong with a kernel, or what a launcher refused."""
+    """The machine found an error in a kernel, or a launcher refused its arguments."""
 
 
 class Emulator:
-    """The launchers of ``kernels.h`` on an emulated GPU. Every tensor lies in an allocation of exactly its size."""
+    """The launchers of ``kernels.h`` on an emulated GPU. Every tensor has an allocation of exactly its size."""
 
     def __init__(self, capability: int, folder: Path = KERNELS) -> None:
         self.only_last = -1  # a launch runs only so many blocks, its last; -1: all
@@ -78,7 +78,7 @@ class Emulator:
         self.library.emulated_relu_backward_workspace.restype = ctypes.c_size_t
 
     def reset(self, seed: int, inputs: Sequence[torch.Tensor | None], outputs: Sequence[torch.Tensor | None]) -> None:
-        """Forget all memory but these, and begin another random order; all outputs but huge ones become NaN."""
+        """Register these tensors only, and begin another random order. Outputs become NaN, except for huge ones."""
         self.library.emulation_reset(ctypes.c_uint64(seed))
         self.library.emulation_only_last(ctypes.c_int64(self.only_last))
         for tensor in outputs:
@@ -109,7 +109,7 @@ class Emulator:
         dtype: int,
         seed: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(pixels, channels) each -> out (pixels, O) and the mask's bytes."""
+        """Return out (pixels, O) and the mask for inputs (pixels, channels)."""
         pixels, out_channels = x[0].shape[0], weight.shape[0]
         out = torch.empty(pixels, out_channels, dtype=STORAGE[dtype])
         bits = torch.empty(pixels * out_channels // 8, dtype=torch.uint8) if mask else None
@@ -132,7 +132,7 @@ class Emulator:
         dtype: int,
         seed: int,
     ) -> list[torch.Tensor | None]:
-        """g (pixels, O), weight (O, sum of widths) -> the wanted inputs' gradients."""
+        """Return the wanted gradients of the inputs for g (pixels, O) and a weight (O, sum of widths)."""
         pixels = g.shape[0]
         gradients = [
             torch.empty(pixels, width, dtype=STORAGE[dtype]) if want else None
@@ -148,7 +148,7 @@ class Emulator:
         return gradients
 
     def weight_gradient(self, g: torch.Tensor, x: Sequence[torch.Tensor], *, dtype: int, seed: int) -> torch.Tensor:
-        """g (pixels, O), x (pixels, channels) each -> (O, sum of channels)."""
+        """Return the gradient (O, sum of channels) for g (pixels, O) and inputs (pixels, channels)."""
         pixels, out_channels = g.shape
         gradient = torch.empty(out_channels, sum(each.shape[1] for each in x), dtype=STORAGE[dtype])
         size = self.library.emulated_weight_gradient_workspace(
@@ -176,7 +176,7 @@ class Emulator:
         dtype: int,
         seed: int,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """grad (pixels, channels) -> g and the sum over pixels."""
+        """Return g and its sum over pixels for grad (pixels, channels)."""
         pixels, width = grad.shape
         g = grad.clone() if in_place else torch.empty_like(grad) if want_g else None
         shift = torch.empty(width) if want_shift else None

@@ -1,4 +1,4 @@
-"""What tests of the compiled operators share: how whoever asks for them is answered."""
+"""Helpers for the tests of building and loading the compiled operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from vovnet.ops.build import loader
 
 Ask = Callable[[], bool]
-"""Whether the operators are there."""
+"""Returns True if the operators are available."""
 
 
 def forbid(*args: Any, **kwargs: Any) -> None:
@@ -20,7 +20,7 @@ def forbid(*args: Any, **kwargs: Any) -> None:
 
 
 def one_warning(ask: Ask, *words: str) -> str:
-    """Ask three times: False each time, and one warning in all, which holds ``words`` and how to silence it."""
+    """Check that three calls return False, and that they warn once, with ``words`` and how to silence the warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [ask() for _ in range(3)] == [False] * 3
@@ -33,7 +33,7 @@ def one_warning(ask: Ask, *words: str) -> str:
 
 
 def required(monkeypatch: pytest.MonkeyPatch, ask: Ask, *words: str) -> None:
-    """The same cause is an error where the operators are required."""
+    """Check that the same cause is an error if the operators are required."""
     monkeypatch.setenv("VOVNET_OPS", "require")
     monkeypatch.setattr(loader, "_failures", {})
     for _ in range(2):
@@ -58,6 +58,6 @@ class AsksInTheWorker(Dataset[Any]):
 
 
 def answers_of_a_worker(ask: Ask) -> list[tuple[bool, str]]:
-    """What two questions in a DataLoader's forked worker get, and the warnings beside."""
+    """Return the results and warnings of two calls in a DataLoader's forked worker."""
     loader = DataLoader(AsksInTheWorker(ask), batch_size=None, num_workers=1, multiprocessing_context="fork")
     return [(found, text) for found, text in loader]

@@ -1,4 +1,4 @@
-"""Calls of ``vovnet::packed_conv`` with what they need, for the tests of the compiled kernels."""
+"""Calls of ``vovnet::packed_conv`` for the tests of the compiled kernels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from osa_reference import draw
 from torch import Tensor
 
 from vovnet.ops import inference  # noqa: F401  (the operators' schemas)
-from vovnet.ops.algorithms import BFLOAT16, DIRECT, FLOAT_PRODUCTS, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
+from vovnet.ops.algorithms import BFLOAT16, DIRECT, FLOAT_PRODUCTS, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
 METHODS = {
     "direct": DIRECT,
-    "Strassen": STRASSEN,
     "F(2x2)": WINOGRAD_2,
     "F(4x4)": WINOGRAD_4,
     "F(3x3) of stride 2": WINOGRAD_STRIDED,
@@ -22,7 +21,7 @@ METHODS = {
 
 
 def usual_stride(method: int) -> tuple[int, int]:
-    """Of the convolutions that the method is for, or 1."""
+    """Return the stride of the convolutions that the method is for."""
     return (2, 2) if method & ~(BFLOAT16 | FLOAT_PRODUCTS) == WINOGRAD_STRIDED else (1, 1)
 
 
@@ -31,21 +30,21 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def some_map(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers, float32, channels-last."""
+    """Return normally distributed numbers, float32, channels-last."""
     return channels_last(draw(shape, seed, torch.float32))
 
 
 def some_weight(*shape: int, seed: int = 1) -> Tensor:
-    """Of a variance that keeps a map's."""
+    """Return a weight that preserves the variance of a map."""
     return draw(shape, seed, torch.float32) / math.sqrt(math.prod(shape[1:]))
 
 
 def fits(method: int, weight: Tensor, stride: Sequence[int] | None = None) -> bool:
-    """Whether the method can compute such a convolution at all; the stride is the usual one unless it is given."""
+    """True if the method can compute such a convolution; the default stride is the method's usual one."""
     if method & ~BFLOAT16 == DIRECT:
         return True
     square = tuple(weight.shape[2:]) == (3, 3) and stride in (None, usual_stride(method))
-    return weight.shape[1] >= 16 and (method & ~BFLOAT16 == STRASSEN or square)
+    return weight.shape[1] >= 16 and square
 
 
 def convolve(
@@ -58,7 +57,7 @@ def convolve(
     relu: bool = False,
     method: int = DIRECT,
 ) -> Tensor:
-    """By the compiled kernels; the padding is half the kernel and the stride the usual one unless they are given."""
+    """Convolve with the compiled kernels. The default padding is half the kernel, the default stride the usual one."""
     ready = torch.ops.vovnet.pack_conv(weight, method)
     if padding is None:
         padding = [size // 2 for size in weight.shape[2:]]

@@ -41,7 +41,7 @@ def fuse(model: nn.Module, precision: Precision = "fp32", algorithm: Algorithm =
             or have hooks are copied unchanged, and one warning names them.
         precision: ``fp32``, or ``bf16`` for bfloat16 products and feature maps. A ``bf16`` copy takes float32 and
             bfloat16 images. Its feature maps are bfloat16; logits, pyramids and detections are float32.
-        algorithm: ``auto``, or ``direct`` to use neither Winograd's nor Strassen's algorithm.
+        algorithm: ``auto``, or ``direct`` to exclude Winograd's transforms.
 
     Returns:
         A copy in evaluation mode. Its parameters require no gradients; its inputs may.

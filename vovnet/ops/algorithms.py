@@ -1,8 +1,9 @@
-"""Which method computes a convolution fastest on a CPU: decided from its shape and the number of threads alone, so that
-results repeat.
+"""Choose the algorithm that computes a convolution fastest on a CPU.
 
-The costs are those of products on which everything else waits: how many numbers are multiplied, and how many weights
-have to come from memory first, which many threads wait for as long as few.
+The choice depends on the convolution's shape and the number of threads alone, so results repeat.
+
+Cost model: the number of multiplications, plus loading the packed weights once. Loading does not get faster with more
+threads.
 """
 
 from __future__ import annotations
@@ -10,33 +11,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-DIRECT, STRASSEN, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED = range(5)
+DIRECT, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED = range(4)
 """Methods of ``vovnet::packed_conv``."""
 BFLOAT16 = 16
-"""The bit of a method that says: products of bfloat16 numbers, added up in float32; maps are bfloat16."""
+"""Flag of a method: maps are bfloat16, and bfloat16 numbers are multiplied and summed in float32."""
 FLOAT_PRODUCTS = 32
-"""A bit beside that one: products are of float32 numbers nevertheless."""
+"""Flag beside :data:`BFLOAT16`: float32 numbers are multiplied nevertheless."""
 
 Algorithm = Literal["auto", "direct"]
-"""``auto`` takes the fastest algorithm, ``direct`` never Winograd or Strassen."""
+"""``auto`` takes the fastest algorithm, ``direct`` never Winograd's transforms."""
 Precision = Literal["fp32", "bf16"]
 """Type of the feature maps and of the factors in products; sums are float32."""
-ALGORITHMS = get_args(Algorithm)
-PRECISIONS = get_args(Precision)
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 IMAGE_CHANNELS = 16
-"""A map of fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""
+"""A map with fewer channels is read in any layout, in float32, and rounded to bfloat16 while it is read."""
 WEIGHT_COST = 8
-"""Tiles that one thread multiplies with a weight in the time that the weight takes to come from memory."""
+"""Number of tiles that one thread multiplies with a weight in the time that loading the weight takes."""
 FLOAT_CHANNELS = 64
+"""With bfloat16 maps, Winograd layers of at most so many output channels multiply float32 numbers.
+
+A network's first layers have the fewest channels, and their rounding errors matter most because all other layers
+follow. With this limit and the next one, the error of the whole network is smaller than that of PyTorch's own bfloat16
+convolutions, although F(4×4) triples a layer's error. In float32 the error is less than twice PyTorch's without limits.
+"""
 SMALL_TILE_CHANNELS = 128
-"""Up to how many output channels, of bfloat16 maps, Winograd's products are of float32, and up to how many there is no
-F(4×4). Of images all products are of float32. A network's first layers have the fewest channels, and their rounding
-errors weigh most, as all others follow: with these limits and the next one the whole network's error is less than that
-of PyTorch's own bfloat16 convolutions, though F(4×4) triples a layer's. In float32 it is less than twice PyTorch's
-without limits."""
-STRASSEN_CHANNELS = {"fp32": 256, "bf16": 512}
-"""From how many channels on, of input and output, Strassen's product pays, and its errors do not weigh."""
+"""With bfloat16 maps, layers of at most so many output channels do not use F(4×4)."""
 
 
 def conv_method(
@@ -51,19 +52,19 @@ def conv_method(
     precision: Precision = "fp32",
     threads: int = 1,
 ) -> int:
-    """The method of a convolution without dilation and groups, with a padding of half its kernel.
+    """Return the method for a convolution without dilation and groups, whose padding is half its kernel.
 
     Args:
-        in_channels: of the input, or of all inputs of an aggregation.
-        out_channels: of the output.
-        kernel: height and width.
-        stride: of height and width.
-        batch: images.
-        height: of the output, in pixels.
-        width: of the output.
-        algorithm: ``direct`` takes no other, and rounds least.
+        in_channels: channels of the input, or of all inputs of an aggregation together.
+        out_channels: channels of the output.
+        kernel: height and width of the kernel.
+        stride: stride in height and width.
+        batch: number of images.
+        height: height of the output in pixels.
+        width: width of the output in pixels.
+        algorithm: ``direct`` excludes Winograd's transforms and rounds least.
         precision: ``fp32`` or ``bf16``.
-        threads: that share the work.
+        threads: number of threads that share the work.
     """
     bit = BFLOAT16 if precision == "bf16" else 0
     wide = bit | FLOAT_PRODUCTS if bit else 0
@@ -83,5 +84,4 @@ def conv_method(
         return (WINOGRAD_2 if small or (bit and out_channels <= SMALL_TILE_CHANNELS) else WINOGRAD_4) + bit
     if tuple(kernel) == (3, 3) and tuple(stride) == (2, 2) and not bit and cost(49, 3) < cost(9, 1):
         return WINOGRAD_STRIDED
-    large = min(in_channels, out_channels) >= STRASSEN_CHANNELS[precision] and batch * height * width >= 300 * threads
-    return (STRASSEN if large and tuple(kernel) == (1, 1) else DIRECT) + bit
+    return DIRECT + bit

@@ -1,4 +1,4 @@
-"""Checks of the operators' arguments: each error names the argument, what was expected and what it got."""
+"""Check the operators' arguments. Each error names the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vovnet.errors import InputError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LARGEST = 2**63 - 1
-"""Bytes of a tensor that offsets can still address."""
+"""Size in bytes of the largest tensor whose elements 64-bit offsets can address."""
 
 
 def check_aggregate(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
-    """What :func:`vovnet.ops.osa_aggregate` takes."""
+    """Check the arguments of :func:`vovnet.ops.osa_aggregate`."""
     if not inputs:
         raise InputError("inputs: expected at least one feature map, got an empty list")
     first = inputs[0]
@@ -53,7 +53,7 @@ def check_conv(
     dilation: Sequence[int],
     groups: int,
 ) -> None:
-    """What :func:`vovnet.ops.conv_affine_relu` takes."""
+    """Check the arguments of :func:`vovnet.ops.conv_affine_relu`."""
     _check_map("x", x)
     for name, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if len(values) != 2 or min(values) < least:
@@ -72,7 +72,7 @@ def check_conv(
     for size, kernel, pad, step in zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True):
         if size + 2 * pad < step * (kernel - 1) + 1:
             raise InputError(
-                f"x: expected a map that holds the kernel {weight.shape[2]}×{weight.shape[3]} with dilation "
+                f"x: expected a map at least as large as the kernel {weight.shape[2]}×{weight.shape[3]} with dilation "
                 f"{list(dilation)}, got {x.shape[2]}×{x.shape[3]} with padding {list(padding)}"
             )
     _check_range(x, conv_shape(x, weight, stride, padding, dilation))
@@ -81,7 +81,7 @@ def check_conv(
 def conv_shape(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int, int, int]:
-    """(N, out channels, H', W') of the convolution."""
+    """Return the shape (N, out channels, H', W') of a convolution's output."""
     height, width = (
         (size + 2 * pad - step * (kernel - 1) - 1) // jump + 1
         for size, kernel, jump, pad, step in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -90,11 +90,11 @@ def conv_shape(
 
 
 def pair(name: str, value: int | Sequence[int]) -> list[int]:
-    """The integers of height and width; how many and how large they are is for :func:`check_conv` to say."""
+    """Return a pair for height and width as a list; :func:`check_conv` checks its length and values."""
     whole = (int, torch.SymInt)
     values = [value, value] if isinstance(value, whole) else value
     if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(v, whole) for v in values):
-        raise InputError(f"{name}: expected an integer, or those of height and width, got {value!r}")
+        raise InputError(f"{name}: expected an integer or a pair for height and width, got {value!r}")
     return list(values)
 
 
@@ -114,16 +114,16 @@ def _check_dense(name: str, x: Tensor) -> None:
 
 def _check_same(name: str, x: Tensor, other: Tensor, others_name: str) -> None:
     if x.dtype != other.dtype:
-        raise InputError(f"{name}: expected {other.dtype}, as {others_name} has, got {x.dtype}")
+        raise InputError(f"{name}: expected {other.dtype} like {others_name}, got {x.dtype}")
     if x.device != other.device:
-        raise InputError(f"{name}: expected it on {other.device}, where {others_name} is, got {x.device}")
+        raise InputError(f"{name}: expected it on {other.device} like {others_name}, got {x.device}")
     _check_dense(name, x)
 
 
 def _check_parameter(name: str, value: Tensor, x: Tensor) -> None:
-    """Of the map's type, or float32 beside a map of lower precision."""
+    """Check that a parameter has the map's dtype, or float32 with a map of lower precision."""
     if value.device != x.device:
-        raise InputError(f"{name}: expected it on {x.device}, where the feature maps are, got {value.device}")
+        raise InputError(f"{name}: expected it on {x.device} like the feature maps, got {value.device}")
     lower = x.dtype in (torch.bfloat16, torch.float16)
     if value.dtype != x.dtype and not (lower and value.dtype == torch.float32):
         raise InputError(f"{name}: expected {x.dtype}{' or torch.float32' if lower else ''}, got {value.dtype}")
@@ -134,7 +134,7 @@ def _check_vector(name: str, value: Tensor | None, channels: int, weight: Tensor
     if value is None:
         return
     if tuple(value.shape) != (channels,):
-        raise InputError(f"{name}: expected ({channels},), a number an output channel, got {_shape(value)}")
+        raise InputError(f"{name}: expected ({channels},), one number per output channel, got {_shape(value)}")
     _check_same(name, value, weight, "weight")
 
 

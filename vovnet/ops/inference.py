@@ -1,10 +1,11 @@
-"""The operators of :func:`vovnet.fuse`: inference alone, on a CPU, with weights that were packed for the kernels.
+"""The operators of :func:`vovnet.fuse`: inference on a CPU with weights that were packed for the kernels.
 
-Each has a schema, a reference in plain PyTorch and a fake kernel here. The compiled library (``csrc/cpu``), once
-:mod:`vovnet.ops.build.loader` has loaded it, takes their place for CPU tensors without Python in between; only it
-has ``vovnet::pack_conv``. There are no gradients: :mod:`vovnet.fusion.layers` asks for them elsewhere.
+Each operator has a schema, a reference in plain PyTorch and a fake kernel here. Once :mod:`vovnet.ops.build.loader` has
+loaded the compiled library (``csrc/cpu``), PyTorch's dispatcher calls that for CPU tensors. Only the compiled library
+has ``vovnet::pack_conv``. The operators have no gradients; :mod:`vovnet.fusion.layers` does not call them if gradients
+are wanted.
 
-A method is one of :mod:`vovnet.ops.algorithms`.
+Methods are those of :mod:`vovnet.ops.algorithms`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vovnet.ops.algorithms import BFLOAT16, FLOAT_PRODUCTS
 from vovnet.ops.arguments import conv_shape
 
 _LIBRARY = torch.library.Library("vovnet", "FRAGMENT")
-"""Registrations end with it."""
+"""Keeps the registrations alive: they end with this object."""
 
 for _schema in (
     "pack_conv(Tensor weight, int method) -> Tensor",
@@ -46,22 +47,22 @@ def packed_conv(
     relu: bool,
     method: int,
 ) -> Tensor:
-    """``relu(conv2d(x, weight) + bias) + residual``: the reference of ``vovnet::packed_conv``.
+    """Return ``relu(conv2d(x, weight) + bias) + residual``: the reference of ``vovnet::packed_conv``.
 
     Args:
-        x: (N, C, H, W), channels-last; with fewer than 16 channels of any layout, and float32 beside bfloat16 products.
-        weight: (out channels, C, kernel height, kernel width), float32; a linear layer's kernel is as large as the map.
+        x: (N, C, H, W), channels-last. With fewer than 16 channels it may have any layout and is always float32.
+        weight: (out channels, C, kernel height, kernel width), float32. A linear layer is a kernel as large as the map.
         bias: (out channels,), float32.
-        residual: added **after** the ReLU; (N, out channels, H', W'), or a smaller map that is repeated as
+        residual: added **after** the ReLU; (N, out channels, H', W'), or a smaller map that is enlarged as
             ``F.interpolate(mode="nearest")`` does.
-        packed: what ``pack_conv`` made of the weight for the method; the reference does not read it.
-        stride: of height and width.
-        padding: zeros on each side, of height and width.
-        relu: whether there is a ReLU.
+        packed: the weight as ``pack_conv`` packed it for the method; the reference does not read it.
+        stride: stride in height and width.
+        padding: zeros added on each side, in height and width.
+        relu: apply a ReLU.
         method: how the products are computed.
 
     Returns:
-        (N, out channels, H', W'), channels-last, bfloat16 where the products are, else of ``x``'s type.
+        (N, out channels, H', W'), channels-last; bfloat16 if the method says so, otherwise of the dtype of ``x``.
     """
     low = bool(method & BFLOAT16)
     if method & FLOAT_PRODUCTS:
@@ -80,31 +81,31 @@ _CONV, _POOL, _BLOCK = range(3)
 
 
 def conv_step(stride: Sequence[int], padding: Sequence[int], relu: bool, is_output: bool) -> list[int]:
-    """A convolution, as a step of :func:`packed_chain`; ``is_output`` makes its map one of the results."""
+    """Return a step of :func:`packed_chain`: a convolution. ``is_output`` makes its map one of the results."""
     return [_CONV, is_output, *stride, *padding, relu, 0, 0]
 
 
 def pool_step(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, is_output: bool
 ) -> list[int]:
-    """A max-pool, as a step of :func:`packed_chain`."""
+    """Return a step of :func:`packed_chain`: a max-pool."""
     return [_POOL, is_output, *kernel, *stride, *padding, ceil_mode]
 
 
 def block_step(convs: int, identity: bool, is_output: bool) -> list[int]:
-    """A One-Shot-Aggregation block, as a step of :func:`packed_chain`.
+    """Return a step of :func:`packed_chain`: a One-Shot-Aggregation block.
 
     Args:
-        convs: a chain of 3×3 convolutions (stride 1, padding 1), each fed by the one before, and last the 1×1
-            aggregation of the block's input and all their outputs; a ReLU stands behind each.
-        identity: add the input after the last ReLU.
-        is_output: return the map.
+        convs: number of convolutions: a sequence of 3×3 convolutions (stride 1, padding 1), then the 1×1 aggregation of
+            the block's input and all their outputs. Each is followed by a ReLU.
+        identity: add the block's input after the last ReLU.
+        is_output: make the block's map one of the results.
     """
     return [_BLOCK, is_output, convs, identity, 0, 0, 0, 0, 0]
 
 
 STEP = 9
-"""Numbers of a step: its kind, whether its map is kept, and what the kind takes."""
+"""Length of a step: its kind, ``is_output``, and the arguments of its kind."""
 
 
 def packed_chain(
@@ -115,18 +116,18 @@ def packed_chain(
     methods: Sequence[int],
     steps: Sequence[int],
 ) -> list[Tensor]:
-    """Layers one after the other, as in a network: the reference of ``vovnet::packed_chain``.
+    """Run layers one after the other: the reference of ``vovnet::packed_chain``.
 
     Args:
         x: (N, C, H, W), as the first layer takes it.
-        weights: of all convolutions, in the order of the steps.
-        biases: one for each weight.
-        packed: as for :func:`packed_conv`, one for each weight.
-        methods: one for each weight.
-        steps: one :func:`conv_step`, :func:`pool_step` or :func:`block_step` after the other.
+        weights: the weights of all convolutions, in the order of the steps.
+        biases: one per weight.
+        packed: one per weight, as for :func:`packed_conv`.
+        methods: one per weight.
+        steps: the concatenated results of :func:`conv_step`, :func:`pool_step` and :func:`block_step`.
 
     Returns:
-        The maps of the steps that are kept, channels-last.
+        The maps of the steps with ``is_output``, channels-last.
     """
 
     def conv(x: Tensor, stride: Sequence[int], padding: Sequence[int], relu: bool, residual: Tensor | None) -> Tensor:
@@ -160,7 +161,7 @@ def _run_steps(
 def pool_max(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
 ) -> Tensor:
-    """``max_pool2d`` of (N, C, H, W), channels-last: the reference of ``vovnet::pool_max``."""
+    """Return ``max_pool2d`` of (N, C, H, W), channels-last: the reference of ``vovnet::pool_max``."""
     return _channels_last(F.max_pool2d(x, list(kernel), list(stride), list(padding), 1, ceil_mode))
 
 
@@ -173,16 +174,16 @@ def roi_align_levels(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """RoIAlign from several maps at once: the reference of ``vovnet::roi_align_levels``.
+    """Pool boxes from several maps by RoIAlign: the reference of ``vovnet::roi_align_levels``.
 
     Args:
         maps: (N, C, Hₗ, Wₗ) float32 or bfloat16, channels-last.
-        rois: (K, 5) float32: which of the N images, then x1, y1, x2, y2 in its pixels.
-        levels: (K,) int64: which map each box is pooled from.
-        scales: steps of each map a pixel.
-        output_size: cells of height and width.
-        sampling_ratio: samples a side of a cell; 0 or less takes as many as there are steps.
-        aligned: torchvision's half-step shift.
+        rois: (K, 5) float32: index of the image, then x1, y1, x2, y2 in the image's pixels.
+        levels: (K,) int64: the index of the map that each box is pooled from.
+        scales: for each map, its size divided by the image's.
+        output_size: number of bins in height and width.
+        sampling_ratio: number of samples per bin and axis; 0 or less takes one per pixel of the map.
+        aligned: shift the boxes by half a pixel, as torchvision's ``aligned`` does.
 
     Returns:
         (K, C, height, width), channels-last.
@@ -195,7 +196,7 @@ def roi_align_levels(
 
 
 def repeated(residual: Tensor, size: Sequence[int]) -> Tensor:
-    """A map of ``size`` (height, width): as it is, or its values repeated, as torchvision's pyramid does."""
+    """Return the map enlarged to ``size`` (height, width) by repeating its values, as torchvision's FPN does."""
     if tuple(residual.shape[-2:]) == tuple(size):
         return residual
     return F.interpolate(residual, size=list(size), mode="nearest")

@@ -1,8 +1,8 @@
-"""oneDNN's convolutions by its own operators: the aggregation's products, and a ReLU behind a convolution.
+"""Call oneDNN's convolutions directly: for the aggregation's products, and for a convolution with a ReLU behind it.
 
-They are the fastest way to these products on a CPU, in float32, and in bfloat16 where the CPU has instructions for it;
-but for large plain maps, which oneDNN would reorder first, an input at a time. Measured on AMD Zen 5 by
-``python -m benchmarks.memory --time``: MKL's matrix products reach half their speed there.
+On a CPU they are the fastest way to compute these products in float32, and in bfloat16 if the CPU has instructions for
+it. The exception are large contiguous maps, because oneDNN reorders each input first. Measured on AMD Zen 5 with
+``python -m benchmarks.memory --time``: MKL's matrix products reach half the speed of oneDNN's convolutions.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from vovnet.modules import Geometry
 
 _LARGE = 10_000
-"""Pixels of a plain (N, C, H, W) map from which matrix products are faster."""
+"""Number of pixels of a contiguous (N, C, H, W) map from which matrix products are faster."""
 
 
 def supported(x: Tensor, layout: torch.memory_format) -> bool:
-    """Whether to take this way for maps like ``x`` that are dense in ``layout``."""
+    """True if oneDNN should compute the products of maps like ``x`` that are dense in ``layout``."""
     known = x.device.type == "cpu" and x.numel() > 0 and (x.dtype == torch.float32 or _computes_with(x.dtype))
-    # Inductor's operator for fused convolutions, which adds in place; torch names no public one.
+    # This is Inductor's operator for fused convolutions, which adds in place. PyTorch has no public one.
     ready = bool(torch.backends.mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
     return known and ready and (layout == torch.channels_last or x.shape[2] * x.shape[3] < _LARGE)
 
@@ -34,13 +34,13 @@ def _computes_with(dtype: torch.dtype) -> bool:
 def convolution_sum(
     inputs: Sequence[Tensor], blocks: Sequence[Tensor], bias: Tensor | None, layout: torch.memory_format
 ) -> Tensor:
-    """``Σᵢ conv1x1(xᵢ, Wᵢ) + bias``; each convolution adds to what the ones before it left, in one pass.
+    """Return ``Σᵢ conv1x1(xᵢ, Wᵢ) + bias``; each convolution adds to the output of the ones before it in one pass.
 
     Args:
         inputs: (N, Cᵢ, H, W), dense in ``layout``.
         blocks: (out channels, Cᵢ).
         bias: (out channels,).
-        layout: of the result, too.
+        layout: memory layout of the inputs and of the result.
     """
     bias = None if bias is None else bias.to(inputs[0].dtype)
     out = F.conv2d(inputs[0], _kernel(blocks[0], inputs[0]), bias).contiguous(memory_format=layout)
@@ -54,14 +54,14 @@ def convolution_sum(
 def convolution_gradients(
     g: Tensor, inputs: Sequence[Tensor], blocks: Sequence[Tensor], wanted: Sequence[bool], wants_weight: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of the inputs and of the blocks (empty tensors where they are not wanted).
+    """Return the gradients of the inputs and of the blocks; an empty tensor for each that is not wanted.
 
     Args:
-        g: (N, out channels, H, W), of the sum.
+        g: (N, out channels, H, W), the gradient of the sum.
         inputs: (N, Cᵢ, H, W).
         blocks: (out channels, Cᵢ).
-        wanted: for each input.
-        wants_weight: for the blocks.
+        wanted: for each input, compute its gradient.
+        wants_weight: compute the gradients of the blocks.
     """
     d_inputs, d_blocks = [], []
     for x, block, want in zip(inputs, blocks, wanted, strict=True):
@@ -77,14 +77,14 @@ def convolution_gradients(
 
 
 def fuses_relu(x: Tensor) -> bool:
-    """Whether :func:`convolution_relu` takes maps like ``x``."""
+    """True if :func:`convolution_relu` takes maps like ``x``."""
     known = x.device.type == "cpu" and x.numel() > 0 and (x.dtype == torch.float32 or _computes_with(x.dtype))
     operators = ("_convolution_pointwise", "_reorder_convolution_weight")
     return known and bool(torch.backends.mkldnn.enabled) and all(hasattr(torch.ops.mkldnn, op) for op in operators)
 
 
 def reordered(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
-    """A weight in the layout that oneDNN wants for maps as large as ``x``; others it reorders in each call."""
+    """Return a weight in oneDNN's layout for maps of the size of ``x``; oneDNN reorders any other in every call."""
     stride, padding, dilation, groups = geometry
     packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
         weight.to(x.dtype), padding, stride, dilation, groups, list(x.shape)
@@ -93,14 +93,14 @@ def reordered(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
 
 
 def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool) -> Tensor:
-    """``relu(conv2d(x, weight) + bias)`` in one pass, without gradients.
+    """Return ``relu(conv2d(x, weight) + bias)``, computed in one pass without gradients.
 
     Args:
         x: (N, C, H, W), channels-last.
-        weight: of :func:`reordered`.
-        bias: (out channels,), of ``x``'s type.
+        weight: the result of :func:`reordered`.
+        bias: (out channels,), of the dtype of ``x``.
         geometry: stride, padding, dilation and groups.
-        relu: whether there is a ReLU.
+        relu: apply a ReLU.
     """
     stride, padding, dilation, groups = geometry
     out: Tensor = torch.ops.mkldnn._convolution_pointwise(

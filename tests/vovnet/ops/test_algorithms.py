@@ -16,7 +16,6 @@ from vovnet.ops.algorithms import (
     DIRECT,
     FLOAT_PRODUCTS,
     PRECISIONS,
-    STRASSEN,
     WINOGRAD_2,
     WINOGRAD_4,
     WINOGRAD_STRIDED,
@@ -55,7 +54,7 @@ def test_methods_that_can_compute_the_layer(layer: str) -> None:
         assert bool(method & BFLOAT16) == (precision == "bf16")
         assert method & BFLOAT16 or not method & FLOAT_PRODUCTS
         method &= ~(BFLOAT16 | FLOAT_PRODUCTS)
-        assert method in (DIRECT, STRASSEN, *transforms)
+        assert method in (DIRECT, *transforms)
         if algorithm == "direct":
             assert method == DIRECT
         if channels < 16:
@@ -140,12 +139,3 @@ def test_a_transform_of_stride_2_where_it_saves_more_than_its_weights_cost() -> 
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (DIRECT, WINOGRAD_STRIDED)
     assert conv_method(64, 128, (3, 3), (2, 2), 1, 200, 336, precision="bf16") == DIRECT + BFLOAT16
-
-
-def test_strassen_where_the_product_is_large() -> None:
-    large = conv_method(1056, 512, (1, 1), (1, 1), 1, 50, 84)
-    assert large == STRASSEN
-    assert conv_method(1056, 512, (1, 1), (1, 1), 1, 3, 3) == DIRECT
-    assert conv_method(64, 64, (1, 1), (1, 1), 1, 50, 84) == DIRECT
-    assert conv_method(1056, 512, (1, 1), (1, 1), 1, 50, 84, precision="bf16") == STRASSEN + BFLOAT16
-    assert conv_method(768, 256, (1, 1), (1, 1), 1, 200, 336, precision="bf16") == DIRECT + BFLOAT16

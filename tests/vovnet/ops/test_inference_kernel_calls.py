@@ -246,8 +246,7 @@ def test_memory_that_ends() -> None:
     """)
 
 
-@pytest.mark.parametrize("method", ["direct", "Strassen"])
-def test_a_map_of_more_elements_than_32_bits_count(method: str, tmp_path: Path) -> None:
+def test_a_map_of_more_elements_than_32_bits_count(tmp_path: Path) -> None:
     """In a file with holes: of each corner a pixel is touched."""
     side, channels = 12_000, 16
     count = side * side * channels
@@ -263,8 +262,7 @@ def test_a_map_of_more_elements_than_32_bits_count(method: str, tmp_path: Path) 
     corners = some_map(1, channels, 2, 2)
     x[..., :: side - 1, :: side - 1] = corners
     weight = some_weight(24, channels, 1, 1)
-    expected = convolve(corners, weight, method=METHODS[method])
-    assert torch.equal(convolve(x, weight, stride=(side - 1, side - 1), method=METHODS[method]), expected)
+    assert torch.equal(convolve(x, weight, stride=(side - 1, side - 1)), convolve(corners, weight))
 
 
 def test_no_image_at_all() -> None:

@@ -1,1 +1,1 @@
-"""Compile and load the C++ and CUDA operators; ``python -m vovnet.ops.build`` does it ahead of time."""
+"""Compile and load the C++ and CUDA operators. ``python -m vovnet.ops.build`` compiles them ahead of time."""

@@ -1,4 +1,4 @@
-"""``python -m vovnet.ops.build``: compile the operators ahead of time, and report what CUDA kernels cost."""
+"""``python -m vovnet.ops.build``: compile the operators ahead of time, and report the resources of CUDA kernels."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def build_operators(
     cuda: Annotated[
-        bool, typer.Option("--cuda", help="Build the CUDA operators instead; needs nvcc, but no GPU.")
+        bool, typer.Option("--cuda", help="Build the CUDA operators instead; this needs nvcc, but no GPU.")
     ] = False,
     arch: Annotated[
-        str | None, typer.Option("--arch", help="Compute capabilities such as 8.0,9.0+PTX; all, where not given.")
+        str | None, typer.Option("--arch", help="Compute capabilities such as 8.0,9.0+PTX; default: all.")
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="JSON file for registers, spills, occupancy.")] = None,
 ) -> None:
-    """Compile the operators for the CPU, or for every supported GPU, into the cache: it is found without a compiler."""
+    """Compile the operators for the CPU, or for every supported GPU, into the cache, where they need no compiler."""
     if cuda:
         _build_cuda(arch, report)
         return
     if arch is not None or report is not None:
-        raise InputError("--arch and --report tell of the CUDA operators: give --cuda, too")
-    # Torch is imported after the arguments are known to be right.
+        raise InputError("--arch and --report are for the CUDA operators: add --cuda")
+    # Torch is imported after the arguments have been checked.
     from vovnet.ops.build.cache import build_once
     from vovnet.ops.build.sources import CPU, NO_GPU
 
     made = build_once(CPU, NO_GPU)
     if made.left_out:
-        typer.echo(f"left out, as the compiler does not know the instructions: {', '.join(made.left_out)}")
+        typer.echo(f"left out, because the compiler does not know their instructions: {', '.join(made.left_out)}")
     _conclude(made, [])
 
 
@@ -48,7 +48,9 @@ def _build_cuda(arch: str | None, report: Path | None) -> None:
 
     targets = parse_targets(arch)
     if report is not None and not report.resolve().parent.is_dir():
-        raise InputError(f"--report {report}: expected a file in a folder that exists, {report.parent} does not")
+        raise InputError(
+            f"--report {report}: expected a file in a folder that exists, but {report.parent} does not exist"
+        )
 
     from vovnet.ops.build import report as reports
     from vovnet.ops.build.cache import build_once
@@ -67,13 +69,13 @@ def _build_cuda(arch: str | None, report: Path | None) -> None:
 
 
 def _conclude(made: Build, entries: list[KernelReport]) -> None:
-    """Say what stands where; a warning or a defective kernel is an error."""
+    """Print what was built and where. A warning or a defective kernel is an error."""
     from vovnet.ops.build import report as reports
     from vovnet.ops.build.toolchain import BuildError
 
     typer.echo(f"{len(made.warnings)} warnings; built for {made.targets.words} in {made.seconds:.0f} s: {made.path}")
     if found := reports.defects(entries, made.warnings):
-        raise BuildError(f"the build is not clean, {len(found)} in all: {'; '.join(found[:5])}")
+        raise BuildError(f"the build has {len(found)} defects: {'; '.join(found[:5])}")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""The folder of compiled operators: what is built, and building what is not, once for all processes of a machine.
+"""The cache of compiled operators: find builds, and build a library once for all processes of a machine.
 
-A library stands in ``ROOT/vovnet/NAME-KEY/TARGETS``: the key names its sources and flags, the targets its GPUs, or the
-CPU. A folder appears by one rename when it is complete, so a reader needs no lock; builders take turns by a lock that
-the system takes back from a process that dies.
+A library is stored in ``ROOT/vovnet/NAME-KEY/TARGETS``. The key is a hash of its sources and flags; the targets are its
+GPUs or ``cpu``. A folder appears by one rename when it is complete, so readers need no lock. Builders hold a lock that
+the system releases if the process dies.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vovnet.ops.build.toolchain import BuildError, Toolchain, cuda_major
 
 PAUSE_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
-"""How long the other processes of a torchrun wait for local rank 0 to begin."""
+"""How long the other processes of torchrun wait for local rank 0 to begin."""
 
 
 def cache_root() -> Path:
-    """Where extensions of Torch are built: ``TORCH_EXTENSIONS_DIR``, or ``torch_extensions`` in the user's cache."""
+    """Return the cache folder: in ``TORCH_EXTENSIONS_DIR``, or in ``torch_extensions`` in the user's cache."""
     if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(given).expanduser() / "vovnet"
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -34,16 +34,16 @@ def cache_root() -> Path:
 
 
 def library_folder(library: Library) -> Path:
-    """The folder of all builds of the present sources and flags.
+    """Return the folder of all builds of the present sources and flags.
 
     Raises:
-        BuildError: when the installed Torch can have none.
+        BuildError: the installed PyTorch cannot use the library.
     """
     return cache_root() / f"{library.name}-{library.key(cuda_major(library))}"
 
 
 def find_builds(library: Library) -> list[Build]:
-    """What is built of the present sources, for whichever GPUs."""
+    """Return all builds of the present sources, for any GPUs."""
     folder = library_folder(library)
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -53,28 +53,28 @@ def find_builds(library: Library) -> list[Build]:
 
 
 def find_build(library: Library, capabilities: set[tuple[int, int]]) -> Build | None:
-    """A build that serves all of these GPUs, the one with most machine code of their own; None where there is none."""
+    """Return the build that supports all of these GPUs and has machine code for most of them, or None."""
     fitting = [build for build in find_builds(library) if all(map(build.targets.serve, capabilities))]
     own = {f"{major}.{minor}" for major, minor in capabilities}
     return max(fitting, key=lambda build: len(own & set(build.targets.binary)), default=None)
 
 
 def find_exact(library: Library, targets: Targets) -> Build | None:
-    """The build for exactly these targets; None where there is none."""
+    """Return the build for exactly these targets, or None."""
     return Build.read(library_folder(library) / str(targets))
 
 
 def build_once(library: Library, targets: Targets) -> Build:
-    """The build for exactly these targets, compiled unless it stands there or another process is at it.
+    """Return the build for exactly these targets; compile it if neither it nor another process's build exists.
 
-    Says so in one line on stderr when it compiles. Under torchrun, local rank 0 compiles and the others wait.
+    Compiling prints one line on stderr. Under torchrun, local rank 0 compiles and the others wait.
 
     Raises:
-        BuildError: when it cannot be built.
+        BuildError: the library cannot be built.
     """
     if (build := find_exact(library, targets)) is not None:
         return build
-    # Whatever can be known at once is every process's own error, rather than a wait for another's.
+    # Every process checks the toolchain itself, so that it fails at once instead of waiting for another process.
     Toolchain.find(library)
     folder = library_folder(library)
     with _writable(folder):
@@ -103,7 +103,7 @@ def _build(library: Library, targets: Targets, folder: Path, log: Path) -> Build
             if library_folder(library) != folder:
                 raise BuildError(f"the sources in {library.folder} changed while they were compiled: build again")
             scratch.chmod(0o755)
-            # What stands there is no build, or it would have been found: half of one, say, that somebody copied.
+            # The existing folder is not a complete build, or find_exact had found it.
             shutil.rmtree(folder / str(targets), ignore_errors=True)
             scratch.rename(folder / str(targets))
     except BuildError as error:
@@ -117,14 +117,14 @@ def _build(library: Library, targets: Targets, folder: Path, log: Path) -> Build
 
 
 def _keep_log(scratch: Path, log: Path, message: str) -> str:
-    """Leave the compilers' whole output where the other processes and the user find it; name the place."""
+    """Write the compilers' whole output to the log, for other processes and the user; return a note that names it."""
     try:
         output = scratch / "build.log"
         said = output.read_text(encoding="utf-8") if output.is_file() else ""
         log.write_text(f"{_launch()}\n{message}\n\n{said}", encoding="utf-8")
     except OSError:
         return ""
-    return f" (all of it: {log})"
+    return f" (full output: {log})"
 
 
 @contextmanager
@@ -134,15 +134,15 @@ def _writable(folder: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or folder
         raise BuildError(
-            f"the cache folder cannot be written ({where}: {error.strerror or error}): name another in "
-            "TORCH_EXTENSIONS_DIR"
+            f"the cache folder cannot be written ({where}: {error.strerror or error}): set "
+            "TORCH_EXTENSIONS_DIR to another folder"
         ) from error
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock; waits for whoever holds it."""
-    import fcntl  # Linux, as Toolchain.find has made sure
+    """Hold the lock; wait for the process that holds it."""
+    import fcntl  # Linux only, as Toolchain.find has checked
 
     with _writable(path.parent), path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -161,7 +161,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _launch() -> str:
-    """Names one start of all processes by torchrun: they share the agent that is their parent."""
+    """Return a name of this launch by torchrun, the same in all its processes, which share their parent."""
     variables = ("TORCHELASTIC_RUN_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
     return " ".join([str(os.getppid()), *(os.environ.get(name, "") for name in variables)])
 
@@ -171,17 +171,17 @@ def _pause() -> None:
 
 
 def _wait_for_rank_0(library: Library, targets: Targets, log: Path) -> Build | None:
-    """What local rank 0 has built; None when it has not begun after a long while and somebody else should.
+    """Return the build of local rank 0, or None if it has not begun for a long time and this process should build.
 
     Raises:
-        BuildError: when local rank 0 has failed.
+        BuildError: local rank 0 has failed.
     """
     patience = time.monotonic() + PATIENCE_SECONDS
     while (build := find_exact(library, targets)) is None:
         if log.is_file():
             launch, message, *_ = [*log.read_text(encoding="utf-8").splitlines(), "", ""]
             if launch == _launch():
-                raise BuildError(f"local rank 0 could not build: {message} (all of it: {log})")
+                raise BuildError(f"local rank 0 could not build: {message} (full output: {log})")
         if _is_locked(log.parent / "lock"):
             patience = time.monotonic() + PATIENCE_SECONDS
         elif time.monotonic() > patience:

@@ -1,4 +1,4 @@
-"""Compiles a library of operators into a folder, and reads from the compilers' output what the kernels cost."""
+"""Compile a library of operators into a folder, and read the kernels' resources from the compilers' output."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from vovnet.ops.build.toolchain import BuildError, Toolchain
 
 RECORD = "build.json"
 PROBE = 'void probe() { asm volatile("vdpbf16ps %zmm0, %zmm0, %zmm0"); }'
-"""An instruction of the optional set: the assembler, too, must know it."""
+"""An instruction of the optional set, to test compiler and assembler."""
 
 
 @dataclass(frozen=True)
 class KernelCost:
-    """What ptxas says of one kernel on one architecture.
+    """The resources of one kernel on one architecture, as ptxas reports them.
 
     Attributes:
         symbol: The kernel's mangled name.
         arch: Compute capability, such as ``"9.0"``.
-        registers: Of each thread.
-        spill_bytes: Stored to and loaded from local memory by each thread, because registers were too few.
-        shared_bytes: Static shared memory of each block.
+        registers: Registers per thread.
+        spill_bytes: Bytes that each thread stores to and loads from local memory, because registers are too few.
+        shared_bytes: Static shared memory per block.
     """
 
     symbol: str
@@ -51,14 +51,14 @@ class KernelCost:
 
 @dataclass(frozen=True)
 class Build:
-    """A library that stands in a folder.
+    """A compiled library and its record.
 
     Attributes:
         path: The shared library.
-        targets: The GPUs that it serves.
-        kernels: What each kernel costs on each architecture.
-        warnings: Every warning of the compilers, a line each.
-        seconds: How long compiling took.
+        targets: The GPUs that it supports.
+        kernels: The resources of each kernel on each architecture.
+        warnings: Every warning of the compilers, one line each.
+        seconds: Duration of the compilation.
         left_out: Sources whose instructions the compiler did not know.
     """
 
@@ -71,7 +71,7 @@ class Build:
 
     @classmethod
     def read(cls, folder: Path) -> Build | None:
-        """The build that stands in a folder; None where none does, or another release's."""
+        """Return the build in a folder, or None if there is none or its record is of another release."""
         try:
             record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             path = folder / record["library"]
@@ -85,7 +85,7 @@ class Build:
             return None
 
     def write(self) -> None:
-        """Leave the record beside the library."""
+        """Write the record beside the library."""
         record = {
             "library": self.path.name,
             "binary": self.targets.binary,
@@ -102,12 +102,12 @@ def compile_library(library: Library, targets: Targets, folder: Path) -> Build:
     """Compile and link ``library`` into ``folder``, which exists, with at most as many processes as cores.
 
     Raises:
-        BuildError: with the compiler's first lines of error; ``folder/build.log`` then holds all that it said.
+        BuildError: a compiler failed; the message has its first errors, ``folder/build.log`` its whole output.
     """
     tools = Toolchain.find(library)
     begin = time.monotonic()
     jobs = usable_cores()
-    # One source for many GPUs is best split by GPU, many sources for one GPU by source.
+    # With many GPUs nvcc compiles for several of them at once; otherwise several sources are compiled at once.
     threads = max(1, min(jobs, len(targets.binary)))
     left_out = _unknown_sources(library, tools, folder)
     commands = {}
@@ -138,7 +138,7 @@ def compile_library(library: Library, targets: Targets, folder: Path) -> Build:
 
 
 def _unknown_sources(library: Library, tools: Toolchain, folder: Path) -> list[Path]:
-    """The sources that are left out, as the compiler or its assembler is older than their instructions."""
+    """Return the sources whose instructions the compiler or its assembler does not know."""
     optional = [source for source in library.sources if instruction_set(source) == OPTIONAL]
     if not optional:
         return []
@@ -147,20 +147,20 @@ def _unknown_sources(library: Library, tools: Toolchain, folder: Path) -> list[P
     try:
         done = subprocess.run(command, input=PROBE, capture_output=True, text=True, errors="replace", check=False)
     except OSError:
-        return []  # the first compilation says why
+        return []  # the first compilation reports the error
     probe.unlink(missing_ok=True)
     return optional if done.returncode != 0 else []
 
 
 def usable_cores() -> int:
-    """The cores that this process may use; ``MAX_JOBS`` lowers it, as for every extension of Torch."""
+    """Return the number of cores that this process may use, at most ``MAX_JOBS``, as for other Torch extensions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("MAX_JOBS", "")
     return min(cores, int(limit)) if limit.isdigit() and int(limit) > 0 else cores
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """What the command says, stdout and stderr together; a failure is a BuildError with its first errors."""
+    """Run a command and return its stdout and stderr; a failure is a BuildError with its first errors."""
     try:
         done = subprocess.run(
             command,
@@ -169,7 +169,7 @@ def _run(command: list[str], folder: Path) -> str:
             text=True,
             errors="replace",
             check=False,
-            env={**os.environ, "LC_ALL": "C"},  # errors and warnings are found by their English names
+            env={**os.environ, "LC_ALL": "C"},  # errors and warnings are recognized by their English names
         )
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error.strerror or error}") from error
@@ -181,30 +181,30 @@ def _run(command: list[str], folder: Path) -> str:
 
 
 def first_errors(output: str, count: int = 3) -> str:
-    """The first lines that tell an error, or the last lines where none says so, joined to one."""
+    """Return the first lines with errors, or else the last lines, joined to one line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"\b(error|fatal|undefined reference)\b", line, re.IGNORECASE)]
     return "; ".join(errors[:count] or lines[-count:])
 
 
 def parse_warnings(output: str) -> list[str]:
-    """The lines in which g++, nvcc, ptxas or the linker warn."""
+    """Return the lines with warnings of g++, nvcc, ptxas or the linker."""
     return [line.strip() for line in output.splitlines() if re.search(r"\bwarning\b\s*[#:]", line, re.IGNORECASE)]
 
 
 def parse_costs(output: str) -> list[KernelCost]:
-    """What ``ptxas -v`` says of each kernel, sorted by architecture and name.
+    """Return the resources of each kernel from the output of ``ptxas -v``, sorted by architecture and name.
 
     A kernel begins with ``Compiling entry function 'NAME' for 'sm_90'``; its spills and registers follow.
     """
     costs = []
     for block in output.split("Compiling entry function ")[1:]:
         head = re.match(r"'(\S+)' for 'sm_(\d+)(\d)[af]?'", block)
-        # Functions that the kernel calls, where ptxas did not inline them, come with spills of their own.
+        # Functions that the kernel calls and ptxas did not inline report their own spills.
         spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", block)
         registers = re.search(r"Used (\d+) registers", block)
         if head is None or registers is None or not spills:
-            raise BuildError(f"ptxas reports in a form that is not known: {' '.join(block.split())[:200]}")
+            raise BuildError(f"the output of ptxas has an unknown form: {' '.join(block.split())[:200]}")
         shared = re.search(r"(\d+) bytes smem", block)
         costs.append(
             KernelCost(

@@ -1,8 +1,8 @@
-"""Decides whether there are compiled operators, and builds and loads them when they are first needed.
+"""Build and load the compiled operators when they are first needed.
 
-``VOVNET_OPS`` says how: ``auto`` (the default) falls back to the reference with one warning when they cannot be had,
-``off`` never asks for them, ``require`` makes it an error. The first tensor on a GPU asks by :func:`available`. Tensors
-on the CPU start nothing: there :func:`cpu_operators` is for whoever has been asked to make a model fast.
+``VOVNET_OPS`` controls this. With ``auto`` (the default) a failure leads to one warning and the reference, with ``off``
+nothing is compiled or loaded, and with ``require`` a failure is an error. The first tensor on a GPU calls
+:func:`available`. CPU tensors alone start nothing; functions that make a model fast call :func:`cpu_operators`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ from vovnet.ops.build.toolchain import BuildError
 
 MODES = ("auto", "off", "require")
 ISAS = ("plain", "avx2", "avx512")
-"""What ``VOVNET_ISA`` can lower the CPU operators' instruction set to, ascending."""
+"""The values of ``VOVNET_ISA``, the highest instruction set that the CPU operators may use, in ascending order."""
 CPUINFO = Path("/proc/cpuinfo")
 
 _lock = threading.Lock()
 _loaded: Build | None = None
 _loaded_cpu: Build | None = None
 _failures: dict[int | str | None, str] = {}
-"""Why there are no operators, for a GPU, for all GPUs (None) or for the CPU ("cpu"): asked once, for the compilers are
-slow to fail."""
+"""Index of a GPU, None for all GPUs, or "cpu" → why there are no operators. Kept because failing compilers are slow."""
 _warned: set[str] = set()
 
 
@@ -51,14 +50,14 @@ def _unlock() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)  # a thread that builds in the parent holds it, and is not in the child
+    os.register_at_fork(after_in_child=_unlock)  # the thread that holds the lock does not exist in the child
 
 
 def mode() -> str:
-    """``VOVNET_OPS``.
+    """Return ``VOVNET_OPS``.
 
     Raises:
-        InputError: for an unknown value.
+        InputError: its value is unknown.
     """
     return _chosen("VOVNET_OPS", MODES, "auto")
 
@@ -71,16 +70,16 @@ def _chosen(variable: str, values: tuple[str, ...], default: str) -> str:
 
 
 def available(device: torch.device) -> bool:
-    """Whether ``torch.ops.vovnet._cuda_*`` serve tensors on ``device``; the first call may build and load them.
+    """True if ``torch.ops.vovnet._cuda_*`` are loaded for ``device``; the first call may build and load them.
 
     Returns:
-        False for a device other than CUDA, with ``VOVNET_OPS=off``, and, after one warning that gives the cause and
-        the mend, where ``auto`` finds that they cannot be had. True means that they are loaded; which tensors they take
-        is for ``_cuda_supported`` to say.
+        False for a device other than CUDA and with ``VOVNET_OPS=off``. With ``auto`` it is also False if the operators
+        cannot be built or loaded; one warning then gives the cause and how to mend it. If it is True,
+        ``_cuda_supported`` says which tensors the operators take.
 
     Raises:
-        InputError: for an unknown ``VOVNET_OPS``.
-        BuildError: a RuntimeError, where ``VOVNET_OPS=require`` and they cannot be had.
+        InputError: the value of ``VOVNET_OPS`` is unknown.
+        BuildError: a RuntimeError: ``VOVNET_OPS=require``, and the operators cannot be built or loaded.
     """
     wanted = mode()
     if wanted == "off" or device.type != "cuda":
@@ -90,18 +89,19 @@ def available(device: torch.device) -> bool:
 
 
 def cpu_operators() -> bool:
-    """Whether the compiled operators for the CPU are loaded; the first call may build and load them.
+    """True if the compiled operators for the CPU are loaded; the first call may build and load them.
 
-    Only who was asked for a fast model may call this, as ``vovnet.fuse``: a compiler may start, for some seconds.
+    A compiler may run for some seconds, so only functions that are asked for a fast model call this, such as
+    ``vovnet.fuse``.
 
     Returns:
-        True means that ``torch.ops.vovnet`` runs compiled kernels for tensors on the CPU from now on. False with
-        ``VOVNET_OPS=off``, and, after one warning that gives the cause and the mend, where ``auto`` finds that they
-        cannot be had. A DataLoader's worker loads what is built, and builds nothing.
+        If it is True, ``torch.ops.vovnet`` runs compiled kernels for CPU tensors from now on. It is False with
+        ``VOVNET_OPS=off``. With ``auto`` it is also False if the operators cannot be built or loaded; one warning then
+        gives the cause and how to mend it. A DataLoader worker loads an existing build, but builds nothing.
 
     Raises:
-        InputError: for an unknown ``VOVNET_OPS`` or ``VOVNET_ISA``.
-        BuildError: a RuntimeError, where ``VOVNET_OPS=require`` and they cannot be had.
+        InputError: the value of ``VOVNET_OPS`` or ``VOVNET_ISA`` is unknown.
+        BuildError: a RuntimeError: ``VOVNET_OPS=require``, and the operators cannot be built or loaded.
     """
     wanted = mode()
     _chosen("VOVNET_ISA", ISAS, ISAS[-1])
@@ -109,13 +109,13 @@ def cpu_operators() -> bool:
 
 
 def capability(device: torch.device) -> int:
-    """A CUDA device's compute capability as the operators take it: 75, 80, 90, 120."""
+    """Return a CUDA device's compute capability as the operators take it: 75, 80, 90, 120."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
 def _obtain(wanted: str, ensure: Callable[[], None]) -> bool:
-    """Whether ``ensure`` succeeds; its BuildError becomes what ``VOVNET_OPS`` wants: an error, or one warning."""
+    """True if ``ensure`` succeeds. Its BuildError becomes an error or one warning, according to ``VOVNET_OPS``."""
     try:
         ensure()
     except BuildError as error:
@@ -132,7 +132,7 @@ def _obtain(wanted: str, ensure: Callable[[], None]) -> bool:
 
 
 def _ensure_cpu() -> None:
-    """Make the CPU operators loaded, or raise a BuildError, the same each time."""
+    """Load the CPU operators, or raise a BuildError, the same in every call."""
     global _loaded_cpu
     if _loaded_cpu is not None:
         return
@@ -149,7 +149,7 @@ def _ensure_cpu() -> None:
 
 
 def _ensure(index: int) -> None:
-    """Make the operators loaded for a device, or raise a BuildError, the same each time."""
+    """Load the operators for a device, or raise a BuildError, the same in every call."""
     cause = _failures.get(None) or _failures.get(index)
     if cause is None:
         if _loaded is not None and _loaded.targets.serve(torch.cuda.get_device_capability(index)):
@@ -172,20 +172,20 @@ def _check_age(index: int) -> None:
     if _is_old(index):
         major, minor = torch.cuda.get_device_capability(index)
         raise BuildError(
-            f"cuda:{index} has compute capability {major}.{minor}, the operators need {OLDEST[0]}.{OLDEST[1]} or later"
+            f"cuda:{index} has compute capability {major}.{minor}; the operators need {OLDEST[0]}.{OLDEST[1]} or later"
         )
 
 
 def _load(index: int) -> None:
-    """Load what is built for the GPUs of this machine, building it first where a build may start."""
+    """Load the build for the GPUs of this machine; build it first if this process may."""
     global _loaded
     own = torch.cuda.get_device_capability(index)
     if _loaded is not None:
         if _loaded.targets.serve(own):
             return
         raise BuildError(
-            f"the library that is loaded is built for {_loaded.targets} and does not serve cuda:{index} ({own[0]}."
-            f"{own[1]}): start anew, or build for all GPUs ahead of time (python -m vovnet.ops.build --cuda)"
+            f"the loaded library is built for {_loaded.targets} and does not support cuda:{index} ({own[0]}."
+            f"{own[1]}): restart the process, or build for all GPUs ahead of time (python -m vovnet.ops.build --cuda)"
         )
     present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())} | {own}
     usable = {found for found in present if found >= OLDEST}
@@ -194,7 +194,7 @@ def _load(index: int) -> None:
 
 
 def _build_here(library: Library, targets: Targets, command: str) -> Build:
-    """Build in this process, if it may: ``command`` is what the user is told to run where it may not."""
+    """Build in this process, if it may; otherwise the error tells the user to run ``command``."""
     if get_worker_info() is not None:
         raise BuildError(f"nothing is compiled in a DataLoader worker: build ahead of time ({command})")
     return build_once(library, targets)
@@ -209,7 +209,7 @@ def _open(build: Build) -> Build:
 
 
 def state() -> list[tuple[str, str]]:
-    """Names and values for ``vovnet env``: what is set, what is built and for what; nothing is compiled or loaded."""
+    """Return names and values for ``vovnet env``: settings and builds. Nothing is compiled or loaded."""
     value = os.environ.get("VOVNET_OPS")
     note = "" if value in (None, "", *MODES) else f" (unknown: expected one of {', '.join(MODES)})"
     rows = [("VOVNET_OPS", f"{value or 'auto (the default)'}{note}")]
@@ -234,7 +234,7 @@ def _standing(library: Library) -> str:
 
 
 def _instruction_set() -> str:
-    """The one that the CPU operators use on this machine, and why: the processor, or ``VOVNET_ISA``."""
+    """Return the instruction set that the CPU operators use here, and whether ``VOVNET_ISA`` has lowered it."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the compiled kernels cost: registers, spills, shared memory and occupancy of each on each architecture."""
+"""Report the resources of compiled kernels: registers, spills, shared memory and occupancy on each architecture."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vovnet.ops.build.compiler import Build, KernelCost
 from vovnet.ops.build.toolchain import BuildError
 
 WARP = 32
-REGISTERS = 65536  # of a multiprocessor, on every capability below
+REGISTERS = 65536  # per multiprocessor, on every capability below
 REGISTERS_UNIT = 256  # a warp gets a multiple of these
-PARTITIONS = 4  # of a multiprocessor, each with a quarter of the registers; warps do not move between them
+PARTITIONS = 4  # per multiprocessor, each with a quarter of the registers; a warp stays in its partition
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Multiprocessor:
     """Limits of one multiprocessor (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
 
     Attributes:
-        threads: Resident threads.
-        blocks: Resident blocks.
-        shared_bytes: Shared memory, of all resident blocks.
-        block_shared_bytes: Shared memory that one block may ask for.
-        reserved_bytes: Shared memory that the system takes of each block.
-        shared_unit: Shared memory is given out in multiples of this many bytes.
+        threads: Most resident threads.
+        blocks: Most resident blocks.
+        shared_bytes: Shared memory of all resident blocks together.
+        block_shared_bytes: Most shared memory of one block.
+        reserved_bytes: Shared memory that the system reserves per block.
+        shared_unit: Shared memory is allocated in multiples of this many bytes.
     """
 
     threads: int
@@ -58,11 +58,11 @@ class KernelReport:
     Attributes:
         name: Demangled, without namespace and arguments.
         arch: Compute capability, such as ``"9.0"``.
-        registers: Of each thread.
-        spill_bytes: Stored and loaded by each thread for want of registers.
-        shared_bytes: Of each block, static and dynamic together.
-        occupancy: Resident warps as a fraction (0..1) of what the multiprocessor can hold; 0 for a kernel that cannot
-            be launched at all.
+        registers: Registers per thread.
+        spill_bytes: Bytes that each thread stores and loads because registers are too few.
+        shared_bytes: Static and dynamic shared memory per block.
+        occupancy: Resident warps as a fraction (0..1) of the multiprocessor's limit; 0 for a kernel that cannot be
+            launched.
     """
 
     name: str
@@ -74,7 +74,7 @@ class KernelReport:
 
 
 def occupancy(arch: str, *, registers: int, shared_bytes: int, threads: int) -> float:
-    """Resident warps of a kernel as a fraction of what a multiprocessor of capability ``arch`` can hold."""
+    """Return the resident warps of a kernel as a fraction of the limit of a multiprocessor of capability ``arch``."""
     limit = LIMITS[arch]
     warps = -(-threads // WARP)
     if shared_bytes > limit.block_shared_bytes or threads > 1024 or registers > 255:
@@ -92,10 +92,10 @@ def _round_up(value: int, unit: int) -> int:
 
 
 def kernel_reports(build: Build) -> list[KernelReport]:
-    """An entry for each kernel and architecture; loads the library, whose own table tells how kernels are launched.
+    """Return an entry for each kernel and architecture. Loads the library, which has a table of the kernels' launches.
 
     Raises:
-        BuildError: when a kernel is missing from that table.
+        BuildError: a kernel is missing from that table.
     """
     library = ctypes.CDLL(str(build.path))
     launches = {arch: read_launches(library, arch) for arch in build.targets.binary}
@@ -122,14 +122,14 @@ class _Launch(ctypes.Structure):
 
 
 def read_launches(library: ctypes.CDLL, arch: str) -> dict[str, tuple[int, int]]:
-    """Kernel → threads of a block and bytes of dynamic shared memory, on a GPU of capability ``arch``."""
+    """Return name of a kernel → threads and dynamic shared memory of a block, on a GPU of capability ``arch``."""
     table = ctypes.POINTER(_Launch)()
     count = library.vovnet_kernel_launches(int(arch.replace(".", "")), ctypes.byref(table))
     return {row.name.decode(): (row.threads, row.dynamic_shared_bytes) for row in table[:count]}
 
 
 def demangle(symbol: str) -> str:
-    """The C++ name behind a symbol, by the C++ library that Torch itself needs."""
+    """Return the C++ name of a symbol, by the C++ library that Torch needs, too."""
     function = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
     function.restype = ctypes.c_void_p
     status = ctypes.c_int()
@@ -142,7 +142,7 @@ def demangle(symbol: str) -> str:
 
 
 def readable(name: str) -> str:
-    """A kernel's demangled name without return type, namespaces, casts and arguments."""
+    """Return a kernel's demangled name without return type, namespaces, casts and arguments."""
     name = re.sub(r"\(anonymous namespace\)::|\bvovnet::", "", name)
     name = re.sub(r"\((?:[\w:]+ ?)+\)(?=-?\d|true|false)", "", name)
     # The arguments begin at the first parenthesis outside the template's brackets.
@@ -156,27 +156,27 @@ def readable(name: str) -> str:
 
 
 def defects(entries: Iterable[KernelReport], warnings: list[str]) -> list[str]:
-    """What a build must not have, a line each: warnings, spills, kernels that no GPU can launch."""
+    """Return the defects of a build, one line each: warnings, spills, kernels that cannot be launched."""
     found = [f"warning: {line}" for line in warnings]
     for entry in entries:
         if entry.spill_bytes:
             found.append(f"{entry.name} on {entry.arch} spills {entry.spill_bytes} bytes ({entry.registers} registers)")
         if not entry.occupancy:
             found.append(
-                f"{entry.name} on {entry.arch} cannot be launched: {entry.shared_bytes} bytes of shared memory of "
-                f"{LIMITS[entry.arch].block_shared_bytes}"
+                f"{entry.name} on {entry.arch} cannot be launched: it needs {entry.shared_bytes} bytes of shared "
+                f"memory, a block can have {LIMITS[entry.arch].block_shared_bytes}"
             )
     return found
 
 
 def write_report(path: Path, entries: list[KernelReport], warnings: list[str]) -> None:
-    """``{"kernels": [...], "warnings": N}``."""
+    """Write ``{"kernels": [...], "warnings": N}``."""
     content = {"kernels": [asdict(entry) for entry in entries], "warnings": len(warnings)}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def table(entries: list[KernelReport]) -> str:
-    """The report as text, a line for each kernel and architecture."""
+    """Return the report as text, one line per kernel and architecture."""
     width = max((len(entry.name) for entry in entries), default=6)
     lines = [f"{'kernel':{width}}  {'arch':>5} {'registers':>9} {'spills':>6} {'shared':>7} {'occupancy':>9}"]
     for entry in entries:

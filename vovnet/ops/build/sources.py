@@ -1,4 +1,4 @@
-"""The one list of sources and flags: what is built on first use and ahead of time comes from here alone."""
+"""The one list of sources and flags, for builds on first use and ahead of time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vovnet.errors import InputError
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-"""The compute capabilities that are built ahead of time, and for which a report can tell the occupancy."""
+"""The compute capabilities that are built ahead of time, and for which a report has the occupancy."""
 
 OLDEST = (7, 5)
-"""The oldest capability with the tensor-core instructions that the kernels are written in."""
+"""The oldest capability that has the tensor-core instructions of the kernels."""
 
 STABLE_TORCH = (2, 10)
-"""The first release whose stable C++ interface passes lists of tensors; what is built serves it and later ones."""
+"""The first PyTorch whose stable C++ interface passes lists of tensors; a build works with later releases, too."""
 
 OWN_MEMORY_TORCH = (2, 11)
-"""The first release whose stable C++ interface makes tensors over memory of our own, as the CPU's operators do."""
+"""The first PyTorch whose stable C++ interface makes tensors over our own memory, as the CPU operators do."""
 
 CXX_FLAGS = (
     "-std=c++20",
@@ -31,14 +31,14 @@ CXX_FLAGS = (
     "-Wall",
     "-Wextra",
 )
-CUDA_CXX_FLAGS = ("-DUSE_CUDA",)  # declares the part of PyTorch's stable interface that knows streams
+CUDA_CXX_FLAGS = ("-DUSE_CUDA",)  # declares the CUDA streams of PyTorch's stable interface
 NVCC_FLAGS = (
     "-std=c++20",
     "-O3",
     "-Xcompiler=-fPIC,-Wall,-Wextra",
     "-Xptxas=-v",  # registers, spills and shared memory of each kernel, for the report
 )
-LINK_FLAGS = ("-shared", "-Wl,-z,defs")  # a function that nobody defines ends the build, not the first call
+LINK_FLAGS = ("-shared", "-Wl,-z,defs")  # an undefined function is an error of the build, not of the first call
 
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
@@ -48,30 +48,31 @@ INSTRUCTION_SETS = {
     "avx512": _AVX512,
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
 }
-"""``isa_NAME.cpp`` → the flags of its instruction set, from the narrowest on; all but the first are x86-64's."""
+"""NAME of ``isa_NAME.cpp`` → the flags of its instruction set, in ascending order; all but the first are x86-64."""
 
-KERNEL_FLAGS = ("-O3",)  # of each isa_NAME.cpp
-PLAIN_ONLY = "-DVOVNET_PLAIN_ONLY"  # tells the others that isa_plain.cpp is the only one
+KERNEL_FLAGS = ("-O3",)  # for each isa_NAME.cpp
+PLAIN_ONLY = "-DVOVNET_PLAIN_ONLY"  # tells the other sources that isa_plain.cpp is the only instruction set
 OPTIONAL = "avx512_bf16"
-WITHOUT_OPTIONAL = "-DVOVNET_NO_AVX512_BF16"  # tells the others that the compiler did not know this one
+WITHOUT_OPTIONAL = (
+    "-DVOVNET_NO_AVX512_BF16"  # tells the other sources that the compiler did not know this instruction set
+)
 
 
 def instruction_set(source: Path) -> str | None:
-    """``isa_avx2.cpp`` → ``"avx2"``; None for a source that is compiled for no particular one."""
+    """Return ``"avx2"`` for ``isa_avx2.cpp``, or None for a source without an instruction set of its own."""
     match = re.fullmatch(r"isa_(\w+)\.cpp", source.name)
     return match[1] if match else None
 
 
 @dataclass(frozen=True)
 class Library:
-    """One shared library of operators: what is compiled into it, and with what.
+    """A shared library of operators: its sources and flags.
 
-    One with a source in CUDA needs nvcc, CUDA's libraries and a Torch with CUDA; others need a C++ compiler alone.
+    A library with CUDA sources needs nvcc, CUDA's libraries and a PyTorch with CUDA; others need a C++ compiler only.
 
     Attributes:
-        name: Names its folder and file, and stands in messages.
-        folder: Where its sources are; a change of any file in it, or of a header that lies in :data:`CSRC` for all
-            libraries, makes a new build.
+        name: The name of its folder and file, and in messages.
+        folder: The folder of its sources. A change of a file in it, or of a header in :data:`CSRC`, makes a new build.
         torch: The first release of PyTorch that it is built for.
     """
 
@@ -81,17 +82,17 @@ class Library:
 
     @property
     def sources(self) -> list[Path]:
-        """The files that are compiled on this machine, each on its own."""
+        """The source files that are compiled on this machine."""
         found = sorted(path for path in self.folder.iterdir() if path.suffix in (".cu", ".cpp"))
         return [path for path in found if _is_x86() or instruction_set(path) in (None, "plain")]
 
     @property
     def uses_cuda(self) -> bool:
-        """Whether any source is CUDA's."""
+        """True if any source is a CUDA source."""
         return any(path.suffix == ".cu" for path in self.sources)
 
     def flags(self, source: Path) -> tuple[str, ...]:
-        """What the compiler of a source is told on every machine of this kind."""
+        """Return the compiler flags of a source."""
         if source.suffix == ".cu":
             return NVCC_FLAGS
         flags: tuple[str, ...] = (
@@ -106,14 +107,14 @@ class Library:
         return flags if name is None else (*flags, *KERNEL_FLAGS, *INSTRUCTION_SETS[name])
 
     def widest_instruction_set(self, processor_flags: set[str]) -> str:
-        """The last of :data:`INSTRUCTION_SETS` that it has and a processor, too, by its flags as Linux lists them."""
+        """Return the highest instruction set of the library that a processor has, by its flags as Linux lists them."""
         ours = {instruction_set(source) for source in self.sources}
         known = {flag.replace("_", "") for flag in processor_flags}
         fitting = (name for name in INSTRUCTION_SETS if known >= {flag[2:] for flag in INSTRUCTION_SETS[name]})
         return ["plain", *(name for name in fitting if name in ours)][-1]
 
     def key(self, cuda_major: int | None) -> str:
-        """Names what the sources, flags, processor and CUDA's major release make: equal keys, equal libraries."""
+        """Return a hash of sources, flags, machine and CUDA's major release; equal keys mean equal libraries."""
         digest = hashlib.sha256()
         flags = [flag for source in self.sources for flag in (source.name, *self.flags(source))]
         for flag in (*flags, *LINK_FLAGS, platform.machine(), f"cuda{cuda_major}"):
@@ -137,9 +138,8 @@ class Targets:
     """The GPUs that a library is built for.
 
     Attributes:
-        binary: Compute capabilities with machine code of their own, such as ``("8.0", "9.0")``, ascending; empty for a
-            library for the CPU.
-        ptx: The capability whose PTX is added, which the driver compiles for later GPUs; None for none.
+        binary: Compute capabilities with machine code, such as ``("8.0", "9.0")``, ascending; empty for the CPU.
+        ptx: The capability whose PTX is added, which the driver compiles for later GPUs, or None.
     """
 
     binary: tuple[str, ...]
@@ -150,20 +150,20 @@ class Targets:
 
     @property
     def words(self) -> str:
-        """For messages: ``"8.0, 9.0 and PTX"``."""
+        """The targets in words, such as ``"8.0, 9.0 and PTX"``."""
         names = ", ".join(self.binary) or f"every {platform.machine()} processor"
         return names + (" and PTX" if self.ptx else "")
 
     @property
     def nvcc_flags(self) -> list[str]:
-        """The architectures, as nvcc takes them."""
+        """The architectures as flags of nvcc."""
         flags = [f"-gencode=arch=compute_{_digits(a)},code=sm_{_digits(a)}" for a in self.binary]
         if self.ptx:
             flags.append(f"-gencode=arch=compute_{_digits(self.ptx)},code=compute_{_digits(self.ptx)}")
         return flags
 
     def serve(self, capability: tuple[int, int]) -> bool:
-        """Whether a GPU of this capability can run what is built: the same major and no later minor, or older PTX."""
+        """True if a GPU of this capability can run the build: same major and no later minor version, or older PTX."""
         for major, minor in map(parse_capability, self.binary):
             if major == capability[0] and minor <= capability[1]:
                 return True
@@ -171,7 +171,7 @@ class Targets:
 
 
 NO_GPU = Targets(())
-"""What a library for the CPU is built for: it holds all instruction sets, and picks one when it is first used."""
+"""The targets of a library for the CPU. It has all instruction sets and picks one when it is first used."""
 
 
 def _digits(capability: str) -> str:
@@ -179,18 +179,18 @@ def _digits(capability: str) -> str:
 
 
 def parse_capability(text: str) -> tuple[int, int]:
-    """``"8.6"`` → ``(8, 6)``."""
+    """Return ``(8, 6)`` for ``"8.6"``."""
     major, _, minor = text.partition(".")
     return int(major), int(minor)
 
 
 def parse_targets(text: str | None) -> Targets:
-    """Read ``--arch``: capabilities between commas, ``9.0+PTX`` for one whose PTX is wanted, too.
+    """Read ``--arch``: capabilities separated by commas; ``9.0+PTX`` adds the PTX of a capability.
 
-    None stands for every one of :data:`ARCHITECTURES`, and PTX of the last.
+    None stands for all of :data:`ARCHITECTURES`, and the PTX of the last.
 
     Raises:
-        InputError: for what is no capability, or one that no kernel is written for.
+        InputError: an entry is not one of :data:`ARCHITECTURES`.
     """
     if text is None:
         return Targets(ARCHITECTURES, ARCHITECTURES[-1])
@@ -206,7 +206,7 @@ def parse_targets(text: str | None) -> Targets:
 
 
 def targets_for(capabilities: set[tuple[int, int]]) -> Targets:
-    """The targets that serve these GPUs, each of 7.5 or later: their own, or older PTX for one that we do not list."""
+    """Return the targets for these GPUs, each of 7.5 or later; capabilities that are not listed use older PTX."""
     listed = {parse_capability(name): name for name in ARCHITECTURES}
     binary, ptx = set(), None
     for capability in capabilities:

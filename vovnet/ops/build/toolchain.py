@@ -1,4 +1,4 @@
-"""Finds what a build needs: a C++ compiler, Torch's headers and libraries; for CUDA nvcc and its runtime library."""
+"""Find what a build needs: a C++ compiler, Torch's headers and libraries, and for CUDA nvcc and its runtime library."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 
 
 class BuildError(StoppedError, RuntimeError):
-    """The operators cannot be built or loaded; the message is one line that gives the cause and the mend."""
+    """The operators cannot be built or loaded. The message is one line with the cause and how to mend it."""
 
 
 @dataclass(frozen=True)
 class CudaToolkit:
-    """What CUDA adds.
+    """What a build for CUDA needs in addition.
 
     Attributes:
         nvcc: CUDA's compiler.
-        cudart: CUDA's runtime library, of the major release that Torch was built for.
+        cudart: CUDA's runtime library of the major release that Torch was built for.
     """
 
     nvcc: Path
@@ -36,7 +36,7 @@ class CudaToolkit:
 
     @classmethod
     def find(cls, major: int) -> CudaToolkit:
-        """Look for a toolkit of a major release; a BuildError says what is missing."""
+        """Find a toolkit of a major release, or raise a BuildError that names what is missing."""
         nvcc = _find_nvcc(major)
         _check_nvcc_release(nvcc, major)
         return cls(nvcc, _find_cudart(nvcc, major))
@@ -44,12 +44,12 @@ class CudaToolkit:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Compilers and libraries that fit the Torch that is installed.
+    """Compilers and libraries for the installed Torch.
 
     Attributes:
-        cxx: The C++ compiler, which nvcc uses as well.
+        cxx: The C++ compiler; nvcc uses it, too.
         torch: Torch's folder, with ``include`` and ``lib``.
-        cuda: None where a library needs no CUDA.
+        cuda: None if the library does not need CUDA.
     """
 
     cxx: Path
@@ -58,26 +58,26 @@ class Toolchain:
 
     @classmethod
     def find(cls, library: Library) -> Toolchain:
-        """Look for what ``library`` needs, without compiling anything.
+        """Find what ``library`` needs, without compiling anything.
 
         Raises:
-            BuildError: when something is missing or does not fit; it says what, and how to get it.
+            BuildError: something is missing or does not fit; the message says what, and how to get it.
         """
         major = cuda_major(library)
         if sys.platform != "linux":
-            raise BuildError(f"the compiled operators are built on Linux only, this is {sys.platform}")
+            raise BuildError(f"the operators can be compiled on Linux only, this is {sys.platform}")
         cuda = None if major is None else CudaToolkit.find(major)
         return cls(_find_cxx(), _torch_folder(), cuda)
 
 
 def cuda_major(library: Library) -> int | None:
-    """The major CUDA release that ``library`` is built for, the installed Torch's; None where it needs no CUDA.
+    """Return the installed Torch's major CUDA release, or None if ``library`` does not need CUDA.
 
     Raises:
-        BuildError: for a Torch without the CUDA that is needed, or one whose stable C++ interface does not suffice.
+        BuildError: the library needs CUDA and Torch has none, or Torch is too old.
     """
     if library.uses_cuda and torch.version.cuda is None:
-        raise BuildError("the installed PyTorch is built without CUDA: install one with it (https://pytorch.org)")
+        raise BuildError("the installed PyTorch is built without CUDA: install one with CUDA (https://pytorch.org)")
     found = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if found is None or (int(found[1]), int(found[2])) < library.torch:
         wanted = ".".join(map(str, library.torch))
@@ -105,7 +105,7 @@ def _find_nvcc(major: int) -> Path:
 
 
 def _check_nvcc_release(nvcc: Path, major: int) -> None:
-    """A library made for another major release would bring along a second, foreign CUDA runtime."""
+    """Check the release: a library built for another major release would load a second CUDA runtime."""
     try:
         done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -119,8 +119,8 @@ def _check_nvcc_release(nvcc: Path, major: int) -> None:
         )
     if int(release[1]) != major:
         raise BuildError(
-            f"{nvcc} is of CUDA {release[1]}.{release[2]}, but PyTorch is built for CUDA {torch.version.cuda}: install "
-            f"the CUDA toolkit {major}.x and name it in CUDA_HOME, or install a PyTorch for CUDA {release[1]}"
+            f"{nvcc} belongs to CUDA {release[1]}.{release[2]}, but PyTorch is built for CUDA {torch.version.cuda}: "
+            f"install the CUDA toolkit {major}.x and set CUDA_HOME to it, or install a PyTorch for CUDA {release[1]}"
         )
 
 
@@ -128,11 +128,13 @@ def _find_cxx() -> Path:
     for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
         if name and (path := shutil.which(name)):
             return Path(path)
-    raise BuildError("no C++ compiler: found neither CXX nor g++ nor clang++ on PATH; apt install g++, or the like")
+    raise BuildError(
+        "no C++ compiler: found neither CXX nor g++ nor clang++ on PATH; install one, for example with apt install g++"
+    )
 
 
 def _find_cudart(nvcc: Path, major: int) -> Path:
-    """Torch's own, as it comes with pip, or else the toolkit's: both are loaded by the same name."""
+    """Return the runtime library that pip installed with Torch, or else the toolkit's; both have the same name."""
     name = f"libcudart.so.{major}"
     beside_torch = (_torch_folder().parent / "nvidia").glob(f"*/lib/{name}")
     toolkit = nvcc.resolve().parent.parent

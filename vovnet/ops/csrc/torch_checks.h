@@ -1,7 +1,7 @@
-// What the operators demand of the tensors that they are given. Every refusal is a std::runtime_error, Python's
-// RuntimeError, whose text says the operator, the argument, what was expected and what came.
+// Checks of the operators' tensors. Every error is a std::runtime_error (RuntimeError in Python) whose message names
+// the operator, the argument, what was expected and what was given.
 //
-// The place of a tensor is checked last, so that all else can be tested on a machine without a GPU.
+// A tensor's device is checked last, so that all other checks can be tested on a machine without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -47,16 +47,17 @@ inline std::string device_name(const Tensor& tensor) {
   return tensor.is_cpu() ? "cpu" : "neither the CPU nor a CUDA device";
 }
 
-// One call of one operator: its name, for the error texts, and the place that its first tensor has set.
+// Checks the arguments of one call. It knows the operator's name, for messages, and the device of the first tensor.
 class ArgChecker {
  public:
   explicit ArgChecker(const char* op) : op_(op) {}
 
   [[noreturn]] void refuse(const std::string& argument, const std::string& expected, const std::string& got) const {
-    throw std::runtime_error("vovnet::" + std::string(op_) + ": " + argument + ": expected " + expected + ", got " + got);
+    throw std::runtime_error("vovnet::" + std::string(op_) + ": " + argument + ": expected " + expected + ", got " +
+                             got);
   }
 
-  // (N, C, H, W), one pixel's channels beside each other in memory; any stride will do where a size is 1.
+  // Expects a channels-last (N, C, H, W) map; strides of dimensions of size 1 do not matter.
   void feature_map(const std::string& argument, const Tensor& tensor) const {
     if (tensor.dim() != 4) refuse(argument, "a feature map (N, C, H, W)", "shape " + words(shape_of(tensor)));
     constexpr int order[] = {1, 3, 2, 0};
@@ -83,7 +84,7 @@ class ArgChecker {
     if (tensor.scalar_type() != expected) refuse(argument, words(expected), words(tensor.scalar_type()));
   }
 
-  // Of the types that a kernel exists for.
+  // Expects a dtype that has kernels.
   void floating(const std::string& argument, const Tensor& tensor) const {
     const ScalarType got = tensor.scalar_type();
     if (got != ScalarType::Half && got != ScalarType::BFloat16 && got != ScalarType::Float) {
@@ -91,12 +92,13 @@ class ArgChecker {
     }
   }
 
-  // On a GPU, all tensors of the call on the same one, at an address that 16-byte loads can start from.
+  // Expects a tensor on the same GPU as the others, at an address that is a multiple of 16 bytes.
   void on_cuda(const std::string& argument, const Tensor& tensor) {
     if (!tensor.is_cuda()) refuse(argument, "a tensor on a CUDA device", "one on " + device_name(tensor));
     if (device_ < 0) device_ = tensor.get_device_index();
     if (tensor.get_device_index() != device_) {
-      refuse(argument, "a tensor on cuda:" + std::to_string(device_) + " as the others", "one on " + device_name(tensor));
+      refuse(argument, "a tensor on cuda:" + std::to_string(device_) + " like the others",
+             "one on " + device_name(tensor));
     }
     if (tensor.numel() > 0 && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 != 0) {
       refuse(argument, "data aligned to 16 bytes (tensor.clone())", "a view that starts in between");

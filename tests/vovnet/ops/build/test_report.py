@@ -108,7 +108,7 @@ def test_costs_are_read():
         0,
     )
     assert (large.arch, large.registers, large.spill_bytes, large.shared_bytes) == ("12.0", 255, 20, 4096)
-    with pytest.raises(BuildError, match="form that is not known"):
+    with pytest.raises(BuildError, match="unknown form"):
         parse_costs(PTXAS.replace("Used", "Uses"))
 
 

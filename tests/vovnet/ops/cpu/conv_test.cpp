@@ -1,6 +1,6 @@
 // Convolutions without Torch, against plain loops: every method, on maps of float32 and of bfloat16. See checks.h.
 //
-// Numbers are small integers, and weights multiples of 4, so that all sums, F(2x2)'s and Strassen's among them, are exact
+// Numbers are small integers, and weights multiples of 4, so that all sums, also F(2x2)'s, are exact
 // in float32 and what is rounded to bfloat16 in between is exact as well: results must be equal. F(4x4)
 // divides by distances of its points and is given a tolerance.
 #include "checks.h"
@@ -130,7 +130,7 @@ class Comparison {
         residual_(as<M>(data.residual)) {
     for (const auto& map : data.maps) {
       if (c.image()) {
-        pictures_.push_back(c.channels_first ? channels_first(c, map) : as<float>(map));
+        images_.push_back(c.channels_first ? channels_first(c, map) : as<float>(map));
       } else {
         maps_.push_back(as<M>(map));
       }
@@ -157,7 +157,7 @@ class Comparison {
     Conv conv{};
     conv.count = static_cast<int>(c.sources.size());
     for (int s = 0; s < conv.count; ++s) {
-      const void* map = c.image() ? static_cast<const void*>(pictures_[s].begin()) : maps_[s].begin();
+      const void* map = c.image() ? static_cast<const void*>(images_[s].begin()) : maps_[s].begin();
       conv.sources[s] = {map, c.sources[s]};
     }
     conv.batch = c.batch, conv.height = c.height, conv.width = c.width, conv.channels = c.channels();
@@ -205,7 +205,7 @@ class Comparison {
   Buffer<float> weight_, bias_;
   Buffer<M> residual_;
   std::vector<Buffer<M>> maps_;
-  std::vector<Buffer<float>> pictures_;
+  std::vector<Buffer<float>> images_;
 };
 
 // By every method that can compute it.
@@ -215,10 +215,9 @@ void run(const Request& request, const char* set, const Case& c) {
   Comparison<uint16_t> half(request.kernels.convs[1], set, c, data), mixed(request.kernels.convs[2], set, c, data);
   const bool square = c.kernel[0] == 3 && c.kernel[1] == 3 && c.stride[0] == c.stride[1];
   const bool winograd = square && !c.image() && c.sources.size() == 1 && c.residual == Residual::kNone;
-  for (const Method method : {Method::kDirect, Method::kStrassen, Method::kWinograd2, Method::kWinograd4,
+  for (const Method method : {Method::kDirect, Method::kWinograd2, Method::kWinograd4,
                               Method::kWinogradStrided}) {
     const int64_t stride = method == Method::kWinogradStrided ? 2 : 1;
-    if (method == Method::kStrassen && c.image()) continue;
     if (method >= Method::kWinograd2 && !(winograd && c.stride[0] == stride)) continue;
     single.run(method);
     half.run(method);

@@ -1,4 +1,5 @@
-// Vectors of floats from maps of float32 or of bfloat16, the upper half of a float32 that is kept as uint16_t.
+// Loads and stores vectors of floats from and to maps of float32 or bfloat16. A bfloat16 number is the upper half of a
+// float32, kept as uint16_t.
 #pragma once
 
 #include "vec.h"
@@ -12,7 +13,7 @@ typedef uint32_t Bits __attribute__((vector_size(4 * VOVNET_LANES)));
 
 VOVNET_INLINE Vec load(const uint16_t* p) {
   const Half half = *reinterpret_cast<const HalfU*>(p);
-#if defined(__AVX512F__)  // GCC makes five instructions of what is one
+#if defined(__AVX512F__)  // GCC compiles the portable code below to five instructions
   const __m512i bits = _mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(half));
   return reinterpret_cast<Vec>(reinterpret_cast<Bits>(bits) << 16);
 #elif defined(__AVX2__)
@@ -23,7 +24,7 @@ VOVNET_INLINE Vec load(const uint16_t* p) {
 #endif
 }
 
-// Rounded to the nearest, ties to the even one; a NaN stays one. The processor's own instruction takes denormals for 0.
+// Rounds to nearest, ties to even; NaN stays NaN. The processor's own instruction treats denormals as 0.
 VOVNET_INLINE void store(uint16_t* p, Vec v) {
 #if defined(__AVX512BF16__)
   const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
@@ -36,10 +37,10 @@ VOVNET_INLINE void store(uint16_t* p, Vec v) {
 #endif
 }
 
-// Through the caches: at half the bytes, going past them gains nothing.
+// bfloat16 maps are stored through the caches: with half the bytes, streaming gains nothing.
 VOVNET_INLINE void stream(uint16_t* p, Vec v) { store(p, v); }
 
-// Two vectors beside each other past the caches, to an address that is a multiple of their size.
+// Stores two neighbouring vectors past the caches; the address is a multiple of their size.
 VOVNET_INLINE void stream(float* p, Vec left, Vec right) {
   stream(p, left);
   stream(p + kLanes, right);
@@ -65,11 +66,11 @@ VOVNET_INLINE void store_some(uint16_t* p, Vec v, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
-// Calls f.run<V>(c) until all channels are done, V vectors at once from channel c on; f.rest(n) where there are fewer
-// than a vector has. The last vector may begin inside of the one before it: what it computes again is the same.
+// Calls f.run<V>(c) for V vectors at once, from channel c on, until all channels are done; or f.rest(n) if there are
+// fewer channels than a vector has lanes. The last vector may overlap the one before it and then computes the same.
 template <typename F>
 VOVNET_INLINE void for_channels(int64_t channels, const F& f) {
-  constexpr int kMany = kLanes == 16 ? 16 : 8;  // sums and a weight are in registers
+  constexpr int kMany = kLanes == 16 ? 16 : 8;  // the sums and a weight fit into registers
   if (channels < kLanes) return f.rest(static_cast<int>(channels));
   int64_t c = 0;
   for (; c + kMany * kLanes <= channels; c += kMany * kLanes) f.template run<kMany>(c);

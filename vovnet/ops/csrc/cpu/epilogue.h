@@ -1,4 +1,4 @@
-// What happens to sums before they become a map: bias, ReLU, residual, and the way to memory.
+// The epilogue: adds bias and residual to the sums, applies the ReLU, and stores the map.
 #pragma once
 
 #include "dtype.h"
@@ -10,7 +10,8 @@ namespace VOVNET_ISA {
 
 using vovnet::cpu::Conv;
 
-// Larger maps go past the caches: to fetch what is overwritten costs more than to fetch, later, what was written.
+// Larger maps are stored past the caches. Fetching lines that are then overwritten costs more than reading the map
+// from memory later.
 constexpr int64_t kStreamBytes = int64_t{1} << 20;
 
 VOVNET_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -26,13 +27,13 @@ struct Epilogue {
   explicit Epilogue(const Conv& conv)
       : bias(conv.bias), channels(conv.out_channels), relu(conv.relu), streams(streams_of(conv)) {}
 
-  // What is added to output pixel m, (n, y, x): null for nothing.
+  // Returns the residual of output pixel m = (n, y, x), or null.
   VOVNET_INLINE const M* residual_of(const Conv& conv, int64_t m, int64_t n, int64_t y, int64_t x) const {
     if (!conv.residual) return nullptr;
     const M* residual = static_cast<const M*>(conv.residual);
     if (conv.residual_height == conv.out_height && conv.residual_width == conv.out_width)
       return residual + m * channels;
-    // As torch's interpolate(mode="nearest") finds the pixel, in float32.
+    // The pixel is found as in torch's interpolate(mode="nearest"), in float32.
     const float down = static_cast<float>(conv.residual_height) / static_cast<float>(conv.out_height);
     const float right = static_cast<float>(conv.residual_width) / static_cast<float>(conv.out_width);
     const int64_t from_y = smaller(static_cast<int64_t>(static_cast<float>(y) * down), conv.residual_height - 1);
@@ -40,7 +41,7 @@ struct Epilogue {
     return residual + ((n * conv.residual_height + from_y) * conv.residual_width + from_x) * channels;
   }
 
-  // Sums of two vectors of channels from `channel` on; out and residual are those of their pixel, channel 0.
+  // Stores two vectors of sums, from `channel` on. `out` and `residual` point to channel 0 of the pixel.
   VOVNET_INLINE void put(Vec left, Vec right, int64_t channel, M* out, const M* residual) const {
     if (channel + kPanel > channels) {
       put_some(left, channel, out, residual);
@@ -74,7 +75,7 @@ struct Epilogue {
     return aligned && conv.batch * conv.out_height * conv.out_width * pixel >= kStreamBytes;
   }
 
-  // At the last channels, of which a vector may have too many.
+  // Stores the last channels, which may be fewer than a vector has lanes.
   void put_some(Vec sum, int64_t channel, M* out, const M* residual) const {
     const int n = static_cast<int>(smaller(kLanes, channels - channel));
     if (n <= 0) return;

@@ -1,10 +1,10 @@
-// The product that everything rests on: a few packed rows times a panel of packed columns, summed in registers.
+// The matrix product: a few packed rows times a panel of packed columns, summed in registers.
 //
-// Packed numbers are float32, or bfloat16 (as uint16_t) where the processor multiplies pairs of them. A line of 64
-// bytes holds a block of the inner dimension: 16 or 32 numbers, 16 steps of the product. Rows are packed as
-// [block][row][line]: a broadcast then has a constant displacement, and what makes a line (a transform, a copy) writes
-// whole vectors. Columns are packed as [step][kPanel], a number or a pair each. The sums of R rows, a step's columns
-// and a broadcast fill the registers.
+// Packed numbers are float32; or bfloat16 (as uint16_t) if the processor multiplies pairs of them. A line of 64 bytes
+// holds a block of the inner dimension: 16 or 32 numbers, which are 16 steps of the product. Rows are packed as
+// [block][row][line], so that a broadcast has a constant displacement and a transform or copy writes whole vectors.
+// Columns are packed as [step][kPanel], with a number or a pair for each. The sums of R rows, a step's columns and a
+// broadcast fill the registers.
 #pragma once
 
 #include "dtype.h"
@@ -12,35 +12,35 @@
 
 namespace VOVNET_ISA {
 
-constexpr int kPanel = 2 * kLanes;  // columns
-constexpr int kSteps = 16;          // of a block
+constexpr int kPanel = 2 * kLanes;  // columns of a panel
+constexpr int kSteps = 16;          // steps of a block
 
 template <typename S>
-constexpr int kBlock = kLine / static_cast<int>(sizeof(S));  // numbers of the inner dimension in a block
+constexpr int kBlock = kLine / static_cast<int>(sizeof(S));  // numbers in a block
 template <typename S>
 constexpr int kPerStep = kBlock<S> / kSteps;
 
-// The inner dimension is multiplied a chunk at a time, so that a chunk's columns stay in the first-level cache for all
-// rows of a strip.
+// The inner dimension is multiplied chunk by chunk, so that a chunk's columns stay in the first-level cache for all
+// rows of a row tile.
 constexpr int64_t kChunk = 8;  // blocks
 
-constexpr int kPrefetchLines = 4;  // of a product's `ahead`, for each block
-// Bytes of columns that are read while others come, from memory and from the third-level cache. Those that come too
-// early are gone again before they are read.
+constexpr int kPrefetchLines = 4;  // lines that a product prefetches per block, see multiply()
+// Bytes by which columns are prefetched: from memory, and from the third-level cache. Columns that arrive too early are
+// evicted before they are read.
 constexpr int kFarDistance = 8192, kNearDistance = 2048;
 
-// How many products are added up one after the other, before what they make is added to the rest: rounding errors grow
-// with the length of such a chain.
+// The number of products that are summed one after the other before their sum is added to the total. Rounding errors
+// grow with the length of such a chain.
 enum class AccumulationChain { kChunk, kBlock };
 
-// Rows at most: 28 of 32 or 12 of 16 registers are sums. Of chains of a block, half of those are sums of chains, or
-// these are in memory where registers are few.
+// The most rows: 28 of 32 or 12 of 16 registers hold sums. With chains of a block, half of them hold the totals; where
+// registers are few, the totals are in memory.
 template <AccumulationChain kind>
 constexpr int kRows = kLanes == 16 ? (kind == AccumulationChain::kBlock ? 7 : 14) : 6;
 
-// One step of a row: its number, or pair of numbers, times two vectors of columns. new_chain() first adds the sums to
-// those of the chains before. Compilers given the choice overwrite a factor instead of the sum, and then move sums
-// around; so the instructions are spelled out where registers are scarce.
+// add_step() is one step of a row: it adds the row's number, or pair of numbers, times two vectors of columns.
+// new_chain() first adds the chain's sums to the totals. The instructions are spelled out because compilers overwrite a
+// factor instead of the sum, and then move sums between registers.
 #if defined(__AVX2__)
 VOVNET_INLINE void add_step(Vec& a, Vec& b, const float* row, Vec left, Vec right) {
   Vec x;
@@ -88,11 +88,11 @@ VOVNET_INLINE void add_step(Vec& a, Vec& b, const uint16_t* row, Vec left, Vec r
 #endif
 VOVNET_INLINE Vec columns_at(const void* p) { return load(static_cast<const float*>(p)); }
 
-// sums[row][kPanel] = product (+ what stands there, if `add`).
+// sums[row][kPanel] = product, plus the old sums if `add`.
 //
-// rows: [blocks][R][line]; columns: [16 * blocks][kPanel], asked for `distance` bytes ahead. Both are asked for beyond
-// their ends, for the next product's follow. From `next` on, a line for each step is brought into the first-level
-// cache; from `ahead` on, kPrefetchLines for each block into the second.
+// rows: [blocks][R][line]; columns: [16 * blocks][kPanel], prefetched `distance` bytes ahead. Both are prefetched
+// beyond their ends, because the next product's follow there. One line per step, from `next` on, is brought into the
+// first-level cache; kPrefetchLines per block, from `prefetch` on, into the second.
 template <typename S, int R, AccumulationChain kind>
 void multiply(const S* rows, const S* columns, int64_t blocks, float* sums, bool add, int64_t distance,
               const char* next, const char* prefetch) {
@@ -104,7 +104,7 @@ void multiply(const S* rows, const S* columns, int64_t blocks, float* sums, bool
   for (; blocks > 0; --blocks) {
 #pragma GCC unroll 16
     for (int k = 0; k < kSteps; ++k) {
-      // Columns pass by once: they are not to push the rows out of the second-level cache.
+      // Columns are read once and should not evict the rows from the second-level cache.
       __builtin_prefetch(soon + k * kWide, 0, 0);
       if (kLanes == 16) __builtin_prefetch(soon + k * kWide + kHalf, 0, 0);
       __builtin_prefetch(next + k * kLine, 0, 0);
@@ -155,16 +155,16 @@ VOVNET_INLINE Multiply<S> multiply_of(int rows) {
   return multiply<S, R, kind>;
 }
 
-constexpr int64_t kKept = int64_t{12} << 20;  // bytes of columns that the third-level cache keeps from strip to strip
+constexpr int64_t kKept = int64_t{12} << 20;  // bytes of columns that the third-level cache keeps between row tiles
 
-// What products ask for while they last: their columns and, range by range, memory that will be wanted next.
+// Prefetches memory while products are computed: their own columns, and ranges of memory that are read next.
 struct Prefetcher {
   static constexpr int kMost = 64;
   const char* from[kMost];
   int64_t bytes[kMost];
   int count = 0, at = 0;
-  int64_t wait = 0;  // blocks of products that pass before the first
-  bool cold = true;  // whether the products' columns come from memory, or else from the third-level cache
+  int64_t wait = 0;  // blocks of products before the first prefetch
+  bool cold = true;  // the products' columns come from memory, not from the third-level cache
 
   VOVNET_INLINE void add(const void* begin, int64_t size) {
     if (count < kMost && size > 0) {
@@ -172,20 +172,20 @@ struct Prefetcher {
       bytes[count++] = size;
     }
   }
-  // Share i of n of some memory.
+  // Adds share i of n of a range.
   VOVNET_INLINE void add_share(const void* begin, int64_t size, int64_t i, int64_t n) {
     const int64_t lines = size / kLine;
     const int64_t first = i * lines / n, end = (i + 1) * lines / n;
     if (begin) add(static_cast<const char*>(begin) + first * kLine, (end - first) * kLine);
   }
-  // Memory wanted is to come late, or it is gone from the second-level cache before it is read: wait as long as
-  // `blocks` of products leave time for.
+  // Starts prefetching as late as `blocks` of products allow, because memory that arrives early is evicted from the
+  // second-level cache before it is read.
   VOVNET_INLINE void delay(int64_t blocks) {
     int64_t lines = 0;
     for (int i = 0; i < count; ++i) lines += bytes[i] / kLine;
     wait = blocks - lines / kPrefetchLines - blocks / 16;
   }
-  // The next few lines; where there are none left, some that are near already.
+  // Returns the next lines to prefetch, or `near` if none are left.
   VOVNET_INLINE const char* take(int64_t blocks, const void* near) {
     wait -= blocks;
     if (at == count || wait >= 0) return static_cast<const char*>(near);
@@ -198,7 +198,7 @@ struct Prefetcher {
   }
 };
 
-// `total` rows in blocks of at most kRows whose sizes differ by one at most: 16 rows are 8 + 8, not 14 + 2.
+// Splits `total` rows into blocks of at most kRows whose sizes differ by at most one: 16 rows are 8 + 8, not 14 + 2.
 template <AccumulationChain kind>
 struct RowBlocks {
   int64_t total, count;
@@ -207,7 +207,7 @@ struct RowBlocks {
   int rows(int64_t i) const { return static_cast<int>(begin(i + 1) - begin(i)); }
 };
 
-// Packed rows of a strip times one panel: sums[row][kPanel] = product (+ what stands there, if `add`).
+// Multiplies the packed rows of a row tile by one panel: sums[row][kPanel] = product, plus the old sums if `add`.
 //
 // rows: row block by row block, [blocks][R][line] each; columns: [16 * blocks][kPanel].
 template <AccumulationChain kind, typename S>
@@ -221,11 +221,12 @@ inline void multiply_row_tile(const RowBlocks<kind>& row_blocks, const S* rows, 
       const S* begin = rows + (first * blocks + from * count) * kBlock<S>;
       const char* next = reinterpret_cast<const char*>(begin);
       if (prefetcher.cold && b < 2) {
-        // The next chunk's columns come while two row blocks are multiplied, not only in the first one's time.
+        // The next chunk's columns are prefetched during two row blocks; the first alone leaves too little time.
         next = reinterpret_cast<const char*>(columns + (from + here) * kBlock<S> * kPanel) + b * here * kSteps * kLine;
       }
       multiply_of<S, kind>(count)(begin, columns + from * kBlock<S> * kPanel, here, sums + first * kPanel,
-                                  add || from > 0, prefetcher.cold ? kFarDistance : kNearDistance, next, prefetcher.take(here, begin));
+                                  add || from > 0, prefetcher.cold ? kFarDistance : kNearDistance, next,
+                                  prefetcher.take(here, begin));
     }
   }
 }

@@ -1,8 +1,7 @@
-// Convolutions as one product: rows are output pixels, packed a strip at a time, columns are output channels. The
-// inputs of an aggregation are read where they lie.
+// Implicit GEMM: a convolution as one product whose rows are output pixels and whose columns are output channels. Rows
+// are packed one row tile at a time; the inputs of an aggregation are read in place.
 #pragma once
 
-#include "strassen.h"
 #include "row_tile.h"
 
 namespace VOVNET_ISA {
@@ -15,7 +14,7 @@ inline void igemm_row_tile(const Conv& conv, const IgemmPlan<S>& plan, const voi
   const int64_t first_panel = group * plan.panels / plan.groups, last_panel = (group + 1) * plan.panels / plan.groups;
   const RowBlocks<AccumulationChain::kChunk> row_blocks(rows);
   S* packed = reinterpret_cast<S*>(scratch);
-  float* sums = reinterpret_cast<float*>(scratch + plan.packed_bytes(conv.method));
+  float* sums = reinterpret_cast<float*>(scratch + plan.packed_bytes());
   prefetcher.delay((last_panel - first_panel) * row_blocks.count * plan.blocks);
   for (int64_t from = 0; from < plan.blocks; from += plan.range) {
     const int64_t until = smaller(from + plan.range, plan.blocks), blocks = until - from;
@@ -34,7 +33,7 @@ inline void igemm_row_tile(const Conv& conv, const IgemmPlan<S>& plan, const voi
       multiply_row_tile(row_blocks, packed, columns, blocks, sums + panel * rows * kPanel, from > 0, prefetcher);
     }
   }
-  store_row_tile<M>(conv, first_panel, last_panel, m, rows, sums, rows);
+  store_row_tile<M>(conv, first_panel, last_panel, m, rows, sums);
 }
 
 template <typename S>
@@ -42,7 +41,7 @@ struct IgemmJob {
   const Conv& conv;
   const IgemmPlan<S>& plan;
   const void* table;
-  char* scratch;  // of each thread
+  char* scratch;  // one part per thread
   int threads;
   int64_t next;  // the next task to take
 };
@@ -52,48 +51,36 @@ inline void igemm_task(void* context, int64_t thread) {
   auto& job = *static_cast<IgemmJob<S>*>(context);
   const Conv& conv = job.conv;
   const IgemmPlan<S>& plan = job.plan;
-  char* scratch = job.scratch + thread * plan.each(conv.method);
+  char* scratch = job.scratch + thread * plan.each();
   const int threads = job.threads;
   for (;;) {
     const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
     if (i >= plan.tasks()) return;
     Prefetcher prefetcher;
-    // What this thread takes next, if the others are as fast; a task is not taken before it can begin.
+    // Prefetches for the task that this thread takes next if the others are equally fast.
     const int64_t next = (i + threads) / plan.groups;
     if (next < plan.row_tiles) prefetcher = prefetch_rows<M>(conv, plan.begin(next), plan.begin(next + 1));
     prefetcher.add_share(conv.next, conv.next_bytes, i, plan.tasks());
     prefetcher.cold = i < threads || plan.columns_bytes() > kKept;
-    if (conv.method == Method::kStrassen) {
-      strassen_row_tile<M>(conv, plan, job.table, scratch, i, prefetcher);
-    } else {
-      igemm_row_tile<M>(conv, plan, job.table, scratch, i, prefetcher);
-    }
+    igemm_row_tile<M>(conv, plan, job.table, scratch, i, prefetcher);
   }
 }
 
 template <typename S>
 inline int64_t igemm_packed_size(const Weight& weight) {
-  const int64_t panels = panels_of(weight.out_channels, weight.method);
-  const int64_t bytes = panels * kPanel * igemm_blocks<S>(weight.channels, weight.kernel, weight.method) * kLine;
-  return weight.method == Method::kStrassen ? bytes / 4 * kProducts : bytes;
+  return panels_of(weight.out_channels) * kPanel * inner_blocks<S>(weight.channels, weight.kernel) * kLine;
 }
 
 template <typename S>
 inline void pack_igemm(const Weight& weight, void* packed, const Parallel& parallel) {
-  PackB<S> job{weight, static_cast<S*>(packed),
-                    igemm_blocks<S>(weight.channels, weight.kernel, weight.method) * kBlock<S>,
-                    panels_of(weight.out_channels, weight.method)};
-  if (weight.method == Method::kStrassen) {
-    parallel.run(kProducts * (job.panels / 2), pack_strassen_panel<S>, &job);
-  } else {
-    parallel.run(job.panels, pack_b_panel<S>, &job);
-  }
+  PackB<S> job{weight, static_cast<S*>(packed), inner_blocks<S>(weight.channels, weight.kernel) * kBlock<S>};
+  parallel.run(panels_of(weight.out_channels), pack_b_panel<S>, &job);
 }
 
 template <typename S>
 inline int64_t igemm_scratch(const Conv& conv, int threads) {
   const IgemmPlan<S> plan(conv, threads);
-  return plan.table_bytes() + threads * plan.each(conv.method);
+  return plan.table_bytes() + threads * plan.each();
 }
 
 template <typename M, typename S>

@@ -1,4 +1,4 @@
-// Everything of one instruction set: what each isa_*.cpp includes after it has named its namespace in VOVNET_ISA.
+// The kernels of one instruction set. Each isa_*.cpp defines VOVNET_ISA, the name of its namespace, and includes this.
 #pragma once
 
 #include "igemm.h"
@@ -65,7 +65,7 @@ void conv(const Conv& args, void* scratch, const Parallel& parallel) {
   }
 }
 
-// Of maps of M, with products of S.
+// Convolutions of maps of type M that multiply numbers of type S.
 template <typename M, typename S>
 constexpr vovnet::cpu::ConvKernels convs_of() {
   return {packed_size<S>, pack<S>, scratch_size<S>, conv<M, S>};

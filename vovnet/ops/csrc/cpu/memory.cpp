@@ -18,10 +18,10 @@ namespace {
 constexpr size_t kHuge = size_t{2} << 20;  // a huge page
 constexpr size_t kLine = 64;
 
-// Stands before each block, on a line of its own.
+// Precedes each block, on a cache line of its own.
 struct Header {
   size_t bytes;  // usable
-  void* begin;   // what free() takes
+  void* begin;   // the pointer for free()
 };
 static_assert(sizeof(Header) <= kLine);
 
@@ -29,13 +29,13 @@ class Pool {
  public:
   Pool() {
 #if defined(__linux__)
-    // A child of fork() must not find the lock held by a thread that it does not have.
+    // After fork() the child must not find the lock held by a thread that does not exist there.
     pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
                    [] { instance().mutex_.unlock(); });
 #endif
   }
 
-  // Never destroyed: tensors may outlive whatever ends it.
+  // Never destroyed, because tensors may be released during the exit of the process.
   static Pool& instance() {
     static Pool* pool = new Pool;
     return *pool;
@@ -47,9 +47,9 @@ class Pool {
     if (large) {
       const std::lock_guard<std::mutex> lock(mutex_);
       auto found = idle_.lower_bound(bytes);
-      // A block of twice the size is better kept for what needs it.
+      // A block of more than twice the size is kept for larger requests.
       if (found != idle_.end() && found->first / 2 <= bytes) {
-        found = std::prev(idle_.upper_bound(found->first));  // the last that came: the caches may still hold it
+        found = std::prev(idle_.upper_bound(found->first));  // the block released last: the caches may still hold it
         void* block = found->second;
         idle_bytes_ -= found->first;
         idle_.erase(found);
@@ -60,7 +60,7 @@ class Pool {
     try {
       return allocate(total);
     } catch (const std::bad_alloc&) {
-      clear();  // what lies idle may be what is missing
+      clear();  // idle blocks may be the memory that is missing
       return allocate(total);
     }
   }
@@ -69,7 +69,7 @@ class Pool {
     const Header* header = header_of(block);
     if (header->bytes >= kHuge / 2) {
       const std::lock_guard<std::mutex> lock(mutex_);
-      // The smallest blocks go first: they cost the least to have again.
+      // The smallest blocks are freed first, because they cost the least to allocate again.
       while (idle_bytes_ + header->bytes > kMostIdle && !idle_.empty() && idle_.begin()->first < header->bytes) {
         drop(idle_.begin());
       }
@@ -79,7 +79,7 @@ class Pool {
           idle_bytes_ += header->bytes;
           return;
         } catch (const std::bad_alloc&) {
-          // Not even a note of it fits into memory: the system has it back.
+          // There is no memory even for the entry, so the block is freed.
         }
       }
     }
@@ -101,7 +101,7 @@ class Pool {
 
   static Header* header_of(void* block) { return reinterpret_cast<Header*>(static_cast<char*>(block) - kLine); }
 
-  // `total` bytes with the header, a multiple of the alignment.
+  // `total` bytes include the header and are a multiple of the alignment.
   static void* allocate(size_t total) {
     const bool large = total >= kHuge;
     void* begin = std::aligned_alloc(large ? kHuge : kLine, total);

@@ -1,5 +1,5 @@
-// Memory of maps and scratch: large blocks come back to a pool, because the system hands out new ones page by page, and
-// filling them with zeros costs as much as a convolution.
+// Memory for maps and scratch. Large blocks are returned to a pool, because the system provides new ones page by page
+// and filled with zeros, which costs as much as a convolution.
 #pragma once
 
 #include <cstddef>
@@ -7,18 +7,18 @@
 
 namespace vovnet::cpu {
 
-// `bytes` at an address that is a multiple of 64, on huge pages where the system has them.
+// Returns `bytes` at an address that is a multiple of 64, on huge pages if the system has them.
 //
-// Throws std::bad_alloc. For every thread; release() may be called by another one.
+// Throws std::bad_alloc. Any thread may call both functions, and another one may release the block.
 void* acquire(size_t bytes);
 void release(void* block);
 
-// What the pool holds for later: never more than this, in bytes.
+// The pool holds at most so many idle bytes.
 constexpr size_t kMostIdle = size_t{512} << 20;
 size_t idle_bytes();
 void release_idle();
 
-// A block that ends with its scope.
+// A block that is released at the end of its scope.
 class Scratch {
  public:
   explicit Scratch(size_t bytes) : data_(acquire(bytes)) {}

@@ -1,4 +1,5 @@
-// Pixels of a convolution as rows of its product: where they are, and copying what lies under the taps.
+// Packing the input (matrix A): the rows of a convolution's product are what lies under the kernel at each output
+// pixel.
 #pragma once
 
 #include "pack_b.h"
@@ -7,11 +8,11 @@ namespace VOVNET_ISA {
 
 // An output pixel.
 struct Pixel {
-  int64_t n, y, x;       // y, x: the input's pixel under the first tap, which may lie outside
-  int64_t line, column;  // of the output
+  int64_t n, y, x;       // y, x: the input's pixel under the first tap; it may lie outside the map
+  int64_t line, column;  // y and x in the output
   bool exists;
 
-  // The next row's.
+  // Moves on to the next row's pixel.
   VOVNET_INLINE void advance(const Conv& conv) {
     x += conv.stride[1];
     if (++column < conv.out_width) return;
@@ -33,14 +34,14 @@ VOVNET_INLINE Pixel pixel_of(const Conv& conv, int64_t m) {
           n < conv.batch};
 }
 
-// The input's pixel under a tap as an index, or -1 outside.
+// Returns the index of the input's pixel under a tap, or -1 outside the map.
 VOVNET_INLINE int64_t under_tap(const Conv& conv, const Pixel& pixel, int64_t tap) {
   const int64_t y = pixel.y + tap / conv.kernel[1], x = pixel.x + tap % conv.kernel[1];
   if (!pixel.exists || y < 0 || y >= conv.height || x < 0 || x >= conv.width) return -1;
   return (pixel.n * conv.height + y) * conv.width + x;
 }
 
-// A line of packed numbers from as many channels: a copy where maps are what is multiplied.
+// Packs a line of channels; this is a copy if maps and packed numbers have the same type.
 VOVNET_INLINE void copy_line(const float* from, float* to) {
   for (int v = 0; v < kBlock<float>; v += kLanes) store(to + v, load(from + v));
 }
@@ -76,10 +77,10 @@ inline void gather_line(const Conv& conv, const Inner<M>& inner, int64_t at, S* 
   }
 }
 
-// The pixels of a row block, one after the other from m on; those at and behind `end` do not exist.
+// The pixels of a row block, from m on. Pixels from `end` on do not exist.
 struct Pixels {
   Pixel pixel[kRows<AccumulationChain::kChunk>];
-  int64_t at[kRows<AccumulationChain::kChunk>];  // the input's under a tap, see look()
+  int64_t at[kRows<AccumulationChain::kChunk>];  // index of the input's pixel under a tap, see look()
   int count;
 
   VOVNET_INLINE Pixels(const Conv& conv, int64_t m, int rows, int64_t end) : count(rows) {
@@ -94,9 +95,9 @@ struct Pixels {
   }
 };
 
-constexpr int kLineDistance = 3;  // of a pixel's channels, while those before are packed
+constexpr int kLineDistance = 3;  // lines of a pixel's channels that are prefetched while earlier ones are packed
 
-// Blocks [begin, end) of a row block.
+// Packs blocks [begin, end) of a row block.
 template <typename M, typename S>
 inline void pack_rows(const Conv& conv, const Inner<M>* inner, int64_t begin, int64_t end, Pixels& pixels, S* to) {
   int32_t tap = -1;
@@ -118,7 +119,7 @@ inline void pack_rows(const Conv& conv, const Inner<M>* inner, int64_t begin, in
   }
 }
 
-// A row of an image: all channels' taps. `offsets` are of its elements from that of the first tap.
+// Packs a row of an image: the taps of all channels. `offsets` are relative to the first tap's element.
 template <typename S>
 inline void pack_image_row(const Conv& conv, const int64_t* offsets, const Pixel& pixel, int64_t blocks, S* to,
                              int64_t step) {
@@ -145,17 +146,17 @@ inline void pack_image_row(const Conv& conv, const int64_t* offsets, const Pixel
 }
 
 #if defined(__AVX512F__)
-// Where the elements of an image's row come from, taps side by side at a time: those under the mask of the vector at
-// an offset from the first tap's. Of images whose lines are dense, as they usually are, and few taps.
+// Loads a row of an image in pieces of neighbouring taps: each piece is a masked vector at an offset from the first
+// tap's element. For images with dense lines, which is usual, and few taps.
 struct Pieces {
   static constexpr int kVectors = 4;
   int64_t offset[kVectors * (kLanes + 1)];
   __mmask16 mask[kVectors * (kLanes + 1)];
-  int end[kVectors] = {};  // of a vector's pieces
+  int end[kVectors] = {};  // end of each vector's pieces
 
   explicit Pieces(const Conv& conv) {
     int count = 0;
-    int64_t k = 0;  // elements so far
+    int64_t k = 0;  // number of elements so far
     for (int64_t line = 0; line < conv.channels * conv.kernel[0]; ++line) {
       const int64_t from = line / conv.kernel[0] * conv.strides[1] + line % conv.kernel[0] * conv.strides[2];
       for (int64_t x = 0; x < conv.kernel[1];) {
@@ -180,7 +181,7 @@ struct Pieces {
 };
 #endif
 
-// The rows of an image's pixels.
+// Packs the rows of an image's pixels.
 template <typename S>
 inline void pack_image_rows(const Conv& conv, const int64_t* offsets, const Pixels& pixels, int64_t blocks, S* to) {
   const int64_t step = pixels.count * kBlock<S>;
@@ -208,8 +209,8 @@ inline void pack_image_rows(const Conv& conv, const int64_t* offsets, const Pixe
   }
 }
 
-// The lines of the sources that rows [m, end) read and those before them may not have; of images whose lines are
-// dense.
+// Returns a prefetcher for the lines of the sources that rows [m, end) read. Images are prefetched only if their lines
+// are dense.
 template <typename M>
 VOVNET_INLINE Prefetcher prefetch_rows(const Conv& conv, int64_t m, int64_t end) {
   Prefetcher prefetcher;

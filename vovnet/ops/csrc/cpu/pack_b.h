@@ -1,7 +1,7 @@
-// The inner dimension of a convolution as a product: its order, and the weights' columns in it.
+// The order of the inner dimension (K) of a convolution as a product, and packing the weight (matrix B) in that order.
 //
-// Tap by tap, and within a tap channel by channel, each tap filled up to whole blocks. Of images, which have few
-// channels, all are one row instead, channel by channel.
+// K runs over the kernel's taps and, within a tap, over the channels; each tap is padded to whole blocks. Images have
+// few channels, so K runs over channels and, within a channel, over taps, and is padded once.
 #pragma once
 
 #include "epilogue.h"
@@ -24,12 +24,12 @@ VOVNET_INLINE int64_t inner_blocks(int64_t channels, const int64_t* kernel) {
   return is_image(channels) ? ceil_div(taps * channels, kBlock<S>) : taps * ceil_div(channels, kBlock<S>);
 }
 
-// A block: channels of one tap. Where they lie in one source, those of pixel p begin at base + p * stride.
+// A block: channels of one tap. If they lie in one source, the channels of pixel p begin at base + p * stride.
 template <typename M>
 struct Inner {
-  const M* base;  // null where they have to be gathered: from two sources, or fewer than a block
+  const M* base;  // null if the channels must be gathered: they lie in two sources or are fewer than a block
   int64_t stride;
-  int64_t channel;  // the first, within all sources
+  int64_t channel;  // the first channel, counted over all sources
   int32_t tap, count;
 };
 
@@ -38,7 +38,7 @@ VOVNET_INLINE void fill_inner(const Conv& conv, Inner<M>* inner) {
   const int64_t taps = conv.kernel[0] * conv.kernel[1];
   for (int64_t tap = 0; tap < taps; ++tap) {
     const Source* source = conv.sources;
-    int64_t begin = 0;  // of the source
+    int64_t begin = 0;  // first channel of the source
     for (int64_t c = 0; c < conv.channels; c += kBlock<S>, ++inner) {
       while (c >= begin + source->channels) begin += source++->channels;
       const bool whole = c + kBlock<S> <= begin + source->channels;
@@ -48,7 +48,7 @@ VOVNET_INLINE void fill_inner(const Conv& conv, Inner<M>* inner) {
   }
 }
 
-// Of an image: where its elements are, from that of the first tap.
+// Fills in the offsets of an image's elements under the taps, relative to the first tap's.
 VOVNET_INLINE void fill_offsets(const Conv& conv, int64_t* offsets) {
   for (int64_t c = 0; c < conv.channels; ++c) {
     for (int64_t y = 0; y < conv.kernel[0]; ++y) {
@@ -61,18 +61,9 @@ VOVNET_INLINE void fill_offsets(const Conv& conv, int64_t* offsets) {
 
 // ---- Weights
 
-VOVNET_INLINE int64_t panels_of(int64_t out_channels, Method method) {
-  const int64_t panels = ceil_div(out_channels, kPanel);
-  return method == Method::kStrassen ? (panels + 1) / 2 * 2 : panels;
-}
+VOVNET_INLINE int64_t panels_of(int64_t out_channels) { return ceil_div(out_channels, kPanel); }
 
-template <typename S>
-VOVNET_INLINE int64_t igemm_blocks(int64_t channels, const int64_t* kernel, Method method) {
-  const int64_t blocks = inner_blocks<S>(channels, kernel);
-  return method == Method::kStrassen ? (blocks + 1) / 2 * 2 : blocks;
-}
-
-// The weight of output channel o at place k of the inner dimension; 0 outside.
+// Returns the weight of output channel o at index k of the inner dimension; 0 in the padding.
 template <typename S>
 VOVNET_INLINE float weight_at(const Weight& weight, int64_t o, int64_t k) {
   const int64_t taps = weight.kernel[0] * weight.kernel[1];
@@ -90,7 +81,7 @@ VOVNET_INLINE void put_weight(uint16_t* p, float x) {
   *p = rounded[0];
 }
 
-// Column j of a panel at place k of its inner dimension, from the panel's beginning.
+// Returns the offset of column j at index k of the inner dimension, from the panel's beginning.
 template <typename S>
 VOVNET_INLINE int64_t column_place(int64_t k, int64_t j) {
   return (k / kPerStep<S> * kPanel + j) * kPerStep<S> + k % kPerStep<S>;
@@ -100,7 +91,7 @@ template <typename S>
 struct PackB {
   const Weight& weight;
   S* packed;
-  int64_t inner, panels;
+  int64_t inner;
 };
 
 template <typename S>

@@ -1,4 +1,4 @@
-// Max-pool apart from its arithmetic: which rows are next, and on which thread.
+// Distributes the rows of a max-pool over threads.
 #include "roi_pool.h"
 
 #include <algorithm>
@@ -28,7 +28,7 @@ void work(void* context, int64_t) {
 void max_pool(const MaxPool& pool, int64_t batch, DType dtype, const RoiPoolKernels* kernels,
               const Parallel& parallel) {
   const int64_t rows = batch * pool.out_height;
-  // Neighbours share input rows, so a thread takes several; but all threads shall end at about the same time.
+  // A thread takes several neighbouring rows, because they share input rows, but few enough to balance the threads.
   Job job{pool, rows, std::clamp<int64_t>(rows / (8 * parallel.threads), 1, 8),
           kernels[static_cast<int>(dtype)].max_rows};
   parallel.run(parallel.threads, work, &job);

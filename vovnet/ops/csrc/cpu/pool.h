@@ -1,4 +1,4 @@
-// The largest values of windows, as PyTorch's max-pool has them: a window that holds a NaN gives NaN.
+// Max-pool as PyTorch's: the result of a window with a NaN is NaN.
 #pragma once
 
 #include "dtype.h"
@@ -6,7 +6,7 @@
 
 namespace VOVNET_ISA {
 
-// One window, cut to what lies on the map: `first` is its first pixel, and it has at least that one.
+// One window, clipped to the map; `first` is its first pixel, which exists.
 template <typename T>
 struct Largest {
   const T* first;

@@ -1,6 +1,6 @@
-// RoIAlign apart from its arithmetic on maps: where the samples lie, which RoI is next, and on which thread.
+// RoIAlign except for the arithmetic on maps: computes the positions of samples and distributes RoIs over threads.
 //
-// Samples lie where torchvision's do, to the last bit: the compiler must not make one rounding of two.
+// Positions equal torchvision's to the last bit, so the compiler must not contract two roundings to one.
 #include "roi_pool.h"
 
 #include <algorithm>
@@ -21,12 +21,12 @@
 namespace vovnet::cpu {
 namespace {
 
-constexpr int64_t kStreamBytes = int64_t{24} << 20;  // a result that no cache would hold
-constexpr int64_t kChunk = 8;  // RoIs that a thread takes at once: neighbours, which share pixels
+constexpr int64_t kStreamBytes = int64_t{24} << 20;  // larger results are stored past the caches
+constexpr int64_t kChunk = 8;  // RoIs that a thread takes at once; neighbours share pixels
 
-// An axis of a RoI, in pixels of its map.
+// One axis of a RoI, in pixels of its map.
 struct Side {
-  float start, bin;  // where the first bin starts; the length of one
+  float start, bin;  // start of the first bin, length of a bin
   int64_t grid;      // samples in a bin
 };
 
@@ -38,14 +38,14 @@ Side side_of(float from, float to, float scale, const RoiAlign& args, int64_t bi
   const float bin = length / static_cast<float>(bins);
   if (args.sampling_ratio > 0) return {start, bin, args.sampling_ratio};
   const float grid = std::ceil(bin);
-  // None for a NaN, a RoI turned over, or one whose samples torchvision could not count.
+  // No samples for NaN, for a negative length, or if their number would overflow in torchvision.
   return {start, bin, grid > 0 && grid < 2147483648.0f ? static_cast<int64_t>(grid) : 0};
 }
 
-// The taps of every bin along an axis; its memory serves one RoI after the other.
+// The taps of every bin along an axis. The object is used for one RoI after the other, to keep its memory.
 class Axis {
  public:
-  // `step` is the distance of two pixels in memory, in elements.
+  // Computes the taps; `step` is the distance of two pixels in memory, in elements.
   void lay(const Side& side, int64_t bins, int64_t size, int64_t step) {
     taps_.clear();
     begin_.assign(1, 0);
@@ -66,7 +66,8 @@ class Axis {
   Bins bins() const { return {taps_.data(), begin_.data(), static_cast<int64_t>(begin_.size()) - 1}; }
 
  private:
-  // The samples [first, last) of a bin hold those that lie on the map: of a RoI far larger than it, only few do.
+  // Returns a range of samples that contains all samples of a bin on the map. If the RoI is much larger than the map,
+  // these are few.
   static std::pair<int64_t, int64_t> candidates(const Side& side, float origin, int64_t size) {
     constexpr int64_t kFew = 64;
     const double step = static_cast<double>(side.bin) / static_cast<double>(side.grid);
@@ -78,7 +79,7 @@ class Axis {
     return {index((-1.0 - origin) / step - slack), index((static_cast<double>(size) - origin) / step + slack)};
   }
 
-  // A sample at a place: of the two pixels around it, by how near each is; of the outermost one up to a pixel beyond.
+  // Adds a sample by linear interpolation between two pixels. Up to a pixel outside the map it takes the outermost one.
   void add(float at, int64_t size) {
     if (size == 0 || !(at >= -1.0f && at <= static_cast<float>(size))) return;
     at = std::max(at, 0.0f);
@@ -89,7 +90,7 @@ class Axis {
     add(low + 1, behind);
   }
 
-  // Samples come in order, so a pixel that has a tap already has one of the last three.
+  // Samples come in order, so if the pixel has a tap already, it is one of the last three.
   void add(int64_t pixel, float weight) {
     const size_t first = std::max(static_cast<size_t>(begin_.back()) + 3, taps_.size()) - 3;
     for (size_t i = taps_.size(); i-- > first;) {
@@ -105,9 +106,9 @@ class Axis {
   std::vector<int64_t> begin_;
 };
 
-// RoIs by level, image, and place: what follows each other reads much of the same memory.
+// Returns the order of RoIs by level, image and position, so that consecutive RoIs read the same memory.
 std::vector<int64_t> order_of(const RoiAlign& args) {
-  constexpr float kBand = 16;  // pixels of the map; a NaN and what is far away are in a band of their own
+  constexpr float kBand = 16;  // height of a band in pixels of the map; NaN and far RoIs have a band of their own
   std::vector<std::tuple<int64_t, float, float, float, int64_t>> places;
   places.reserve(args.count);
   for (int64_t i = 0; i < args.count; ++i) {
@@ -142,8 +143,8 @@ void align(const Job& job, int64_t i, Axis& rows, Axis& columns) {
   columns.lay(side_of(roi[1], roi[3], level.scale, args, args.out_width), args.out_width, level.width, args.channels);
   const int64_t image = static_cast<int64_t>(roi[0]) * level.height * line;
   const int64_t out = i * args.out_height * args.out_width * args.channels;
-  job.average({static_cast<const char*>(level.map) + image * job.element_bytes, rows.bins(), columns.bins(), args.channels,
-               static_cast<char*>(args.out) + out * job.element_bytes, job.streams});
+  job.average({static_cast<const char*>(level.map) + image * job.element_bytes, rows.bins(), columns.bins(),
+               args.channels, static_cast<char*>(args.out) + out * job.element_bytes, job.streams});
 }
 
 void work(void* context, int64_t) {

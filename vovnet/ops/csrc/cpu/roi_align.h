@@ -1,7 +1,8 @@
-// The averages over one RoI's bins. Which pixels and weights those are is decided in roi_align.cpp.
+// Averages the bins of one RoI. roi_align.cpp computes the pixels and weights.
 //
-// What is not finite spreads as in torchvision, but for two cases: an infinite pixel of which one sample takes 0 parts
-// and another more gives infinity, not NaN; and samples outside of the map read no pixel, not even the first.
+// Infinity and NaN propagate as in torchvision, with two exceptions. If samples take an infinite pixel with weight 0
+// and with a positive weight, the result is infinity, not NaN. Samples outside the map read no pixel, not even the
+// first.
 #pragma once
 
 #include "dtype.h"
@@ -9,7 +10,7 @@
 
 namespace VOVNET_ISA {
 
-// One bin: each pixel is read once, whatever number of samples have a share in it.
+// One bin. Each pixel is read once, even if several samples use it.
 template <typename T>
 struct Average {
   const T* map;

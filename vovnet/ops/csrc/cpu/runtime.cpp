@@ -40,7 +40,7 @@ Kernels choose() {
   return vovnet_cpu_kernels_plain;
 }
 
-// OpenMP's threads do not survive fork(), and GNU's waits for them for ever, whoever in the parent had started them.
+// OpenMP's threads do not survive fork(), and GNU's OpenMP would wait for them forever.
 std::atomic<bool> forked{false};
 #if defined(__linux__)
 [[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });

@@ -1,16 +1,17 @@
-// Which kernels serve this processor, and the threads that they run on.
+// The kernels for this processor, and the threads that they run on.
 #pragma once
 
 #include "kernels.h"
 
 namespace vovnet::cpu {
 
-// Of the best instruction set that the processor has, or that VOVNET_ISA (plain, avx2, avx512) allows; found once.
+// Returns the kernels of the best instruction set that the processor has and VOVNET_ISA (plain, avx2, avx512) allows;
+// chosen once.
 //
-// Throws std::runtime_error for another value of VOVNET_ISA.
+// Throws std::runtime_error for any other value of VOVNET_ISA.
 const Kernels& kernels();
 
-// Torch's threads, as many as torch.get_num_threads() says now; one in a child of fork(), which has none of them.
+// Returns Torch's threads, as many as torch.get_num_threads(). In a child of fork(), which does not have them, one.
 Parallel parallel();
 
 }  // namespace vovnet::cpu

@@ -1,5 +1,5 @@
-// Tiles of a Winograd convolution: how many there are in which order, how they become packed rows, and how sums become
-// pixels.
+// Tiles of a Winograd convolution: their order, packing them as rows at every Winograd point, and transforming sums
+// back to pixels.
 #pragma once
 
 #include "pack_b.h"
@@ -7,10 +7,11 @@
 
 namespace VOVNET_ISA {
 
-// The transforms multiply the sums' errors, so chains are short; errors of sums of bfloat16 products drown in those of
-// the numbers.
+// The output transform multiplies the sums' rounding errors, so chains are short. With bfloat16 products the rounding
+// of the numbers themselves dominates, so chains may be long.
 template <typename S>
-constexpr AccumulationChain kWinogradChain = sizeof(S) == sizeof(float) ? AccumulationChain::kBlock : AccumulationChain::kChunk;
+constexpr AccumulationChain kWinogradChain =
+    sizeof(S) == sizeof(float) ? AccumulationChain::kBlock : AccumulationChain::kChunk;
 template <typename S>
 using TileBlocks = RowBlocks<kWinogradChain<S>>;
 
@@ -18,11 +19,11 @@ template <typename S>
 struct WinogradPlan {
   int64_t tiles_y, tiles_x, tiles;
   int64_t blocks, panels;
-  int64_t parts;               // that the tiles come in: by strips, tasks; by frequencies, one after the other
-  int64_t part;                // tiles of the largest
-  int64_t row_step, sum_step;  // from one frequency to the next, in numbers
+  int64_t parts;               // parts of the tiles: tasks if by row tile, one after the other if by point
+  int64_t part;                // tiles of the largest part
+  int64_t row_step, sum_step;  // distance from one Winograd point to the next, in numbers
   bool by_point;
-  int64_t groups;  // of panels, by frequencies: as many as give every thread something to do
+  int64_t groups;  // groups of panels if by point, enough to keep every thread busy
   int points;
 
   template <typename W>
@@ -33,15 +34,16 @@ struct WinogradPlan {
     tiles = conv.batch * tiles_y * tiles_x;
     blocks = ceil_div(conv.channels, kBlock<S>);
     panels = ceil_div(conv.out_channels, kPanel);
-    // By strips, the rows and one panel's sums share the second-level cache with the weights that pass by, and with the
-    // tiles of the next strip; but weights must serve some rows.
+    // By row tile, the rows and one panel's sums share the second-level cache with the weights that are read and with
+    // the tiles of the next part. A part is not too small, so that each weight is used for several rows.
     constexpr int64_t kMost = kRows<kWinogradChain<S>>, kFewest = 2 * kRows<AccumulationChain::kBlock>;
     const int64_t rows_bytes = points * blocks * kLine, sums_bytes = 4 * points * panels * kPanel;
     const int64_t wanted = smaller(larger((400 << 10) / (rows_bytes * kMost) * kMost, kFewest), 8 * kFewest);
-    const int64_t few = columns_bytes() > (4 << 20) ? 2 : 1;  // strips of a thread, not worth reading weights for
+    // With fewer parts per thread, reading all weights for each part does not pay.
+    const int64_t few = columns_bytes() > (4 << 20) ? 2 : 1;
     by_point = rows_bytes * wanted > (800 << 10) || tiles < few * kFewest * threads;
     if (by_point) {
-      // Rows and sums of all frequencies stay in the third-level cache.
+      // Rows and sums of all Winograd points stay in the third-level cache.
       const int64_t most = larger(4 * kFewest, (12 << 20) / (rows_bytes + sums_bytes));
       parts = ceil_div(tiles, most);
     } else {
@@ -50,23 +52,24 @@ struct WinogradPlan {
     }
     part = ceil_div(tiles, parts);
     groups = smaller(panels, ceil_div(4 * threads, points));
-    // An odd number of lines between frequencies, so that a tile's vectors do not fall on the same sets.
+    // An odd number of lines between Winograd points, so that a tile's vectors do not fall on the same sets of the
+    // caches.
     row_step = (part * blocks | 1) * kBlock<S>;
     sum_step = (ceil_div((by_point ? panels : 1) * part * kPanel, kSteps) | 1) * kSteps;
   }
   int64_t begin(int64_t i) const { return i * tiles / parts; }
-  // Of the channels, that a row block's tiles are transformed in by frequencies: row blocks may be few.
+  // By point, the number of parts of the channels in which a row block is transformed: there may be few row blocks.
   int64_t shares(int threads) const { return smaller(blocks, 2 * threads); }
-  // Bytes of scratch for a part: its rows, then its sums.
+  // Bytes of scratch of a part: its rows, then its sums.
   int64_t rows_bytes() const { return points * row_step * int64_t{sizeof(S)}; }
   int64_t columns_bytes() const { return points * blocks * panels * kPanel * kLine; }
   int64_t each() const { return rows_bytes() + points * sum_step * int64_t{sizeof(float)}; }
 };
 
-// W: a Winograd<>; M: what maps are of; S: what packed numbers are.
+// W is a Winograd<>, M the type of a map's numbers, S the type of packed numbers.
 
 struct Tile {
-  int64_t n, y, x;  // the output's pixel at its corner
+  int64_t n, y, x;  // the output's pixel at the tile's corner
 };
 
 template <typename W, typename S>
@@ -75,14 +78,14 @@ VOVNET_INLINE Tile tile_of(const WinogradPlan<S>& plan, int64_t t) {
   return {line / plan.tiles_y, line % plan.tiles_y * W::kOut, x * W::kOut};
 }
 
-// A line of channels of a tile, at every frequency. `from` is the tile's corner, `down` and `right` its steps;
-// frequency f goes to to + f * step.
+// Transforms a line of channels of a tile to every Winograd point. `from` is the tile's corner, `down` and `right` are
+// its strides; point p goes to to + p * step.
 template <typename W, typename M, typename S>
 VOVNET_INLINE void transform_in(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
   for (int v = 0; v < kBlock<S>; v += kLanes) W::tile(from + v, down, right, to + v, step);
 }
 
-// Of a tile that reaches over the border, or channels that do not fill a line: with zeros in their place.
+// The same for a tile that crosses the border or channels that do not fill a line; what is missing is 0.
 template <typename W, typename M, typename S>
 inline void transform_border(const Conv& conv, const Tile& tile, int64_t channel, S* to, int64_t step) {
   constexpr int T = W::kTile, kWide = kBlock<S>;
@@ -107,8 +110,8 @@ inline void transform_border(const Conv& conv, const Tile& tile, int64_t channel
   transform_in<W>(patch, int64_t{T} * kWide, kWide, to, step);
 }
 
-// The tiles of one row block of a part that begins at `first`, channel blocks [from, until), as packed rows of every
-// frequency.
+// Packs the tiles of one row block as rows of every Winograd point, for channel blocks [from, until). The part begins
+// at tile `first`.
 template <typename W, typename M, typename S>
 inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const TileBlocks<S>& row_blocks, int64_t first,
                           int64_t block, int64_t from, int64_t until, S* rows) {
@@ -125,7 +128,7 @@ inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const T
     for (int64_t b = from; b < until; ++b, to += count * kBlock<S>) {
       if (inside && (b + 1) * kBlock<S> <= conv.channels) {
         const M* pixels = corner + b * kBlock<S>;
-        for (int i = 0; i < T; ++i) {  // the next tile's new pixels
+        for (int i = 0; i < T; ++i) {  // prefetch the next tile's new pixels
           for (int j = T; j < T + W::kOut * W::kStride; ++j) __builtin_prefetch(pixels + i * down + j * right);
         }
         transform_in<W>(pixels, down, right, to, plan.row_step);
@@ -136,7 +139,7 @@ inline void rows_of_tiles(const Conv& conv, const WinogradPlan<S>& plan, const T
   }
 }
 
-// Sums of a panel at every frequency -> pixels of one tile.
+// Transforms the sums of a panel at every Winograd point to the pixels of one tile.
 template <typename W, typename M>
 VOVNET_INLINE void transform_out(const Conv& conv, const Epilogue<M>& epilogue, const Tile& tile, const float* sums,
                                  int64_t step, int64_t channel) {
@@ -150,7 +153,7 @@ VOVNET_INLINE void transform_out(const Conv& conv, const Epilogue<M>& epilogue, 
       Vec m[T], t[W::kOut];
       for (int y = 0; y < T; ++y) {
         m[y] = load(sums + (y * T + x) * step + v * kLanes);
-        __builtin_prefetch(sums + (y * T + x) * step + v * kLanes + kPanel);  // of the next tile
+        __builtin_prefetch(sums + (y * T + x) * step + v * kLanes + kPanel);  // the next tile's
       }
       W::output(m, t);
       for (int y = 0; y < W::kOut; ++y) columns[y][x] = t[y];
@@ -166,7 +169,7 @@ VOVNET_INLINE void transform_out(const Conv& conv, const Epilogue<M>& epilogue, 
   }
 }
 
-// Asks for a tile's pixels, before they are written.
+// Prefetches a tile's pixels before they are written.
 template <typename W, typename M>
 VOVNET_INLINE void ask_for_pixels(const Conv& conv, const Tile& tile, int64_t channel) {
   for (int64_t y = tile.y; y < smaller(tile.y + W::kOut, conv.out_height); ++y) {

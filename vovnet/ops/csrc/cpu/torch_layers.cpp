@@ -7,7 +7,7 @@
 namespace vovnet::cpu {
 namespace {
 
-// Bits of a method's number: maps and products are of bfloat16; products are of float32 nevertheless.
+// Flags of a method's number: maps and products are bfloat16; products are float32 nevertheless.
 constexpr int64_t kBFloat16Bit = 16, kFloatProductsBit = 32;
 
 ComputeType compute_type_of(int64_t method) {
@@ -17,8 +17,8 @@ ComputeType compute_type_of(int64_t method) {
 
 Method method_of(const ArgChecker& check, const std::string& argument, int64_t method) {
   const int64_t number = method & ~(kBFloat16Bit | kFloatProductsBit);
-  if (number < 0 || number > 4 || (method & kFloatProductsBit && !(method & kBFloat16Bit))) {
-    check.refuse(argument, "0 to 4, and 16 more for bfloat16 maps and products or 48 for bfloat16 maps alone",
+  if (number < 0 || number > 3 || (method & kFloatProductsBit && !(method & kBFloat16Bit))) {
+    check.refuse(argument, "0 to 3, and 16 more for bfloat16 maps and products or 48 for bfloat16 maps alone",
                 std::to_string(method));
   }
   return static_cast<Method>(number);
@@ -29,15 +29,15 @@ void check_float(const ArgChecker& check, const std::string& argument, const Ten
   check_on_cpu(check, argument, tensor);
 }
 
-// How many windows there are along an axis, as PyTorch counts them: the last begins in the map or before it.
+// Returns the number of windows along an axis as PyTorch counts them: the last one begins inside the map or before it.
 int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
-  const int64_t room = size + 2 * padding - kernel + (ceil_mode ? stride - 1 : 0);  // for beginnings behind the first
+  const int64_t room = size + 2 * padding - kernel + (ceil_mode ? stride - 1 : 0);  // for the windows after the first
   if (room < 0) return 0;
   const int64_t count = room / stride + 1;
   return ceil_mode && (count - 1) * stride >= size + padding ? count - 1 : count;
 }
 
-// An argument of one layer, or that of a chain's layer `at`.
+// Returns the name of an argument of a single layer, or of layer `at` of a chain.
 std::string named(const char* one, const char* many, int64_t at) {
   return at < 0 ? one : many + ("[" + std::to_string(at) + "]");
 }
@@ -62,7 +62,8 @@ void check_map(const ArgChecker& check, const std::string& argument, const Tenso
   check.feature_map(argument, map);
 }
 
-void check_input(const ArgChecker& check, const std::string& argument, const Tensor& x, int64_t channels, int64_t method) {
+void check_input(const ArgChecker& check, const std::string& argument, const Tensor& x, int64_t channels,
+                 int64_t method) {
   if (x.dim() != 4 || x.size(1) != channels) {
     check.refuse(argument, "(N, " + std::to_string(channels) + ", H, W), with as many channels as the weight",
                 words(shape_of(x)));
@@ -96,9 +97,6 @@ Weight weight_of(const ArgChecker& check, int64_t at, const Tensor& weight, int6
   if (is_winograd(made.method) && !fits) {
     check.refuse(argument, "a 3x3 kernel and 16 or more channels for Winograd's transform", words(shape_of(weight)));
   }
-  if (made.method == Method::kStrassen && made.channels < kImageChannels) {
-    check.refuse(argument, "16 or more channels for Strassen's product", words(shape_of(weight)));
-  }
   return made;
 }
 
@@ -124,7 +122,7 @@ Conv conv_of(const ArgChecker& check, int64_t at, const Tensor& weight, const st
   if (bias) {
     const std::string bias_name = named("bias", "biases", at);
     check_float(check, bias_name, *bias);
-    check.shape(bias_name, *bias, {made.out_channels}, "a number an output channel,");
+    check.shape(bias_name, *bias, {made.out_channels}, "one number per output channel,");
     check.contiguous(bias_name, *bias);
     conv.bias = static_cast<const float*>(bias->const_data_ptr());
   }
@@ -164,7 +162,7 @@ Map set_geometry(const ArgChecker& check, const std::string& argument, const Map
     conv.stride[i] = stride[i], conv.padding[i] = padding[i];
     const int64_t slack = size[i] + 2 * padding[i] - conv.kernel[i];
     if (slack < 0) {
-      check.refuse(argument, "a map that holds the kernel " + words({conv.kernel[0], conv.kernel[1]}),
+      check.refuse(argument, "a map at least as large as the kernel " + words({conv.kernel[0], conv.kernel[1]}),
                   words(x.shape()));
     }
     out[i] = slack / stride[i] + 1;

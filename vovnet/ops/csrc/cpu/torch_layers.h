@@ -1,4 +1,4 @@
-// Layers as Torch hands them over: checks, sizes, memory, calls.
+// Layers from Torch tensors: checks, sizes, memory, calls.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ using vovnet::checks::ArgChecker;
 using vovnet::checks::shape_of;
 using vovnet::checks::words;
 
-// What a method's number says beside how products are computed: what maps are of.
+// The dtype of maps is part of a method's number.
 DType dtype_of(int64_t method);
 ScalarType scalar_type_of(DType dtype);
 const ConvKernels& convs_of(int64_t method);
@@ -24,18 +24,19 @@ bool is_winograd(Method method);
 
 void check_on_cpu(const ArgChecker& check, const std::string& argument, const Tensor& tensor);
 void check_map(const ArgChecker& check, const std::string& argument, const Tensor& map, ScalarType dtype);
-// What a convolution reads: a feature map of its method's element, or an image, in float32 and of any layout.
-void check_input(const ArgChecker& check, const std::string& argument, const Tensor& x, int64_t channels, int64_t method);
-// Two sizes, of height and width, each from `least` to where no sum of a few of them overflows.
+// Checks a convolution's input: a feature map of its method's dtype, or an image in float32 and any layout.
+void check_input(const ArgChecker& check, const std::string& argument, const Tensor& x, int64_t channels,
+                 int64_t method);
+// Checks a pair for height and width; both are at least `least` and small enough that sums do not overflow.
 void check_pair(const ArgChecker& check, const std::string& argument, const std::vector<int64_t>& pair, int64_t least);
 
-// Checked layers but for their maps. `at` is the place in a chain, or kAlone.
+// Check the arguments of a layer except for its maps. `at` is the index in a chain, or kAlone.
 constexpr int64_t kAlone = -1;
 Weight weight_of(const ArgChecker& check, int64_t at, const Tensor& weight, int64_t method);
 Conv conv_of(const ArgChecker& check, int64_t at, const Tensor& weight, const std::optional<Tensor>& bias,
              const Tensor& packed, int64_t method);
 
-// A map on its way from layer to layer.
+// A map between two layers.
 struct Map {
   const void* data;
   int64_t batch, channels, height, width;
@@ -43,21 +44,21 @@ struct Map {
   DType dtype;
 
   static Map of(const Tensor& x);
-  // Channels-last, without data yet.
+  // Returns a channels-last map without data.
   static Map dense(int64_t batch, int64_t channels, int64_t height, int64_t width, DType dtype);
   std::vector<int64_t> shape() const { return {batch, channels, height, width}; }
 };
 
-// Makes a map a convolution's only source.
+// Makes a map the convolution's only source.
 void read(const Map& x, Conv& conv);
-// Does so, and sets the convolution's sizes. Returns the output.
+// Does so, sets the convolution's sizes, and returns its output without data.
 Map set_geometry(const ArgChecker& check, const std::string& argument, const Map& x, const std::vector<int64_t>& stride,
          const std::vector<int64_t>& padding, int64_t method, Conv& conv);
-// A checked max-pool of a map.
+// Returns a max-pool of a map; checks its arguments.
 MaxPool pool_of(const ArgChecker& check, const std::string& argument, const Map& x, const std::vector<int64_t>& kernel,
                 const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, bool ceil_mode);
 
-// Memory that layers use one after the other.
+// Scratch memory that layers use one after the other.
 class Workspace {
  public:
   explicit Workspace(const char* op) : op_(op) {}

@@ -1,4 +1,4 @@
-// Tensors as the CPU kernels see them, and new ones over pooled memory.
+// New tensors and scratch over pooled memory.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@ using torch::stable::Tensor;
                            " MiB of memory, more than the system has left: take fewer or smaller images at once");
 }
 
-// Bytes of so many elements, or no_memory for what no machine has.
+// Returns the bytes of a map; calls no_memory if the number overflows.
 inline size_t map_bytes(const char* op, const std::array<int64_t, 4>& shape, ScalarType dtype) {
   size_t bytes = dtype == ScalarType::BFloat16 ? 2 : 4;
   for (const int64_t size : shape) {
@@ -44,7 +44,7 @@ inline std::unique_ptr<Scratch> new_scratch(const char* op, size_t bytes) {
   }
 }
 
-// A new (batch, channels, height, width) map, channels-last, of float32 or bfloat16.
+// Returns a new (batch, channels, height, width) map, channels-last, float32 or bfloat16.
 inline Tensor new_map(const char* op, const std::array<int64_t, 4>& shape, ScalarType dtype) {
   const size_t bytes = map_bytes(op, shape, dtype);
   void* data = nullptr;

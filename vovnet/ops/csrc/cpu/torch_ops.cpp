@@ -1,4 +1,4 @@
-// Convolutions for Torch, alone and in chains. Schemas and references are in vovnet/ops/inference.py.
+// Convolutions and chains of layers as Torch operators. Schemas and references are in vovnet/ops/inference.py.
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,7 +19,7 @@ Tensor pack_conv(Tensor weight, int64_t method) {
   const Weight made = weight_of(check, kAlone, weight, method);
   check.contiguous("weight", weight);
   const ConvKernels& convs = convs_of(method);
-  // Where maps are allocated: packed weights are read from end to end, on huge pages if there are any.
+  // Allocated like a map, on huge pages if possible, because packed weights are read from end to end.
   Tensor packed = new_map("pack_conv", {1, convs.packed_size(made) / 4, 1, 1}, ScalarType::Float);
   convs.pack(made, packed.mutable_data_ptr(), parallel());
   return packed;
@@ -56,14 +56,14 @@ Tensor packed_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::opt
 
 constexpr const char* kChain = "packed_chain";
 
-// A row of `steps`: the kind, whether the map that it makes is one of the results, and what the kind takes.
+// A row of `steps`: the kind, whether its map is one of the results, and the arguments of the kind.
 enum Kind : int64_t { kConv, kPool, kBlock };
 constexpr size_t kRow = 9;
 
 struct Step {
   Kind kind;
   bool is_output;
-  size_t first, count;  // of the convolutions
+  size_t first, count;  // its convolutions
   MaxPool pool;
   bool identity;
   Map out;
@@ -75,8 +75,9 @@ struct LayerChain {
   std::vector<Step> steps;
 };
 
-// The convolutions of an OSA block, of whose maps none has data yet; returns its output.
-Map set_block_geometry(const ArgChecker& check, const std::string& argument, const Map& x, const Step& step, LayerChain& chain) {
+// Sets the sizes of an OSA block's convolutions and returns its output without data.
+Map set_block_geometry(const ArgChecker& check, const std::string& argument, const Map& x, const Step& step,
+                       LayerChain& chain) {
   Map map = x;
   int64_t sum = x.channels;
   for (size_t i = 0; i < step.count; ++i) {
@@ -112,9 +113,9 @@ Map set_block_geometry(const ArgChecker& check, const std::string& argument, con
   return map;
 }
 
-LayerChain layer_chain_of(const ArgChecker& check, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-               const std::vector<Tensor>& packed, const std::vector<int64_t>& methods,
-               const std::vector<int64_t>& rows) {
+LayerChain layer_chain_of(const ArgChecker& check, const Tensor& x, const std::vector<Tensor>& weights,
+                          const std::vector<Tensor>& biases, const std::vector<Tensor>& packed,
+                          const std::vector<int64_t>& methods, const std::vector<int64_t>& rows) {
   const size_t count = weights.size();
   if (biases.size() != count || packed.size() != count || methods.size() != count) {
     check.refuse("weights", "a bias, a packed weight and a method for each",
@@ -150,9 +151,10 @@ LayerChain layer_chain_of(const ArgChecker& check, const Tensor& x, const std::v
         check_input(check, argument, x, conv.channels, methods[at]);
       } else if (map.channels != conv.channels ||
                  map.dtype != (conv.channels < kImageChannels ? DType::kFloat32 : dtype_of(methods[at]))) {
-        check.refuse("weights[" + std::to_string(at) + "]", "one for the map before it, " + words(map.shape()) + " of " +
-                    words(scalar_type_of(map.dtype)), std::to_string(conv.channels) + " channels and method " +
-                    std::to_string(methods[at]));
+        check.refuse("weights[" + std::to_string(at) + "]",
+                     "one for the map before it, " + words(map.shape()) + " of " +
+                         words(scalar_type_of(map.dtype)),
+                     std::to_string(conv.channels) + " channels and method " + std::to_string(methods[at]));
       }
     } else if (row == rows.begin()) {
       check_map(check, argument, x, scalar_type_of(map.dtype));
@@ -211,7 +213,7 @@ std::vector<Tensor> packed_chain(Tensor x, std::vector<Tensor> weights, std::vec
   const Parallel threads = parallel();
   Workspace workspace(kChain);
   std::vector<Tensor> results;
-  std::unique_ptr<Scratch> held;  // the map that the next step reads, unless it is a result
+  std::unique_ptr<Scratch> held;  // keeps the map that the next step reads, unless it is a result
   Map map = Map::of(x);
   for (Step& step : chain.steps) {
     std::unique_ptr<Scratch> made;

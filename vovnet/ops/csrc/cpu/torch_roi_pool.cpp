@@ -1,4 +1,4 @@
-// RoIAlign and max-pool as Torch sees them: checks, memory, threads.
+// RoIAlign and max-pool as Torch operators: checks, memory, threads.
 #include <string>
 #include <vector>
 
@@ -65,7 +65,7 @@ std::vector<vovnet::cpu::Level> check_maps(const ArgChecker& check, const std::v
   return levels;
 }
 
-// What RoIs name is read, so it must be there.
+// The images and levels of the RoIs are read, so they must exist.
 void check_rois(const ArgChecker& check, const Tensor& rois, const Tensor& level_of, int64_t images, int64_t levels) {
   if (rois.dim() != 2 || rois.size(1) != 5) {
     check.refuse("rois", "(K, 5): index of the image, x1, y1, x2, y2", words(shape_of(rois)));

@@ -1,8 +1,8 @@
 // Winograd's transforms for 3x3 convolutions (A. Lavin, S. Gray, arXiv:1509.09308), on vectors of channels.
 //
-// F(4x4) interpolates at 0, +-21/32, +-3/2 and infinity, where the sums' rounding errors weigh 2.2 times less in the
-// pixels than at the usual 0, +-1, +-2, and 5 % less than at 0, +-1/sqrt(2), +-sqrt(2); and all coefficients of the
-// maps' transforms are exact in float32. F(2x2) interpolates at 0, +-1, infinity.
+// F(4x4) interpolates at 0, +-21/32, +-3/2 and infinity. There the sums' rounding errors grow 2.2 times less than at
+// the usual 0, +-1, +-2, and 5 % less than at 0, +-1/sqrt(2), +-sqrt(2), and all coefficients of the maps' transforms
+// are exact in float32. F(2x2) interpolates at 0, +-1, infinity.
 #pragma once
 
 #include "dtype.h"
@@ -12,8 +12,8 @@ namespace VOVNET_ISA {
 
 constexpr double kA = 21.0 / 32, kB = 1.5;  // points of F(4x4)
 
-// The weights' transform in one dimension: three taps at each finite point, divided by the product of its distances to
-// the others, and at infinity.
+// The weights' transform in one dimension: the polynomial of the three taps at each finite point, divided by the
+// product of the point's distances to the others, and the polynomial at infinity.
 template <int N>
 inline void transform_taps(const double (&points)[N], const double* taps, double* out) {
   for (int p = 0; p < N; ++p) {
@@ -26,13 +26,13 @@ inline void transform_taps(const double (&points)[N], const double* taps, double
   out[N] = taps[2];
 }
 
-// F(kOut x kOut, 3x3), of a stride.
+// F(kOut x kOut, 3x3) for a stride.
 template <int M, int stride = 1>
 struct Winograd;
 
 template <>
 struct Winograd<4> {
-  static constexpr int kOut = 4, kTile = 6, kStride = 1;  // pixels a side, of the output and of the input
+  static constexpr int kOut = 4, kTile = 6, kStride = 1;  // side of a tile in pixels of the output and of the input
   static constexpr float a = kA, b = kB, aa = kA * kA, bb = kB * kB, aabb = aa * bb, both = aa + bb;
 
   static VOVNET_INLINE void taps(const double* three, double* out) {
@@ -51,9 +51,9 @@ struct Winograd<4> {
     out[5] = (d[5] + aabb * d[1]) - both * d[3];
   }
 
-  // Both dimensions: pixel (y, x) is at from + y * down + x * right, frequency f goes to to + f * step. A pair of lines
-  // at a time stays in registers; reading pixels twice costs less than keeping what became of them. Never inlined:
-  // compilers then keep the addresses of all pixels on the stack, and read them longer than it takes to add them up.
+  // Transforms both dimensions: pixel (y, x) is at from + y * down + x * right, Winograd point p goes to to + p * step.
+  // Only a pair of lines is kept in registers, because reading pixels twice costs less than spilling. It is never
+  // inlined, because compilers then keep the addresses of all pixels on the stack, which is slower than adding them up.
   template <typename M, typename S>
   [[gnu::noinline]] static void tile(const M* from, int64_t down, int64_t right, S* to, int64_t step) {
     const auto at = [&](int y, int x) { return load(from + y * down + x * right); };
@@ -130,9 +130,8 @@ struct Winograd<2> {
   }
 };
 
-// A stride of 2 is two convolutions, of the even pixels with the outer taps and of the odd ones with the middle tap:
-// 4 + 3 products in each dimension for 3 pixels, where 9 are without a transform. F(3, 2 taps) interpolates at 0, +-1,
-// infinity.
+// A convolution of stride 2 is the sum of two: even pixels with the outer taps, and odd pixels with the middle tap. In
+// each dimension 3 output pixels take 4 + 3 products instead of 9. F(3, 2 taps) interpolates at 0, +-1, infinity.
 template <>
 struct Winograd<3, 2> {
   static constexpr int kOut = 3, kTile = 7, kStride = 2;

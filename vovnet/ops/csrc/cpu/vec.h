@@ -1,6 +1,6 @@
-// Vectors of floats by the compilers' vector extensions: one source, as wide as the instruction set it is compiled for.
+// Vectors of floats, by the compilers' vector extensions. One source serves every width of an instruction set.
 //
-// Included once by each isa_*.cpp, inside of that file's namespace: nothing here may be shared between them.
+// Each isa_*.cpp includes this file in a namespace of its own, because no function may be shared between them.
 #pragma once
 
 #include <cstddef>
@@ -23,14 +23,14 @@
 namespace VOVNET_ISA {
 
 constexpr int kLanes = VOVNET_LANES;
-constexpr int kLine = 64;  // bytes of a cache line: what packed rows are made of, on every instruction set
+constexpr int kLine = 64;  // bytes of a cache line, the unit of packed rows on every instruction set
 
 typedef float Vec __attribute__((vector_size(4 * VOVNET_LANES)));
 typedef float VecU __attribute__((vector_size(4 * VOVNET_LANES), aligned(2), may_alias));
 
 VOVNET_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
 VOVNET_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
-// Past the caches, to an address that is a multiple of the vector's size: for maps that no cache will hold.
+// Stores past the caches, for maps that no cache holds; the address is a multiple of the vector's size.
 VOVNET_INLINE void stream(float* p, Vec v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
@@ -48,11 +48,11 @@ VOVNET_INLINE void stream_end() {
 #endif
 }
 VOVNET_INLINE Vec all(float x) { return x - Vec{}; }
-// NaN stays NaN, as in torch's ReLU: the comparison is false for it, and it is taken.
+// NaN stays NaN, as in PyTorch's ReLU, because the comparison is false for it.
 VOVNET_INLINE Vec relu(Vec v) { return v < Vec{} ? Vec{} : v; }
 VOVNET_INLINE Vec max_keeping_nan(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }
 
-// The first n of a vector's floats; the others are 0.
+// Loads n floats; the vector's others are 0.
 VOVNET_INLINE Vec load_some(const float* p, int n) {
   float buffer[kLanes] = {};
   for (int i = 0; i < n; ++i) buffer[i] = p[i];

@@ -1,9 +1,9 @@
-// 3x3 convolutions by Winograd's transforms: tiles of the input become, at each of the transform's points
-// ("frequencies"), rows of a product with the transformed weight there.
+// 3x3 convolutions by Winograd's transforms. At each point of the transform (Winograd point), the tiles of the input
+// become the rows of a product with the transformed weight.
 //
-// Two ways through the work. By strips: a thread takes some tiles through all three steps while they stay in its
-// second-level cache. By frequencies, where tiles are few and weights many: all tiles are transformed, then each weight
-// is read once, by one thread.
+// There are two orders of the work. By row tile: a thread takes some tiles through all three steps, while they stay in
+// its second-level cache. By point, if there are few tiles and many weights: all tiles are transformed, then each
+// weight is read once, by one thread.
 #pragma once
 
 #include "tiles.h"
@@ -16,14 +16,15 @@ struct WinogradJob {
   const WinogradPlan<S>& plan;
   char* scratch;
   int threads;
-  int64_t next;          // part, or frequency and panels, to take
-  int64_t first, tiles;  // of the part, by frequencies
+  int64_t next;          // the next part, or the next Winograd point and group of panels
+  int64_t first, tiles;  // by point: tiles of the current part
 };
 
-// ---- By strips
+// ---- By row tile
 
 template <typename W, typename M, typename S>
-inline void winograd_row_tile(const Conv& conv, const WinogradPlan<S>& plan, char* scratch, int64_t i, Prefetcher prefetcher) {
+inline void winograd_row_tile(const Conv& conv, const WinogradPlan<S>& plan, char* scratch, int64_t i,
+                              Prefetcher prefetcher) {
   const int64_t first = plan.begin(i), tiles = plan.begin(i + 1) - first;
   const TileBlocks<S> row_blocks(tiles);
   const Epilogue<M> epilogue(conv);
@@ -52,7 +53,7 @@ inline void winograd_row_tile(const Conv& conv, const WinogradPlan<S>& plan, cha
   if (epilogue.streams) stream_end();
 }
 
-// The input's lines that strip i will read and the one before it has not.
+// Returns a prefetcher for the input's lines that part i reads and the part before it does not.
 template <typename W, typename M, typename S>
 inline Prefetcher prefetch_tiles(const Conv& conv, const WinogradPlan<S>& plan, int64_t i) {
   Prefetcher prefetcher;
@@ -62,7 +63,7 @@ inline Prefetcher prefetch_tiles(const Conv& conv, const WinogradPlan<S>& plan, 
   while (t < end) {
     const Tile tile = tile_of<W>(plan, t);
     const int64_t tiles = smaller(end - t, plan.tiles_x - tile.x / W::kOut);
-    // Tiles overlap; with a padding of 1, as is usual, those above have read the first lines.
+    // Tiles overlap. With the usual padding of 1, the tiles above have read the first lines.
     constexpr int kNew = W::kOut * W::kStride;
     const int64_t top = tile.y * W::kStride - 1 + W::kTile - kNew, left = tile.x * W::kStride;
     for (int64_t y = top; y < smaller(top + kNew, conv.height); ++y) {
@@ -82,7 +83,7 @@ inline void row_tiles_task(void* context, int64_t thread) {
   for (;;) {
     const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
     if (i >= plan.parts) return;
-    // What this thread takes next, if the others are as fast; a part is not taken before it can begin.
+    // Prefetches for the part that this thread takes next if the others are equally fast.
     Prefetcher prefetcher = prefetch_tiles<W, M>(job.conv, plan, i + job.threads);
     prefetcher.add_share(job.conv.next, job.conv.next_bytes, i, plan.parts);
     prefetcher.cold = i < job.threads || plan.columns_bytes() > kKept;
@@ -90,7 +91,7 @@ inline void row_tiles_task(void* context, int64_t thread) {
   }
 }
 
-// ---- By frequencies, a part of the tiles after the other, each in three steps
+// ---- By point: one part of the tiles after the other, each in three steps
 
 template <typename W, typename M, typename S>
 inline void point_rows_task(void* context, int64_t i) {
@@ -150,7 +151,7 @@ inline void winograd_by_point(WinogradJob<S>& job, const Parallel& parallel) {
   }
 }
 
-// ---- Weights: [panel][frequency][column_place]
+// ---- Weights: [panel][Winograd point][column_place]
 
 template <typename S>
 struct PackWinograd {

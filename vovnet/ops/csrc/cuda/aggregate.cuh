@@ -1,7 +1,7 @@
-// The matrix kernel: one block makes one 128 x 128 tile of the output. Three products use it:
-//   Forward          out (pixels, O)   = sum_i x_i W_i^T    depth: the columns of the inputs, one after the other
-//   InputGradients   dx_i (pixels, Ci) = g W_i              depth: the columns of g, the rows of W
-//   WeightGradient   dW (O, sum C)     = g^T x_i            depth: the rows of g and of the inputs, split over blocks
+// The matrix kernel: one block computes one 128 x 128 tile of the output. Three products use it:
+//   Forward          out (pixels, O)   = sum_i x_i W_i^T    K: the columns of the inputs, one after the other
+//   InputGradients   dx_i (pixels, Ci) = g W_i              K: the columns of g, the rows of W
+//   WeightGradient   dW (O, sum C)     = g^T x_i            K: the rows of g and of the inputs, split over blocks
 #pragma once
 
 #include "operand.cuh"
@@ -10,13 +10,13 @@ namespace vovnet {
 
 struct Forward {
   static constexpr KLayout kA = KLayout::kColumns, kB = KLayout::kColumns;
-  static constexpr bool kStreamed = true;  // the output
+  static constexpr bool kStreamed = true;  // stores the output past the L2 cache
   template <class T>
   using Out = T;
 };
 struct InputGradients {
   static constexpr KLayout kA = KLayout::kColumns, kB = KLayout::kRows;
-  static constexpr bool kStreamed = true;  // the output
+  static constexpr bool kStreamed = true;  // stores the output past the L2 cache
   template <class T>
   using Out = T;
 };
@@ -24,7 +24,7 @@ struct WeightGradient {
   static constexpr KLayout kA = KLayout::kRows, kB = KLayout::kRows;
   static constexpr bool kStreamed = false;
   template <class T>
-  using Out = float;  // partial sums, one matrix a split
+  using Out = float;  // partial sums, one matrix per split
 };
 
 struct Problem {
@@ -37,17 +37,17 @@ struct Problem {
   int64_t rows;                 // of the output
   int columns;                  // of the output
   int row_tiles, column_tiles;  // of the output
-  int64_t depth;                // rows of depth in all, where depth lies in rows
-  int64_t split_depth;          // of these, what a split takes
-  int64_t split_stride;         // elements from a split's output to the next's
-  int steps;                    // of a split's loop over depth, at most
-  int phases;                   // 1, or in how many places rows of tiles begin their loop over depth
+  int64_t depth;                // size of K, if K lies in rows
+  int64_t split_depth;          // part of K that a split takes
+  int64_t split_stride;         // elements between the outputs of two splits
+  int steps;                    // most steps of a split's loop over K
+  int phases;                   // number of positions at which rows of tiles begin their loop over K
 };
 
 constexpr int kWarpTile = 64;
-constexpr int kFragments = kWarpTile / 16;            // of a warp, each way
-constexpr int kStageStride = kWarpTile + 8;           // floats of a line where a warp lays out what it made
-constexpr int kStageBytes = 16 * kStageStride * 4;    // 16 lines at once
+constexpr int kFragments = kWarpTile / 16;            // fragments of a warp in each dimension
+constexpr int kStageStride = kWarpTile + 8;           // floats per line of the stage in which a warp arranges its sums
+constexpr int kStageBytes = 16 * kStageStride * 4;    // a stage has 16 lines
 
 template <class ComputeType, class Product>
 struct Layout {
@@ -62,8 +62,8 @@ struct Layout {
   }
 };
 
-// Which tile a block makes: neighbours in launch order share rows of A, and at most 8 tiles of columns lie between
-// blocks that share columns of B, so that both are read from DRAM once while they are in the L2 cache.
+// The tile that a block computes. Neighbours in launch order share rows of A, and blocks that share columns of B are at
+// most 8 tiles of columns apart, so that both are read from DRAM once and then from the L2 cache.
 struct TileCoord {
   int64_t row;
   int column;
@@ -83,9 +83,9 @@ __device__ inline TileCoord tile_coord_of(const Problem& problem, unsigned block
   return {static_cast<int64_t>(row) * kTile, static_cast<int>(first + block % width) * kTile, split, row};
 }
 
-// Blocks that run at the same time advance alike. If all began with the same columns of the weight, these would have
-// left a small L2 cache before the next blocks begin; so rows of tiles begin in `phases` places, and every part of the
-// weight is read again soon.
+// Blocks that run at the same time advance at the same speed. If all began with the same columns of the weight, a small
+// L2 cache would have evicted these before the next blocks begin. So rows of tiles begin at `phases` positions, and
+// every part of the weight is read again soon.
 template <class ComputeType>
 __device__ KIterator<ComputeType> make_k_iterator(const Problem& problem, const TileCoord& coord, KLayout depth) {
   constexpr int kStep = KIterator<ComputeType>::kStep;
@@ -103,7 +103,7 @@ __device__ KIterator<ComputeType> make_k_iterator(const Problem& problem, const 
 __device__ inline int warp_row() { return static_cast<int>(threadIdx.x / 64) * kWarpTile; }
 __device__ inline int warp_column() { return static_cast<int>(threadIdx.x / 32 % 2) * kWarpTile; }
 
-// sums += A B over the tiles' depth, for the warp's 64 x 64.
+// sums += A B over the tiles' part of K, for the warp's 64 x 64.
 template <class ComputeType, class Product, class Sum>
 __device__ void multiply(const typename ComputeType::Storage* a_tile, const typename ComputeType::Storage* b_tile,
                          Sum (&sums)[kFragments][kFragments]) {
@@ -125,7 +125,7 @@ __device__ void multiply(const typename ComputeType::Storage* a_tile, const type
   }
 }
 
-// The loop over depth: while a tile is multiplied, the next ones are on their way.
+// The loop over K: while a tile is multiplied, the next ones are copied.
 template <class ComputeType, class Product, class Sum>
 __device__ void accumulate(const Problem& problem, const TileCoord& coord, Sum (&sums)[kFragments][kFragments]) {
   using L = Layout<ComputeType, Product>;
@@ -148,7 +148,7 @@ __device__ void accumulate(const Problem& problem, const TileCoord& coord, Sum (
       b.fetch(k_iterator, b_tile(step));
       k_iterator.next(problem.a, Product::kA);
     }
-    if constexpr (kAsync) commit_copies();  // a group a step, though it be empty, keeps the count right
+    if constexpr (kAsync) commit_copies();  // one group per step, even if empty, keeps the count right
   };
 #pragma unroll
   for (int step = 0; step < kAhead; ++step) fetch(step);
@@ -173,7 +173,7 @@ struct alignas(kVectorBytes) Vector {
   T at[kCount];
 };
 
-// 8 neighbouring elements: one vector of 16 bits, or two of float32, which may belong to different panels.
+// A run is 8 neighbouring elements: one vector of 16-bit elements, or two of float32, which may be in different panels.
 constexpr int kRun = 8;
 template <class T>
 __device__ void load_run(float (&values)[kRun], const T* source) {
@@ -186,11 +186,11 @@ __device__ void load_run(float (&values)[kRun], const T* source) {
   }
 }
 
-// Where a thread's 8 columns of the output lie: constant over the rows of a tile.
+// The address of a thread's run of columns in the output; the same for all rows of a tile.
 template <class Out, bool kStreamed>
 struct Target {
   static constexpr int kVectors = kRun / Vector<Out>::kCount;
-  Out* first_row[kVectors];  // null: beyond the last column
+  Out* first_row[kVectors];  // null beyond the last column
   int64_t stride[kVectors];
 
   __device__ Target(const Panels<void>& out, int column, int64_t split_offset) {
@@ -223,8 +223,8 @@ struct Target {
   }
 };
 
-// Bias, mask, ReLU and residual, on the float32 sums of one run. The mask and ReLU's NaN follow PyTorch: what is not
-// <= 0 is kept.
+// Applies bias, mask, ReLU and residual to the float32 sums of one run. Mask and ReLU keep what is not <= 0, so NaN is
+// kept, as in PyTorch.
 template <class T>
 __device__ void epilogue(const Problem& problem, int64_t row, int column, const float (&bias)[kRun],
                        float (&values)[kRun]) {
@@ -233,7 +233,7 @@ __device__ void epilogue(const Problem& problem, int64_t row, int column, const 
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
     values[i] += bias[i];
-    // As the output has it: what rounds to 0 has no gradient.
+    // After rounding to the output's type: what rounds to 0 has no gradient.
     bits |= to_float(from_float<T>(values[i])) <= 0.0f ? 0u : 1u << i;
     if (problem.relu && values[i] <= 0.0f) values[i] = 0.0f;
   }
@@ -246,7 +246,7 @@ __device__ void epilogue(const Problem& problem, int64_t row, int column, const 
   }
 }
 
-// Lays out the warp's sums in shared memory, 16 rows at a time, and writes them row by row.
+// Arranges the warp's sums in shared memory, 16 rows at a time, and writes them row by row.
 template <class ComputeType, class Product, class Sum>
 __device__ void write_out(const Problem& problem, const TileCoord& coord, const Sum (&sums)[kFragments][kFragments]) {
   using T = typename ComputeType::Storage;
@@ -260,11 +260,13 @@ __device__ void write_out(const Problem& problem, const TileCoord& coord, const 
   const Target<Out, Product::kStreamed> target(problem.out, column, coord.split * problem.split_stride);
   float bias[kRun] = {};
   if constexpr (kForward) {
-    if (problem.bias != nullptr && column < problem.columns) load_run(bias, static_cast<const T*>(problem.bias) + column);
+    if (problem.bias != nullptr && column < problem.columns) {
+      load_run(bias, static_cast<const T*>(problem.bias) + column);
+    }
   }
 #pragma unroll
   for (int i = 0; i < kFragments; ++i) {
-    warp_barrier();  // all lanes have read the rows before these
+    warp_barrier();  // all lanes have read the previous rows
 #pragma unroll
     for (int j = 0; j < kFragments; ++j) store_fragment(stage + 16 * j, sums[i][j], kStageStride);
     warp_barrier();

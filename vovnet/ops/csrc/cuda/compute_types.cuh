@@ -1,19 +1,20 @@
-// The kinds of numbers that the matrix kernel multiplies, each with its fragments: tensor cores, or plain FFMA.
+// The types of numbers that the matrix kernel multiplies, with their fragments: for tensor cores, or for plain FFMA.
 #pragma once
 
 #include "device.cuh"
 
 namespace vovnet {
 
-// How an operand lies in memory: its columns are the depth of the product (neighbours in memory are neighbours in
-// depth), or its rows are.
+// Which dimension of an operand in memory is K, the dimension that the product sums over: its columns, so that
+// neighbours in memory are neighbours in K, or its rows.
 enum class KLayout : int { kColumns = 0, kRows = 1 };
 
-// Fragments are parts of a product, spread over the lanes of a warp: A is (16, depth), B (depth, 16), their sum (16, 16)
-// in float32. `kContiguousK` says which way the operand lies in shared memory. All lanes take part in each call.
+// Fragments are parts of a product, spread over the lanes of a warp: A is (16, K), B is (K, 16), their sum is (16, 16)
+// in float32. `kContiguousK` is true if neighbours in K are neighbours in shared memory. All lanes must take part in
+// each call.
 
-// Fragments for tensor cores, in the registers that the matrix instructions want. `Type` tells the instruction what
-// they hold, T is what lies in memory.
+// Fragments for tensor cores, in the registers that the matrix instructions expect. `Type` says what the registers
+// hold, T is the type in memory.
 namespace tensor {
 
 __device__ inline int group() { return static_cast<int>(threadIdx.x % 32 / 4); }
@@ -21,20 +22,21 @@ __device__ inline int pair() { return static_cast<int>(threadIdx.x % 4); }
 
 template <class Type, bool kContiguousK>
 struct FragmentA {
-  unsigned words[4];  // rows 0-7 and 8-15 of the first half of depth, then of the second
+  unsigned words[4];  // rows 0-7 and 8-15 of the first half of K, then of the second
 };
 template <class Type, bool kContiguousK>
 struct FragmentB {
-  unsigned words[4];  // columns 0-7 of the first and of the second half of depth, then columns 8-15
+  unsigned words[4];  // columns 0-7 of the first and of the second half of K, then columns 8-15
 };
 struct Accumulator {
   float sums[2][4];  // columns 0-7, 8-15
 };
 
-// Loads words (line half, depth half): lines are A's rows or B's columns. `kLineFirst`: lines' halves alternate first.
+// Loads the words of (half of the lines, half of K); lines are A's rows or B's columns. With `kLineFirst` the halves of
+// the lines alternate first.
 template <bool kContiguousK, bool kLineFirst, class T>
 __device__ void load_words(unsigned (&words)[4], const T* source, int stride) {
-  constexpr int kHalf = 16 / static_cast<int>(sizeof(T));  // of depth
+  constexpr int kHalf = 16 / static_cast<int>(sizeof(T));  // of K
   if constexpr (kContiguousK || sizeof(T) == 2) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int row = lane % 8;
@@ -44,7 +46,7 @@ __device__ void load_words(unsigned (&words)[4], const T* source, int stride) {
     const T* address = kContiguousK ? source + (row + 8 * line_half) * stride + kHalf * depth_half
                                         : source + (row + kHalf * depth_half) * stride + 8 * line_half;
     load_matrices<!kContiguousK>(words, address);
-  } else {  // transposing moves 16-bit elements only
+  } else {  // load_matrices transposes 16-bit elements only
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int line_half = kLineFirst ? i % 2 : i / 2;
@@ -85,13 +87,13 @@ __device__ inline void store_fragment(float* target, const Accumulator& sum, int
 
 }  // namespace tensor
 
-// Fragments of exact float32 for plain FFMA, with depth 4: a lane owns 2 rows of A and 4 columns of B,
-// so that 8 x 4 lanes cover 16 x 16. Lanes read at most 16 bytes at once, and never two lines of one bank.
+// Fragments of float32 for plain FFMA, with K = 4. A lane owns 2 rows of A and 4 columns of B, so that 8 x 4 lanes
+// cover 16 x 16. Lanes read at most 16 bytes at once, without bank conflicts.
 namespace exact {
 
 constexpr int kDepth = 4;
 
-// The lane's r-th line: side by side where that makes one wide read, spread where each line is a read of its own.
+// Returns the lane's r-th line: neighbouring lines if they are one wide read, spread if each line is a read of its own.
 template <bool kContiguousK, int kLanes, int kOwn>
 __device__ int line_of(int lane, int r) {
   return kContiguousK ? lane + kLanes * r : lane * kOwn + r;
@@ -133,7 +135,7 @@ template <bool kContiguousK>
 struct FragmentB {
   float lines[4][kDepth];
 };
-// Where the lane's elements lie depends on both operands' layouts.
+// Which elements the lane owns depends on both operands' layouts.
 template <bool kContiguousA, bool kContiguousB>
 struct Accumulator {
   float sums[2][4];
@@ -172,12 +174,12 @@ __device__ void store_fragment(float* target, const Accumulator<kA, kB>& sum, in
 
 }  // namespace exact
 
-// A kind of number: how it is stored, how deep a fragment is, and the oldest architecture that has it.
+// A compute type: how numbers are stored, a fragment's size in K, and the oldest architecture that supports it.
 template <class T, class Type, int kFragmentDepth, int kOldest>
 struct TensorCoreType {
   using Storage = T;
   static constexpr int kDepth = kFragmentDepth;
-  static constexpr int kUnroll = 2;  // of the loop over a tile's depth: all of it
+  static constexpr int kUnroll = 2;  // of the loop over a tile's K: all of it
   static constexpr int kOldestArchitecture = kOldest;
   template <KLayout kA, KLayout kB>
   struct Fragments {
@@ -193,7 +195,7 @@ struct TensorFloat32 : TensorCoreType<float, Tf32, 8, 80> {};
 struct Float32 {
   using Storage = float;
   static constexpr int kDepth = exact::kDepth;
-  static constexpr int kUnroll = 1;  // a step has enough independent work; more would not fit the registers
+  static constexpr int kUnroll = 1;  // a step has enough independent work; unrolling would not fit into the registers
   static constexpr int kOldestArchitecture = 75;
   template <KLayout kA, KLayout kB>
   struct Fragments {

@@ -1,5 +1,5 @@
-// Everything that the kernels ask of a device. This is the CUDA half; where nvcc does not compile, `emulation.h` of
-// tests/vovnet/ops/emulation takes its place, so that the same kernels run, checked, on a machine without a GPU.
+// Everything that the kernels use of a device. This is the CUDA implementation. For other compilers, `emulation.h` of
+// tests/vovnet/ops/emulation replaces it, so that tests can run and check the same kernels without a GPU.
 #pragma once
 
 #ifndef __CUDACC__
@@ -20,12 +20,12 @@ namespace vovnet {
 
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
-using Bits16 = uint4;  // what one thread moves at once
+using Bits16 = uint4;  // what a thread moves at once
 
 #ifdef __CUDA_ARCH__
 constexpr int kArchitecture = __CUDA_ARCH__ / 10;  // 75, 80, ...
 #else
-constexpr int kArchitecture = 0;  // the host's pass reads the kernels, but makes none
+constexpr int kArchitecture = 0;  // the host's pass parses the kernels but does not compile them
 #endif
 
 __device__ inline float to_float(float value) { return value; }
@@ -47,7 +47,7 @@ __device__ inline BFloat16 from_float(float value) {
   return __float2bfloat16_rn(value);
 }
 
-// Global memory; T is up to 16 bytes, at a multiple of its size.
+// Global memory. T has up to 16 bytes; its address is a multiple of its size.
 template <class T>
 __device__ T load(const T* source) {
   return *source;
@@ -56,10 +56,10 @@ template <class T>
 __device__ void store(T* target, T value) {
   *target = value;
 }
-// For what this kernel never reads again: it may leave the L2 cache before what the kernel still needs.
+// For data that the kernel never reads again; it may be evicted from the L2 cache first.
 __device__ inline void store_streamed(Bits16* target, Bits16 value) { __stcs(target, value); }
 
-// Shared memory: the block's one dynamic allocation.
+// The block's dynamic shared memory.
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
@@ -73,8 +73,8 @@ __device__ void store_shared(T* target, T value) {
   *target = value;
 }
 
-// 16 bytes from global to shared memory, or 16 zero bytes where `valid` is false (the source is then not read).
-// They are there after the `wait_copies` that covers their group, for this thread; after a barrier, for all.
+// Copies 16 bytes from global to shared memory; if `valid` is false, writes zeros and does not read the source. This
+// thread sees them after the `wait_copies` for their group, all threads after the barrier that follows.
 __device__ inline void copy_async(void* target, const void* source, bool valid) {
   __pipeline_memcpy_async(target, source, 16, valid ? 0 : 16);
 }
@@ -87,11 +87,12 @@ __device__ void wait_copies() {
 __device__ inline void block_barrier() { __syncthreads(); }
 __device__ inline void warp_barrier() { __syncwarp(); }
 
-// The warp's matrix instructions; all lanes call each of them. What a lane holds is the PTX ISA's: "group" is lane / 4,
+// The warp's matrix instructions; all lanes must call them. The PTX ISA defines what a lane holds: "group" is lane / 4,
 // "pair" is lane % 4.
 
-// Four 8 x 8 matrices of 16-bit elements (or 8 x 4 of 32 bits); lane 8 i + r gives the address of row r of matrix i, 16
-// bytes. The lane receives, of each, elements 2 pair and 2 pair + 1 of row group; transposed: of column group.
+// Loads four 8 x 8 matrices of 16-bit elements (or 8 x 4 of 32 bits). Lane 8 i + r gives the address of row r of matrix
+// i, 16 bytes. Of each matrix a lane receives elements 2 pair and 2 pair + 1 of row group; if transposed, of column
+// group.
 template <bool kTransposed>
 __device__ void load_matrices(unsigned (&words)[4], const void* row) {
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
@@ -108,11 +109,11 @@ __device__ void load_matrices(unsigned (&words)[4], const void* row) {
   }
 }
 
-// sum (16, 8) += a (16, depth) b (depth, 8), in float32. Depth is 16, of float32 rounded to TF32 8. The lane holds
-//   a: rows group and group + 8 in the first half of depth, then both in the second; pairs of neighbours in depth
-//   b: column group, in the first and in the second half of depth
+// sum (16, 8) += a (16, K) b (K, 8), in float32. K is 16, for TF32 8. The lane holds
+//   a: rows group and group + 8 in the first half of K, then both in the second half; pairs of neighbours in K
+//   b: column group, in the first and in the second half of K
 //   sum: columns 2 pair and 2 pair + 1 of rows group and group + 8
-// Type is the tag of what the words hold.
+// Type says what the words hold.
 struct Tf32 {};
 #define VOVNET_MMA(SHAPE, TYPES)                                                       \
   asm volatile("mma.sync.aligned." SHAPE ".row.col.f32." TYPES                         \
@@ -126,7 +127,7 @@ __device__ void multiply_matrices(float (&sum)[4], const unsigned (&a)[4], const
   if constexpr (std::is_same_v<Type, BFloat16>) VOVNET_MMA("m16n8k16", "bf16.bf16");
   if constexpr (std::is_same_v<Type, Tf32>) VOVNET_MMA("m16n8k8", "tf32.tf32");
 #elif defined(__CUDA_ARCH__)
-  static_assert(std::is_same_v<Type, Half>, "7.5 multiplies float16 only, half as deep at once");
+  static_assert(std::is_same_v<Type, Half>, "7.5 multiplies float16 only, half of K at once");
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     asm volatile(
@@ -138,7 +139,7 @@ __device__ void multiply_matrices(float (&sum)[4], const unsigned (&a)[4], const
 }
 #undef VOVNET_MMA
 
-// The bits of float32 rounded to TF32, which keeps 10 bits of the mantissa.
+// Rounds a float32 number, given as bits, to TF32, which keeps 10 bits of the mantissa.
 __device__ inline unsigned round_to_tf32(unsigned bits) {
   unsigned rounded = bits;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -152,7 +153,7 @@ inline Result cuda_result(cudaError_t error) {
   return {Status::kCuda, static_cast<int>(error), cudaGetErrorString(error)};
 }
 
-// The architecture that the kernel's code was compiled for on this device, 0 where there is none.
+// Returns the architecture that the kernel's code for this device was compiled for, 0 if there is none.
 template <class... Parameters>
 int compiled_architecture(void (*kernel)(Parameters...)) {
   cudaFuncAttributes attributes{};
@@ -166,7 +167,7 @@ int compiled_architecture(void (*kernel)(Parameters...)) {
 template <class... Parameters>
 Result launch(void (*kernel)(Parameters...), unsigned blocks, int threads, int shared_bytes, cudaStream_t stream,
               const Parameters&... parameters) {
-  if (shared_bytes > 48 * 1024) {  // more than every kernel may have unasked
+  if (shared_bytes > 48 * 1024) {  // more must be requested
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return cuda_result(error);

@@ -13,7 +13,8 @@ Result aggregate_forward(const Inputs& x, const void* weight, const void* bias, 
   const int in_channels = total_columns(x.channels, x.count, dtype);
   if (in_channels < 0 || !output_columns_supported(out_channels) || pixels < 0) return invalid(kBadShape);
   if (pixels == 0) return done();
-  bool usable = weight != nullptr && out != nullptr && aligned(weight) && aligned(bias) && aligned(residual) && aligned(out);
+  bool usable = weight != nullptr && out != nullptr;
+  usable = usable && aligned(weight) && aligned(bias) && aligned(residual) && aligned(out);
   Problem problem{};
   int column = 0;
   for (int i = 0; i < x.count; ++i) {

@@ -28,10 +28,10 @@ Result aggregate_input_gradients(const void* g, const void* weight, const Mutabl
   return launch_product<InputGradients>(dtype, problem, blocks, stream);
 }
 
-// How the pixels are split over blocks: enough blocks for a large GPU, and at least 512 pixels each, so that adding the
-// partial sums costs little. It depends on nothing but the shapes: every GPU adds in the same order.
+// How pixels are split over blocks: enough blocks for a large GPU, but at least 512 pixels each, so that adding the
+// partial sums is cheap. It depends on the shapes alone, so that every GPU adds in the same order.
 struct Splits {
-  int64_t pixels;  // of each but the last
+  int64_t pixels;  // of every split but the last
   int count;
 };
 static Splits split(int64_t pixels, int64_t tiles, DType dtype) {

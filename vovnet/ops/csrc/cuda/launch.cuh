@@ -1,11 +1,11 @@
-// What the launchers share: checks, the shape of a product, the choice of the kernel.
+// What the launchers share: checks, the geometry of a product, the choice of the kernel.
 #pragma once
 
 #include "aggregate.cuh"
 
 namespace vovnet {
 
-constexpr int kMaxColumns = 1 << 24;                // of an operand, all panels together
+constexpr int kMaxColumns = 1 << 24;                // of an operand, over all panels
 constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
 
 inline Result invalid(const char* message) { return {Status::kInvalid, 0, message}; }
@@ -16,7 +16,7 @@ inline int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / 
 inline int element_bytes(DType dtype) { return dtype == DType::kFloat16 || dtype == DType::kBFloat16 ? 2 : 4; }
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0; }
 
-// The columns of all together; -1 where one is not a multiple of 16 bytes, or there are too many or none.
+// Returns the columns of all inputs together; -1 if one is not a multiple of 16 bytes, or there are none or too many.
 inline int total_columns(const int* channels, int count, DType dtype) {
   if (count < 1 || count > kMaxInputs) return -1;
   const int vector = kVectorBytes / element_bytes(dtype);
@@ -43,7 +43,7 @@ inline const void* column_of(const void* matrix, int64_t column, DType dtype) {
   return static_cast<const char*>(matrix) + column * element_bytes(dtype);
 }
 
-// Fills in what follows from the output's shape and the operands' panels; the number of blocks, or -1: too many.
+// Sets what follows from the output's shape and the operands' panels; returns the number of blocks, -1 if too many.
 template <class Product>
 int64_t lay_out(Problem& problem, int64_t rows, int columns, int64_t splits, DType dtype) {
   const int step = kLineBytes / element_bytes(dtype);
@@ -56,8 +56,8 @@ int64_t lay_out(Problem& problem, int64_t rows, int columns, int64_t splits, DTy
   if constexpr (Product::kA == KLayout::kColumns) {
     problem.steps = 0;
     for (int i = 0; i < problem.a.count; ++i) problem.steps += static_cast<int>(divide_up(problem.a.columns[i], step));
-    // Phases help where they keep the whole weight in the smallest L2 cache, of 4 MB; a larger one they would read again
-    // in each of them.
+    // Phases help if the whole weight stays in the smallest L2 cache, of 4 MB. A larger weight would be read again in
+    // each phase.
     const int64_t weight_bytes = int64_t{problem.steps} * kLineBytes * columns;
     if (weight_bytes <= 3 << 20) problem.phases = 8;
   }

@@ -1,9 +1,9 @@
-// What each kernel is launched with, for the build's report.
+// The threads and shared memory of each kernel, for the build's report.
 #include "relu_backward.cuh"
 
 namespace vovnet {
 
-// kArchitectureLike: any architecture with the same number of stages.
+// kArchitectureLike is any architecture with the same number of stages.
 template <int kArchitectureLike>
 struct Launches {
   template <class ComputeType, class Product>

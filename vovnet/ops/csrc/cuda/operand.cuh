@@ -1,34 +1,34 @@
-// The two operands of a product: lists of matrices in global memory, brought tile by tile into shared memory.
+// The two operands of a product: lists of matrices in global memory, copied tile by tile to shared memory.
 #pragma once
 
 #include "compute_types.cuh"
 
 namespace vovnet {
 
-constexpr int kTile = 128;          // rows and columns of the output that a block makes
+constexpr int kTile = 128;          // rows and columns of the output per block
 constexpr int kThreads = 128;       // 2 x 2 warps of 64 x 64
-constexpr int kLineBytes = 64;      // the depth of a step, where depth is contiguous: two sectors of DRAM
-constexpr int kVectorBytes = 16;    // what a thread moves at once
+constexpr int kLineBytes = 64;      // bytes of a step in K if K is contiguous: two sectors of DRAM
+constexpr int kVectorBytes = 16;    // what a thread copies at once
 
-// The tiles held in shared memory. Before 8.0 a copy waits in registers while the one tile before it is multiplied; from
-// 8.0 on copies are asynchronous, and as many are under way as let two blocks share a multiprocessor: 4 where it has
-// 164 KB or more, 2 where it has 100 KB.
+// The number of tiles in shared memory. Before 8.0 the next tile waits in registers while the current one is
+// multiplied. From 8.0 on copies are asynchronous, and there are as many tiles as let two blocks share a
+// multiprocessor: 4 if it has 164 KB or more, 2 if it has 100 KB.
 __host__ __device__ constexpr bool async_copies(int architecture) { return architecture >= 80; }
 __host__ __device__ constexpr int stage_count(int architecture) {
   if (!async_copies(architecture)) return 1;
   return architecture == 80 || (architecture >= 90 && architecture < 120) ? 4 : 2;
 }
 
-// Matrices side by side: the columns of one follow those of another. Pointer is `const void` or `void`.
+// Matrices whose columns are concatenated. Pointer is `const void` or `void`.
 template <class Pointer>
 struct Panels {
-  Pointer* data[kMaxInputs];   // each (rows, columns[i]) of the number's storage type; 16-byte aligned
+  Pointer* data[kMaxInputs];   // each (rows, columns[i]) of the storage type; 16-byte aligned
   int64_t stride[kMaxInputs];  // elements from a row to the next; a multiple of 16 bytes
   int columns[kMaxInputs];     // a multiple of 16 bytes
   int count;
 };
 
-// The matrix and the column in it that a column of the row of panels is; `panel` is -1 behind the last.
+// The panel of a column of the concatenation, and the column within it; `panel` is -1 behind the last.
 struct Column {
   int panel;
   int offset;
@@ -42,7 +42,7 @@ __device__ Column find_column(const Panels<Pointer>& panels, int column) {
   return {-1, 0};
 }
 
-// Where the loop over depth stands: in the columns of a panel, around which it goes, or in the rows.
+// The position of the loop over K: in the columns of a panel, from the last of which it wraps around, or in the rows.
 template <class ComputeType>
 struct KIterator {
   static constexpr int kStep = kLineBytes / static_cast<int>(sizeof(typename ComputeType::Storage));
@@ -59,7 +59,7 @@ struct KIterator {
   }
 };
 
-// One operand of a block. In shared memory a tile is kLines lines of kWidth elements, padded so that lines start in
+// One operand of a block. In shared memory a tile has kLines lines of kWidth elements, padded so that lines start in
 // different banks.
 template <class ComputeType, KLayout kLayout>
 class Operand {
@@ -72,7 +72,7 @@ class Operand {
   static constexpr int kStride = kWidth + (kLayout == KLayout::kColumns ? kVector : 8);
   static constexpr int kBytes = kLines * kStride * static_cast<int>(sizeof(T));
 
-  // first: of the block's rows (depth in columns) or columns (depth in rows), which end at `limit`.
+  // first: the block's first row (K in columns) or column (K in rows); they end at `limit`.
   __device__ Operand(const Panels<const void>& panels, int64_t first, int64_t limit) : panels_(panels) {
     const int thread = static_cast<int>(threadIdx.x);
     chunk_ = thread % kChunks * kVector;
@@ -88,7 +88,7 @@ class Operand {
     }
   }
 
-  // Starts the copy of a tile: into shared memory, or into registers for `put`.
+  // Starts the copy of a tile to shared memory, or to registers for `put`.
   __device__ void fetch(const KIterator<ComputeType>& k_iterator, T* tile) {
     const T* source = source_;
     int64_t stride = stride_;
@@ -121,7 +121,7 @@ class Operand {
     }
   }
 
-  // The place of (line of the output's rows or columns, depth) in a tile.
+  // The address in a tile of (line, k), where lines are the output's rows or columns.
   __device__ static const T* at(const T* tile, int line, int depth) {
     return kLayout == KLayout::kColumns ? tile + line * kStride + depth : tile + depth * kStride + line;
   }
@@ -130,10 +130,10 @@ class Operand {
   static constexpr int kChunks = kWidth / kVector;
   static constexpr int kLineStep = kThreads / kChunks;
   static constexpr int kCopies = kLines / kLineStep;
-  static_assert(kThreads % kChunks == 0 && kLines % kLineStep == 0, "every thread copies equally much");
+  static_assert(kThreads % kChunks == 0 && kLines % kLineStep == 0, "every thread copies the same amount");
 
   const Panels<const void>& panels_;
-  int chunk_;                // the thread's first element in each of its lines
+  int chunk_;                // the thread's first element in each line
   int line_;                 // its first line
   int64_t first_ = 0, limit_ = 0;
   bool valid_ = true;

@@ -2,8 +2,8 @@
 
 namespace vovnet {
 
-// How a feature map is cut into blocks: by channels, then into at most 1024 blocks by pixels. Shapes alone decide, so
-// that every GPU adds in the same order.
+// How a feature map is split into blocks: by channels, then by pixels into at most 1024 blocks. It depends on the
+// shapes alone, so that every GPU adds in the same order.
 struct ReluLayout {
   int elements, lanes, groups, slabs;
   int64_t slab;

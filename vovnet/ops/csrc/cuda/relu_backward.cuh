@@ -16,12 +16,12 @@ struct ReluProblem {
   float* partials;      // (slabs, channels), or null
   int64_t pixels;
   int channels;
-  int lanes;            // threads side by side over channels: a power of 2; the block's others take other pixels
-  int groups;           // blocks side by side over channels
+  int lanes;            // threads over channels, a power of 2; the block's other threads take other pixels
+  int groups;           // blocks over channels
   int64_t slab;         // pixels of a block
 };
 
-// kElements neighbouring channels a thread: 8, or 1 where channels are no multiple of 8.
+// A thread takes kElements neighbouring channels: 8, or 1 if channels are not a multiple of 8.
 template <class T, int kElements>
 __device__ void load_elements(float (&values)[kElements], const T* source) {
   if constexpr (kElements == kRun) {
@@ -46,7 +46,7 @@ __device__ void store_elements(T* target, const float (&values)[kElements]) {
   }
 }
 
-// Which of the elements from `element` on are kept, a bit each.
+// Returns one bit per element from `element` on: whether it is kept.
 template <class T, int kElements>
 __device__ unsigned kept(const ReluProblem& problem, int64_t element) {
   if (problem.mask != nullptr) return static_cast<unsigned>(load(problem.mask + element / 8)) >> element % 8;
@@ -59,7 +59,7 @@ __device__ unsigned kept(const ReluProblem& problem, int64_t element) {
   return bits;
 }
 
-// Adds the threads' sums over the block's pixels, line after line, and writes the slab's.
+// Adds the threads' sums over the block's pixels, line by line, and writes the sum of the slab.
 template <int kElements>
 __device__ void write_partials(const ReluProblem& problem, const float (&sums)[kElements], int first_channel,
                                unsigned slab) {

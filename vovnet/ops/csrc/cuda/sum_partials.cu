@@ -22,8 +22,9 @@ __global__ void __launch_bounds__(kSumThreads)
 
 template <class Out>
 static Result launch_sum(const float* partials, void* out, int64_t columns, int count, cudaStream_t stream) {
-  return launch(sum_partials_kernel<Out>, static_cast<unsigned>(divide_up(columns, kSumColumns)), kSumThreads, kSumBytes,
-                stream, partials, static_cast<Out*>(out), columns, count);
+  const auto blocks = static_cast<unsigned>(divide_up(columns, kSumColumns));
+  return launch(sum_partials_kernel<Out>, blocks, kSumThreads, kSumBytes, stream, partials,
+                static_cast<Out*>(out), columns, count);
 }
 
 Result sum_partials(const float* partials, void* out, int64_t columns, int count, DType dtype, cudaStream_t stream) {

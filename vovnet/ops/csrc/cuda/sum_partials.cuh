@@ -1,12 +1,12 @@
-// The second half of every reduction: adds float32 partial sums in a fixed order, so that equal inputs give equal bits.
+// The second step of every reduction: adds float32 partial sums in a fixed order, so that equal inputs give equal bits.
 #pragma once
 
 #include "launch.cuh"
 
 namespace vovnet {
 
-constexpr int kSumColumns = 32;  // of a block
-constexpr int kSumLines = 8;     // of a block: each adds every 8th of the partial sums
+constexpr int kSumColumns = 32;  // columns of a block
+constexpr int kSumLines = 8;     // lines of a block; each adds every 8th partial sum
 constexpr int kSumThreads = kSumColumns * kSumLines;
 constexpr int kSumBytes = kSumThreads * 4;
 

@@ -1,8 +1,9 @@
-// The CUDA operators as Torch sees them: checks, device guard, current stream, memory, launches.
+// The CUDA kernels as Torch operators: checks, device guard, current stream, memory, launches.
 //
-// Only PyTorch's stable C++ interface is used (lists of tensors need PyTorch 2.10): this compiles in seconds, and what
-// was built serves later releases, too. These operators are the inner half of the public ones: they know no autograd,
-// take channels-last tensors alone, and refuse what the kernels do not take; vovnet.ops asks `_cuda_supported` first.
+// Only PyTorch's stable C++ interface is used (lists of tensors need PyTorch 2.10): it compiles in seconds, and the
+// library works with later releases, too. vovnet.ops calls these operators inside the public ones. They have no
+// autograd, take channels-last tensors only, and refuse what the kernels do not support; vovnet.ops calls
+// `_cuda_supported` first.
 #include <array>
 #include <tuple>
 
@@ -43,8 +44,8 @@ Tensor new_flat(const Tensor& like, int64_t count, ScalarType dtype) {
 
 const void* data_or_null(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
-// Memory that the launches queued so far may still read is not given to others by torch's allocator before the stream
-// has passed them; so a workspace may end with the call that queued its kernels.
+// A workspace may be freed as soon as its kernels are queued: torch's allocator reuses its memory only in the order of
+// the stream.
 cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
@@ -75,7 +76,7 @@ struct Columns {
   int64_t total = 0;          // the weight's columns
 };
 
-// The maps (N, C_i, H, W): a list as long as the kernels take, of one dtype and one N, H, W.
+// Checks the maps (N, C_i, H, W): their number, one dtype, and one N, H, W.
 Columns check_inputs(const ArgChecker& check, const std::vector<Tensor>& inputs) {
   if (inputs.empty() || inputs.size() > vovnet::kMaxInputs) {
     check.refuse("inputs", "1 to " + std::to_string(vovnet::kMaxInputs) + " feature maps",
@@ -97,7 +98,7 @@ Columns check_inputs(const ArgChecker& check, const std::vector<Tensor>& inputs)
   return columns;
 }
 
-// (out_channels, sum of the inputs' channels), contiguous; returns out_channels.
+// Checks a contiguous weight (out_channels, sum of the inputs' channels); returns out_channels.
 int check_weight(const ArgChecker& check, const Tensor& weight, const Tensor& like, int64_t columns) {
   if (weight.dim() != 2 || weight.size(1) != columns) {
     check.refuse("weight", "(out_channels, " + std::to_string(columns) + "), a column for each channel of the inputs",
@@ -108,7 +109,7 @@ int check_weight(const ArgChecker& check, const Tensor& weight, const Tensor& li
   return check.narrow("weight", weight.size(0));
 }
 
-// The gradient at the sum (N, out_channels, H, W), beside inputs of the same N, H, W.
+// Checks the gradient of the sum (N, out_channels, H, W), with the N, H, W of the inputs.
 void check_gradient(const ArgChecker& check, const Tensor& g, const Tensor& like) {
   check.feature_map("g", g);
   check.dtype("g", g, like.scalar_type());
@@ -131,7 +132,7 @@ vovnet::Inputs kernel_inputs(const std::vector<Tensor>& inputs, const Columns& c
   return x;
 }
 
-// Whether the kernels take these, for a GPU of `capability` (75, 80, ...); the tensors' place is not looked at.
+// True if the kernels support these on a GPU of `capability` (75, 80, ...). The tensors' device is not checked.
 bool supported(const std::vector<Tensor>& inputs, const Tensor& weight, int64_t capability, bool tf32) {
   if (inputs.empty() || inputs.size() > vovnet::kMaxInputs || weight.numel() == 0) return false;
   const ScalarType dtype = inputs[0].scalar_type();
@@ -307,7 +308,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vovnet, library) {
       "-> (Tensor, Tensor)");
 }
 
-// CPU tensors reach the same functions, for the sake of their error: Torch's own is a page of dispatch keys.
+// CPU tensors reach the same functions, because their error is clearer than Torch's own, a page of dispatch keys.
 #define VOVNET_IMPLEMENTATIONS(library)                                                          \
   library.impl("_cuda_supported", TORCH_BOX(&supported));                                        \
   library.impl("_cuda_aggregate_forward", TORCH_BOX(&aggregate_forward));                        \
