@@ -1,12 +1,12 @@
-"""COCO evaluation: seconds and memory of ours against pycocotools alone, on synthetic boxes.
+"""COCO evaluation: seconds and memory of ours, and of pycocotools alone, on synthetic boxes.
 
     python -m benchmarks.evaluation
 
-Each evaluation runs in a process of its own, in turns. The clock starts when all input is in memory and stops when the
-twelve numbers are there. Ours starts from what a detector returns, a dictionary of tensors an image, and also makes its
-table of classes; pycocotools starts from a ready list of results. Both must give the same numbers.
+Each evaluation runs in a process of its own, and the two alternate. The clock starts when all input is in memory and
+stops when the twelve numbers are computed. Ours starts from what a detector returns, a dictionary of tensors per image,
+and also computes its table of classes. pycocotools starts from a list of results. Both must give the same numbers.
 
-Nothing heavy is imported here at the top: a new process's ``ru_maxrss`` begins with what its parent had.
+Nothing heavy is imported at the top, because the ``ru_maxrss`` of a new process begins with that of its parent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Ratio, environment, interleave, positive
+from benchmarks.common import Ratio, environment, positive
 
 GOAL = 1.2
 OURS, ALONE = "vovnet", "pycocotools alone"
@@ -33,18 +33,18 @@ SIZE = (640, 480)
 """Width and height of every image in pixels."""
 
 Records = dict[str, list[dict[str, Any]]]
-"""Contestant → what each of its runs returned."""
+"""Name of a contestant → what each of its runs returned."""
 
 
 def synthetic(images: int, detections: int, objects: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ground truth in COCO's form, and for each image what a detector would return, as NumPy arrays.
+    """Return ground truth in COCO's form, and a detector's output for each image as NumPy arrays.
 
-    Half as many detections as there are objects, at most, lie near one, most of them with its category; the rest are
-    anywhere. Scores fall from first to last.
+    Up to half of the detections lie near an object, most of them with its category. The others have random positions.
+    Scores are sorted, highest first.
 
     Returns:
-        The ground truth, and dictionaries of ``boxes`` float32 (N, 4) as x0, y0, x1, y1 in pixels, ``scores`` float32
-        (N,), ``labels`` int64 (N,), which are also the categories' ids.
+        The ground truth, and one dictionary per image: ``boxes`` float32 (N, 4) as x0, y0, x1, y1 in pixels, ``scores``
+        float32 (N,), ``labels`` int64 (N,), which are also the categories' ids.
     """
     import numpy as np
 
@@ -84,12 +84,12 @@ class Clock:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
-        """Both, so far."""
+        """Return both."""
         return {"seconds": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
 
 
 def evaluate_ours(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> dict[str, Any]:
-    """``seconds``, ``cpu`` and COCO's twelve numbers as ``metrics``, by ``CocoEvaluator``."""
+    """Evaluate with ``CocoEvaluator``; return ``seconds``, ``cpu`` and COCO's twelve numbers as ``metrics``."""
     import torch
 
     from vovnet.detection.evaluation.coco_eval import METRICS, CocoEvaluator
@@ -107,7 +107,7 @@ def evaluate_ours(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> dict[
 
 
 def evaluate_alone(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The same by pycocotools, used as its demo does."""
+    """Evaluate with pycocotools as its demo does; return the same as :func:`evaluate_ours`."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -131,24 +131,24 @@ def evaluate_alone(truth: dict[str, Any], outputs: list[dict[str, Any]]) -> dict
 
 
 def one_process(name: str, images: int, detections: int, objects: int) -> dict[str, Any]:
-    """One evaluation: ``seconds``, ``cpu``, ``metrics``; resident MB ``before`` it and at its ``peak``."""
+    """Run one evaluation; return ``seconds``, ``cpu``, ``metrics``, and resident MB ``before`` and at its ``peak``."""
     truth, outputs = synthetic(images, detections, objects)
     evaluate = {OURS: evaluate_ours, ALONE: evaluate_alone}[name]
-    # A first, tiny one imports what is needed: neither contestant's clock nor its growth in memory has that.
+    # A first, tiny evaluation imports everything, so that imports count in neither time nor memory.
     evaluate(*synthetic(2, 2, 1))
     before = peak_memory()
     return {"before": before, **evaluate(truth, outputs), "peak": peak_memory()}
 
 
 def peak_memory() -> float:
-    """The most resident memory that this process has had, in MB."""
+    """Return the peak resident memory of this process in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, Linux kibibytes.
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def spawn(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """:func:`one_process` in a new process."""
+    """Run :func:`one_process` in a new process and return its result."""
     command = [sys.executable, "-m", "benchmarks.evaluation", "--only", name]
     for key in ("images", "detections", "objects"):
         command += [f"--{key}", str(getattr(options, key))]
@@ -164,14 +164,9 @@ def compare(options: argparse.Namespace) -> Ratio:
     """
     records: Records = {OURS: [], ALONE: []}
 
-    def contestant(name: str) -> Callable[[int], float]:
-        def one_round(number: int) -> float:
+    for number in range(options.rounds):
+        for name in (OURS, ALONE) if number % 2 == 0 else (ALONE, OURS):
             records[name].append(spawn(name, options))
-            return float(records[name][-1]["seconds"])
-
-        return one_round
-
-    interleave({name: contestant(name) for name in records}, options.rounds)
     numbers = {tuple(record["metrics"]) for taken in records.values() for record in taken}
     if len(numbers) > 1:
         raise RuntimeError(f"the numbers differ: {sorted(numbers)}")
@@ -208,15 +203,15 @@ def _table(records: Records) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks.evaluation", description=(__doc__ or "").split("\n")[0]
     )
     options.add_argument("--images", type=positive, default=5000)
-    options.add_argument("--detections", type=positive, default=100, help="on an image")
-    options.add_argument("--objects", type=positive, default=7, help="on an image")
-    options.add_argument("--rounds", type=positive, default=3, help="evaluations by each")
-    options.add_argument("--only", choices=[OURS, ALONE], help="run one, in this process, and print its JSON")
+    options.add_argument("--detections", type=positive, default=100, help="number per image")
+    options.add_argument("--objects", type=positive, default=7, help="number per image")
+    options.add_argument("--rounds", type=positive, default=3, help="evaluations by each contestant")
+    options.add_argument("--only", choices=[OURS, ALONE], help="run one evaluation in this process and print its JSON")
     return options
 
 
@@ -226,8 +221,10 @@ def main(arguments: Sequence[str] | None = None) -> Ratio | None:
     if options.only:
         print(json.dumps(one_process(options.only, options.images, options.detections, options.objects)))
         return None
+    ratio = compare(options)
+    # Printed last: it imports vovnet, and a new process's ru_maxrss begins with what its parent had.
     print(environment("vovnet", "torch", "pycocotools", "numpy"))
-    return compare(options)
+    return ratio
 
 
 if __name__ == "__main__":

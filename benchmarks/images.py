@@ -1,4 +1,4 @@
-"""Data like COCO's for the loader: JPEGs of 640x480 pixels, about as large as COCO's, with polygons around objects."""
+"""Generate data like COCO's for the loader: JPEGs of 640x480 pixels and about COCO's file size, with polygons."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def generate_images(
 
     Args:
         folder: must exist.
-        count: of images.
-        size: (width, height) in pixels; every fourth image stands upright.
-        objects: on every image.
-        points: of every polygon.
+        count: number of images.
+        size: (width, height) in pixels; swapped for every fourth image.
+        objects: number of objects per image.
+        points: number of points per polygon.
     """
     images = folder / "images"
     images.mkdir()
@@ -54,7 +54,7 @@ def generate_images(
 
 
 def _polygon(random: np.random.Generator, width: int, height: int, points: int) -> npt.NDArray[np.float64]:
-    """(points, 2): a bumpy disc inside the image."""
+    """Return the points (points, 2) of an irregular disc inside the image."""
     angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
     radius = min(width, height) * random.uniform(0.05, 0.3)
     radii = radius * random.uniform(0.7, 1.0, points)
@@ -65,7 +65,7 @@ def _polygon(random: np.random.Generator, width: int, height: int, points: int) 
 def _image(
     random: np.random.Generator, width: int, height: int, polygons: list[npt.NDArray[np.float64]]
 ) -> Image.Image:
-    """Soft blotches with a fine grain: a photograph's bytes, about, though nothing to see."""
+    """Return soft blotches with fine noise, whose JPEG is about as large as a photograph's."""
     coarse = random.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)

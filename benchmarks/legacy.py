@@ -1,10 +1,10 @@
-"""What the published conventions cost: a legacy detector against torchvision's of the same network and weights.
+"""The cost of the published conventions: a legacy detector, and torchvision's with the same network and weights.
 
     python -m benchmarks.legacy [--mask]
 
-Inference takes an image of bytes-in-floats as ``vovnet evaluate`` gives it, resize included; training is a forward and
-backward pass over resized images. The classifier's random weights are spread so that hundreds of boxes pass the score
-threshold, as from a trained detector.
+Inference takes one image as ``vovnet evaluate`` gives it and includes the resize. Training is a forward and backward
+pass over resized images. The classifier's random weights have a larger spread, so that hundreds of boxes pass the score
+threshold, as with a trained detector.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Ratio, environment, interleave, positive, throughput_table, timed
+from benchmarks.common import Ratio, environment, positive, throughput_table, timed
 from benchmarks.training import CLASSES, Batch, make_batch, wait
 from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.detection.legacy.masks import Polygons
 from vovnet.detection.models.build import build_detector
 
 INFERENCE_GOAL, TRAINING_GOAL = 1.1, 1.15
-LEGACY, MODERN = "legacy", "torchvision"
+LEGACY, TORCHVISION = "legacy", "torchvision"
 
 
 def build_pair(options: argparse.Namespace) -> dict[str, nn.Module]:
-    """The two detectors, with equal weights but for the first convolution, whose pixels are 57 times larger in one."""
+    """Return two detectors with equal weights, but for the first convolution: its input is 57 times larger in one."""
     kind = "mask" if options.mask else "faster"
     model = replace(
         load_recipe(f"{kind}_rcnn_{options.network}_FPN_2x").model, num_classes=CLASSES, min_size=options.min_size
@@ -37,16 +38,16 @@ def build_pair(options: argparse.Namespace) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     legacy: Any = build_detector(model, download=False)
     nn.init.normal_(legacy.roi_heads.box_predictor.cls_score.weight, std=0.05)
-    modern = build_detector(replace(model, conventions="torchvision"), download=False)
-    modern.load_state_dict(legacy.state_dict())
+    torchvision = build_detector(replace(model, conventions="torchvision"), download=False)
+    torchvision.load_state_dict(legacy.state_dict())
     first = next(parameter for parameter in legacy.backbone.body.parameters() if parameter.dim() == 4)
     with torch.no_grad():
         first /= 57  # 255 times ImageNet's standard deviation
-    return {LEGACY: legacy.to(options.device), MODERN: modern.to(options.device)}
+    return {LEGACY: legacy.to(options.device), TORCHVISION: torchvision.to(options.device)}
 
 
 def legacy_targets(targets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same objects with inclusive boxes, and each mask as its rectangle's polygon."""
+    """Return the same objects with inclusive boxes, and each mask as the polygon of its box."""
     result = []
     for target in targets:
         boxes: Tensor = target["boxes"] - torch.tensor([0.0, 0, 1, 1])
@@ -57,7 +58,7 @@ def legacy_targets(targets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def inference(detector: Any, options: argparse.Namespace) -> Callable[[int], float]:
-    """Seconds that a detector takes for one image."""
+    """Return a function that returns the seconds of a detector for one image."""
     device = torch.device(options.device)
 
     def one_round(number: int) -> float:
@@ -77,7 +78,7 @@ def inference(detector: Any, options: argparse.Namespace) -> Callable[[int], flo
 
 
 def training(detector: Any, options: argparse.Namespace, *, legacy: bool) -> Callable[[int], float]:
-    """Seconds that a detector takes for a forward and a backward pass."""
+    """Return a function that returns the seconds of a detector for a forward and a backward pass."""
     device = torch.device(options.device)
 
     def one_round(number: int) -> float:
@@ -100,7 +101,7 @@ def training(detector: Any, options: argparse.Namespace, *, legacy: bool) -> Cal
 
 
 def batch_of(number: int, size: Sequence[int], images: int, options: argparse.Namespace) -> Batch:
-    """Noise with random objects; the same for both contestants of a round."""
+    """Return noise with random objects, the same for both detectors of a round."""
     height, width = size
     return make_batch(number % 2**31, size=(height, width), images=images, objects=options.objects, masks=options.mask)
 
@@ -125,10 +126,10 @@ def compare(options: argparse.Namespace) -> list[Ratio]:
     for title, (contestants, images, goal) in jobs.items():
         seconds = interleave(contestants, options.rounds, warmup=options.warmup)
         medians = {name: sorted(taken)[len(taken) // 2] for name, taken in seconds.items()}
-        least = min(seconds[LEGACY]) / min(seconds[MODERN])
+        least = min(seconds[LEGACY]) / min(seconds[TORCHVISION])
         ratio = Ratio(
-            f"seconds, {LEGACY} / {MODERN}",
-            medians[LEGACY] / medians[MODERN],
+            f"seconds, {LEGACY} / {TORCHVISION}",
+            medians[LEGACY] / medians[TORCHVISION],
             goal,
             at_least=False,
             note=f"of the least {least:.3f}",
@@ -139,7 +140,7 @@ def compare(options: argparse.Namespace) -> list[Ratio]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.legacy", description=(__doc__ or "").split("\n")[0])
     options.add_argument("--mask", action="store_true", help="Mask R-CNN instead of Faster R-CNN")
     options.add_argument("--network", choices=["R_50", "R_101", "V_39", "V_57"], default="V_39")
@@ -147,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--min-size", type=positive, default=800, help="short side that it is resized to")
     options.add_argument("--size", type=positive, nargs=2, default=[320, 416], metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--batch-size", type=positive, default=2)
-    options.add_argument("--rounds", type=positive, default=7, help="pairs that count")
+    options.add_argument("--rounds", type=positive, default=7, help="pairs that are measured")
     options.add_argument("--warmup", type=int, default=1, help="pairs before them")
     options.add_argument("--objects", type=positive, default=8, help="objects on an image")
     options.add_argument("--device", default="cpu")

@@ -1,10 +1,10 @@
-"""The data loader alone against the training step that it feeds: images/s of both.
+"""Images/s of the data loader alone, and of the training step that it feeds.
 
     python -m benchmarks.loader [--images DIR --annotations FILE.json]
 
-The loader is the one of ``vovnet train`` with the shipped recipe's transforms and two worker processes; the step is
-``detection.engine.step`` on a batch that it made. They take turns and never run at the same time: the workers of a turn
-are gone before a step is timed, and what they had prepared before the clock started is not counted.
+The loader is the one of ``vovnet train`` with the shipped recipe's transforms and two worker processes. The step is
+that of ``vovnet train`` on a batch of this loader. They never run at the same time: the workers have ended before a
+step is timed. Batches that the workers had prepared before the clock started are not counted.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Ratio, environment, interleave, positive, speed_ratio, throughput_table, timed
+from benchmarks.common import Ratio, environment, positive, speed_ratio, throughput_table, timed
 from benchmarks.images import generate_images
 from benchmarks.training import build_ours, recipe_for, wait
 from vovnet.detection.config.schema import DataRecipe, DataSource
+from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import training_loader
 from vovnet.detection.training.iteration import step
@@ -29,19 +30,19 @@ from vovnet.detection.training.iteration import step
 GOAL = 3.0
 LOADER, STEP = "loader", "training step"
 PREFETCHED = 2
-"""Batches that a worker of torch's DataLoader prepares ahead."""
+"""Number of batches that a worker of torch's DataLoader prepares ahead."""
 
 
 def loader_rounds(dataset: Any, data: DataRecipe, batch_size: int, batches: int) -> Callable[[int], float]:
-    """A function of a round's number that returns the seconds in which the loader gives ``batches`` batches.
+    """Return a function of a round's number that returns the seconds the loader takes for ``batches`` batches.
 
-    Every round has batches of its own.
+    Every round has other batches.
     """
     before = (PREFETCHED + 1) * max(1, data.workers)
 
     def one_round(number: int) -> float:
         start = (number + 1) * (before + batches)
-        # A generator, whose close() ends the worker processes.
+        # A generator; its close() ends the worker processes.
         stream: Any = training_loader(dataset, data, batch_size=batch_size, seed=0, start=start)
         for _ in range(before):
             next(stream)
@@ -103,19 +104,19 @@ def compare_all(options: argparse.Namespace) -> list[Ratio]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=(__doc__ or "").split("\n")[0])
     options.add_argument("--detector", choices=["faster", "mask", "both"], default="both")
     options.add_argument("--images", help="a folder of real images; needs --annotations")
     options.add_argument("--annotations", help="their COCO JSON, with segmentations")
-    options.add_argument("--count", type=positive, default=64, help="images to generate where none are given")
+    options.add_argument("--count", type=positive, default=64, help="number of images to generate if none are given")
     options.add_argument("--min-size", type=positive, default=320, help="short side in pixels, of loader and step")
     options.add_argument("--max-size", type=positive, default=533, help="bound on the long side in pixels")
     options.add_argument("--batch-size", type=positive, default=2)
     options.add_argument("--workers", type=int, default=2)
-    options.add_argument("--rounds", type=positive, default=5, help="turns that count; one comes before them")
-    options.add_argument("--batches", type=positive, default=60, help="that the loader gives in a turn")
-    options.add_argument("--steps", type=positive, default=2, help="training steps in a turn")
+    options.add_argument("--rounds", type=positive, default=5, help="rounds that are measured, after one of warm-up")
+    options.add_argument("--batches", type=positive, default=60, help="batches per turn of the loader")
+    options.add_argument("--steps", type=positive, default=2, help="training steps per turn")
     options.add_argument("--device", default="cpu")
     options.add_argument("--threads", type=positive, help="torch threads of the step; by default torch's own choice")
     return options

@@ -1,12 +1,12 @@
-"""Loading a detector by its Hub name from a warm cache against building it and loading its file by hand.
+"""Seconds to load a detector by its Hub name from a warm cache, and to build it and load its file by hand.
 
     python -m benchmarks.loading [--mask]
 
-Both are offline, read the same file from the same folder of huggingface_hub's cache, and give equal detectors. By hand
-is what a user would write: parameters start at random before the file's take their place, and nothing is checked but
-``load_state_dict``'s keys and shapes. Ours leaves that start out, and holds config, shapes and checksum to the file.
+Both are offline, read the same file from huggingface_hub's cache and return equal detectors. "By hand" is what a user
+would write: it initializes random parameters, replaces them with the file's, and checks only the keys and shapes that
+``load_state_dict`` checks. Ours skips the initialization, and checks the file's config, shapes and checksum.
 
-Nothing heavy is imported here at the top: huggingface_hub reads where its cache is when it is imported.
+Nothing heavy is imported at the top, because huggingface_hub reads the location of its cache when it is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.common import Ratio, environment, interleave, positive, throughput_table, timed
+from benchmarks.common import Ratio, environment, positive, throughput_table, timed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ CLASSES = 80
 
 
 def model_of(options: argparse.Namespace) -> ModelRecipe:
-    """The shipped recipe's model, with as many classes as COCO has."""
+    """Return the shipped recipe's model with COCO's number of classes."""
     from dataclasses import replace
 
     from vovnet.detection.config.loading import load_recipe
@@ -45,7 +45,7 @@ def model_of(options: argparse.Namespace) -> ModelRecipe:
 
 
 def fill_cache(cache: Path, model: ModelRecipe) -> Path:
-    """Put a detector with random weights where huggingface_hub keeps what it downloaded; returns its snapshot."""
+    """Put a detector with random weights into huggingface_hub's cache, and return its snapshot folder."""
     import torch
 
     from vovnet.detection.checkpoints.folder import save_detector
@@ -58,7 +58,7 @@ def fill_cache(cache: Path, model: ModelRecipe) -> Path:
     save_detector(blobs, build_detector(model, download=False), model, named)
     snapshot.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
-        # Real blobs are called by their checksum, which nobody compares once they are there.
+        # Real blobs are named by their checksum, but nothing compares it later.
         (blobs / name).rename(blobs / f"{name}-etag")
         (snapshot / name).symlink_to(Path("..", "..", "blobs", f"{name}-etag"))
     (repository / "refs").mkdir()
@@ -67,7 +67,7 @@ def fill_cache(cache: Path, model: ModelRecipe) -> Path:
 
 
 def loaders(snapshot: Path, model: ModelRecipe) -> dict[str, Callable[[], nn.Module]]:
-    """The two ways to the detector."""
+    """Return the two ways to load the detector."""
     from safetensors.torch import load_file
 
     from vovnet.detection.models.build import build_detector
@@ -85,12 +85,14 @@ def compare(options: argparse.Namespace, cache: Path) -> Ratio:
     """Run the benchmark, print its table and return the ratio of times.
 
     Args:
-        options: the command line's.
-        cache: huggingface_hub's, which is offline; the repository is not in it yet.
+        options: the command line's options.
+        cache: huggingface_hub's cache, without the repository; huggingface_hub is offline.
 
     Raises:
         RuntimeError: the two detectors differ.
     """
+    from vovnet.detection.cpu_benchmark.timing import interleave
+
     model = model_of(options)
     snapshot = fill_cache(cache, model)
     load = loaders(snapshot, model)
@@ -99,7 +101,7 @@ def compare(options: argparse.Namespace, cache: Path) -> Ratio:
 
     def contestant(name: str) -> Callable[[int], float]:
         def one_round(number: int) -> float:
-            gc.collect()  # neither pays for what was there before, and what it loads outlives its clock
+            gc.collect()  # garbage of earlier rounds is not timed
             loaded: list[nn.Module] = []
             return timed(lambda: loaded.append(load[name]()))
 
@@ -124,7 +126,7 @@ def compare(options: argparse.Namespace, cache: Path) -> Ratio:
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two detectors have the same tensors, bit by bit, and are in the same mode."""
+    """True if two detectors have equal tensors, bit by bit, and are in the same mode."""
     import torch
 
     ours, theirs = one.state_dict(), other.state_dict()
@@ -133,11 +135,11 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=(__doc__ or "").split("\n")[0])
     options.add_argument("--mask", action="store_true", help="Mask R-CNN instead of Faster R-CNN")
     options.add_argument("--backbone", default="vovnet39", help="a timm model")
-    options.add_argument("--rounds", type=positive, default=21, help="pairs that count")
+    options.add_argument("--rounds", type=positive, default=21, help="pairs that are measured")
     options.add_argument("--warmup", type=int, default=2, help="pairs before them")
     return options
 

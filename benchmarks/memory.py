@@ -1,10 +1,10 @@
-"""What a training step keeps in memory: ours by ``vovnet.memory_efficient`` against timm's and torchvision's networks.
+"""The memory of a training step: our networks with ``vovnet.memory_efficient``, timm's and torchvision's.
 
     python -m benchmarks.memory [--time [--channels-last]]
 
-Backbones are counted over fake tensors, which have shapes and no numbers; a detector, whose boxes depend on numbers,
-over real ones. The counts are of tensors and the same on every machine; what a library takes inside of an operator
-(oneDNN's and cuDNN's workspaces) is in none of them, what our operators allocate in Python is.
+Backbones are counted with fake tensors, which have shapes but no numbers. Detectors are counted with real tensors,
+because their boxes depend on numbers. The counts are sums over tensors and the same on every machine. They include what
+our operators allocate in Python, but not the workspaces inside oneDNN's and cuDNN's operators.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from benchmarks.common import Ratio, environment, interleave, positive, throughput_table, timed
+from benchmarks.common import Ratio, environment, positive, throughput_table, timed
 from benchmarks.training import CLASSES, make_batch
 from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.detection.models.build import build_detector
 from vovnet.memory import memory_efficient
 from vovnet.ops import aggregate, conv
@@ -46,7 +47,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Network:
-    """A row: a network of timm's, ours or torchvision's, and what is done to it."""
+    """A row of the table: a network of timm's, ours or torchvision's, and how it saves memory."""
 
     name: str
     memory: str | None = None
@@ -69,7 +70,7 @@ NETWORKS = {
     "resnet": [Network("resnet50"), Network("resnet101")],
     "vovnet57": [Network("vovnet57a"), Network("vovnet57"), Network("vovnet57", "normal"), Network("vovnet57", "low")],
 }
-"""Rows by what ``--networks`` calls them; those of a network are divided by its first, timm's."""
+"""Rows by their name for ``--networks``; ratios are to the first row of a network, which is timm's."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +78,23 @@ class Memory:
     """Bytes of one forward and backward pass."""
 
     kept: int
-    """What autograd keeps between the two, without parameters, buffers and the input."""
+    """Bytes that autograd keeps between the passes, without parameters, buffers and the input."""
     peak: int
-    """The most that there is at once, with everything."""
+    """Peak of all tensors."""
     activations: int
-    """Of the peak: neither parameters, buffers, their gradients nor the input."""
+    """Part of the peak that is neither parameters, buffers, their gradients nor the input."""
 
 
 class Kept:
-    """Within it, forward passes; :meth:`bytes` then says what their graphs keep at that moment.
+    """Context manager for forward passes; :meth:`bytes` returns what their graphs keep at that moment.
 
     Args:
-        free: tensors that are there anyway and not counted, nor is what shares their memory.
+        free: tensors that are not counted, nor are tensors that share their memory.
     """
 
     def __init__(self, free: Iterable[Tensor]) -> None:
         self._free = {_key(x) for x in free}
-        self._alive: WeakSet[_Saved] = WeakSet()  # a graph that is dropped drops what it saved
+        self._alive: WeakSet[_Saved] = WeakSet()  # entries end with the graph that saved them
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
 
     def __enter__(self) -> Kept:
@@ -104,12 +105,12 @@ class Kept:
         self._hooks.__exit__(*error)
 
     def bytes(self) -> int:
-        """Of every memory that a saved tensor refers to, once and whole."""
+        """Return the size of all storages that saved tensors refer to, each counted once and whole."""
         storages = {_key(saved.tensor): saved.tensor.untyped_storage() for saved in self._alive}
         return sum(storage.nbytes() for key, storage in storages.items() if key not in self._free)
 
     def _pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor.detach())  # an output that knows its graph would keep that alive, and itself
+        saved = _Saved(tensor.detach())  # detached, because an output would keep its own graph alive
         self._alive.add(saved)
         return saved
 
@@ -120,12 +121,12 @@ class _Saved:
 
 
 def _key(x: Tensor) -> int:
-    """Of the memory under a tensor, as long as there is one; fake tensors have no address."""
+    """Return a key of a tensor's storage, valid while the storage exists; fake tensors have no address."""
     return x.untyped_storage()._cdata
 
 
 class OpenedOperators(TorchDispatchMode):
-    """Runs the bodies of our operators as PyTorch calls, so that what they allocate is seen by the modes outside."""
+    """Run the bodies of our operators as PyTorch calls, so that outer modes see what they allocate."""
 
     _bodies: ClassVar[dict[str, Callable[..., Any]]] = {
         op._qualname: op._init_fn
@@ -133,9 +134,9 @@ class OpenedOperators(TorchDispatchMode):
     }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the body, or the operator."""
+        """Call the body of one of our operators, or the operator."""
         if func.namespace == "mkldnn" and isinstance(args[0], FakeTensor):
-            return args[0]  # vovnet.ops.onednn's convolution in place, which has no fake
+            return args[0]  # the in-place convolution of vovnet.ops.onednn has no fake kernel
         body = self._bodies.get(func._schema.name)
         if body is None:
             return func(*args, **(kwargs or {}))
@@ -144,7 +145,7 @@ class OpenedOperators(TorchDispatchMode):
 
 
 def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd keeps after ``model(x)``, without parameters, buffers and ``x``; real or fake tensors."""
+    """Return the bytes that autograd keeps after ``model(x)``, without parameters, buffers and ``x``."""
     with Kept([*model.parameters(), *model.buffers(), x]) as kept:
         out = model(x)
     count = kept.bytes()
@@ -153,7 +154,7 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 def measure(model: nn.Module, inputs: Sequence[Tensor], loss: Callable[[], Tensor]) -> Memory:
-    """Count one pass forward, which ``loss`` makes of ``inputs``, and backward; real or fake tensors."""
+    """Count one forward pass, made by ``loss`` from ``inputs``, and its backward pass."""
     tracker = MemTracker()
     tracker.track_external(model, *inputs)
     with tracker, OpenedOperators():
@@ -171,7 +172,7 @@ def _on(tracker: MemTracker, device: torch.device) -> dict[Any, int]:
 
 @contextmanager
 def fake(model: nn.Module) -> Iterator[None]:
-    """Within it, new tensors are fake, as the model's are from now on."""
+    """Make the model's tensors fake, and new tensors within the context."""
     mode = FakeTensorMode()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -184,7 +185,7 @@ def fake(model: nn.Module) -> Iterator[None]:
 
 
 def build_backbone(network: Network) -> nn.Module:
-    """Images (N, 3, H, W) -> maps of the strides 4 to 32; norms frozen, all parameters training."""
+    """Return a network from images (N, 3, H, W) to maps of strides 4 to 32; norms are frozen, all parameters train."""
     if network.name.startswith("resnet"):
         net = resnet.__dict__[network.name](norm_layer=FrozenBatchNorm2d)
         return IntermediateLayerGetter(net, {f"layer{i}": str(i - 1) for i in range(1, 5)}).train()
@@ -193,7 +194,7 @@ def build_backbone(network: Network) -> nn.Module:
 
 
 def build_whole(network: Network) -> nn.Module:
-    """Faster R-CNN of the shipped recipe over it, or torchvision's over torchvision's; random weights, norms frozen."""
+    """Return Faster R-CNN with random weights and frozen norms: the shipped recipe's, or torchvision's for a ResNet."""
     if network.name.startswith("resnet"):
         backbone = resnet_fpn_backbone(
             backbone_name=network.name, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5
@@ -214,7 +215,7 @@ def _prepared(model: nn.Module, network: Network) -> nn.Module:
 
 
 def backbone_memory(network: Network, size: Sequence[int], *, real: bool = False) -> Memory:
-    """Of the backbone alone; the loss is the maps' sum."""
+    """Count the backbone alone; the loss is the sum of its maps."""
     model = build_backbone(network)
     with nullcontext() if real else fake(model):
         x = torch.rand(1, 3, *size)
@@ -222,7 +223,7 @@ def backbone_memory(network: Network, size: Sequence[int], *, real: bool = False
 
 
 def detector_memory(network: Network, size: tuple[int, int]) -> Memory:
-    """Of the whole detector, over real tensors: its proposals depend on numbers. The loss is the losses' sum."""
+    """Count the whole detector with real tensors, because its proposals depend on numbers."""
     torch.manual_seed(0)
     model = build_whole(network)
     images, targets = make_batch(0, size=size, images=1, objects=8, masks=False)
@@ -231,20 +232,20 @@ def detector_memory(network: Network, size: tuple[int, int]) -> Memory:
 
 
 def total(outputs: Any) -> Tensor:
-    """The sum of tensors in a list or a dictionary."""
+    """Return the sum of all tensors in a list or a dictionary."""
     values = outputs.values() if isinstance(outputs, dict) else outputs
     return torch.stack([value.sum() for value in values]).sum()
 
 
 def table(title: str, groups: Sequence[Sequence[Network]], count: Callable[[Network], Memory]) -> list[Ratio]:
-    """Print a line a network; the ratios to timm's of the two ways in which ours saves memory."""
+    """Print one line per network; return the ratios to timm's for ``memory_efficient``."""
     width = max(len(str(network)) for group in groups for network in group)
     print(f"\n{title}\n{'':{width}}  kept MiB  / timm's  peak MiB  of it activations", flush=True)
     ratios = []
     for group in groups:
         theirs: Memory | None = None
         for network in group:
-            gc.collect()  # the last network's tensors, where references go in circles
+            gc.collect()  # frees tensors of the previous network that are in reference cycles
             memory = count(network)
             shown = ""
             if network.name.startswith("vovnet"):
@@ -260,7 +261,7 @@ def table(title: str, groups: Sequence[Sequence[Network]], count: Callable[[Netw
 
 
 def compare_times(options: argparse.Namespace) -> list[Ratio]:
-    """Forward and backward of timm's ``vovnet39a`` as it is and made to save memory, from the same weights."""
+    """Time forward and backward passes of timm's ``vovnet39a``, unchanged and converted, with the same weights."""
     x = torch.rand(1, 3, *options.size)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     x = x.contiguous(memory_format=layout)
@@ -292,7 +293,7 @@ def compare_times(options: argparse.Namespace) -> list[Ratio]:
 
 
 def time_ratio(ours: Sequence[float], theirs: Sequence[float], name: str, their_name: str, memory: Any) -> Ratio:
-    """The median of single rounds' ratios, in which both met the same machine."""
+    """Return the median of the ratios of single rounds."""
     rounds = [one / other for one, other in zip(ours, theirs, strict=True)]
     note = (
         f"of medians {statistics.median(ours) / statistics.median(theirs):.3f}, of the least "
@@ -303,16 +304,16 @@ def time_ratio(ours: Sequence[float], theirs: Sequence[float], name: str, their_
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").split("\n")[0])
     options.add_argument("--size", type=positive, nargs=2, default=[800, 1344], metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     options.add_argument(
         "--of", nargs="*", choices=["backbone", "detector"], default=["backbone", "detector"], help="what to count"
     )
-    options.add_argument("--time", action="store_true", help="compare times, too, on real tensors")
-    options.add_argument("--channels-last", action="store_true", help="images and weights of all contestants in time")
-    options.add_argument("--rounds", type=positive, default=7, help="of the comparison of times that count")
+    options.add_argument("--time", action="store_true", help="also compare times, with real tensors")
+    options.add_argument("--channels-last", action="store_true", help="with --time: channels-last images and weights")
+    options.add_argument("--rounds", type=positive, default=7, help="with --time: rounds that are measured")
     options.add_argument("--warmup", type=int, default=1, help="rounds before them")
     options.add_argument("--threads", type=positive, help="torch threads; by default torch's own choice")
     return options

@@ -1,9 +1,9 @@
-"""The aggregations of VoVNet-39 on a GPU: ``osa_aggregate`` against PyTorch's own ways to the same numbers.
+"""The aggregations of VoVNet-39 on a GPU: ``osa_aggregate`` compared with PyTorch's own ways to compute it.
 
     python -m benchmarks.operators [--kinds fp16 bf16 fp32 tf32] [--images 1]
 
-Times are the GPU's own, between two events: it is kept busy while the CPU queues the call, so that launching is in none
-of them. Every call finds its inputs outside of the L2 cache: they rotate, and what keeps the GPU busy has filled it.
+Times are measured on the GPU between two events. The GPU is kept busy while the CPU queues the call, so the times do
+not include launching. The inputs of a call are not in the L2 cache: they rotate, and the work before has filled it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import environment, interleave, positive
+from benchmarks.common import environment, positive
+from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.ops import cuda, osa_aggregate
 from vovnet.vovnet import model_cfgs
 
 OURS, EAGER, LAST, COMPILED = "osa_aggregate", "eager", "eager, channels-last", "torch.compile, channels-last"
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 TOLERANCE = {"fp16": 0.05, "bf16": 0.1, "fp32": 0.01, "tf32": 0.05}
-"""Of a difference's norm by the result's: where rounding turns a sum's sign, the ReLU passes another gradient."""
+"""Largest relative norm of a difference. If rounding changes a sum's sign, the ReLU's gradient changes."""
 
 Clock = Callable[[Callable[[], object]], float]
-"""Runs something and returns its seconds on the GPU."""
+"""Runs a function and returns its seconds on the GPU."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Aggregation:
     """The 1×1 aggregation of one block: ``relu(conv1x1(cat(inputs))) (+ inputs[0])``.
 
     Attributes:
-        name: such as "stage 4, block 1".
-        shape: images, height and width of the maps.
+        name: the block, such as "stage 4, block 1".
+        shape: number of images, height and width of the maps.
         widths: channels of each input.
         out_channels: channels of the output.
-        residual: whether the first input is added to the output.
+        residual: the first input is added to the output.
     """
 
     name: str
@@ -52,19 +53,19 @@ class Aggregation:
     residual: bool
 
     def operations(self, backward: bool) -> int:
-        """Multiplications and additions of the products: one forward, two more (for inputs and weight) backward."""
+        """Return the multiplications and additions of the products: one forward, two more (inputs, weight) backward."""
         return (3 if backward else 1) * 2 * math.prod(self.shape) * sum(self.widths) * self.out_channels
 
     def least_bytes(self, item: int, backward: bool) -> int:
-        """Bytes to and from memory if everything were read once and every result written once.
+        """Return the bytes to and from memory if every tensor is read and written once.
 
-        Forward: inputs, weight and bias in, output out; the residual is an input already. Backward: inputs, weight, the
-        output's gradient and a bit an element of the output in, the gradients of inputs, weight and bias out; the bits
-        are written by the forward pass.
+        The forward pass reads inputs, weight and bias and writes the output; the residual is one of the inputs. With a
+        backward pass it also writes the mask, one bit per element of the output. The backward pass reads inputs,
+        weight, mask and the output's gradient and writes the gradients of inputs, weight and bias.
 
         Args:
-            item: bytes of an element.
-            backward: whether the backward pass follows.
+            item: bytes per element.
+            backward: include the backward pass.
         """
         pixels = math.prod(self.shape)
         inputs, output = pixels * sum(self.widths) * item, pixels * self.out_channels * item
@@ -75,10 +76,10 @@ class Aggregation:
 
 
 def aggregations(images: int, size: tuple[int, int]) -> list[Aggregation]:
-    """Those of VoVNet-39, one of each shape and kind, in order.
+    """Return the aggregations of VoVNet-39 in order, one of each shape and kind.
 
     Args:
-        images: in a batch.
+        images: batch size.
         size: height and width of the images.
     """
     config = model_cfgs["vovnet39"]
@@ -99,7 +100,7 @@ def aggregations(images: int, size: tuple[int, int]) -> list[Aggregation]:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one way to an aggregation took, in seconds, round by round."""
+    """The seconds that one way to compute an aggregation took, one per round."""
 
     case: Aggregation
     kind: str
@@ -109,22 +110,22 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median of :attr:`seconds`."""
         return statistics.median(self.seconds)
 
     @property
     def bandwidth(self) -> float:
-        """The least bytes that must move by the median: what is moved beyond them is not counted, but takes time."""
+        """Bytes per second, by :meth:`Aggregation.least_bytes` and the median."""
         return self.case.least_bytes(KINDS[self.kind].itemsize, self.backward) / self.median
 
     @property
     def rate(self) -> float:
-        """Operations of the products a second."""
+        """Operations of the products per second."""
         return self.case.operations(self.backward) / self.median
 
 
 def table(timings: Sequence[Timing]) -> str:
-    """A line a timing, in groups of one aggregation; "x ours": how many times as long as the group's first it took."""
+    """Return a table with a line per timing, grouped by aggregation; "x ours" is the ratio to the group's first."""
     width = max(len(timing.way) for timing in timings) + 2
     lines, group = [f"{'':{width}}  median us   least us      GB/s   TFLOP/s  x ours"], None
     for timing in timings:
@@ -142,18 +143,18 @@ def table(timings: Sequence[Timing]) -> str:
 
 
 def concatenated(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    """The same in PyTorch's own words, as timm's block has it."""
+    """Compute the aggregation in plain PyTorch, as timm's block does."""
     out = F.relu(F.conv2d(torch.cat(inputs, 1), weight, bias), inplace=True)
     return out if residual is None else out + residual
 
 
 def fused(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    """Ours."""
+    """Compute the aggregation with :func:`vovnet.ops.osa_aggregate`."""
     return osa_aggregate(inputs, weight, bias, residual)
 
 
 def ways() -> dict[str, tuple[Callable[..., Tensor], torch.memory_format]]:
-    """Name → function and layout; what compiled other shapes before is forgotten, so that none is compiled for any."""
+    """Return name → function and layout. Earlier compilations are reset, so that sizes do not become dynamic."""
     torch.compiler.reset()
     compiled: Any = torch.compile(concatenated, dynamic=False)
     return {
@@ -165,7 +166,7 @@ def ways() -> dict[str, tuple[Callable[..., Tensor], torch.memory_format]]:
 
 
 class Tensors:
-    """An aggregation's tensors on a device, in both layouts, with sets of inputs that more than fill its L2 cache."""
+    """The tensors of an aggregation in both layouts, with enough sets of inputs to exceed the L2 cache."""
 
     def __init__(self, case: Aggregation, dtype: torch.dtype, gpu: Gpu, backward: bool) -> None:
         generator = torch.Generator(gpu.device).manual_seed(0)
@@ -187,7 +188,7 @@ class Tensors:
         }
 
     def run(self, function: Callable[..., Tensor], layout: torch.memory_format) -> Callable[[int], list[Tensor]]:
-        """What runs a way on the set of a round's number; it returns the output and, if wanted, all gradients."""
+        """Return a function of a round's number that returns the output and, if wanted, all gradients."""
         sets, grad = self.sets[layout], self.grad.contiguous(memory_format=layout)
 
         def call(number: int) -> list[Tensor]:
@@ -201,10 +202,10 @@ class Tensors:
 
 
 def check_equal(results: dict[str, list[Tensor]], kind: str) -> None:
-    """Compare results of all ways with the eager ones.
+    """Compare the results of all ways with eager PyTorch's.
 
     Raises:
-        RuntimeError: one differs by more than rounding.
+        RuntimeError: a result differs by more than rounding.
     """
     for name, tensors in results.items():
         for ours, eager in zip(tensors, results[EAGER], strict=True):
@@ -215,7 +216,7 @@ def check_equal(results: dict[str, list[Tensor]], kind: str) -> None:
 
 
 def measure(case: Aggregation, kind: str, backward: bool, options: argparse.Namespace, gpu: Gpu) -> list[Timing]:
-    """Compare the results of all ways, then let them take turns."""
+    """Compare the results of all ways, then time them, interleaved."""
     tensors = Tensors(case, KINDS[kind], gpu, backward)
     calls = {name: tensors.run(function, layout) for name, (function, layout) in ways().items()}
     check_equal({name: call(0) for name, call in calls.items()}, kind)
@@ -231,7 +232,7 @@ def measure(case: Aggregation, kind: str, backward: bool, options: argparse.Name
 
 @dataclass(frozen=True)
 class Gpu:
-    """Where it is measured, and by which clock."""
+    """The device of the measurement, and its clock."""
 
     device: torch.device
     cache_bytes: int
@@ -239,10 +240,10 @@ class Gpu:
 
 
 def find_gpu() -> Gpu:
-    """The current one.
+    """Return the current GPU.
 
     Raises:
-        SystemExit: there is none.
+        SystemExit: there is no GPU.
     """
     if not torch.cuda.is_available() or torch.version.cuda is None:
         raise SystemExit("benchmarks.operators needs an NVIDIA GPU, and PyTorch sees none here")
@@ -254,7 +255,7 @@ def find_gpu() -> Gpu:
 
 
 def event_clock(filler_bytes: int, fills: int = 8) -> Clock:
-    """A clock on the current stream: while the GPU fills memory, the CPU queues what is measured behind it."""
+    """Return a clock on the current stream. While the GPU fills memory, the CPU queues the measured work behind it."""
     filler = torch.empty(filler_bytes, dtype=torch.uint8, device="cuda")
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -272,7 +273,7 @@ def event_clock(filler_bytes: int, fills: int = 8) -> Clock:
 
 @contextmanager
 def precision(kind: str) -> Iterator[None]:
-    """PyTorch's settings of float32 products for a kind: TF32 for ``tf32`` alone."""
+    """Set PyTorch's precision of float32 products: TF32 for ``tf32`` only."""
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = conv.fp32_precision, matmul.fp32_precision
     conv.fp32_precision = matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
@@ -283,13 +284,13 @@ def precision(kind: str) -> Iterator[None]:
 
 
 def usable_kinds(wanted: Sequence[str], capability: tuple[int, int], tf32_allowed: bool) -> list[str]:
-    """Those of ``wanted`` that a GPU computes with: bf16 and TF32 from 8.0 on, TF32 if PyTorch's setting allows it."""
+    """Return the kinds that a GPU supports: bf16 and TF32 from 8.0 on, TF32 only if PyTorch's setting allows it."""
     refused = {kind for kind in ("bf16", "tf32") if capability < (8, 0)} | (set() if tf32_allowed else {"tf32"})
     return [kind for kind in wanted if kind not in refused]
 
 
 def compare(options: argparse.Namespace, gpu: Gpu, kinds: Sequence[str]) -> list[Timing]:
-    """Measure every aggregation in every kind, print a table for each kind and pass, and return all timings."""
+    """Measure every aggregation in every kind; print a table for each kind and pass; return all timings."""
     timings = []
     for kind in kinds:
         for backward in (False, True):
@@ -303,12 +304,12 @@ def compare(options: argparse.Namespace, gpu: Gpu, kinds: Sequence[str]) -> list
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.operators", description=(__doc__ or "").split("\n")[0])
-    options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="types and precisions")
-    options.add_argument("--images", type=positive, default=1, help="in a batch")
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="dtypes and precisions")
+    options.add_argument("--images", type=positive, default=1, help="batch size")
     options.add_argument("--size", nargs=2, type=positive, default=[800, 1344], metavar=("HEIGHT", "WIDTH"))
-    options.add_argument("--rounds", type=positive, default=51, help="that count")
+    options.add_argument("--rounds", type=positive, default=51, help="rounds that are measured")
     options.add_argument("--warmup", type=int, default=10, help="rounds before them")
     return options
 

@@ -1,4 +1,4 @@
-"""Training images/s: our step against torchvision's own detector, built by hand over timm's ``vovnet39a``.
+"""Training images/s: our step, and torchvision's detector built by hand over timm's ``vovnet39a``.
 
     python -m benchmarks.training [--mask]
 
@@ -28,10 +28,11 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from benchmarks.common import Ratio, environment, interleave, positive, speed_ratio, throughput_table, timed
+from benchmarks.common import Ratio, environment, positive, speed_ratio, throughput_table, timed
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import Recipe
+from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.iteration import model_targets, step
 from vovnet.detection.training.preparation import prepare
@@ -62,10 +63,10 @@ def recipe_for(mask: bool, batch_size: int, min_size: int, max_size: int, norm: 
 
 
 def build_ours(recipe: Recipe, categories: int, device: torch.device) -> Run:
-    """A run as ``vovnet train`` prepares it, from random weights in the place of pretrained ones.
+    """Return a run as ``vovnet train`` prepares it, with random weights instead of pretrained ones.
 
-    The recipe asks for pretrained weights, but speed does not depend on them, so nothing is fetched: a detector with
-    its norms frozen as if they were there is saved, and the run starts from it (``init``).
+    Speed does not depend on the weights, so nothing is downloaded. A detector with random weights and frozen norms is
+    saved, and the run starts from it (``init``).
     """
     named = [{"id": number, "name": f"class {number}"} for number in range(1, categories + 1)]
     model = replace(recipe.model, num_classes=categories)
@@ -76,7 +77,7 @@ def build_ours(recipe: Recipe, categories: int, device: torch.device) -> Run:
 
 
 class HandBackbone(nn.Module):
-    """timm's features under torchvision's pyramid, in the fewest lines."""
+    """timm's feature extractor with torchvision's FPN, in as few lines as possible."""
 
     def __init__(self, residual: bool, frozen: bool) -> None:
         super().__init__()
@@ -90,11 +91,11 @@ class HandBackbone(nn.Module):
 
 
 def build_by_hand(run: Run, *, residual: bool) -> FasterRCNN:
-    """torchvision's detector over timm's ``vovnet39a``, with the parameters that ``run`` starts from.
+    """Return torchvision's detector over timm's ``vovnet39a``, with the parameters that ``run`` starts from.
 
     Args:
-        run: ours, whose shape and weights are taken.
-        residual: give timm's network the identity that its ``vovnet39a`` lacks: then both compute the same.
+        run: our run; its sizes and weights are used.
+        residual: give ``vovnet39a`` the identity that it lacks, so that both networks compute the same.
     """
     model = run.recipe.model
     backbone = HandBackbone(residual, model.norm == "frozen_bn")
@@ -106,7 +107,7 @@ def build_by_hand(run: Run, *, residual: bool) -> FasterRCNN:
 
 
 def loop_by_hand(detector: nn.Module, recipe: Recipe, device: torch.device) -> Loop:
-    """The step of torchvision's references/detection/engine.py, ``train_one_epoch``, at one rate of learning."""
+    """Return the step of torchvision's ``train_one_epoch`` (references/detection/engine.py), with one learning rate."""
     solver = recipe.solver
     optimizer = torch.optim.SGD(
         [parameter for parameter in detector.parameters() if parameter.requires_grad],
@@ -135,13 +136,13 @@ def loop_by_hand(detector: nn.Module, recipe: Recipe, device: torch.device) -> L
 
 
 def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int, masks: bool) -> Batch:
-    """Images of noise, uint8 (3, height, width), with random boxes and filled ones as masks."""
+    """Return images of noise, uint8 (3, height, width), with random boxes, and filled boxes as masks."""
     generator = torch.Generator().manual_seed(number)
     height, width = size
     limits = torch.tensor([width, height], dtype=torch.float32)
-    images, targets = [], []
+    batch, targets = [], []
     for index in range(images):
-        images.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator))
+        batch.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator))
         sides = limits * (0.1 + 0.5 * torch.rand(objects, 2, generator=generator))
         corners = (limits - sides) * torch.rand(objects, 2, generator=generator)
         boxes = torch.cat((corners, corners + sides), dim=1)
@@ -152,11 +153,11 @@ def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int,
             for mask, (x0, y0, x1, y1) in zip(target["masks"], boxes.round().int().tolist(), strict=True):
                 mask[y0:y1, x0:x1] = 1
         targets.append(target)
-    return images, targets
+    return batch, targets
 
 
 def contestant(loop: Loop, options: argparse.Namespace) -> Callable[[int], float]:
-    """One loop as a function of a round's number that returns the seconds of a step."""
+    """Return a function of a round's number that returns the seconds of a step."""
     device = torch.device(options.device)
 
     def one_round(number: int) -> float:
@@ -179,13 +180,13 @@ def contestant(loop: Loop, options: argparse.Namespace) -> Callable[[int], float
 
 
 def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was told."""
+    """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def compare(options: argparse.Namespace) -> Ratio:
-    """Run the benchmark, print its table and return the ratio."""
+    """Run the benchmark, print its table, and return the ratio."""
     height, width = options.size
     device = torch.device(options.device)
     recipe = recipe_for(options.mask, options.batch_size, min(height, width), max(height, width), options.norm)
@@ -210,21 +211,21 @@ def compare(options: argparse.Namespace) -> Ratio:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").split("\n")[0])
     options.add_argument("--mask", action="store_true", help="Mask R-CNN instead of Faster R-CNN")
     options.add_argument("--size", type=positive, nargs=2, default=[320, 416], metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--batch-size", type=positive, default=2)
-    options.add_argument("--rounds", type=positive, default=8, help="pairs of steps that count")
+    options.add_argument("--rounds", type=positive, default=8, help="pairs of steps that are measured")
     options.add_argument("--warmup", type=int, default=2, help="pairs before them")
     options.add_argument("--objects", type=positive, default=8, help="objects on an image")
-    options.add_argument("--norm", choices=["frozen_bn", "bn"], default="frozen_bn", help="of both backbones")
+    options.add_argument("--norm", choices=["frozen_bn", "bn"], default="frozen_bn", help="norms of both backbones")
     options.add_argument("--residual", action="store_true", help="timm's vovnet39a with the identity that it lacks")
     options.add_argument(
         "--channels-last",
         choices=["ours", "both", "none"],
         default="ours",
-        help="whose weights are channels-last; ours are by default in `vovnet train`, too",
+        help="whose weights are channels-last; in `vovnet train` they are by default",
     )
     options.add_argument("--device", default="cpu")
     options.add_argument("--threads", type=positive, help="torch threads; by default torch's own choice")

@@ -26,21 +26,6 @@ def benchmarks() -> Iterator[Namespace]:
             sys.modules.pop(f"benchmarks.{name}")
 
 
-def test_contestants_take_turns_in_alternating_order(benchmarks: Namespace) -> None:
-    calls: list[tuple[str, int]] = []
-
-    def contestant(name: str, seconds: float) -> Callable[[int], float]:
-        def one_round(number: int) -> float:
-            calls.append((name, number))
-            return seconds + number
-
-        return one_round
-
-    seconds = benchmarks.common.interleave({"a": contestant("a", 1), "b": contestant("b", 2)}, 2, warmup=1)
-    assert calls == [("b", -1), ("a", -1), ("a", 0), ("b", 0), ("b", 1), ("a", 1)]
-    assert seconds == {"a": [1, 2], "b": [2, 3]}
-
-
 @pytest.mark.parametrize(("theirs", "met"), [(4.0, True), (1.0, False)])
 def test_a_ratio_is_of_rates_and_knows_its_goal(benchmarks: Namespace, theirs: float, met: bool) -> None:
     seconds = {"fast": [2.0, 2.0, 9.0], "slow": [theirs] * 3}

@@ -1,4 +1,4 @@
-"""How fast VoVNets run on this machine's CPU: ``vovnet.fuse`` beside what people would otherwise reach for."""
+"""Compare the speed of ``vovnet.fuse`` on this machine's CPU with PyTorch, ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["run_benchmark"]
 
 def run_benchmark(
     cases: Sequence[str],
-    contestants: Sequence[str],
+    backends: Sequence[str],
     rounds: int,
     *,
     threads: int | None = None,
     output: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Measure and print, case by case; what ``vovnet benchmark cpu`` does.
+    """Measure every case and print its table; this is ``vovnet benchmark cpu``.
 
     Args:
-        cases: names; none means all.
-        contestants: names; none means all.
-        rounds: that count; in each, every contestant has a turn.
-        threads: of every contestant; PyTorch's number where None.
-        output: a folder that is left with ``table.md``, ``results.json``, ``chart.png`` and ``chart.svg``.
-        say: takes text to print; what is being done goes to stderr.
+        cases: names of cases; empty means all.
+        backends: names of backends; empty means all.
+        rounds: number of rounds that are measured; every backend has a turn in each.
+        threads: number of threads of every backend. None means PyTorch's own number.
+        output: folder for ``table.md``, ``results.json``, ``chart.png`` and ``chart.svg``.
+        say: prints a text. Progress goes to stderr.
 
     Raises:
         InputError: an unknown name.
@@ -43,11 +43,11 @@ def run_benchmark(
     torch.set_num_threads(threads or before)
     try:
         outcomes = []
-        measured = run_cases(cases, contestants, rounds, lambda text: print(text, file=sys.stderr, flush=True))
+        measured = run_cases(cases, backends, rounds, lambda text: print(text, file=sys.stderr, flush=True))
         for outcome in measured:
             say(format_outcome(outcome) + "\n")
             outcomes.append(outcome)
-        # After the cases: the kernels that vovnet.fuse loads are part of it.
+        # Described after the cases, because it names the kernels that vovnet.fuse has loaded.
         machine = {**describe_machine(), "load at the start": load}
     finally:
         torch.set_num_threads(before)

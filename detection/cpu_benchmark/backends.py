@@ -1,4 +1,4 @@
-"""Who competes: each way to run a network, set up as its own documentation says is fastest for one caller."""
+"""The ways to run a network, each set up as its own documentation recommends for one caller."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ import vovnet
 from vovnet.detection.cpu_benchmark.cases import Case
 from vovnet.errors import InputError, reason
 
-Run = Callable[[], Any]
-"""Runs the network once: a backbone's maps as a list, or a detector's list of dictionaries. What it gives may be
-overwritten by its next call."""
-
+Runner = Callable[[], Any]
+"""Runs the network once and returns a backbone's list of maps or a detector's list of dictionaries. The next call may
+overwrite the result."""
 
 EXTRA = {"onnx", "onnxscript", "onnxruntime", "openvino"}
 
 
 class UnavailableError(Exception):
-    """A contestant that cannot take part; the message says why."""
+    """A backend cannot take part; the message says why."""
 
 
 @dataclass
 class Task:
-    """What a contestant is given.
+    """The network and the images that a backend runs.
 
     Attributes:
-        case: which it is.
-        model: float32, evaluation mode; not to be changed.
+        case: the case that is measured.
+        model: the network in float32 and evaluation mode; backends must not change it.
         images: (N, 3, H, W), float32, contiguous.
-        folder: for files, gone afterwards.
+        folder: temporary folder for files.
     """
 
     case: Case
@@ -48,42 +47,42 @@ class Task:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the products."""
+        """The dtype of the numbers that are multiplied."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.case.precision]
 
     @cached_property
     def onnx_file(self) -> Path:
-        """The model in float32 as ONNX with fixed shapes, written when it is first asked for."""
+        """The model as an ONNX file in float32 with fixed shapes; written on first use."""
         path = self.folder / f"{self.case.name}.onnx"
         torch.onnx.export(self.model, (self.images,), path, dynamo=True, verbose=False)
         return path
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Backend:
     """A way to run a network.
 
     Attributes:
-        name: what ``--contestant`` calls it.
-        title: in tables.
-        prepare: makes a :data:`Run`.
-        foreign: another project's compiler or runtime: where it fails, the others go on without it.
-        detectors: whether it can run whole detectors.
-        ours: what the others are compared with.
+        name: its name for ``--backend``.
+        title: its name in tables.
+        prepare: makes a :data:`Runner`.
+        foreign: another project's compiler or runtime. If it fails, the benchmark goes on without it.
+        detectors: it can run whole detectors.
+        ours: the backend that the others are compared with.
     """
 
     name: str
     title: str
-    prepare: Callable[[Task], Run]
+    prepare: Callable[[Task], Runner]
     foreign: bool = False
     detectors: bool = False
     ours: bool = False
 
-    def set_up(self, task: Task) -> Run:
-        """Prepare to run.
+    def set_up(self, task: Task) -> Runner:
+        """Prepare the backend.
 
         Raises:
-            UnavailableError: it cannot take part.
+            UnavailableError: the backend cannot take part.
         """
         if task.case.detector and not self.detectors:
             raise UnavailableError("compared on backbones only")
@@ -99,27 +98,27 @@ class Contestant:
             raise UnavailableError(f"failed: {type(error).__name__}: {reason(error)}") from error
 
 
-def run_torch(model: nn.Module, task: Task, layout: torch.memory_format, dtype: torch.dtype) -> Run:
-    """Call a model in a memory layout; a detector is given its images as a list."""
+def run_torch(model: nn.Module, task: Task, layout: torch.memory_format, dtype: torch.dtype) -> Runner:
+    """Return a runner for a model in a memory layout. A detector gets its images as a list."""
     images = task.images.to(dtype).contiguous(memory_format=layout)
     given: Any = list(images) if task.case.detector else images
     return lambda: model(given)
 
 
-def _eager(task: Task) -> Run:
+def _eager(task: Task) -> Runner:
     model = copy.deepcopy(task.model).to(task.dtype)
     return run_torch(model, task, torch.contiguous_format, task.dtype)
 
 
-def _channels_last(task: Task) -> Run:
+def _channels_last(task: Task) -> Runner:
     model: Any = copy.deepcopy(task.model).to(task.dtype)
     return run_torch(model.to(memory_format=torch.channels_last), task, torch.channels_last, task.dtype)
 
 
-def _compiled(task: Task) -> Run:
+def _compiled(task: Task) -> Runner:
     from torch._inductor import config
 
-    torch.compiler.reset()  # or it would take another case's size for a reason to allow any
+    torch.compiler.reset()  # otherwise another case's size would make the sizes dynamic
     model: Any = copy.deepcopy(task.model).to(task.dtype)
     compiled: Any = torch.compile(model.to(memory_format=torch.channels_last), dynamic=False)
     run = run_torch(compiled, task, torch.channels_last, task.dtype)
@@ -128,7 +127,7 @@ def _compiled(task: Task) -> Run:
     return run
 
 
-def _onnx_runtime(task: Task) -> Run:
+def _onnx_runtime(task: Task) -> Runner:
     if task.dtype is not torch.float32:
         raise UnavailableError(f"ONNX Runtime has no convolutions in {task.case.precision} on CPUs")
     onnxruntime: Any = import_module("onnxruntime")
@@ -157,7 +156,7 @@ def _onnx_runtime(task: Task) -> Run:
     return run
 
 
-def _openvino(task: Task) -> Run:
+def _openvino(task: Task) -> Runner:
     openvino: Any = import_module("openvino")
 
     core = openvino.Core()
@@ -184,7 +183,7 @@ def _openvino(task: Task) -> Run:
     return run
 
 
-def _fused(task: Task) -> Run:
+def _fused(task: Task) -> Runner:
     try:
         model = vovnet.fuse(task.model, precision=task.case.precision)
     except InputError as error:
@@ -192,14 +191,14 @@ def _fused(task: Task) -> Run:
     return run_torch(model, task, torch.contiguous_format, torch.float32)
 
 
-CONTESTANTS = {
-    contestant.name: contestant
-    for contestant in (
-        Contestant("eager", "PyTorch, eager", _eager, detectors=True),
-        Contestant("channels-last", "PyTorch, eager, channels-last", _channels_last, detectors=True),
-        Contestant("compile", "torch.compile, freezing, channels-last", _compiled, foreign=True),
-        Contestant("onnxruntime", "ONNX Runtime", _onnx_runtime, foreign=True),
-        Contestant("openvino", "OpenVINO", _openvino, foreign=True),
-        Contestant("fused", "vovnet.fuse", _fused, detectors=True, ours=True),
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("eager", "PyTorch, eager", _eager, detectors=True),
+        Backend("channels-last", "PyTorch, eager, channels-last", _channels_last, detectors=True),
+        Backend("compile", "torch.compile, freezing, channels-last", _compiled, foreign=True),
+        Backend("onnxruntime", "ONNX Runtime", _onnx_runtime, foreign=True),
+        Backend("openvino", "OpenVINO", _openvino, foreign=True),
+        Backend("fused", "vovnet.fuse", _fused, detectors=True, ours=True),
     )
 }

@@ -1,4 +1,4 @@
-"""What is measured: networks with seeded random weights whose activations are as large as a trained network's."""
+"""The networks that are measured. Their weights are random and seeded; activations are as large as after training."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from vovnet.ops.algorithms import Precision
 SEED = 0
 CALIBRATION_SIZE = (224, 224)
 CANDIDATES = 300
-"""Boxes of a class above a detector's score threshold, before duplicates go: as many as a busy image has."""
+"""Number of boxes above a detector's score threshold before NMS, as many as a busy image has."""
 LOGIT_SPREAD = 1.5
-"""Standard deviation of the classes' logits: some boxes are sure of their class."""
+"""Standard deviation of the classes' logits, so that some scores are high."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A line of the comparison.
+    """One network, input size and precision to measure.
 
     Attributes:
-        name: what ``--case`` calls it.
-        network: a timm model, or with ``detector`` a recipe.
-        batch: images at once.
-        height: of the images, in pixels.
-        width: of the images, in pixels; a detector's are wide.
-        precision: of the products: ``fp32`` or ``bf16``.
-        goal: how many times as fast as the best of the others ``vovnet.fuse`` is meant to be.
-        detector: whether it is a whole detector.
+        name: its name for ``--case``.
+        network: name of a timm model, or of a recipe if ``detector`` is true.
+        batch: number of images.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        precision: dtype of the numbers that are multiplied, ``fp32`` or ``bf16``.
+        detector: measure a whole detector.
     """
 
     name: str
@@ -44,12 +43,11 @@ class Case:
     height: int
     width: int
     precision: Precision
-    goal: float
     detector: bool = False
 
     @property
     def title(self) -> str:
-        """In words."""
+        """The case in words."""
         what = "whole detector" if self.detector else "backbone"
         return f"{self.network}, {what}, {self.precision}, {self.batch} × {self.height}×{self.width}"
 
@@ -57,22 +55,22 @@ class Case:
 CASES = {
     case.name: case
     for case in (
-        Case("v39-800", "vovnet39", 1, 800, 1344, "fp32", 2.15),
-        Case("v39-224", "vovnet39", 1, 224, 224, "fp32", 1.8),
-        Case("v39-224-b8", "vovnet39", 8, 224, 224, "fp32", 2.1),
-        Case("v57-800", "vovnet57", 1, 800, 1344, "fp32", 2.1),
-        Case("v39-800-bf16", "vovnet39", 1, 800, 1344, "bf16", 1.7),
-        Case("detector", "faster_rcnn_vovnet39_fpn", 1, 800, 1344, "fp32", 3.2, detector=True),
+        Case("v39-800", "vovnet39", 1, 800, 1344, "fp32"),
+        Case("v39-224", "vovnet39", 1, 224, 224, "fp32"),
+        Case("v39-224-b8", "vovnet39", 8, 224, 224, "fp32"),
+        Case("v57-800", "vovnet57", 1, 800, 1344, "fp32"),
+        Case("v39-800-bf16", "vovnet39", 1, 800, 1344, "bf16"),
+        Case("detector", "faster_rcnn_vovnet39_fpn", 1, 800, 1344, "fp32", detector=True),
     )
 }
 
 
 def build_network(case: Case) -> nn.Module:
-    """The network of a case in float32 and evaluation mode, the same in every call.
+    """Return the network of a case in float32 and evaluation mode; every call returns equal weights.
 
-    Convolutions have He's initial weights, and batch norms the statistics of random images. A backbone takes
-    (N, 3, H, W) and gives the maps of the strides 4, 8, 16 and 32. A detector takes a list of images (3, H, W); some
-    of its scores of the case's first image pass the threshold, as a trained one's do.
+    Convolutions have He's initial weights, and batch norms have the statistics of random images. A backbone takes
+    (N, 3, H, W) and returns the maps of strides 4, 8, 16 and 32. A detector takes a list of images (3, H, W). Some of
+    its scores for the case's first image pass the threshold, like those of a trained detector.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(SEED)
@@ -89,7 +87,7 @@ def build_network(case: Case) -> nn.Module:
 
 
 def make_images(case: Case) -> Tensor:
-    """(N, 3, H, W) float32, contiguous: random, normalised for a backbone and in 0..1 for a detector."""
+    """Return random images (N, 3, H, W), float32, contiguous: normalised for a backbone, in 0..1 for a detector."""
     generator = torch.Generator().manual_seed(SEED + 1)
     draw = torch.rand if case.detector else torch.randn
     return draw(case.batch, 3, case.height, case.width, generator=generator)
@@ -97,12 +95,12 @@ def make_images(case: Case) -> Tensor:
 
 @torch.inference_mode()
 def exact_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """A backbone's maps in float64."""
+    """Return a backbone's maps, computed in float64."""
     return list(copy.deepcopy(model).double()(images.double()))
 
 
 def _calibrated(model: nn.Module) -> nn.Module:
-    """Give batch norms the statistics of random images, in place: with those of a new one, activations explode."""
+    """Set the batch norms' statistics to those of random images, in place; otherwise activations explode."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -115,7 +113,7 @@ def _calibrated(model: nn.Module) -> nn.Module:
 
 
 def _make_choosy(detector: FasterRCNN, image: Tensor) -> None:
-    """Spread the logits of classes, in place, and raise the background's until ``CANDIDATES`` scores pass."""
+    """Scale the class logits and raise the background's, in place, until ``CANDIDATES`` scores pass the threshold."""
     heads: Any = detector.roi_heads
     layer = heads.box_predictor.cls_score
     layer.bias.zero_()

@@ -1,4 +1,4 @@
-"""What a measurement ran on, and memory pages that are the same for every contestant."""
+"""Describe the machine, and give every backend the same kind of memory pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TUNABLE = "glibc.malloc.hugetlb=1"
 
 
 def huge_page_mode(setting: Path = _THP) -> str:
-    """The kernel's setting for transparent huge pages: ``always``, ``madvise``, ``never``, or ``unknown``."""
+    """Return the kernel's setting for transparent huge pages: ``always``, ``madvise``, ``never`` or ``unknown``."""
     try:
         chosen = re.search(r"\[(\w+)\]", setting.read_text(encoding="utf-8"))
     except OSError:
@@ -28,7 +28,7 @@ def huge_page_mode(setting: Path = _THP) -> str:
 
 
 def with_huge_pages(variables: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables under which PyTorch's allocator and glibc's, which the other runtimes use, ask for them."""
+    """Return environment variables that make PyTorch's and glibc's allocators ask for huge pages."""
     tunables = variables.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb=" not in tunables:
         tunables = f"{tunables}:{_TUNABLE}" if tunables else _TUNABLE
@@ -36,10 +36,10 @@ def with_huge_pages(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def restart_with_huge_pages(variables: MutableMapping[str, str] = os.environ) -> None:
-    """Start this command anew, in this process, so that every contestant's memory lies in transparent huge pages.
+    """Restart this command in this process with the variables of :func:`with_huge_pages`.
 
-    Both allocators read their variables once, before any of our code runs. Does nothing where the kernel gives huge
-    pages to everybody or to nobody, or where the variables are set already.
+    Both allocators read their variables once, before our code runs. This does nothing if the kernel gives huge pages to
+    every process or to none, or if the variables are set already.
     """
     wanted = with_huge_pages(variables)
     if huge_page_mode() != "madvise" or all(variables.get(name) == value for name, value in wanted.items()):
@@ -49,7 +49,7 @@ def restart_with_huge_pages(variables: MutableMapping[str, str] = os.environ) ->
 
 
 def describe_machine() -> dict[str, Any]:
-    """Versions, processor, instruction sets, threads and pages, by what they are called in a report."""
+    """Return versions, processor, instruction sets, threads and page size by their names in the report."""
     return {
         "threads": torch.get_num_threads(),
         "PyTorch's instruction set": torch.backends.cpu.get_cpu_capability(),
@@ -60,7 +60,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def load_average() -> float | None:
-    """Of the last minute; None where the system doesn't say."""
+    """Return the load average of the last minute, or None if the system does not provide it."""
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 

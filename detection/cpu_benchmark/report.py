@@ -1,4 +1,4 @@
-"""The comparison as text, as JSON and as a chart."""
+"""Present the results as text, JSON and a chart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vovnet.detection.cpu_benchmark.backends import CONTESTANTS
+from vovnet.detection.cpu_benchmark.backends import BACKENDS
 from vovnet.detection.cpu_benchmark.running import Outcome, Result
 from vovnet.detection.cpu_benchmark.timing import speedup
 from vovnet.detection.figures import new_figure
@@ -18,46 +18,45 @@ if TYPE_CHECKING:
 
 
 def format_machine(machine: Mapping[str, Any]) -> str:
-    """A line a fact."""
+    """Return the machine's description, one fact per line."""
     width = max(map(len, machine))
     return "\n".join(f"{name:{width}}  {value}" for name, value in machine.items())
 
 
 def format_outcome(outcome: Outcome) -> str:
-    """A Markdown table of a case's contestants, and who did not take part.
+    """Return a Markdown table of a case's backends, and the reasons of those that did not take part.
 
-    With ``vovnet.fuse`` among them, the others' times are multiples of its; else of the best.
+    Times are given as multiples of ``vovnet.fuse``'s, or of the fastest backend's if ``vovnet.fuse`` was not measured.
     """
     base = outcome.ours or outcome.results.get(outcome.best_peer or "")
-    head = ["contestant", "median ms", "least ms", "× medians", "× least", "× rounds"]
-    head += ["boxes, of eager", "unmatched", "px", "score"] if outcome.case.detector else ["rms error", "/ eager's"]
+    head = ["backend", "median ms", "least ms", "× medians", "× least", "× rounds"]
+    head += ["boxes, eager's", "unmatched", "px", "score"] if outcome.case.detector else ["rms error", "/ eager's"]
     rows = [
-        [CONTESTANTS[name].title, *_times(result, base), *_quality(outcome, result)]
+        [BACKENDS[name].title, *_times(result, base), *_quality(outcome, result)]
         for name, result in outcome.results.items()
     ]
     lines = [f"### {outcome.case.name}: {outcome.case.title}", "", *_table(head, rows)]
-    absent = [f"- {CONTESTANTS[name].title}: {why}" for name, why in outcome.absent.items()]
+    absent = [f"- {BACKENDS[name].title}: {why}" for name, why in outcome.absent.items()]
     return "\n".join([*lines, *(["", *absent] if absent else [])])
 
 
 def format_summary(outcomes: Sequence[Outcome]) -> str:
-    """A Markdown table of how many times as fast as the best of the others ``vovnet.fuse`` is, a line a case."""
+    """Return a Markdown table with the speedup of ``vovnet.fuse`` over the fastest other backend, one line per case."""
     rows = []
     for outcome in outcomes:
         gain = outcome.speedup
         if gain is None or outcome.best_peer is None:
             continue
         ratios = [f"{value:.2f}×" for value in (gain.medians, gain.least, gain.rounds)]
-        met = "reached" if gain.medians >= outcome.case.goal else "missed"
-        rows.append([outcome.case.title, CONTESTANTS[outcome.best_peer].title, *ratios, f"{outcome.case.goal:g}×", met])
+        rows.append([outcome.case.title, BACKENDS[outcome.best_peer].title, *ratios])
     if not rows:
         return "vovnet.fuse was not compared with others."
-    head = ["case", "best of the others", "medians", "least", "median of rounds", "goal", ""]
+    head = ["case", "best of the others", "medians", "least", "median of rounds"]
     return "\n".join(_table(head, rows))
 
 
 def to_json(machine: Mapping[str, Any], rounds: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Everything measured; seconds, and errors a map."""
+    """Return everything that was measured: seconds per round, and errors per map."""
     cases = []
     for outcome in outcomes:
         results = {name: _numbers(result) for name, result in outcome.results.items()}
@@ -76,7 +75,7 @@ def to_json(machine: Mapping[str, Any], rounds: int, outcomes: Sequence[Outcome]
 
 
 def draw_chart(outcomes: Sequence[Outcome]) -> Figure:
-    """A panel a case: the contestants' median times as bars, a line at the least, ours in colour.
+    """Draw one panel per case: bars for median times with a line at the least, ``vovnet.fuse`` in colour.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -90,9 +89,9 @@ def draw_chart(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def _draw_panel(axes: Axes, outcome: Outcome) -> None:
-    titles = [CONTESTANTS[name].title for name in outcome.results]
+    titles = [BACKENDS[name].title for name in outcome.results]
     times = [1e3 * result.median for result in outcome.results.values()]
-    colours = ["#0b6e99" if CONTESTANTS[name].ours else "#b8bec4" for name in outcome.results]
+    colours = ["#0b6e99" if BACKENDS[name].ours else "#b8bec4" for name in outcome.results]
     axes.barh(titles, times, color=colours)
     for line, (result, time) in enumerate(zip(outcome.results.values(), times, strict=True)):
         least = 1e3 * min(result.seconds)

@@ -1,4 +1,4 @@
-"""A case from its network to its numbers."""
+"""Run a case: build its network, check every backend's answer, and time the backends."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vovnet.detection.cpu_benchmark.backends import CONTESTANTS, Run, Task, UnavailableError
+from vovnet.detection.cpu_benchmark.backends import BACKENDS, Runner, Task, UnavailableError
 from vovnet.detection.cpu_benchmark.cases import CASES, Case, build_network, exact_maps, make_images
-from vovnet.detection.cpu_benchmark.timing import Speedup, speedup, take_turns
+from vovnet.detection.cpu_benchmark.timing import Speedup, speedup, time_calls
 from vovnet.errors import InputError
 
 SAME_BOX = 5.0
-"""Pixels that coordinates of detections that belong together may differ by."""
+"""Largest difference in pixels of a coordinate of two detections that are matched."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a detector's answers lie from the eager detector's.
+    """How far a detector's detections are from the eager detector's.
 
     Attributes:
-        count: detections.
-        eager_count: of the eager detector.
-        unmatched: of either, without a counterpart of their class.
-        box_distance: the largest of a coordinate, in pixels, between detections that belong together.
-        score_distance: the largest of their scores.
+        count: number of detections.
+        eager_count: number of the eager detector's detections.
+        unmatched: number of detections of both without a counterpart of the same class.
+        box_distance: largest difference of a coordinate between matched detections, in pixels.
+        score_distance: largest difference of scores between matched detections.
     """
 
     count: int
@@ -42,12 +42,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one contestant.
+    """What was measured for one backend.
 
     Attributes:
-        seconds: of a call, one a round.
-        errors: of a backbone: rms of the difference from float64, a map.
-        agreement: of a detector.
+        seconds: seconds per call, one per round.
+        errors: for a backbone, the rms of each map's difference from float64.
+        agreement: for a detector, how far its detections are from the eager detector's.
     """
 
     seconds: list[float]
@@ -56,19 +56,19 @@ class Result:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median of :attr:`seconds`."""
         return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured of a case.
+    """What was measured for a case.
 
     Attributes:
-        case: which it was.
-        results: by contestant, in their order.
-        eager_errors: of a backbone: rms of eager PyTorch's difference from float64 in the case's precision, a map.
-        absent: contestant → why it did not take part.
+        case: the case.
+        results: name of the backend → what was measured for it.
+        eager_errors: for a backbone, :attr:`Result.errors` of eager PyTorch in the case's precision.
+        absent: name of the backend → why it did not take part.
     """
 
     case: Case
@@ -78,38 +78,38 @@ class Outcome:
 
     @property
     def ours(self) -> Result | None:
-        """Of ``vovnet.fuse``."""
-        return next((result for name, result in self.results.items() if CONTESTANTS[name].ours), None)
+        """The result of ``vovnet.fuse``, or None."""
+        return next((result for name, result in self.results.items() if BACKENDS[name].ours), None)
 
     @property
     def best_peer(self) -> str | None:
-        """The contestant of the others with the smallest median."""
-        peers = {name: result.median for name, result in self.results.items() if not CONTESTANTS[name].ours}
+        """The name of the other backend with the smallest median, or None."""
+        peers = {name: result.median for name, result in self.results.items() if not BACKENDS[name].ours}
         return min(peers, key=peers.__getitem__, default=None)
 
     @property
     def speedup(self) -> Speedup | None:
-        """Of ``vovnet.fuse`` over the best of the others; None where one of them is absent."""
+        """The speedup of ``vovnet.fuse`` over :attr:`best_peer`, or None if one of them is absent."""
         ours, peer = self.ours, self.best_peer
         return None if ours is None or peer is None else speedup(ours.seconds, self.results[peer].seconds)
 
 
 def run_cases(
-    cases: Sequence[str], contestants: Sequence[str], rounds: int, progress: Callable[[str], None]
+    cases: Sequence[str], backends: Sequence[str], rounds: int, progress: Callable[[str], None]
 ) -> Iterable[Outcome]:
     """Measure cases one after the other.
 
     Args:
-        cases: names of :data:`CASES`; none means all.
-        contestants: names of :data:`CONTESTANTS`; none means all.
-        rounds: that count.
-        progress: is told what is being done.
+        cases: names of :data:`CASES`; empty means all.
+        backends: names of :data:`BACKENDS`; empty means all.
+        rounds: number of rounds that are measured.
+        progress: called with a text before each step.
 
     Raises:
         InputError: an unknown name.
     """
     chosen = [CASES[name] for name in _known("--case", cases, list(CASES))]
-    names = _known("--contestant", contestants, list(CONTESTANTS))
+    names = _known("--backend", backends, list(BACKENDS))
     return (run_case(case, names, rounds, progress) for case in chosen)
 
 
@@ -121,34 +121,34 @@ def _known(option: str, given: Sequence[str], known: Sequence[str]) -> list[str]
 
 
 @torch.inference_mode()
-def run_case(case: Case, contestants: Sequence[str], rounds: int, progress: Callable[[str], None]) -> Outcome:
-    """Prepare the contestants that can take part, hold their answers to the truth, and time them."""
+def run_case(case: Case, backends: Sequence[str], rounds: int, progress: Callable[[str], None]) -> Outcome:
+    """Prepare the backends that can take part, check their answers, and time them."""
     model, images = build_network(case), make_images(case)
-    runs: dict[str, Run] = {}
+    runs: dict[str, Runner] = {}
     judged: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         task = Task(case, model, images, Path(folder))
         progress(f"{case.name}: eager PyTorch and the exact answer")
-        eager = CONTESTANTS["eager"].set_up(task)()
+        eager = BACKENDS["eager"].set_up(task)()
         judge = _judge(task, eager)
-        for name in contestants:
-            contestant = CONTESTANTS[name]
-            progress(f"{case.name}: preparing {contestant.title}")
+        for name in backends:
+            backend = BACKENDS[name]
+            progress(f"{case.name}: preparing {backend.title}")
             try:
-                runs[name] = contestant.set_up(task)
+                runs[name] = backend.set_up(task)
             except UnavailableError as error:
                 absent[name] = str(error)
                 continue
             judged[name] = judge(runs[name]())
-        progress(f"{case.name}: {rounds} rounds of {len(runs)} contestants")
-        seconds = take_turns(runs, rounds)
+        progress(f"{case.name}: {rounds} rounds of {len(runs)} backends")
+        seconds = time_calls(runs, rounds)
     results = {name: Result(seconds[name], **judged[name]) for name in runs}
     return Outcome(case, results, judge(eager).get("errors"), absent)
 
 
 def _judge(task: Task, eager: Any) -> Callable[[Any], dict[str, Any]]:
-    """A function from an answer to the fields of :class:`Result` that say how good it is."""
+    """Return a function from an answer to the fields of :class:`Result` that describe its accuracy."""
     if task.case.detector:
         return lambda answer: {"agreement": agreement(answer[0], eager[0])}
     truth = exact_maps(task.model, task.images)
@@ -160,9 +160,9 @@ def _rms(x: Tensor, exact: Tensor) -> float:
 
 
 def agreement(detections: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> Agreement:
-    """Compare an image's detections (``boxes`` (D, 4) in pixels, ``labels`` (D,), ``scores`` (D,)).
+    """Compare an image's detections: ``boxes`` (D, 4) in pixels, ``labels`` (D,) and ``scores`` (D,).
 
-    Each of the eager detector's belongs to the nearest of its class that no other has, within :data:`SAME_BOX`.
+    Each of the eager detector's detections is matched with the nearest free one of its class within :data:`SAME_BOX`.
     """
     free = torch.ones(len(detections["labels"]), dtype=torch.bool)
     box_distance = score_distance = 0.0
@@ -170,7 +170,7 @@ def agreement(detections: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> 
         distances = (detections["boxes"] - box).abs().amax(1)
         distances[~free | (detections["labels"] != label)] = torch.inf
         if not len(distances) or distances.min() > SAME_BOX:
-            continue  # at the threshold, or of two that suppress each other, another one was taken
+            continue  # another detection passed the threshold or NMS
         nearest = int(distances.argmin())
         free[nearest] = False
         box_distance = max(box_distance, float(distances[nearest]))

@@ -16,14 +16,14 @@ commands.add_typer(benchmark, name="benchmark")
 @benchmark.command("cpu")
 def benchmark_cpu(
     cases: Annotated[list[str] | None, typer.Option("--case", help="One of the cases. Repeat it for several.")] = None,
-    contestants: Annotated[
-        list[str] | None, typer.Option("--contestant", help="One of the contestants. Repeat it for several.")
+    backends: Annotated[
+        list[str] | None, typer.Option("--backend", "--contestant", help="One of the backends. Repeat it for several.")
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Every contestant runs once in each round.")] = 15,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Every backend has a turn in each round.")] = 15,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Number of threads of each.")] = None,
     output: OptionalOutput = None,
     overwrite: Overwrite = False,
-    huge_pages: Annotated[bool, typer.Option(help="Ask for transparent huge pages, for all contestants.")] = True,
+    huge_pages: Annotated[bool, typer.Option(help="Ask for transparent huge pages, for all backends.")] = True,
 ) -> None:
     """Time vovnet.fuse, PyTorch, torch.compile, ONNX Runtime and OpenVINO, interleaved, on backbones and a detector."""
     from vovnet.detection.cpu_benchmark import run_benchmark
@@ -34,7 +34,7 @@ def benchmark_cpu(
         restart_with_huge_pages()
     if output is not None:
         prepare_output_dir(output, overwrite=overwrite)
-    run_benchmark(cases or [], contestants or [], rounds, threads=threads, output=output, say=typer.echo)
+    run_benchmark(cases or [], backends or [], rounds, threads=threads, output=output, say=typer.echo)
 
 
 @commands.command()

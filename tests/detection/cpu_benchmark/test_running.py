@@ -1,0 +1,83 @@
+"""How answers are checked against float64 and against the eager detector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cpu_benchmark_cases import SMALL_DETECTOR, TINY, fake_fuse
+from torch import Tensor, nn
+
+import vovnet
+from vovnet.detection.cpu_benchmark.cases import CASES
+from vovnet.detection.cpu_benchmark.running import agreement, run_case
+from vovnet.ops.build import loader
+
+
+def detections(*rows: tuple[float, int, float]) -> dict[str, Tensor]:
+    """Of a left edge, a label and a score each; boxes are 10 × 10."""
+    boxes = torch.tensor([[x, 0.0, x + 10, 10.0] for x, _, _ in rows]).reshape(-1, 4)
+    labels = torch.tensor([label for _, label, _ in rows], dtype=torch.int64)
+    return {"boxes": boxes, "labels": labels, "scores": torch.tensor([score for *_, score in rows])}
+
+
+EAGER = detections((0, 1, 0.9), (100, 2, 0.8), (200, 1, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (EAGER, (3, 3, 0, 0.0, 0.0)),
+        (detections((200.25, 1, 0.7), (0, 1, 0.875), (100, 2, 0.8)), (3, 3, 0, 0.25, 0.025)),
+        (detections((0, 1, 0.9), (100, 1, 0.8), (200, 1, 0.7)), (3, 3, 2, 0.0, 0.0)),  # another class
+        (detections((0, 1, 0.9), (100, 2, 0.8), (300, 1, 0.7)), (3, 3, 2, 0.0, 0.0)),  # another place
+        (detections((0, 1, 0.9)), (1, 3, 2, 0.0, 0.0)),
+        (detections(), (0, 3, 3, 0.0, 0.0)),
+    ],
+)
+def test_agreement_of_detections_by_hand(answer: dict[str, Tensor], expected: tuple[Any, ...]) -> None:
+    found = agreement(answer, EAGER)
+    assert (found.count, found.eager_count, found.unmatched) == expected[:3]
+    assert (found.box_distance, found.score_distance) == pytest.approx(expected[3:], abs=1e-6)
+
+
+def test_a_case_is_judged_against_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(model: nn.Module, precision: str) -> nn.Module:
+        class Shifted(nn.Module):
+            def forward(self, x: Tensor) -> list[Tensor]:
+                return [y + 0.5 for y in model(x)]
+
+        return Shifted()
+
+    monkeypatch.setattr(vovnet, "fuse", shifted)
+    told: list[str] = []
+    outcome = run_case(TINY, ["eager", "channels-last", "fused"], 2, told.append)
+    assert list(outcome.results) == ["eager", "channels-last", "fused"]
+    assert all(len(result.seconds) == 2 and min(result.seconds) > 0 for result in outcome.results.values())
+    assert outcome.results["eager"].errors == outcome.eager_errors
+    assert outcome.results["fused"].errors == pytest.approx([0.5] * 4, rel=1e-3)
+    assert max(outcome.results["channels-last"].errors or [1.0]) < 1e-3
+    assert any("preparing vovnet.fuse" in line for line in told)
+
+
+def test_fuse_is_as_exact_as_it_says() -> None:
+    """At most twice the error of eager PyTorch, at the depth of a whole network."""
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability() or not loader.cpu_operators():
+        pytest.skip("both errors are measured on processors with AVX-512, with compiled kernels")
+    ours = run_case(CASES["v39-224"], ["fused"], 1, lambda _: None)
+    assert ours.eager_errors is not None
+    assert ours.results["fused"].errors is not None
+    ratio = ours.results["fused"].errors[-1] / ours.eager_errors[-1]
+    assert 0.5 < ratio <= 2
+
+
+def test_a_detector_is_held_to_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vovnet, "fuse", fake_fuse)
+    outcome = run_case(SMALL_DETECTOR, ["onnxruntime", "fused"], 1, lambda text: None)
+    found = outcome.results["fused"].agreement
+    assert found is not None
+    assert found.count == found.eager_count > 0
+    assert (found.unmatched, found.box_distance, found.score_distance) == (0, 0.0, 0.0)
+    assert outcome.absent == {"onnxruntime": "compared on backbones only"}
+    assert outcome.speedup is None
