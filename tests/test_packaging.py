@@ -161,11 +161,12 @@ def test_wheel_is_pure_and_says_what_pyproject_says(wheel: Path) -> None:
 def test_sdist_has_the_tests_and_no_links(unpacked_sdist: Path) -> None:
     assert not [path for path in unpacked_sdist.rglob("*") if path.is_symlink()]
     assert not [room for room in ROOMS if (unpacked_sdist / "vovnet" / room).exists()]
-    houses = [ROOT / part for part in ("tests", "docs", "benchmarks", ".ci", *ROOMS)]
+    houses = [ROOT / part for part in ("tests", "docs", "benchmarks", ".ci", ".github", *ROOMS)]
     for path in (file for house in houses for file in house.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             assert (unpacked_sdist / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
-    for name in ("Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "pyproject.toml"):
+    at_the_root = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "NOTICE", "README.md")
+    for name in (*at_the_root, "SECURITY.md", "pyproject.toml", ".git-blame-ignore-revs", ".pre-commit-config.yaml"):
         assert (unpacked_sdist / name).is_file(), name
 
 
