@@ -45,6 +45,7 @@ format: $(DEV_STAMP) ## mend style
 
 types: $(DEV_STAMP) ## check types
 	$(PY) -m mypy
+	$(PY) -m pyright
 
 wheel: $(DEV_STAMP) ## build the sdist and, from it, the wheel into dist/, and compare them with the tree
 	rm -rf build dist *.egg-info

@@ -8,7 +8,7 @@ element. docs/operators.md draws this.
 from __future__ import annotations
 
 import logging
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import timm.models.vovnet as timm_vovnet
 import torch
@@ -204,7 +204,7 @@ def _does_nothing(module: nn.Module | None) -> bool:
 
 def _fixed_affine(layer: TimmConvNormAct) -> Affine | None:
     """Return the scale and shift of a norm that does not depend on the batch; None if the norm does."""
-    norm: nn.BatchNorm2d = layer.bn  # or a frozen norm, which has the same attributes
+    norm = cast(nn.BatchNorm2d, layer.bn)  # or a frozen norm, which has the same attributes
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None or (isinstance(norm, nn.BatchNorm2d) and norm.training):
         return None
@@ -219,7 +219,7 @@ def _fixed_affine(layer: TimmConvNormAct) -> Affine | None:
 
 def _normalise(layer: TimmConvNormAct, x: Tensor) -> Tensor:
     """Normalise with the batch's statistics as ``nn.BatchNorm2d.forward`` does, and apply the activation."""
-    norm: nn.BatchNorm2d = layer.bn
+    norm = cast(nn.BatchNorm2d, layer.bn)
     if torch.compiler.is_compiling() or x.numel() == 0:
         x = norm(x)
         return layer.act(x) if isinstance(layer, ConvNormAct) else x
