@@ -1,18 +1,18 @@
-"""VoVNet for timm: importing this package registers ``vovnet27_slim``, ``vovnet39`` and ``vovnet57``.
+"""VoVNet for timm: importing this package registers its networks, such as ``vovnet39``, with timm.
 
-``timm.create_model("vovnet39")`` then works as for timm's own models. Detection lies in ``vovnet.detection`` and is not
-imported here.
+``timm.create_model("vovnet39")`` then works as for timm's own models. Object detection is in :mod:`vovnet.detection`,
+which this package does not import.
 """
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not Path(__file__).with_name("adapters").exists():
     # An unpacked sdist has no links: adapters/, detection/ and hub/ lie beside this folder.
     __path__.append(str(Path(__file__).parents[1]))
 
-from vovnet import vovnet_v2  # noqa: F401 (registers ese_vovnet19b and ese_vovnet39b_all, 57b_all and 99b_all)
+from vovnet import vovnet_v2  # noqa: F401 (registers VoVNetV2)
 from vovnet.vovnet import VoVNet
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 
-def __getattr__(name: str) -> Any:
-    """Load what only some need, such as the operators, when it is asked for."""
+def __getattr__(name: str) -> object:
+    """Import on first use what loads the operators."""
     if name == "fuse":
         from vovnet.fusion import fuse
 
@@ -38,3 +38,7 @@ def __getattr__(name: str) -> Any:
 
         return memory_efficient
     raise AttributeError(f"module 'vovnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

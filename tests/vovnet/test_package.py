@@ -1,9 +1,15 @@
 """What ``import vovnet`` does, and what it leaves alone."""
 
 import os
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import vovnet
 
 
 def run(code: str, repository: Path) -> str:
@@ -12,16 +18,28 @@ def run(code: str, repository: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
 
 
-def test_import_is_enough_and_lean(repository: Path) -> None:
+def test_import_is_enough_and_loads_little(repository: Path) -> None:
     output = run(
         "import sys, vovnet, timm\n"
-        "print(timm.is_model('vovnet39'), sorted(m for m in sys.modules if m.startswith('vovnet.')))\n"
+        "print(timm.is_model('vovnet39'), dir(vovnet))\n"
+        "rooms = ('adapters', 'cli', 'detection', 'fusion', 'hub', 'memory', 'ops')\n"
+        "print([m for m in rooms if f'vovnet.{m}' in sys.modules])\n"
         "print([m for m in ('pycocotools', 'matplotlib', 'pydantic', 'typer') if m in sys.modules])",
         repository,
     )
-    names = "arguments checkpoint_file downloads errors files licences pretrained vovnet vovnet_v2"
-    modules = [f"vovnet.{name}" for name in names.split()]
-    assert output.splitlines() == [f"True {modules}", "[]"]
+    public = ["VoVNet", "__version__", "fuse", "memory_efficient"]
+    assert output.splitlines() == [f"True {public}", "[]", "[]"]
+
+
+def test_help_shows_the_functions_that_are_imported_on_first_use() -> None:
+    text = pydoc.plain(pydoc.render_doc(vovnet))
+    functions = text[text.index("FUNCTIONS") : text.index("VERSION")]
+    assert "fuse(model" in functions
+    assert "memory_efficient(model" in functions
+    names = [line.split("(")[0].strip() for line in functions.splitlines() if re.match(r"    \w+\(", line)]
+    assert names == ["fuse", "memory_efficient"]
+    with pytest.raises(AttributeError, match="has no attribute 'melt'"):
+        vovnet.melt  # noqa: B018
 
 
 def test_version_without_an_install(repository: Path) -> None:
