@@ -1,4 +1,4 @@
-"""Any timm model with ``features_only`` as the backbone of a torchvision detector."""
+"""Turn any timm model with ``features_only`` into the backbone of a torchvision detector."""
 
 from vovnet.adapters.fpn import FpnBackbone, fpn_backbone
 

@@ -1,11 +1,9 @@
-"""From a timm model to the feature maps that a pyramid is built on, with all that a detector must know of them."""
+"""Get feature maps for a pyramid from a timm model, with all that a detector must know about them."""
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,32 +17,37 @@ from torch import nn
 from vovnet.adapters.levels import choose_levels
 from vovnet.errors import InputError, did_you_mean, reason
 
-RESERVED_ARGS = ("pretrained", "features_only", "out_indices", "in_chans", "exportable", "scriptable", "no_jit")
+_RESERVED_ARGS = ("pretrained", "features_only", "out_indices", "in_chans", "exportable", "scriptable", "no_jit")
 
 
 @dataclass(frozen=True)
 class Features:
-    """A network that returns feature maps, and what is known of them."""
+    """A network that returns feature maps, and its metadata."""
 
     net: nn.Module
-    """Image batch (N, in_chans, H, W) -> list of feature maps."""
+    """Maps a batch of images (N, in_chans, H, W) to a list of feature maps."""
     name: str
-    """What messages call the model."""
+    """The model's name in messages."""
     indices: tuple[int, ...]
-    """Of the chosen maps, in timm's ``feature_info``."""
+    """Indices of the chosen maps in timm's ``feature_info``."""
     taps: tuple[dict[str, Any], ...]
     """timm's ``feature_info`` entries up to the last chosen map."""
     positions: tuple[int, ...]
-    """Of the chosen maps, in the list that ``net`` returns."""
+    """Indices of the chosen maps in the list that ``net`` returns."""
     channels: tuple[int, ...]
+    """Channels of each chosen map."""
     strides: tuple[int, ...]
+    """Stride in pixels of each chosen map."""
     channels_last: bool
-    """Maps come as (N, H, W, C) instead of (N, C, H, W)."""
+    """True if maps are (N, H, W, C) and not (N, C, H, W)."""
     mean: tuple[float, ...]
+    """Mean of each input channel, for images in 0..1."""
     std: tuple[float, ...]
+    """Standard deviation of each input channel, for images in 0..1."""
     in_chans: int
+    """Channels of an image."""
     pretrained: bool
-    """The weights come from training, or the caller will load such weights."""
+    """True if the weights are trained ones, or the caller will load such weights."""
 
 
 def features_by_name(
@@ -56,34 +59,38 @@ def features_by_name(
     in_chans: int | None,
     backbone_args: Mapping[str, Any],
 ) -> Features:
-    """Create the timm model ``name`` with ``features_only``, returning just the maps that the pyramid takes.
+    """Create the timm model ``name`` with ``features_only``; it returns only the maps that the pyramid takes.
 
     Raises:
         InputError: timm does not know the name, or the model lacks features, levels or doubling strides.
         TypeError: an entry of ``backbone_args`` is not an argument of the model.
     """
-    _check_name(name)
-    _check_args(name, backbone_args)
+    if ":" not in name and not timm.is_model(name):  # a colon names a source, as in "hf-hub:ORG/NAME"
+        close = did_you_mean(name.split(".")[0], timm.list_models(), "timm.list_models() returns the names", most=3)
+        raise InputError(f"timm knows no model {name!r}; {close}")
+    for key in backbone_args:
+        if key in _RESERVED_ARGS:
+            raise TypeError(f"backbone_args has {key!r}, which fpn_backbone sets itself; use its own arguments")
     args = dict(backbone_args)
     if in_chans is not None:
         args["in_chans"] = in_chans
     without_weights = {k: v for k, v in args.items() if k not in ("checkpoint_path", "device")}
-    with torch.device("meta"):  # only feature_info is wanted: no memory, no random numbers
+    with torch.device("meta"):  # only feature_info is needed: this uses no memory and draws no random numbers
         info = _create(name, without_weights).feature_info
     indices = choose_levels([entry["reduction"] for entry in info.info], out_indices, name)
     net = _create(name, {**args, "pretrained": pretrained and download, "out_indices": indices})
-    return _described(net, name, indices, tuple(range(len(indices))), pretrained or "checkpoint_path" in args)
+    return _describe(net, name, indices, tuple(range(len(indices))), pretrained or "checkpoint_path" in args)
 
 
 def features_of_instance(
     model: nn.Module, *, pretrained: bool, out_indices: Sequence[int] | None, in_chans: int | None
 ) -> Features:
-    """Take a timm model that exists: made with ``features_only``, or a classifier with ``forward_intermediates``.
+    """Take an existing timm model: made with ``features_only``, or a classifier with ``forward_intermediates``.
 
-    The model becomes part of the backbone; a classifier loses the layers behind its last chosen map.
+    The model becomes part of the backbone. A classifier loses the layers behind its last chosen map.
 
     Raises:
-        InputError: it cannot give feature maps, does not return the asked ones, or has other input channels.
+        InputError: the model cannot give feature maps, does not return the wanted ones, or has other input channels.
     """
     name = f"this {type(model).__name__}"
     info = getattr(model, "feature_info", None)
@@ -110,7 +117,7 @@ def features_of_instance(
             f"{name} is a classifier without forward_intermediates; pass its name, or an instance made with "
             "timm.create_model(..., features_only=True)"
         )
-    features = _described(net, name, indices, positions, pretrained)
+    features = _describe(net, name, indices, positions, pretrained)
     if in_chans is not None and in_chans != features.in_chans:
         raise InputError(
             f"in_chans is {in_chans}, but {name} takes {features.in_chans} channels; make it with in_chans={in_chans}"
@@ -119,6 +126,7 @@ def features_of_instance(
 
 
 def _positions_of(out_indices: Sequence[int], outputs: list[int], count: int, name: str) -> list[int]:
+    """Return where the wanted maps are in the list of maps that an instance returns."""
     absolute = [i + count if i < 0 else i for i in out_indices]
     absent = [i for i in absolute if i not in outputs]
     if absent:
@@ -129,49 +137,15 @@ def _positions_of(out_indices: Sequence[int], outputs: list[int], count: int, na
     return [outputs.index(i) for i in absolute]
 
 
-def _check_name(name: str) -> None:
-    source_given = ":" in name
-    if not source_given and not timm.is_model(name):
-        hint = did_you_mean(name.split(".")[0], timm.list_models(), "timm.list_models() returns the names", most=3)
-        raise InputError(f"timm knows no model {name!r}; {hint}")
-
-
-def _check_args(name: str, args: Mapping[str, Any]) -> None:
-    """Refuse arguments that the model would not read.
-
-    Most timm models raise TypeError themselves, but several (its VovNet, RegNet, ByobNet, …) merge whatever they get
-    into a configuration without a word. There, a name is refused when it occurs nowhere in the sources that build the
-    model, which is what a slip of the finger looks like.
-    """
-    taken = [key for key in args if key in RESERVED_ARGS]
-    if taken:
-        raise TypeError(f"backbone_args has {taken[0]!r}, which fpn_backbone sets itself; use its own arguments")
-    if ":" in name or not args:
-        return
-    home = sys.modules[timm.model_entrypoint(name.split(".")[0]).__module__]
-    classes = [v for v in vars(home).values() if inspect.isclass(v) and issubclass(v, nn.Module)]
-    modules = {home, *(sys.modules[c.__module__] for c in classes)}
-    modules |= {sys.modules["timm.models._builder"], sys.modules["timm.models._factory"]}
-    try:
-        words = {word for module in modules for word in re.findall(r"\w+", inspect.getsource(module))}
-    except (OSError, TypeError):  # a model that was registered in a notebook has no source file
-        return
-    for key in args:
-        if key not in words:
-            raise TypeError(_unknown_argument(name, key))
-
-
-def _unknown_argument(name: str, key: str) -> str:
-    return f"backbone_args has {key!r}, which is not an argument of the timm model {name}"
-
-
 def _create(name: str, args: Mapping[str, Any]) -> Any:
+    """Create a timm model with ``features_only``; raise errors that say how to mend the arguments."""
     try:
         return timm.create_model(name, features_only=True, **args)
     except TypeError as error:
-        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        unexpected = re.search(r"unexpected keyword argument(?:\(s\):)? \[?'(\w+)'", str(error))
         if unexpected and unexpected[1] in args:
-            raise TypeError(_unknown_argument(name, unexpected[1])) from error
+            key = unexpected[1]
+            raise TypeError(f"backbone_args has {key!r}, which is not an argument of the timm model {name}") from error
         if unexpected and unexpected[1] == "features_only":
             raise InputError(_no_features(name)) from error
         raise
@@ -194,7 +168,7 @@ def _no_features(name: str) -> str:
     return f"{name} lacks features_only: timm cannot take feature maps from it, so no pyramid can be built on it"
 
 
-def _described(
+def _describe(
     net: nn.Module, name: str, indices: tuple[int, ...], positions: tuple[int, ...], pretrained: bool
 ) -> Features:
     info: Any = net.feature_info
@@ -229,10 +203,10 @@ def _first_conv_channels(net: nn.Module, name: str) -> int:
 
 
 def for_channels(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Normalisation values for another number of channels, as timm's ``adapt_input_conv`` treats the first convolution.
+    """Return normalisation values for another number of channels, to match timm's adapted first convolution.
 
-    One channel takes the average (the RGB kernels are summed); any other number repeats the values in turn (the RGB
-    kernels are repeated). timm/models/_manipulate.py, ``adapt_input_conv``.
+    One channel takes the average, because timm sums the RGB kernels. Any other number repeats the values in turn,
+    because timm repeats the RGB kernels (timm/models/_manipulate.py, ``adapt_input_conv``).
     """
     if in_chans == len(values):
         return tuple(float(v) for v in values)

@@ -1,9 +1,9 @@
-"""Feature pyramids (arXiv:1612.03144) for torchvision's detectors on timm's feature maps."""
+"""Feature pyramids (arXiv:1612.03144) on timm's feature maps, for torchvision's detectors."""
 
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -11,15 +11,15 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from vovnet.adapters.features import Features, features_by_name, features_of_instance
 from vovnet.adapters.freezing import freeze_stages
-from vovnet.adapters.norms import NORMS, convert_norms, norm_layer
+from vovnet.adapters.norms import FpnNorm, Norm, convert_norms, norm_layer
 from vovnet.adapters.verification import verify_features
 from vovnet.errors import InputError
 
 _log = logging.getLogger("vovnet")
 
-EXTRA_LEVELS: dict[str | None, tuple[str, ...]] = {None: (), "pool": ("pool",), "p6p7": ("p6", "p7")}
-"""Names that torchvision gives to the levels behind the backbone's own."""
-FPN_NORMS = (None, "bn", "sync_bn", "gn")
+ExtraLevel = Literal["pool", "p6p7"]
+_LEVEL_NAMES: dict[ExtraLevel | None, tuple[str, ...]] = {None: (), "pool": ("pool",), "p6p7": ("p6", "p7")}
+"""torchvision's names for the levels behind the backbone's own."""
 
 
 class FpnBackbone(nn.Module):
@@ -28,25 +28,24 @@ class FpnBackbone(nn.Module):
     Attributes:
         out_channels: channels of every level.
         level_names: ``("0", "1", …)`` for the backbone's levels, then ``"pool"`` or ``"p6"``, ``"p7"``.
-        roi_level_names: the backbone's levels alone, from which boxes are pooled.
-        strides: pixels a step of every level in ``level_names``.
-        mean, std: per channel, for images in 0..1; the detector normalises with them.
+        roi_level_names: the names of the backbone's own levels. Boxes are pooled from these.
+        strides: stride in pixels of every level in ``level_names``.
+        mean: mean of each channel, for images in 0..1. The detector normalises with it.
+        std: standard deviation of each channel, for images in 0..1. The detector normalises with it.
         in_chans: channels of an image.
-        norm_report: one line on what became of the backbone's norms.
+        norm_report: one line that says what was done with the backbone's norms.
     """
 
-    def __init__(self, features: Features, *, out_channels: int, extra_level: str | None, fpn_norm: str | None) -> None:
+    def __init__(
+        self, features: Features, *, out_channels: int, extra_level: ExtraLevel | None, fpn_norm: FpnNorm | None
+    ) -> None:
         super().__init__()
-        extra_blocks: dict[str | None, ExtraFPNBlock | None] = {
-            None: None,
-            "pool": LastLevelMaxPool(),
-            "p6p7": LastLevelP6P7(out_channels, out_channels) if extra_level == "p6p7" else None,
-        }
+        extra_block: ExtraFPNBlock | None = LastLevelMaxPool() if extra_level == "pool" else None
+        if extra_level == "p6p7":
+            extra_block = LastLevelP6P7(out_channels, out_channels)
         self.body = features.net
-        self.fpn = FeaturePyramidNetwork(
-            list(features.channels), out_channels, extra_blocks[extra_level], norm_layer(fpn_norm)
-        )
-        extra = EXTRA_LEVELS[extra_level]
+        self.fpn = FeaturePyramidNetwork(list(features.channels), out_channels, extra_block, norm_layer(fpn_norm))
+        extra = _LEVEL_NAMES[extra_level]
         deepest = features.strides[-1]
         self.out_channels = out_channels
         self.roi_level_names = tuple(str(i) for i in range(len(features.strides)))
@@ -60,7 +59,7 @@ class FpnBackbone(nn.Module):
         self._channels_last = features.channels_last
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images (N, in_chans, H, W) -> ``{level: (N, out_channels, H / stride, W / stride)}``."""
+        """Return ``{level: (N, out_channels, H / stride, W / stride)}`` of normalised images (N, in_chans, H, W)."""
         maps = self.body(images)
         levels: dict[str, Tensor] = {}
         for level, position in enumerate(self._positions):
@@ -77,10 +76,10 @@ def fpn_backbone(
     pretrained: bool = False,
     out_indices: Sequence[int] | None = None,
     out_channels: int = 256,
-    extra_level: str | None = "pool",
-    norm: str = "frozen_bn",
+    extra_level: ExtraLevel | None = "pool",
+    norm: Norm = "frozen_bn",
     trainable_stages: int | None = None,
-    fpn_norm: str | None = None,
+    fpn_norm: FpnNorm | None = None,
     in_chans: int | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     force_norm: bool = False,
@@ -88,35 +87,35 @@ def fpn_backbone(
 ) -> FpnBackbone:
     """Turn any timm model with ``features_only`` into a torchvision detection backbone with a feature pyramid.
 
-    One small black image is run through the model to see that its maps have the channels and strides that timm says.
+    One small black image goes through the model, to check that its maps have the channels and strides that timm says.
 
-    Choose the norms with ``norm``, which keeps activations. Do not convert the result by class, for example with
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``: many timm models hide their activations in their norms
-    (``BatchNormAct2d``), and such a converter drops them without a word.
+    Choose the norms with ``norm``, which keeps the activations. Do not convert the norms by class afterwards, for
+    example with ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``: many timm models hide their activations in their
+    norms (``BatchNormAct2d``), and such converters drop them without a warning.
 
     Args:
         model_or_name: a timm model's name (``vovnet39``, ``resnet50.a1_in1k``), or an instance: one made with
             ``features_only=True``, or a classifier with ``forward_intermediates``. An instance becomes part of the
             backbone and is changed.
-        pretrained: start from timm's pretrained weights; for an instance, whether its weights are trained ones.
-        out_indices: the model's feature maps to take, from the finest; each stride must be twice the previous one.
+        pretrained: start from timm's pretrained weights; for an instance, True says that its weights are trained ones.
+        out_indices: indices of the feature maps to take, from the finest; each stride must be twice the previous one.
             None takes the last map with each of the strides 4, 8, 16 and 32.
         out_channels: channels of every pyramid level.
-        extra_level: ``pool`` (one more level by subsampling), ``p6p7`` (two by strided convolutions) or None.
-        norm: of the backbone. ``frozen_bn`` fixes batch norms where the weights are pretrained (a warning says where it
-            could not); ``bn`` leaves them; ``sync_bn`` shares statistics between processes (on GPUs alone); ``gn`` puts
-            group norms in their place. Norms that are not batch norms are always left alone.
-        trainable_stages: how many of the last stages train, a stage ending at each map of timm's ``feature_info``;
-            None trains all.
-        fpn_norm: of the pyramid: None as in the paper, ``bn``, ``sync_bn`` or ``gn``.
+        extra_level: ``pool`` adds one level by subsampling, ``p6p7`` two by strided convolutions, None no level.
+        norm: what to do with the backbone's batch norms. ``frozen_bn`` fixes them if the weights are pretrained, and
+            otherwise warns; ``bn`` lets them train; ``sync_bn`` shares their statistics between processes (on GPUs
+            only); ``gn`` replaces them by group norms. Norms of other kinds stay as they are.
+        trainable_stages: how many of the last stages train; a stage ends at each map of timm's ``feature_info``. None
+            trains all.
+        fpn_norm: norm of the pyramid: ``bn``, ``sync_bn``, ``gn``, or None for none, as in the paper.
         in_chans: channels of an image; None takes the model's own.
         backbone_args: more arguments of the timm model, such as ``{"drop_path_rate": 0.1}``.
-        force_norm: allow ``gn`` over pretrained batch-norm weights.
-        download: False leaves pretrained weights out although ``pretrained`` is set, for a caller that loads its own
-            over them; norms and stages are frozen as if they were there.
+        force_norm: allow ``gn`` to replace batch norms of pretrained weights.
+        download: False does not load pretrained weights even if ``pretrained`` is set, for a caller that loads other
+            weights over them; norms and stages are frozen all the same.
 
     Raises:
-        InputError: a value is out of its range, or the model has not the maps that a pyramid needs.
+        InputError: a value is out of its range, or the model lacks the maps that a pyramid needs.
         TypeError: ``backbone_args`` names no argument of the model.
     """
     _check_choices(norm=norm, extra_level=extra_level, fpn_norm=fpn_norm, out_channels=out_channels)
@@ -151,12 +150,12 @@ def fpn_backbone(
 
 
 def _check_choices(*, norm: str, extra_level: str | None, fpn_norm: str | None, out_channels: int) -> None:
-    choices: dict[str, tuple[object, tuple[object, ...]]] = {
-        "norm": (norm, NORMS),
-        "extra_level": (extra_level, tuple(EXTRA_LEVELS)),
-        "fpn_norm": (fpn_norm, FPN_NORMS),
-    }
-    for argument, (value, allowed) in choices.items():
+    choices: tuple[tuple[str, object, tuple[object, ...]], ...] = (
+        ("norm", norm, get_args(Norm)),
+        ("extra_level", extra_level, (None, *get_args(ExtraLevel))),
+        ("fpn_norm", fpn_norm, (None, *get_args(FpnNorm))),
+    )
+    for argument, value, allowed in choices:
         if value not in allowed:
             raise InputError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     if isinstance(out_channels, bool) or not isinstance(out_channels, int) or out_channels < 1:
@@ -164,7 +163,7 @@ def _check_choices(*, norm: str, extra_level: str | None, fpn_norm: str | None, 
 
 
 def _freeze(features: Features, trainable_stages: int) -> list[str]:
-    """Freeze all but the last stages; return what the caller should be told."""
+    """Freeze all but the last stages; return warnings for the user."""
     stages = freeze_stages(features.net, features.taps, trainable_stages, pretrained=features.pretrained)
     if features.pretrained or trainable_stages == stages:
         return []

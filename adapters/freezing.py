@@ -1,4 +1,4 @@
-"""How many stages of a backbone train.
+"""Freeze the first stages of a backbone.
 
 A stage ends where timm's ``feature_info`` taps a feature map. timm registers modules in the order in which they run
 (timm/models/_features.py, ``FeatureDictNet``), so every module belongs to the first stage whose tap comes no earlier.
@@ -10,23 +10,24 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
+from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
-from vovnet.adapters.norms import batch_norms, frozen, replace_modules
+from vovnet.adapters.norms import batch_norms, replace_modules
 from vovnet.errors import InputError
 
 
 def freeze_stages(net: nn.Module, taps: Sequence[dict[str, Any]], trainable: int, *, pretrained: bool) -> int:
-    """Let only the last ``trainable`` stages of ``net`` train, in place; return how many there are.
+    """Let only the last ``trainable`` stages of ``net`` train, in place; return the number of stages.
 
-    Parameters of the others get ``requires_grad=False``, and, where the weights are pretrained, their batch norms keep
-    their statistics too: a stage that does not train is a constant.
+    Parameters of the other stages get ``requires_grad=False``. If the weights are pretrained, their batch norms are
+    frozen too, so that these stages are constants.
 
     Args:
         net: a timm feature extractor.
         taps: timm's ``feature_info`` entries up to the last map in use.
         trainable: 0 to the number of stages.
-        pretrained: the weights are trained ones, or such will be loaded.
+        pretrained: True if the weights are trained ones, or such weights will be loaded.
 
     Raises:
         InputError: ``trainable`` is out of range.
@@ -42,20 +43,23 @@ def freeze_stages(net: nn.Module, taps: Sequence[dict[str, Any]], trainable: int
             f"trainable_stages must be 0 to {len(ends)} (the stages end at {places}), got {trainable}; None trains all"
         )
 
-    def stays(module: str) -> bool:
+    def is_frozen(module: str) -> bool:
         stage = min(bisect_left(ends, order[module]), len(ends) - 1)
         return stage < len(ends) - trainable
 
     for name, parameter in net.named_parameters():
-        if stays(name.rpartition(".")[0]):
+        if is_frozen(name.rpartition(".")[0]):
             parameter.requires_grad_(False)
     if pretrained:
-        replace_modules(net, [name for name in batch_norms(net) if stays(name)], frozen)
+        replace_modules(net, [name for name in batch_norms(net) if is_frozen(name)], freeze_batch_norm_2d)
     return len(ends)
 
 
 def _stages(order: dict[str, int], taps: Sequence[dict[str, Any]]) -> dict[int, str]:
-    """Position, in registration order, of each stage's last module; taps that cannot be found join the next stage."""
+    """Return the position of each stage's last module in registration order, and how to name the stage.
+
+    A tap that is not found becomes part of the next stage.
+    """
     stages: dict[int, str] = {}
     for tap in taps:
         name = _registered_name(order, tap["module"])
@@ -68,7 +72,7 @@ def _stages(order: dict[str, int], taps: Sequence[dict[str, Any]]) -> dict[int, 
 
 
 def _registered_name(order: dict[str, int], tap: str) -> str | None:
-    """A tap's name in timm's extractors: as it is, flattened (``stages.0`` -> ``stages_0``), or in a wrapper."""
+    """Return a tap's name in timm's extractors: unchanged, flattened (``stages.0`` → ``stages_0``), or in a wrapper."""
     for name in (tap, tap.replace(".", "_", 1), f"model.{tap}", f"body.{tap}"):
         if tap and name in order:
             return name

@@ -1,4 +1,4 @@
-"""Which feature maps of a timm model a pyramid is built on: pure arithmetic on strides.
+"""Choose the feature maps of a timm model for a pyramid, from their strides.
 
 torchvision's ``MultiScaleRoIAlign`` rounds each level's scale to a power of two and computes a box's level between the
 first and the last (torchvision/ops/poolers.py, ``_infer_scale`` and ``_setup_scales``), so a pyramid's strides must be
@@ -18,17 +18,16 @@ PYRAMID_STRIDES = (4, 8, 16, 32)
 
 
 def choose_levels(strides: Sequence[int], out_indices: Sequence[int] | None, name: str) -> tuple[int, ...]:
-    """Index of each pyramid level among a model's feature maps.
+    """Return the index of each pyramid level among a model's feature maps.
 
     Args:
-        strides: pixels a step of every feature map that the model has, in order.
-        out_indices: the wanted maps (negative ones count from the end), or None for the last one with each of the
+        strides: stride in pixels of every feature map of the model, in order.
+        out_indices: the wanted maps (negative indices count from the end), or None for the last map with each of the
             strides 4, 8, 16 and 32.
-        name: what errors call the model.
+        name: the model's name in messages.
 
     Raises:
-        InputError: a stride is missing, or each level's is not twice the previous one's; the message computes indices
-            that would have worked.
+        InputError: a stride is missing, or is not twice the previous one. The message gives indices that would work.
     """
     if out_indices is None:
         missing = [s for s in PYRAMID_STRIDES if s not in strides]
@@ -64,7 +63,7 @@ def _absolute(out_indices: Sequence[int], count: int, name: str) -> tuple[int, .
 
 
 def _suggestion(strides: Sequence[int], least: int, most: int) -> str:
-    """The longest run of doubling strides, within bounds if there is one, as the argument to write."""
+    """Return the argument that would work: the longest run of doubling strides, within bounds if there is one."""
     best = _longest_run(strides, [s for s in set(strides) if least <= s <= most]) or _longest_run(strides, strides)
     if not best:
         return "no out_indices would work"
@@ -92,5 +91,5 @@ def _is_power_of_two(stride: int) -> bool:
 
 
 def _listed(values: Sequence[int]) -> str:
-    """Each value once: a vision transformer has the same stride everywhere."""
+    """Return each value once, because a vision transformer has the same stride everywhere."""
     return ", ".join(str(v) for v in dict.fromkeys(values))

@@ -1,7 +1,7 @@
-"""The norms of a backbone: batch norm as it is, frozen, synchronised, or replaced by group norm.
+"""Convert the batch norms of a backbone: freeze them, synchronise them, or replace them by group norms.
 
-Keys of the state dict stay the same, except that frozen norms have no ``num_batches_tracked`` (they drop it when they
-load a file that has it, and batch norm does without it when it loads theirs).
+The keys of the state dict stay the same, except that frozen norms have no ``num_batches_tracked``. They ignore it when
+they load a file that has it, and a batch norm accepts a file without it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from timm.layers import (
     BatchNormAct2d,
-    FrozenBatchNormAct2d,
     GroupNormAct,
     RmsNorm,
     RmsNorm2d,
@@ -24,34 +23,37 @@ from timm.layers.norm_act import SyncBatchNormAct
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.errors import InputError
 
-NORMS = ("frozen_bn", "bn", "sync_bn", "gn")
+Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+FpnNorm = Literal["bn", "sync_bn", "gn"]
 GROUPS = 32
-"""Of group norm, where the channels are a multiple; arXiv:1803.08494."""
+"""Groups of a group norm whose channels are a multiple of it (arXiv:1803.08494)."""
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_FROZEN = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _OTHER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d, _InstanceNorm, _BatchNorm)
 
 
 def batch_norms(net: nn.Module) -> list[str]:
-    """Names of the modules that normalise over the batch."""
+    """Return the names of the batch norms of a network."""
     return [name for name, module in net.named_modules() if isinstance(module, _BATCH_NORMS)]
 
 
-def convert_norms(net: nn.Module, norm: str, *, pretrained: bool, force: bool) -> tuple[str, bool]:
-    """Give ``net`` the asked kind of norms, in place.
+def convert_norms(net: nn.Module, norm: Norm, *, pretrained: bool, force: bool) -> tuple[str, bool]:
+    """Convert the batch norms of ``net``, in place. Other norms (LayerNorm, GroupNorm, …) stay as they are.
 
-    Norms that are not batch norms (LayerNorm, GroupNorm, …) are left alone.
+    Args:
+        net: a timm model.
+        norm: what to convert them to.
+        pretrained: True if the weights are trained ones, or such weights will be loaded.
+        force: allow ``gn`` to replace batch norms of pretrained weights.
 
     Returns:
-        A line that says what was done, and whether that is all that was asked for.
+        One line that says what was done, and True if every norm became what ``norm`` says.
 
     Raises:
-        InputError: ``gn`` would take the place of batch norms whose statistics pretrained weights rely on.
+        InputError: ``gn`` would replace batch norms of pretrained weights.
     """
     found = batch_norms(net)
     count = f"{len(found)} batch norm{'' if len(found) == 1 else 's'}"
@@ -73,7 +75,7 @@ def convert_norms(net: nn.Module, norm: str, *, pretrained: bool, force: bool) -
 
 
 def replace_modules(net: nn.Module, names: Iterable[str], convert: Callable[[nn.Module], nn.Module]) -> None:
-    """Swap modules in place; hooks, which some of timm's feature extractors hang on them, move along."""
+    """Replace modules in place and move their hooks along, which some of timm's feature extractors need."""
     for name in names:
         parent, _, child = name.rpartition(".")
         old = net.get_submodule(name)
@@ -85,44 +87,34 @@ def replace_modules(net: nn.Module, names: Iterable[str], convert: Callable[[nn.
             setattr(net.get_submodule(parent), child, new)
 
 
-def frozen(module: nn.Module) -> nn.Module:
-    """A batch norm with fixed statistics and weights."""
-    return freeze_batch_norm_2d(module)
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
-def _unchanged(module: nn.Module) -> nn.Module:
-    return module
-
-
-def _grouped(module: Any) -> nn.Module:
-    channels = int(module.num_features)
-    groups = math.gcd(GROUPS, channels)
-    new: Any
-    with_activation = isinstance(module, BatchNormAct2d | SyncBatchNormAct)
-    if with_activation:
-        new = GroupNormAct(channels, groups, apply_act=False)
+def _to_group_norm(module: Any) -> nn.Module:
+    """Return a group norm with the weights of a batch norm, and its activation if timm's norm has one."""
+    new: Any = _group_norm(module.num_features)
+    if isinstance(module, BatchNormAct2d | SyncBatchNormAct):
+        new = GroupNormAct(new.num_channels, new.num_groups, apply_act=False)
         new.drop, new.act = module.drop, module.act
-    else:
-        new = nn.GroupNorm(groups, channels)
     if module.affine:
         new.weight, new.bias = module.weight, module.bias
     return new
 
 
-_CONVERTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "frozen_bn": frozen,
-    "bn": _unchanged,
+_CONVERTERS: dict[Norm, Callable[[nn.Module], nn.Module]] = {
+    "frozen_bn": freeze_batch_norm_2d,
+    "bn": lambda module: module,
     "sync_bn": convert_sync_batchnorm,
-    "gn": _grouped,
+    "gn": _to_group_norm,
+}
+_LAYERS: dict[FpnNorm, Callable[[int], nn.Module]] = {
+    "bn": nn.BatchNorm2d,
+    "sync_bn": nn.SyncBatchNorm,
+    "gn": _group_norm,
 }
 
 
-def norm_layer(norm: str | None) -> Callable[[int], nn.Module] | None:
-    """What torchvision's ``norm_layer`` arguments take, for convolutions of our own."""
-    layers: dict[str | None, Callable[[int], nn.Module] | None] = {
-        None: None,
-        "bn": nn.BatchNorm2d,
-        "sync_bn": nn.SyncBatchNorm,
-        "gn": lambda channels: nn.GroupNorm(math.gcd(GROUPS, channels), channels),
-    }
-    return layers[norm]
+def norm_layer(norm: FpnNorm | None) -> Callable[[int], nn.Module] | None:
+    """Return the value for a ``norm_layer`` argument of torchvision."""
+    return None if norm is None else _LAYERS[norm]

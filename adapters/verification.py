@@ -1,4 +1,4 @@
-"""Does a timm model give the feature maps that its metadata promises?"""
+"""Check that a timm model gives the feature maps that its metadata promises."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from torch import nn
 from vovnet.adapters.features import Features
 from vovnet.errors import InputError
 
-_PICTURES = ((2, 3), (9, 11))
-"""Height and width in steps of the deepest map. The first is quick. The second is for models whose unpadded
-convolutions leave nothing of the first; it is no multiple of a bigger step: detectors pad to multiples of 32."""
+_IMAGES = ((2, 3), (9, 11))
+"""Height and width of the images, in strides of the deepest map.
+
+The first is quick. The second is for models whose unpadded convolutions leave nothing of the first. Its sides are
+multiples of no larger stride, because detectors only pad to multiples of 32.
+"""
 
 
 def verify_features(features: Features) -> None:
-    """Run a small black image, not square, through the network and compare its maps with what timm says of them.
+    """Run a small black image, which is not square, through the network; compare the maps with timm's metadata.
 
-    Modes and statistics stay as they are. Maps may be a little smaller than image / stride (convolutions without
-    padding), as long as torchvision's pooling would round their scale to the stride.
+    The network's modes and statistics do not change. A map may be a little smaller than image / stride, because of
+    convolutions without padding, if torchvision's pooling still rounds its scale to the stride.
 
     Raises:
-        InputError: the network takes only its own image size, or its maps have other channels or strides.
+        InputError: the network takes only images of its own size, or its maps have other channels or strides.
     """
     step = max(32, *features.strides)
     failures: list[Exception] = []
-    for rows, columns in _PICTURES:
+    for rows, columns in _IMAGES:
         height, width = rows * step, columns * step
         try:
             maps = _quiet_forward(features.net, features.in_chans, height, width)
@@ -36,7 +39,7 @@ def verify_features(features: Features) -> None:
             continue
         _compare(features, maps, height, width)
         return
-    height, width = (n * step for n in _PICTURES[0])
+    height, width = (n * step for n in _IMAGES[0])
     reason = " ".join(f"{type(failures[0]).__name__} {failures[0]}".split())[:200]
     raise InputError(
         f"{features.name} cannot take a {height}×{width} image, and a detector's have many sizes ({reason}); "
@@ -45,6 +48,7 @@ def verify_features(features: Features) -> None:
 
 
 def _quiet_forward(net: nn.Module, in_chans: int, height: int, width: int) -> Any:
+    """Run a black image in evaluation mode; restore the modes."""
     parameter = next(net.parameters())
     image = torch.zeros(1, in_chans, height, width, device=parameter.device, dtype=parameter.dtype)
     training = {module: module.training for module in net.modules()}

@@ -70,8 +70,6 @@ class ConvNormAct(TimmConvNormAct):
         dtype: type of the parameters.
     """
 
-    act: nn.Module
-
     def __init__(
         self,
         in_channels: int,
@@ -96,6 +94,7 @@ class ConvNormAct(TimmConvNormAct):
             device=device,
             dtype=dtype,
         )
+        self.act = nn.Identity()
         separate_activation(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def test_an_argument_that_the_adapter_sets_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rsnet18", "timm knows no model 'rsnet18'; did you mean resnet18"),
+        ("rsnet18", "timm knows no model 'rsnet18'; did you mean 'resnet18'"),
         ("vit_tiny_patch16_224", "no feature map with stride 4, 8, 32"),
         ("resnet18.nothing", "tag"),
         ("swin_tiny_patch4_window7_224", "cannot take a 64×96 image.*strict_img_size"),
