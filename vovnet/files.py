@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
-        InputError: The file is unreadable, huge, not JSON, deeply nested or not an object.
+        InputError: The file is unreadable, huge, not JSON, not an object or deeply nested, or a text is not Unicode.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -85,8 +85,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid JSON ({reason(error)}); the file is damaged or was edited") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    if _is_nested_deeper(values, _MAX_DEPTH):  # functions that call themselves for each level may fail on it
+    if _is_nested_deeper(values, _MAX_DEPTH):  # recursive functions may fail on it
         raise InputError(f"{path}: nested deeper than {_MAX_DEPTH} levels, which no such file is")
+    try:
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which no file or terminal accepts
+        raise InputError(f"{path}: {error.object[error.start]!a} in a text is half a character") from error
     return values
 
 

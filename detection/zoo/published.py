@@ -1,4 +1,4 @@
-"""The detectors that maskrcnn-benchmark-vovnet publishes: their files and their numbers.
+"""The detectors that maskrcnn-benchmark-vovnet publishes: their files and their metrics.
 
 Rows and numbers are those of https://github.com/stigma0617/maskrcnn-benchmark-vovnet, under "Performance on COCO".
 """
@@ -15,7 +15,7 @@ from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import ModelRecipe
 
 COCO_CLASSES = 80
-"""Without the background; the published detectors number them from 1, without gaps."""
+"""Number of COCO's classes without the background. The published detectors number them from 1 without gaps."""
 
 _LINKS = "https://www.dropbox.com/s/"
 
@@ -25,18 +25,18 @@ Precision = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of the authors' table; the numbers are theirs, on COCO's minival of 2014, and not measured by us."""
+    """A row of the authors' table. The metrics are theirs, on COCO's minival of 2014, and were not measured here."""
 
     recipe: str
     """The shipped recipe that trains it."""
     box: Precision
     mask: Precision | None = None
     url: str | None = None
-    """None where the table links no file of this detector."""
+    """The address of the file; None if the table links no file of this detector."""
 
     @property
     def file(self) -> str | None:
-        """The name of the published file."""
+        """The name of the published file, or None."""
         return None if self.url is None else self.url.partition("?")[0].rpartition("/")[2]
 
 
@@ -59,16 +59,16 @@ PUBLISHED_ROWS = (
 
 
 def published_row(recipe: str) -> PublishedRow | None:
-    """The row of a shipped recipe, such as ``faster_rcnn_V_39_FPN_2x``; None where nothing is published for it."""
+    """Return the row of a shipped recipe, such as ``faster_rcnn_V_39_FPN_2x``; None if nothing is published for it."""
     return next((row for row in PUBLISHED_ROWS if row.recipe == recipe), None)
 
 
 def published_model(recipe: str) -> ModelRecipe:
-    """The detector of a row, with COCO's classes."""
+    """Return the model recipe of a row, with COCO's number of classes."""
     return dataclasses.replace(load_recipe(recipe).model, num_classes=COCO_CLASSES)
 
 
 def coco_categories() -> list[dict[str, Any]]:
-    """COCO's 80 object categories in the order of their ids, which is that of the labels 1 to 80."""
-    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by id; what has no object is N/A
+    """Return COCO's 80 object categories in the order of their ids, which is the order of the labels 1 to 80."""
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by id; unused ids are N/A
     return [{"id": i, "name": name} for i, name in enumerate(names) if i > 0 and name != "N/A"]

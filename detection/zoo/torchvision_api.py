@@ -35,13 +35,13 @@ from vovnet.detection.zoo.weights import (
 from vovnet.errors import InputError, did_you_mean
 
 COCO_OUTPUTS = 91
-"""COCO's category ids go to 90, and 0 is the background: what torchvision's builders take when nothing is said."""
+"""Default of torchvision's builders: COCO's category ids go up to 90, and 0 is the background."""
 LEGACY_OUTPUTS = 81
-"""maskrcnn-benchmark numbers COCO's 80 categories without gaps."""
+"""Outputs of maskrcnn-benchmark's detectors, which number COCO's 80 categories without gaps."""
 STAGES = 5
-"""Of a VoVNet: the stem and four more."""
+"""Stages of a VoVNet: the stem and four more."""
 DEFAULT_TRAINABLE = 3
-"""Stages that torchvision's ResNet detectors train when they start from pretrained weights."""
+"""Stages that torchvision's ResNet detectors train if the backbone is pretrained."""
 
 _FREE = {
     "min_size",
@@ -57,7 +57,7 @@ _FREE = {
     "box_batch_size_per_image",
     "trainable_stages",
 }
-"""Fields of a model recipe, most of them arguments of torchvision's, too, that do not change what weights mean."""
+"""Fields of a model recipe that may be changed for published weights. Most are also torchvision's arguments."""
 
 
 def _torchvision_style(
@@ -69,7 +69,7 @@ def _torchvision_style(
     trainable_backbone_layers: int | None,
     settings: dict[str, Any],
 ) -> FasterRCNN:
-    """The body of every registered builder, after torchvision's ``fasterrcnn_resnet50_fpn``."""
+    """Build a detector as torchvision's ``fasterrcnn_resnet50_fpn`` does."""
     _check_settings(detector, settings)
     name, pretrained = _backbone_weights(architecture, weights_backbone)
     if not pretrained and trainable_backbone_layers not in (None, STAGES):  # torchvision warns and trains all, too
@@ -91,7 +91,7 @@ def _torchvision_style(
 
 
 def _backbone_weights(architecture: str, weights: bool | str | None) -> tuple[str, bool]:
-    """timm's name with the tag, and whether to load pretrained weights."""
+    """Return timm's name with the tag, and True if pretrained weights are loaded."""
     if weights is None or weights is False:
         return architecture, False
     if weights is True or weights == "DEFAULT":
@@ -105,7 +105,7 @@ def _backbone_weights(architecture: str, weights: bool | str | None) -> tuple[st
 
 
 def _check_settings(detector: type[FasterRCNN], settings: dict[str, Any]) -> None:
-    """torchvision hands unknown arguments down to its transform, which swallows them; a slip must not go unseen."""
+    """Refuse unknown arguments, because torchvision passes them to its transform, which ignores them."""
     known = {*inspect.signature(detector).parameters, *inspect.signature(GeneralizedRCNNTransform).parameters}
     known = (known | {"_skip_resize"}) - {"backbone", "num_classes", "kwargs"}
     _refuse_unknown(detector.__name__, settings, known)
@@ -126,17 +126,17 @@ def _with_weights(
     weights_backbone: bool | str | None,
     settings: dict[str, Any],
 ) -> FasterRCNN:
-    """The detector of published weights; arguments may change how it is used, not what it is.
+    """Build the detector of published weights. Arguments may change sizes and thresholds, but not the network.
 
     Args:
-        weights: which.
-        progress: show a bar while the file is fetched.
-        num_classes: with the background.
-        weights_backbone: None, as the detector's weights hold the backbone's.
+        weights: The published weights.
+        progress: Show a progress bar for the download.
+        num_classes: Number of outputs, with the background.
+        weights_backbone: None, because the weights hold the backbone's.
         settings: torchvision's arguments or fields of the model recipe.
 
     Raises:
-        InputError: one of them contradicts the weights.
+        InputError: An argument contradicts the weights.
     """
     recipe = weights.meta["recipe"]
     model = asdict(load_recipe(recipe).model)
@@ -154,7 +154,7 @@ def _with_weights(
 
 
 def _offer(name: str, build: Callable[..., FasterRCNN], weights: type[PublishedWeights]) -> None:
-    """Register a builder and its weights where torchvision looks for them."""
+    """Register a builder and its weights with torchvision."""
     build.__name__ = build.__qualname__ = name
     build.__annotations__["weights"] = weights | str | None  # get_model_weights reads it
     register_model(name)(build)
@@ -164,7 +164,7 @@ def _offer(name: str, build: Callable[..., FasterRCNN], weights: type[PublishedW
 def _register(
     name: str, detector: type[FasterRCNN], architecture: str, enum: type[PublishedWeights]
 ) -> Callable[..., FasterRCNN]:
-    """Make one builder, with torchvision's signature, and register it with torchvision under ``name``."""
+    """Make a builder with torchvision's signature and register it with torchvision as ``name``."""
 
     def build(
         *,
@@ -198,23 +198,23 @@ def _register(
 
     build.__doc__ = f"""{detector.__name__} with a {architecture} backbone and a feature pyramid.
 
-    With ``weights`` it is the detector that they were trained in, by maskrcnn-benchmark's conventions, with the
-    attributes that :func:`vovnet.detection.load_detector` gives; else torchvision's. It is in training mode.
+    With ``weights`` it follows maskrcnn-benchmark's conventions, in which they were trained, and has the attributes
+    of :func:`vovnet.detection.load_detector`'s result. Otherwise it follows torchvision's. It is in training mode.
 
     Args:
-        weights: a member of :class:`vovnet.detection.zoo.weights.{enum.__name__}` or its name.
-        progress: show a bar while ``weights`` are fetched; timm shows its own for ``weights_backbone``.
-        num_classes: outputs with the background; None is {COCO_OUTPUTS}, as for torchvision's COCO detectors, or
-            {LEGACY_OUTPUTS} with ``weights``, which allow no other.
+        weights: A member of :class:`vovnet.detection.zoo.weights.{enum.__name__}` or its name.
+        progress: Show a progress bar for the download of ``weights``; timm shows its own for ``weights_backbone``.
+        num_classes: Number of outputs, with the background. Default: {COCO_OUTPUTS}, as for torchvision's COCO
+            detectors, or {LEGACY_OUTPUTS} with ``weights``, which allow no other.
         weights_backbone: None for random weights, True or ``"DEFAULT"`` for timm's default pretrained tag, or a tag.
-        trainable_backbone_layers: how many of the backbone's last stages train, 0 to {STAGES}; None is
-            {DEFAULT_TRAINABLE} with ``weights_backbone``, and all without it.
-        **kwargs: arguments of ``torchvision.models.detection.{detector.__name__}``; with ``weights`` only sizes,
+        trainable_backbone_layers: Number of the backbone's last stages that train, 0 to {STAGES}. Default:
+            {DEFAULT_TRAINABLE} with ``weights_backbone``, otherwise all.
+        **kwargs: Arguments of ``torchvision.models.detection.{detector.__name__}``; with ``weights`` only sizes,
             thresholds and numbers of boxes.
 
     Raises:
-        InputError: a value is out of its range or contradicts ``weights``, or these cannot be had.
-        TypeError: an unknown argument.
+        InputError: A value is out of range or contradicts ``weights``, or the weights cannot be fetched.
+        TypeError: An argument is unknown.
     """
     _offer(name, build, enum)
     return build
@@ -233,7 +233,7 @@ maskrcnn_vovnet57_fpn = _register("maskrcnn_vovnet57_fpn", MaskRCNN, "vovnet57",
 
 
 def _register_legacy(detector: str, depth: int, enum: type[PublishedWeights]) -> Callable[..., FasterRCNN]:
-    """Make and register the builder of one of the published R rows; torchvision has the plain names already."""
+    """Make and register the builder of a published ResNet detector; torchvision has the names without "legacy"."""
     name = f"{detector.replace('_', '')}_legacy_resnet{depth}_fpn"
     recipe = f"{detector}_R_{depth}_FPN_2x"
 
@@ -266,20 +266,20 @@ def _register_legacy(detector: str, depth: int, enum: type[PublishedWeights]) ->
         model = load_recipe(recipe).model
         return build_detector(replace(model, num_classes=outputs - 1, **kwargs), download=False)
 
-    build.__doc__ = f"""The recipe ``{recipe}``'s detector, by maskrcnn-benchmark's conventions, in training mode.
+    build.__doc__ = f"""Build the detector of the recipe ``{recipe}``, with maskrcnn-benchmark's conventions.
 
     Args:
-        weights: a member of :class:`vovnet.detection.zoo.weights.{enum.__name__}` or its name.
-        progress: show a bar while ``weights`` are fetched.
-        num_classes: outputs with the background; None is {LEGACY_OUTPUTS}, COCO's 80 classes without gaps, and
-            ``weights`` allow no other.
-        weights_backbone: None; torchvision's and timm's ResNets have their strides elsewhere.
-        **kwargs: fields of :class:`~vovnet.detection.config.schema.ModelRecipe`, such as ``box_score_thresh``;
+        weights: A member of :class:`vovnet.detection.zoo.weights.{enum.__name__}` or its name.
+        progress: Show a progress bar for the download of ``weights``.
+        num_classes: Number of outputs, with the background. Default: {LEGACY_OUTPUTS}, for COCO's 80 classes. With
+            ``weights`` no other number is allowed.
+        weights_backbone: None, because torchvision's and timm's ResNets have their strides in other layers.
+        **kwargs: Fields of :class:`~vovnet.detection.config.schema.ModelRecipe`, such as ``box_score_thresh``;
             with ``weights`` only sizes, thresholds, numbers of boxes and ``trainable_stages``.
 
     Raises:
-        InputError: a value is out of its range or contradicts ``weights``, or these cannot be had.
-        TypeError: an unknown argument.
+        InputError: A value is out of range or contradicts ``weights``, or the weights cannot be fetched.
+        TypeError: An argument is unknown.
     """
     _offer(name, build, enum)
     return build

@@ -1,7 +1,7 @@
-"""Files from elsewhere: the authors' by their address, a Hub repository's by its name. Only who asks for one gets here.
+"""Download the authors' files by URL, and files of a Hub repository by name. Nothing is downloaded at import.
 
-Where the Hub is (``HF_ENDPOINT``), where its cache is (``HF_HOME``), whether it may be reached (``HF_HUB_OFFLINE``) and
-who asks (``HF_TOKEN``) are huggingface_hub's to know.
+huggingface_hub reads the Hub's address (``HF_ENDPOINT``), the cache (``HF_HOME``), offline mode (``HF_HUB_OFFLINE``)
+and the token (``HF_TOKEN``) from the environment.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path, check_symlink
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-"""``ORG/NAME``."""
+"""Matches ``ORG/NAME``."""
 
 V1_NOTICE = (
     "its authors state no licence that we know of; it was trained on ImageNet "
     "(https://www.image-net.org/download.php), a detector on COCO, too (https://cocodataset.org/#termsofuse), whose "
     "terms are for you to judge"
 )
-"""For the files of VoVNet.pytorch and maskrcnn-benchmark(-vovnet)."""
+"""What is known about the licence of the files of VoVNet.pytorch and maskrcnn-benchmark(-vovnet)."""
 V2_NOTICE = (
     "its licence is CC BY-NC 4.0, which forbids commercial use (https://creativecommons.org/licenses/by-nc/4.0/)"
 )
-"""For the files of vovnet-detectron2."""
+"""The licence of the files of vovnet-detectron2."""
 
 _CHUNK = 2**20
 _TIMEOUT = 30.0  # seconds without a byte
 
 
 def fetch(url: str, notice: str = "", *, progress: bool = True) -> Path:
-    """The file at an address, from torch's cache (``TORCH_HOME``) or, once, from there.
+    """Return the path of a file in torch's cache (``TORCH_HOME``), downloading it if it is not there.
 
-    The file is whole or absent, also when the download is cut off or several processes want it at once. The first
-    download says on stderr what came, with its SHA-256.
+    The file is complete or absent, even if the download is interrupted or several processes run it at once. The
+    download prints the file's SHA-256 on stderr.
 
     Args:
-        url: its last part, without the query, is the file's name in the cache.
-        notice: what to know about the file, told with the first download.
-        progress: show a bar on stderr.
+        url: The address. Its last part, without the query, is the file's name in the cache.
+        notice: Text about the file, printed with the download.
+        progress: Show a progress bar on stderr.
 
     Raises:
-        InputError: the address cannot be reached, answers with something else than a file, or breaks off.
+        InputError: The address cannot be reached, does not return a file, or the connection breaks.
     """
     import torch
 
@@ -71,7 +71,7 @@ def fetch(url: str, notice: str = "", *, progress: bool = True) -> Path:
 
 
 def _download(url: str, path: Path, progress: bool) -> str:
-    """Write what the address gives and return its SHA-256."""
+    """Download a URL to a file and return the file's SHA-256."""
     from huggingface_hub.utils import tqdm
 
     digest = hashlib.sha256()
@@ -85,7 +85,7 @@ def _download(url: str, path: Path, progress: bool) -> str:
                 file.write(block)
                 digest.update(block)
                 bar.update(len(block))
-        if expected is not None and file.tell() != expected:  # urllib takes a closed connection for the end
+        if expected is not None and file.tell() != expected:  # urllib takes a closed connection as the end
             raise ConnectionError(f"it broke off after {file.tell()} of {expected} bytes; try again")
     return digest.hexdigest()
 
@@ -98,15 +98,16 @@ def _length(response: HTTPResponse) -> int | None:
 
 
 def hub_files(name: str, filenames: Sequence[str], revision: str | None = None) -> Path:
-    """A local folder with files of a Hub repository, all of one commit, from huggingface_hub's cache or the Hub.
+    """Return a local folder with files of a Hub repository, all of one commit, from the cache or the Hub.
 
     Args:
-        name: ``ORG/NAME``, or ``ORG/NAME@REVISION``.
-        filenames: what to get; nothing else is.
-        revision: branch, tag or commit.
+        name: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        filenames: The files to get; no other file is downloaded.
+        revision: Branch, tag or commit.
 
     Raises:
-        InputError: not a name, not found, not allowed, without one of the files, or out of reach and not in the cache.
+        InputError: The name is malformed, the repository or a file does not exist or is not accessible, or the Hub
+            cannot be reached and the files are not in the cache.
     """
     repository, _, pinned = name.partition("@")
     if not HUB_NAME.fullmatch(repository):
@@ -123,16 +124,16 @@ def hub_files(name: str, filenames: Sequence[str], revision: str | None = None) 
                 folder = Path(hf_hub_download(repository, filename, revision=commit)).parent
         except InputError:
             raise
-        except ValueError as error:  # such as a commit whose name leads out of the cache
+        except ValueError as error:  # for example a commit whose name leads out of the cache
             raise InputError(f"Hub repository '{repository}': the answer is refused ({reason(error)})") from error
         check_symlink(folder, filename)
-        commit = folder.name  # from now on that commit, whatever is pushed meanwhile
+        commit = folder.name  # the other files are of the same commit, even if somebody pushes meanwhile
     return folder
 
 
 @contextmanager
 def hub_errors(repository: str, filename: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what huggingface_hub raises while it gets a file into an :class:`~vovnet.errors.InputError`."""
+    """Turn huggingface_hub's errors about a file into an :class:`~vovnet.errors.InputError`."""
     from huggingface_hub import errors
 
     asked = f"Hub repository '{repository}'" + (f" at revision '{revision}'" if revision else "")
@@ -159,13 +160,13 @@ def hub_errors(repository: str, filename: str, revision: str | None = None) -> I
     except errors.HFValidationError as error:
         raise InputError(f"'{repository}' is not a Hub name: {reason(error)}") from error
     except Exception as error:
-        if not _of_connection(error):
+        if not _is_connection_error(error):
             raise
         raise _out_of_reach(asked, repository, filename, error) from error
 
 
-def _of_connection(error: BaseException) -> bool:
-    """Whether the HTTP client says that a connection failed or broke off."""
+def _is_connection_error(error: BaseException) -> bool:
+    """Return True if the HTTP client says that a connection failed or broke off."""
     from huggingface_hub.errors import HTTPError
 
     return isinstance(error, HTTPError | ConnectionError | TimeoutError)

@@ -1,4 +1,4 @@
-"""A published ``.pth`` file → its tensors by name. Nothing in a file is run: only tensors and plain values are read."""
+"""Read the tensors of a published ``.pth`` file. Only tensors and plain values are unpickled, so no code can run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from vovnet.errors import InputError, reason
 
 WRAPPERS = ("model", "state_dict")
-"""Under which a file may keep its weights, beside an optimizer and the like."""
+"""Keys under which a file may hold its weights, beside an optimizer and the like."""
 
 _COUNTER = ".num_batches_tracked"
 _PREFIX = "module."
@@ -26,20 +26,20 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """What a file holds."""
+    """The contents of a checkpoint file."""
 
     tensors: dict[str, Tensor]
-    """On the CPU, by the file's keys without ``module.``."""
+    """The weights on the CPU, by the file's keys without ``module.``."""
     beside: tuple[str, ...]
-    """The entries beside the weights, such as ``optimizer``, which nobody reads."""
+    """Names of the other entries, such as ``optimizer``, which are not used."""
 
 
 def read_checkpoint_file(path: str | os.PathLike[str]) -> CheckpointFile:
     """Read a checkpoint in any of torch's formats: ``{"model": weights, …}``, ``{"state_dict": …}`` or weights alone.
 
     Raises:
-        InputError: absent, truncated, not a checkpoint, one that would run code, or weights that are not all tensors or
-            of which only some are below ``module.``.
+        InputError: The file is absent, truncated, not a checkpoint or would run code; or the weights are not all
+            tensors, or only some of their keys begin with ``module.``.
     """
     values = _load(Path(path))
     beside: tuple[str, ...] = ()
@@ -60,10 +60,10 @@ def read_checkpoint_file(path: str | os.PathLike[str]) -> CheckpointFile:
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Read a checkpoint, or a safetensors file's header, to say what is wrong with it.
+    """Read a checkpoint or the header of a safetensors file, and raise an error that says what is wrong with it.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: The file cannot be read.
     """
     if path.suffix != ".safetensors":
         read_checkpoint_file(path)
@@ -76,10 +76,10 @@ def refuse_unreadable(path: Path) -> None:
 
 
 def to_float32(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights as float32 and counters as int64, and a line for each type that was converted.
+    """Return weights as float32 and counters as int64, and a line for each type that was converted.
 
     Raises:
-        InputError: weights that are not floating-point numbers, or that are not finite; the keys are named.
+        InputError: Weights are not floating-point numbers or not finite; the message names the keys.
     """
     converted: dict[str, list[str]] = {}
     result = {}
@@ -104,11 +104,11 @@ def _load(path: Path) -> Any:
         raise InputError(f"{path}: {what}; expected a checkpoint file (.pth)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch on pickle protocols: the error below says more
+            warnings.simplefilter("ignore")  # torch warns about pickle protocols; the error below says more
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
-    except Exception as error:  # what a damaged or hostile file raises in an unpickler is anyone's guess
+    except Exception as error:  # an unpickler may raise anything on a damaged or hostile file
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
             raise InputError(
@@ -130,7 +130,7 @@ def _plain(value: Tensor) -> bool:
 
 
 def _without_prefix(tensors: dict[str, Tensor], path: object) -> dict[str, Tensor]:
-    """Without the ``module.`` of a model that was trained on several GPUs (utils/model_serialization.py:60-67)."""
+    """Remove the ``module.`` of a model that was trained on several GPUs (utils/model_serialization.py:60-67)."""
     bare = [key for key in tensors if not key.startswith(_PREFIX)]
     if len(bare) == len(tensors):
         return tensors

@@ -1,4 +1,4 @@
-"""Where ``pretrained=True`` finds the weights of our own networks."""
+"""Find the weights that ``pretrained=True`` loads into the networks of this package."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from vovnet.errors import InputError, reason
 from vovnet.files import WEIGHTS_FILE
 
 NAMESPACE_VARIABLE = "VOVNET_HUB_NAMESPACE"
-"""A user or organisation on the Hub that has the weights as ``vovnet39.in1k`` and so on. There is no default: who has
-not chosen one gets the authors' files, and nobody can take a name that we would trust."""
+"""Environment variable with a user or organisation on the Hub whose repositories hold the weights (``vovnet39.in1k``).
+There is no default: without it the authors' files are used, and nobody can register a name that we would trust."""
 
 
 @contextmanager
 def pretrained_source(variant: str, kwargs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Arguments of ``build_model_with_cfg`` that lead it to the weights; its failures to get them become InputErrors.
+    """Yield arguments for ``build_model_with_cfg`` that name the weights, and turn errors of loading into InputErrors.
 
-    A file, folder, repository or address that the caller names is taken as it is. Else the weights come from the Hub
-    namespace in ``VOVNET_HUB_NAMESPACE``, else from the authors' file; never from the second because the first failed.
+    A file, folder, repository or URL of the caller is used as it is. Otherwise the weights come from the Hub namespace
+    in ``VOVNET_HUB_NAMESPACE`` if it is set, or else from the authors' file. If one source fails, no other is tried.
 
     Args:
         variant: timm's name of the architecture.
-        kwargs: what the caller gave: ``pretrained_cfg``, ``pretrained_cfg_overlay`` and others.
+        kwargs: The caller's arguments: ``pretrained_cfg``, ``pretrained_cfg_overlay`` and others.
 
     Raises:
-        InputError: the namespace is not one, or the weights cannot be had or read.
+        InputError: The namespace is malformed, or the weights cannot be fetched or read.
     """
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     registered = resolve_pretrained_cfg(variant, cfg.tag or None)
@@ -57,7 +57,7 @@ def pretrained_source(variant: str, kwargs: Mapping[str, Any]) -> Iterator[dict[
 
 
 def _from(cfg: PretrainedCfg) -> AbstractContextManager[None]:
-    """What watches over the place that the caller chose."""
+    """Return the context that translates errors of the source that the caller chose."""
     if cfg.hf_hub_id and cfg.source != "local-dir":
         return _readable_on_hub(cfg.hf_hub_id)
     return _readable(Path(cfg.file)) if cfg.file else nullcontext()
@@ -71,23 +71,23 @@ def _checked(namespace: str) -> str:
 
 @contextmanager
 def _readable(path: Path, mend: str = "") -> Iterator[None]:
-    """Say what is wrong with a file that timm could not read; what reads it does not even name it."""
+    """Say what is wrong with a file that timm could not read, because timm's error does not name the file."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # what a damaged or hostile file raises in a reader is anyone's guess
+    except Exception as error:  # a reader may raise anything on a damaged or hostile file
         weights = path / WEIGHTS_FILE if path.is_dir() and (path / WEIGHTS_FILE).is_file() else path
         try:
             refuse_unreadable(weights)
         except InputError as refusal:
             raise InputError(f"{refusal}{mend}") from error
-        raise  # the file is not what it was about
+        raise  # the file is readable: the error has another cause
 
 
 @contextmanager
 def _readable_on_hub(repository: str) -> Iterator[None]:
-    """The same for a repository's weights, and what goes wrong on the way to them."""
+    """Say what is wrong with the weights of a repository, or with their download."""
     with hub_errors(repository, WEIGHTS_FILE):
         try:
             yield

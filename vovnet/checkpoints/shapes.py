@@ -1,4 +1,4 @@
-"""Names and shapes of tensors: what a file has, what a network expects, and how far they differ."""
+"""Compare the names and shapes of tensors in a file with those that a network expects."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _BRIEF = 3
 
 @dataclass(frozen=True)
 class Differences:
-    """What keeps a file's tensors from fitting a network; false where nothing does."""
+    """Differences between a file's tensors and a network's; false if there are none."""
 
     missing: tuple[str, ...]
     left_over: tuple[str, ...]
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    """Key, the file's shape, the network's."""
+    """Key, shape in the file, shape in the network."""
 
     def __len__(self) -> int:
         return len(self.missing) + len(self.left_over) + len(self.reshaped)
@@ -30,7 +30,7 @@ class Differences:
         return "; ".join(f"{what}: {', '.join(keys)}" for what, keys in parts if keys)
 
     def brief(self) -> str:
-        """How many of each kind, and the names of a few."""
+        """Return the number of differences of each kind and the names of a few."""
         reshaped = tuple(f"{key} {found}, not {expected}" for key, found, expected in self.reshaped[:_BRIEF])
         parts = (
             (len(self.missing), "missing", self.missing),
@@ -45,12 +45,12 @@ class Differences:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor."""
+    """Return the shape of each tensor."""
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def compare_shapes(expected: Shapes, found: Shapes) -> Differences:
-    """What a file lacks, has in addition, and has in other shapes than a network expects."""
+    """Return the keys that a file lacks, has in addition, or has in other shapes than the network."""
     return Differences(
         tuple(key for key in expected if key not in found),
         tuple(key for key in found if key not in expected),
@@ -59,14 +59,14 @@ def compare_shapes(expected: Shapes, found: Shapes) -> Differences:
 
 
 def closest(candidates: Mapping[str, Shapes], found: Shapes) -> str:
-    """The candidate with the fewest differences; the first of equals."""
+    """Return the name of the candidate with the fewest differences, the first one of several."""
     return min(candidates, key=lambda name: len(compare_shapes(candidates[name], found)))
 
 
 def published_resnet_keys(model: nn.Module) -> dict[str, str]:
-    """maskrcnn-benchmark's name → timm's, for every tensor of a ResNet without a classifier.
+    """Return maskrcnn-benchmark's key → timm's key, for every tensor of a ResNet without a classifier.
 
-    Only the stem has a level of its own there: ``stem.conv1.weight``, ``stem.bn1.bias``, ``layer1.0.conv1.weight``
-    (reference modeling/backbone/resnet.py:347-366).
+    Only the stem has a level of its own in the reference (modeling/backbone/resnet.py:347-366): ``stem.conv1.weight``,
+    ``stem.bn1.bias``, ``layer1.0.conv1.weight``.
     """
     return {f"stem.{key}" if key.startswith(("conv1.", "bn1.")) else key: key for key in model.state_dict()}

@@ -1,4 +1,4 @@
-"""A folder in timm's form, ``config.json`` + ``model.safetensors``, read as data that may come from anyone."""
+"""Load a folder in timm's form, ``config.json`` + ``model.safetensors``, as data that may come from anyone."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ TIMM_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 _MAX_LIST = 4096
 _MAX_NUMBER = 100_000
+_MAX_TEXT = 1000
 _MAX_SIDE = 16_384
 FORBIDDEN_ARGS = frozenset(
-    # They read files or the network, say where the memory is taken, or are no values but functions.
+    # They read files or the network, choose a device, or are functions and not values.
     {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "device", "dtype"}
     | {"pretrained_strict", "pretrained_filter_fn", "kwargs_filter", "feature_cls"}
 )
-"""Arguments of ``timm.create_model`` that a stored model must not have."""
+"""Arguments of ``timm.create_model`` that are refused in a stored model."""
 
 
 def read_timm_config(folder: Path) -> dict[str, Any]:
-    """timm's ``config.json``, with an architecture that timm knows and arguments within bounds.
+    """Read and check timm's ``config.json``: timm knows the architecture, and the arguments are within bounds.
 
     Raises:
-        InputError: the file is absent or not timm's, or holds a value that no network of use has.
+        InputError: The file is absent or not timm's, or holds a value that no real network has.
     """
     path = folder / CONFIG_FILE
     check_symlink(folder, CONFIG_FILE)
@@ -66,7 +67,7 @@ def read_timm_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
-    """What images are made into: their size, mean and deviation."""
+    """Check the size, mean and standard deviation of images."""
     for name in ("input_size", "test_input_size", "min_input_size"):
         size = cfg.get(name)
         good = isinstance(size, list) and len(size) == 3 and all(type(n) is int and 0 < n <= _MAX_SIDE for n in size)
@@ -80,10 +81,10 @@ def _check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
 
 
 def load_timm_folder(folder: Path) -> nn.Module:
-    """The timm model of a folder with its weights, in evaluation mode.
+    """Load the timm model of a folder with its weights, in evaluation mode.
 
     Raises:
-        InputError: a file is missing, damaged or a link elsewhere, or the weights do not fit the configuration.
+        InputError: A file is missing, damaged or a link out of the folder, or the weights do not fit the configuration.
     """
     read_timm_config(folder)
     check_symlink(folder, WEIGHTS_FILE)
@@ -93,7 +94,7 @@ def load_timm_folder(folder: Path) -> nn.Module:
     try:
         _refuse_other_weights(folder, weights)
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except InputError as error:  # of a network of ours: it does not know the file that its arguments come from
+    except InputError as error:  # our own networks do not know the file that their arguments come from
         if str(folder) in str(error):
             raise
         raise InputError(f"{folder / CONFIG_FILE}: {error}") from error
@@ -102,7 +103,7 @@ def load_timm_folder(folder: Path) -> nn.Module:
 
 
 def _refuse_other_weights(folder: Path, weights: Path) -> None:
-    """Build without memory first: the real network is then no larger than the file that came with it."""
+    """Build the network without memory first, so that the real one is no larger than the weights beside it."""
     try:
         with safe_open(weights, framework="pt") as file:
             shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
@@ -123,18 +124,18 @@ def _refuse_other_weights(folder: Path, weights: Path) -> None:
 
 @contextmanager
 def limited_building(tensors: int, where: str) -> Iterator[None]:
-    """Stop a network that is being built without memory once it has far more tensors than the file that it is for.
+    """Stop building a network that has far more tensors than the file of its weights.
 
-    Depths that no file justifies would otherwise take hours of building.
+    A hostile configuration could otherwise describe a network that takes hours to build, even without memory.
 
     Args:
-        tensors: how many the file has.
-        where: the file, for the message.
+        tensors: The number of tensors in the file.
+        where: The file's name for the message.
 
     Raises:
-        InputError: the network has more.
+        InputError: The network has more tensors.
     """
-    # A network is built up to three times before it is compared, and each time with a classifier.
+    # A network is built up to three times before it is compared, each time with a classifier.
     limit = 4 * tensors + 1000
     thread, made = threading.get_ident(), 0
 
@@ -152,7 +153,7 @@ def limited_building(tensors: int, where: str) -> Iterator[None]:
 
 
 def _check_bounds(value: Any, where: str) -> None:
-    """Bound lists, texts and numbers at any depth."""
+    """Check lists, texts and numbers at any depth."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list):
@@ -160,5 +161,7 @@ def _check_bounds(value: Any, where: str) -> None:
             raise InputError(f"{where}: {len(value)} entries in a list, expected at most {_MAX_LIST}")
         for entry in value:
             _check_bounds(entry, where)
+    elif isinstance(value, str) and len(value) > _MAX_TEXT:
+        raise InputError(f"{where}: {len(value)} characters in a text, expected at most {_MAX_TEXT}")
     elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:  # so that NaN is refused, too
-        raise InputError(f"{where}: {value} is out of bounds")
+        raise InputError(f"{where}: {value!r:.80} is out of bounds")
