@@ -19,7 +19,7 @@ from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.errors import InputError, did_you_mean
 
-_MAX_BYTES = 2**18
+_MAX_BYTES = 2**16
 _MAX_DEPTH = 20
 _MAX_VALUES = 100_000
 _NULL = ("", "~", "null", "Null", "NULL")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
 
+NOT_ON_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Characters that a message in one line must not have: line breaks, control characters, lone surrogates."""
 NESTED = 900
 """Levels of a deeply nested value: `json` reads it, a function that calls itself at each level may not."""
 
