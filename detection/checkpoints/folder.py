@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
 
 from vovnet.checkpoints.hub import hub_files
 from vovnet.checkpoints.shapes import Shapes, compare_shapes, shapes_of
@@ -22,6 +23,8 @@ from vovnet.checkpoints.timm_folder import limited_building
 from vovnet.detection.checkpoints.config_json import DetectorConfig, compose_config, read_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.data.protocol import Category
+from vovnet.detection.models.build import Detector
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, atomic_path, check_symlink
 
@@ -55,7 +58,7 @@ def save_detector(
         weights_path.write_bytes(save(tensors, metadata={"format": "pt", "sha256": _checksum(tensors)}))
 
 
-def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> nn.Module:
+def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> Detector:
     """Build the detector of a folder or of a Hugging Face repository and load its weights.
 
     Args:
@@ -93,12 +96,13 @@ def _input_errors(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot build the detector ({' '.join(str(error).split())[:300]})") from error
 
 
-def attach(detector: nn.Module, config: DetectorConfig) -> nn.Module:
-    """Give a detector the attributes that evaluation and prediction read."""
-    detector.categories = config.categories  # type: ignore[assignment]
-    detector.preprocessing = config.preprocessing  # type: ignore[assignment]
-    detector.recipe = config.model  # type: ignore[assignment]
-    return detector
+def attach(detector: FasterRCNN, config: DetectorConfig) -> Detector:
+    """Give a detector the attributes that evaluation and prediction read, and return it."""
+    described = cast(Detector, detector)
+    described.categories = cast(list[Category], config.categories)
+    described.preprocessing = config.preprocessing
+    described.recipe = config.model
+    return described
 
 
 def find_folder(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> Path:

@@ -15,6 +15,7 @@ from vovnet.detection import distributed
 from vovnet.detection.config.schema import CONVENTIONS, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import evaluation_loader
+from vovnet.detection.data.protocol import Category, DetectionDataset, Target
 from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType
 from vovnet.detection.evaluation.plots import plot_precision_recall
 from vovnet.detection.inference_mode import (
@@ -32,7 +33,7 @@ from vovnet.files import write_json
 
 def evaluate(
     detector: nn.Module,
-    dataset: Any,
+    dataset: DetectionDataset,
     output: str | os.PathLike[str] | None = None,
     *,
     device: str | torch.device | None = None,
@@ -124,14 +125,14 @@ def _on_main(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _matching_categories(detector: nn.Module, dataset: Any) -> list[Mapping[str, Any]]:
+def _matching_categories(detector: nn.Module, dataset: DetectionDataset) -> list[Category]:
     """Return the categories in the order of the detector's labels.
 
     Raises:
         InputError: detector and dataset differ in an id or a name; the message lists the differences.
     """
-    ours: list[Mapping[str, Any]] = list(dataset.categories)
-    theirs: list[Mapping[str, Any]] | None = getattr(detector, "categories", None)
+    ours = list(dataset.categories)
+    theirs: list[Category] | None = getattr(detector, "categories", None)
     if theirs is None:
         return ours
     names = category_names_checked(detector)
@@ -175,7 +176,7 @@ def evaluation_dataset(
     )
 
 
-def _truth_of_image(target: Mapping[str, Any], size: tuple[int, int], category_ids: Sequence[int]) -> dict[str, Any]:
+def _truth_of_image(target: Target, size: tuple[int, int], category_ids: Sequence[int]) -> dict[str, Any]:
     """Return COCO's entries for one image, made from a target of the dataset protocol, without annotation ids."""
     image_id = int(target["image_id"])
     boxes = target["boxes"].as_subclass(Tensor).to(torch.float64)
@@ -194,7 +195,7 @@ def _truth_of_image(target: Mapping[str, Any], size: tuple[int, int], category_i
     return {"image": {"id": image_id, "height": size[0], "width": size[1]}, "annotations": annotations}
 
 
-def _join(parts: Iterable[Iterable[dict[str, Any]]], categories: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _join(parts: Iterable[Iterable[dict[str, Any]]], categories: Iterable[Category]) -> dict[str, Any]:
     by_image = {entry["image"]["id"]: entry for part in parts for entry in part}
     return {
         "images": [entry["image"] for entry in by_image.values()],

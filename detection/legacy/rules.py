@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vovnet.detection import distributed
 from vovnet.detection.config.schema import DataRecipe, Recipe, SolverRecipe
 from vovnet.detection.data.loader import Batch, batch_loader
+from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.sampler import aspect_groups
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
 from vovnet.detection.legacy.sampler import LegacyBatchStream
@@ -44,7 +44,7 @@ class LegacyRules(TrainingRules):
 
     def training_batches(
         self,
-        dataset: Any,
+        dataset: DetectionDataset,
         data: DataRecipe,
         *,
         batch_size: int,

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection.config.schema import ModelRecipe, Recipe
 from vovnet.detection.config.validation import check_model
+from vovnet.detection.data.protocol import Category
 from vovnet.detection.models.assembly import assemble, recipe_backbone
+
+
+class Detector(FasterRCNN):
+    """The type of a detector with weights and categories: torchvision's class with three more attributes.
+
+    Only type checkers use this class. At run time a detector is an instance of torchvision's own ``FasterRCNN`` or
+    ``MaskRCNN``, so that TorchScript and every tool for these classes work with it.
+    """
+
+    categories: list[Category]
+    """The categories in the order of labels: label k means ``categories[k - 1]``."""
+    preprocessing: dict[str, Any]
+    """How the detector prepares an image, as in ``config.json``."""
+    recipe: ModelRecipe
+    """The recipe that the detector was built from."""
 
 
 def build_detector(recipe: Recipe | ModelRecipe, *, download: bool = True) -> FasterRCNN:

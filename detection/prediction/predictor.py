@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from vovnet.detection.data.images import read_image, to_tensor
+from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.inference_mode import box_converter, check_shape, image_detections, inference, to_input
 from vovnet.detection.prediction.drawing import draw_detections, prediction_sheet
 from vovnet.errors import InputError
@@ -114,7 +115,7 @@ def predict_files(
 
 def plot_predictions(
     detector: nn.Module,
-    dataset: Any,
+    dataset: DetectionDataset,
     out_png: str | os.PathLike[str],
     *,
     count: int = 8,

@@ -18,6 +18,7 @@ from vovnet.detection.config.loading import recipe_to_yaml
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.evaluation.evaluator import evaluate
 from vovnet.detection.training.callbacks import Callback, MetricsFile, ProgressBar, TensorBoard
 from vovnet.detection.training.curves import plot_curves
@@ -39,8 +40,8 @@ def train(
     recipe: Recipe,
     output: str | Path,
     *,
-    train_dataset: Any = None,
-    val_dataset: Any = None,
+    train_dataset: DetectionDataset | None = None,
+    val_dataset: DetectionDataset | None = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -100,7 +101,11 @@ def train(
 
 
 def _loop(
-    run: Run, rules: TrainingRules, train_dataset: Any, val_dataset: Any, callbacks: Sequence[Callback]
+    run: Run,
+    rules: TrainingRules,
+    train_dataset: DetectionDataset,
+    val_dataset: DetectionDataset | None,
+    callbacks: Sequence[Callback],
 ) -> dict[str, Any]:
     solver, log = run.recipe.solver, run.recipe.log
     batches = rules.training_batches(
@@ -140,7 +145,7 @@ def _loop(
     return metrics
 
 
-def _evaluate(run: Run, dataset: Any, callbacks: Sequence[Callback]) -> dict[str, Any]:
+def _evaluate(run: Run, dataset: DetectionDataset | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Evaluate, save the weights if they are the best so far, and call the callbacks."""
     if dataset is None:
         return {}
@@ -159,7 +164,12 @@ def _evaluate(run: Run, dataset: Any, callbacks: Sequence[Callback]) -> dict[str
     return metrics
 
 
-def _datasets(recipe: Recipe, rules: TrainingRules, train_dataset: Any, val_dataset: Any) -> tuple[Any, Any]:
+def _datasets(
+    recipe: Recipe,
+    rules: TrainingRules,
+    train_dataset: DetectionDataset | None,
+    val_dataset: DetectionDataset | None,
+) -> tuple[DetectionDataset, DetectionDataset | None]:
     masks = recipe.model.detector == "mask_rcnn"
     data, channels = recipe.data, recipe.model.in_chans
     if train_dataset is None:
@@ -203,7 +213,7 @@ def _own_callbacks(run: Run, progress: bool) -> list[Callback]:
     return own
 
 
-def _announce(run: Run, train_dataset: Any, val_dataset: Any) -> None:
+def _announce(run: Run, train_dataset: DetectionDataset, val_dataset: DetectionDataset | None) -> None:
     solver, model = run.recipe.solver, run.recipe.model
     parameters = sum(parameter.numel() for parameter in run.detector.parameters()) / 1e6
     lines = [

@@ -20,6 +20,7 @@ from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.initialize import load_matching
 from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
 from vovnet.detection.config.schema import Recipe
+from vovnet.detection.data.protocol import Category
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.rules import TrainingRules
 from vovnet.detection.training.run import Run
@@ -51,7 +52,7 @@ def prepare(
     rules: TrainingRules,
     output: Path,
     device: torch.device,
-    categories: Sequence[Mapping[str, Any]],
+    categories: Sequence[Category],
     resume: bool,
 ) -> Run:
     """Build the detector, the optimizer and the other parts of a run; with ``resume``, restore their state.
@@ -93,7 +94,7 @@ def prepare(
 
 
 def _detector(
-    recipe: Recipe, categories: Sequence[Mapping[str, Any]], device: torch.device, resumed: bool
+    recipe: Recipe, categories: Sequence[Category], device: torch.device, resumed: bool
 ) -> FasterRCNN:
     """Return the detector on the device, with the weights that the training starts from unless the run is resumed."""
     solver = recipe.solver
@@ -141,7 +142,7 @@ def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
     return replace(recipe, solver=replace(recipe.solver, amp=amp))
 
 
-def _load_whole_state(path: Path, categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _load_whole_state(path: Path, categories: Sequence[Category]) -> dict[str, Any]:
     state = load_state(path)
     missing = sorted(STATE_KEYS - state.keys())
     if missing:
@@ -157,11 +158,11 @@ def _load_whole_state(path: Path, categories: Sequence[Mapping[str, Any]]) -> di
     return state
 
 
-def _plain(categories: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _plain(categories: Iterable[Category]) -> list[Category]:
     return [{"id": int(entry["id"]), "name": str(entry["name"])} for entry in categories]
 
 
-def _names(categories: Iterable[Mapping[str, Any]]) -> str:
+def _names(categories: Iterable[Category]) -> str:
     names = [str(entry["name"]) for entry in categories]
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 

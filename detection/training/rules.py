@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from torch import nn
 from torch.optim import SGD
@@ -12,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import Batch, training_loader
+from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.training import optimizer
 from vovnet.detection.training.iteration import step
 from vovnet.detection.training.run import Run
@@ -32,7 +32,7 @@ class TrainingRules:
 
     def training_batches(
         self,
-        dataset: Any,
+        dataset: DetectionDataset,
         data: DataRecipe,
         *,
         batch_size: int,

@@ -17,6 +17,7 @@ from vovnet.detection import distributed
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import recipe_to_dict
 from vovnet.detection.config.schema import Recipe
+from vovnet.detection.data.protocol import Category
 from vovnet.detection.training.state import random_state, save_state
 
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
@@ -33,7 +34,7 @@ class Run:
     """The detector itself; its state dict is saved."""
     wrapped: nn.Module
     """The detector, or the DistributedDataParallel module around it."""
-    categories: list[dict[str, Any]]
+    categories: list[Category]
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     scaler: torch.amp.GradScaler

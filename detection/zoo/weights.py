@@ -12,13 +12,13 @@ from typing import Any, Self
 
 from torch import Tensor
 from torchvision.models._api import Weights, WeightsEnum
-from torchvision.models.detection import FasterRCNN
 from torchvision.transforms._presets import ObjectDetection
 
 from vovnet.checkpoints.hub import V1_NOTICE, fetch
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.folder import attach
+from vovnet.detection.models.build import Detector
 from vovnet.detection.zoo.published import (
     PublishedRow,
     coco_categories,
@@ -88,7 +88,7 @@ class PublishedWeights(WeightsEnum, metaclass=_SaysWhatThereIs):
         return read_published(self.meta["recipe"], fetch(self.url, V1_NOTICE, progress=progress))
 
 
-def build_published(weights: PublishedWeights, settings: dict[str, Any], *, progress: bool) -> FasterRCNN:
+def build_published(weights: PublishedWeights, settings: dict[str, Any], *, progress: bool) -> Detector:
     """The detector that weights belong to, with them, in training mode as torchvision's builders leave it.
 
     Args:
@@ -106,8 +106,7 @@ def build_published(weights: PublishedWeights, settings: dict[str, Any], *, prog
     detector = empty_detector(model)
     config = compose_config(detector, model, coco_categories())
     detector = fill_detector(detector, model, weights.get_state_dict(progress=progress))
-    attach(detector, config)
-    return detector
+    return attach(detector, config)
 
 
 def _coco_v1(recipe: str, *, num_params: int, ops: float) -> Weights:
