@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -12,6 +12,8 @@ from vovnet.errors import InputError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+M = TypeVar("M", bound="nn.Module")
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")]
@@ -40,7 +42,7 @@ def device_for(device: str | None, fuse: bool) -> torch.device:
     return choose_device("cpu" if fuse else device, default_device())
 
 
-def fused_if(fuse: bool, model: nn.Module) -> nn.Module:
+def fused_if(fuse: bool, model: M) -> M:
     """Return the model, or its fused copy."""
     import vovnet
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,12 @@ from vovnet.memory.layers import plain_layers
 from vovnet.modules import has_hooks_or_patched_forward
 from vovnet.ops.algorithms import ALGORITHMS, PRECISIONS, Algorithm, Precision
 
+M = TypeVar("M", bound=nn.Module)
+
 _log = logging.getLogger("vovnet")
 
 
-def fuse(model: nn.Module, precision: Precision = "fp32", algorithm: Algorithm = "auto") -> nn.Module:
+def fuse(model: M, precision: Precision = "fp32", algorithm: Algorithm = "auto") -> M:
     """Return a copy of a model for fast inference on a CPU. The model itself is not changed.
 
     Takes the networks of this package, timm's ``vovnet*`` and ``ese_vovnet*``, and other models made of timm's
@@ -60,7 +63,7 @@ def fuse(model: nn.Module, precision: Precision = "fp32", algorithm: Algorithm =
     with torch.inference_mode(False), torch.no_grad():
         fuser.visit("", model)
         try:
-            fused: nn.Module = copy.deepcopy(model, dict(fuser.replaced))
+            fused = copy.deepcopy(model, dict(fuser.replaced))
         except Exception as error:
             raise InputError(
                 f"model: this {type(model).__name__} cannot be copied ({reason(error)}); remove what cannot, as weight "

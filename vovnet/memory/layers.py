@@ -8,7 +8,7 @@ element. docs/operators.md draws this.
 from __future__ import annotations
 
 import logging
-from typing import Literal, cast, get_args
+from typing import Literal, cast, get_args, TypeVar
 
 import timm.models.vovnet as timm_vovnet
 import torch
@@ -23,6 +23,8 @@ from vovnet.memory.recompute import Affine, aggregate_features, conv_affine, nor
 from vovnet.modules import conv_geometry, has_hooks, to_pair
 from vovnet.vovnet import ConvNormAct, OsaBlock
 
+M = TypeVar("M", bound=nn.Module)
+
 Memory = Literal["normal", "low"]
 _RECOMPUTED: dict[Memory, int] = {"normal": 1, "low": 2}
 """How many of the stem's first convolutions are computed again in the backward pass."""
@@ -32,7 +34,7 @@ _NORMS = (BatchNormAct2d, FrozenBatchNormAct2d, nn.BatchNorm2d, FrozenBatchNorm2
 _log = logging.getLogger("vovnet")
 
 
-def memory_efficient(model: nn.Module, memory: Memory = "normal") -> nn.Module:
+def memory_efficient(model: M, memory: Memory = "normal") -> M:
     """Make a model with OSA blocks train in less memory, in place.
 
     Outputs and gradients change only by rounding; parameters, buffers and the keys of the state dict stay. This works
