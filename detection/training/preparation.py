@@ -93,9 +93,7 @@ def prepare(
     return run
 
 
-def _detector(
-    recipe: Recipe, categories: Sequence[Category], device: torch.device, resumed: bool
-) -> FasterRCNN:
+def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.device, resumed: bool) -> FasterRCNN:
     """Return the detector on the device, with the weights that the training starts from unless the run is resumed."""
     solver = recipe.solver
     # A resumed run has its backbone's weights in the checkpoint, and one with `init` gets others.

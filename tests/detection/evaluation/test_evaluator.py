@@ -17,8 +17,16 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision import tv_tensors
 
-from vovnet.detection.evaluation.coco_eval import METRICS, CocoEvaluator, evaluate_results
+from vovnet.detection.evaluation.coco_eval import (
+    METRICS,
+    CocoEvaluator,
+    _numbers,
+    _per_class,
+    coco_ground_truth,
+    run_coco_eval,
+)
 from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
+from vovnet.detection.inference_mode import image_detections
 from vovnet.errors import InputError
 
 CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 30, "name": "bar"}]
@@ -90,6 +98,13 @@ def random_case(seed, images=6):
     return truth, boxes, masks
 
 
+def evaluate_results(results, truth, iou_type="bbox"):
+    """Evaluate COCO results on all images of a COCO dictionary."""
+    complete = coco_ground_truth(truth, iou_type)
+    evaluated = run_coco_eval(complete, [dict(entry) for entry in results], iou_type, sorted(complete.imgs))
+    return {iou_type: _numbers(evaluated), "per_class": {iou_type: _per_class(evaluated)}}
+
+
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equals_pycocotools(iou_type, seed):
@@ -110,9 +125,8 @@ def test_published_numbers(shared, iou_type):
         kind = line.partition("type=")[2] or kind
         if kind == iou_type and "] = " in line:
             published.append(line.partition("] = ")[2])
-    metrics = evaluate_results(
-        folder / f"instances_val2014_fake{iou_type}100_results.json", folder / "instances_val2014_100.json", iou_type
-    )
+    results = json.loads((folder / f"instances_val2014_fake{iou_type}100_results.json").read_text())
+    metrics = evaluate_results(results, json.loads((folder / "instances_val2014_100.json").read_text()), iou_type)
     assert [f"{value:.3f}" for value in metrics[iou_type].values()] == published
 
 
@@ -196,28 +210,6 @@ def test_object_without_a_mask_counts_neither_for_nor_against():
         for score, mask in ((0.9, beside), (0.8, good))
     ]
     assert evaluate_results(results, truth, "segm")["segm"]["AP"] == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize(
-    ("entry", "says"),
-    [
-        ({"image_id": 99}, "image_id 99 is not in the ground truth"),
-        ({"category_id": 8}, "category_id 8 is not"),
-        ({"score": float("nan")}, "finite"),
-        ({"bbox": [1, 2, 3]}, "x, y, width, height"),
-    ],
-)
-def test_bad_results_are_refused(entry, says):
-    with pytest.raises(InputError, match=says) as caught:
-        evaluate_results([found(0.9, (1, 1, 5, 5)), {**found(0.9, (1, 1, 5, 5)), **entry}], truth_of((1, 1, 5, 5)))
-    assert "entry 1" in str(caught.value)
-
-
-@pytest.mark.parametrize("rle", [{"size": [50, 50], "counts": "0"}, {"size": [100, 100], "counts": [10, 20]}])
-def test_rle_that_does_not_fit_is_refused(rle):
-    entry = {"image_id": 1, "category_id": 7, "score": 0.5, "segmentation": rle}
-    with pytest.raises(InputError, match="does not fit the image"):
-        evaluate_results([entry], truth_of((1, 1, 5, 5), segmentation=[[1, 1, 6, 1, 6, 6]]), "segm")
 
 
 class Shapes:
@@ -434,8 +426,6 @@ def test_a_image_too_narrow_for_the_detector_is_named():
 def test_an_image_counts_once():
     dataset = Shapes(count=1, masks=False)
     evaluator = CocoEvaluator(dataset.coco())
-    from vovnet.detection.inference_mode import image_detections
-
     one = image_detections(dataset.answers[0], 100, (64, 64), [7, 30])
     evaluator.update([one, one])
     evaluator.update([one])
