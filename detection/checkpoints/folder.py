@@ -23,7 +23,6 @@ from vovnet.checkpoints.timm_folder import limited_building
 from vovnet.detection.checkpoints.config_json import DetectorConfig, compose_config, read_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.data.protocol import Category
 from vovnet.detection.models.build import Detector
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, atomic_path, check_symlink
@@ -99,7 +98,7 @@ def _input_errors(path: Path) -> Iterator[None]:
 def attach(detector: FasterRCNN, config: DetectorConfig) -> Detector:
     """Give a detector the attributes that evaluation and prediction read, and return it."""
     described = cast(Detector, detector)
-    described.categories = cast(list[Category], config.categories)
+    described.categories = config.categories
     described.preprocessing = config.preprocessing
     described.recipe = config.model
     return described
