@@ -8,7 +8,7 @@ element. docs/operators.md draws this.
 from __future__ import annotations
 
 import logging
-from typing import Literal, cast, get_args, TypeVar
+from typing import Literal, TypeVar, cast, get_args
 
 import timm.models.vovnet as timm_vovnet
 import torch
