@@ -85,7 +85,7 @@ class PublishedNetwork:
     """``cc-by-nc-4.0``, or ``unknown`` if the authors state none."""
 
 
-def identify_network(found: Shapes) -> PublishedNetwork:
+def infer_network(found: Shapes) -> PublishedNetwork:
     """Identify the network in a file and map each of its keys once, or ignore it on purpose.
 
     The classifier and any of the batch counters may be absent (detectron2's frozen norms have no counters).

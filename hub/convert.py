@@ -23,11 +23,11 @@ from vovnet.detection.checkpoints.empty import fill_detector
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, identify_detector
+from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, infer_detector
 from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import flush_folder, flush_to_disk, prepare_output_dir
-from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, identify_network, write_network
+from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, infer_network, write_network
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 
@@ -90,7 +90,7 @@ def convert_checkpoint(
     wanted = None if expect is None else _expected(expect)
     file = read_checkpoint_file(path)
     try:
-        published = _identify(file.tensors)
+        published = _infer(file.tensors)
         if expect is not None and wanted is not None and not _is(published, wanted):
             raise InputError(_is_something_else(published, expect))
         check_cell_anchors(file.tensors)
@@ -128,12 +128,12 @@ def _move_files(staged: Path, folder: Path) -> None:
     flush_folder(folder)
 
 
-def _identify(tensors: Mapping[str, Tensor]) -> PublishedDetector | PublishedNetwork:
+def _infer(tensors: Mapping[str, Tensor]) -> PublishedDetector | PublishedNetwork:
     shapes = shapes_of(tensors)
     detectron2 = any(key.startswith(BOTTOM_UP) for key in shapes)
     if not detectron2 and any(key.startswith(PARTS) for key in shapes):
-        return identify_detector(shapes)
-    return identify_network(shapes)
+        return infer_detector(shapes)
+    return infer_network(shapes)
 
 
 def _write_detector(folder: Path, published: PublishedDetector, tensors: Mapping[str, Tensor]) -> list[str]:

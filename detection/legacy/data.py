@@ -1,4 +1,4 @@
-"""Training data as the reference reads it: inclusive boxes, polygons, its choice of images, Pillow's resize."""
+"""The reference's training data: inclusive boxes, polygons, its choice of images, Pillow's resize."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.coco import CocoDataset, Source
 from vovnet.detection.data.images import ImageFolder
 from vovnet.detection.data.masks import decode_masks
+from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.validation import AnnotationFile, CheckedImage, check_content
 from vovnet.detection.legacy.masks import Polygons
 from vovnet.detection.legacy.transform import resize_image, resized_size
 from vovnet.errors import InputError
 
 NO_SHAPE = ("no_mask", "bad_rle", "rle_size", "rle_sum")
-"""Problems (of :data:`vovnet.detection.data.report.KINDS`) that leave an object without anything to draw."""
+"""Problems (of :data:`vovnet.detection.data.report.KINDS`) after which an object has no mask."""
 
 
 class LegacyCocoDataset(CocoDataset):
-    """COCO JSON files as the reference trains on them; arguments and errors are those of :class:`CocoDataset`.
+    """COCO JSON files as the reference trains on them. Arguments and errors are those of :class:`CocoDataset`.
 
-    Images come in the order of their ids, source after source. Those without any annotation wider and higher than a
-    pixel (a crowd counts) are left out: reference data/datasets/coco.py:17-56. Objects that the conversion to inclusive
-    boxes leaves no width or height go from every part of the target: coco.py:68-99. Objects whose mask covers no pixel,
-    or whose polygons have too few points, stay, which :class:`CocoDataset` leaves out. An image may end without
-    objects.
+    Images are sorted by id within each source. Images without any annotation wider and higher than a pixel (a crowd
+    counts) are left out: reference data/datasets/coco.py:17-56. Objects that have no width or height after the
+    conversion to inclusive boxes are removed from every part of the target: coco.py:68-99. Objects whose mask covers no
+    pixel, or whose polygons have too few points, are kept; :class:`CocoDataset` leaves them out. An image may have no
+    objects left.
 
-    Targets have no ``masks`` but, beside what :class:`CocoDataset` gives,
+    Targets have no ``masks``. In addition to the other keys of :class:`CocoDataset` they have
 
-    - ``corners``: float32 (N, 4), inclusive x0, y0, x1, y1 in pixels (``boxes`` are torchvision's still);
-    - ``polygons``, where masks are asked for: :class:`vovnet.detection.legacy.masks.Polygons` of the N objects.
+    - ``corners``: float32 (N, 4), inclusive x0, y0, x1, y1 in pixels (``boxes`` are torchvision's);
+    - ``polygons``, with ``masks=True``: :class:`vovnet.detection.legacy.masks.Polygons` of the N objects.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class LegacyCocoDataset(CocoDataset):
 
     @property
     def dropped_summary(self) -> str:
-        """One line on what was left out at the start; empty if nothing was."""
+        """Return one line on what was left out at the start; empty if nothing was."""
         images, objects = self._left_out
         parts = [
             super().dropped_summary,
@@ -69,7 +70,7 @@ class LegacyCocoDataset(CocoDataset):
     def _usable(self, content: AnnotationFile, folder: ImageFolder, masks: bool) -> list[CheckedImage]:
         report = self.dropped
         before = {kind: len(report.problems.get(kind, ())) for kind in NO_SHAPE}
-        # As for evaluation: the reference knows no masks that cover too little.
+        # evaluation=True, because the reference keeps masks that cover no pixel.
         found = check_content(content, folder, masks, report, evaluation=True)
         shapeless = {number for kind in NO_SHAPE for number in report.problems.get(kind, [])[before[kind] :]}
         wanted = {entry["image_id"] for entry in content.annotations if _over_a_pixel(entry)}
@@ -90,10 +91,10 @@ class LegacyCocoDataset(CocoDataset):
                 self._left_out[1] += 1
         return images
 
-    def _extras(self, index: int) -> dict[str, Any]:
+    def _extras(self, index: int) -> Target:
         height, width = self.image_size(index)
         boxes = self._boxes[self._starts[index] : self._starts[index + 1]]
-        extras: dict[str, Any] = {"corners": torch.from_numpy(inclusive_corners(boxes, self._sizes[index]))}
+        extras: Target = {"corners": torch.from_numpy(inclusive_corners(boxes, self._sizes[index]))}
         if self.masks:
             extras["polygons"] = Polygons(
                 decode_masks([shape], height, width)[0].numpy() if isinstance(shape, dict) else shape or []
@@ -103,13 +104,13 @@ class LegacyCocoDataset(CocoDataset):
 
 
 def inclusive_corners(boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The reference's boxes: x1 = x0 + max(w - 1, 0), clipped to the image's last pixel; all in single precision.
+    """Return the reference's boxes in float32: x1 = x0 + max(w - 1, 0), clipped to the image's last pixel.
 
     Reference structures/bounding_box.py:55-89, 214-224. torchvision has x1 = x0 + w, clipped to the width.
 
     Args:
         boxes: (N, 4), x, y, width, height in pixels.
-        sizes: (N, 2) or (2,), height and width of each box's image, or of all boxes'.
+        sizes: (N, 2) or (2,), the height and width of each box's image, or of the image of all boxes.
     """
     x, y, width, height = boxes.reshape(-1, 4).astype(np.float32).T
     one = np.float32(1)
@@ -119,12 +120,12 @@ def inclusive_corners(boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> npt.N
 
 
 def _solid(corners: Any) -> Any:
-    """Which boxes have a width and a height, for arrays and tensors (N, 4)."""
+    """Return for each box of an array or tensor (N, 4) whether it has a width and a height."""
     return (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
 
 
 def _over_a_pixel(entry: Any) -> bool:
-    """Whether an annotation, as it stands in the file, has a box wider and higher than a pixel, and an image's id."""
+    """True if an annotation of the file has the id of an image and a box that is wider and higher than a pixel."""
     if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int | float):
         return False
     box = entry.get("bbox")
@@ -136,15 +137,15 @@ def _over_a_pixel(entry: Any) -> bool:
     )
 
 
-def legacy_train_transforms(data: DataRecipe) -> Callable[[Tensor, Mapping[str, Any]], tuple[Tensor, dict[str, Any]]]:
-    """What the reference does to a training sample: a resize to a drawn size, then perhaps a flip.
+def legacy_train_transforms(data: DataRecipe) -> Callable[[Tensor, Target], tuple[Tensor, Target]]:
+    """Return the reference's training transforms: a resize to a random size, then a random flip.
 
-    The result takes a sample of :mod:`vovnet.detection.data` (of :class:`LegacyCocoDataset`, or of any other dataset)
-    and gives the image uint8 (3, H, W) and a target of ``boxes``, float32 (N, 4) inclusive, ``labels``, ``image_id``
-    and, where there are polygons or masks, ``polygons``.
+    The result takes a sample of any dataset of :mod:`vovnet.detection.data`. It returns the image uint8 (3, H, W) and a
+    target with ``boxes``, float32 (N, 4) inclusive, ``labels``, ``image_id`` and, if there are polygons or masks,
+    ``polygons``.
 
     Raises:
-        InputError: the recipe asks for something that the reference does not have.
+        InputError: The recipe has a transform that the reference does not have.
     """
     foreign = {"vertical_flip": data.vertical_flip, "scale_jitter": data.scale_jitter, "colour": data.colour}
     for key, value in foreign.items():
@@ -157,16 +158,16 @@ def legacy_train_transforms(data: DataRecipe) -> Callable[[Tensor, Mapping[str, 
 
 
 class LegacyTransforms:
-    """Resizes to a short side drawn from ``min_sizes``, then flips with a probability.
+    """Resize to a short side drawn from ``min_sizes``, then flip with a probability.
 
-    Reference data/transforms/build.py:36-45, transforms.py:35-80; structures/bounding_box.py:91-165. Numbers are
-    drawn from torch's generator, where the reference has Python's, unseeded.
+    Reference data/transforms/build.py:36-45, transforms.py:35-80; structures/bounding_box.py:91-165. Random numbers are
+    torch's; the reference uses Python's, unseeded.
     """
 
     def __init__(self, min_sizes: Sequence[int], max_size: int, flip: float) -> None:
         self.min_sizes, self.max_size, self.flip = list(min_sizes), max_size, flip
 
-    def __call__(self, image: Tensor, target: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         pixels = image.as_subclass(Tensor)
         height, width = pixels.shape[-2:]
         boxes, labels, polygons = _inclusive(target, height, width)
@@ -181,15 +182,15 @@ class LegacyTransforms:
             pixels = pixels.flip(-1)
             boxes = torch.stack((size[1] - boxes[:, 2] - 1, boxes[:, 1], size[1] - boxes[:, 0] - 1, boxes[:, 3]), dim=1)
             polygons = None if polygons is None else polygons.flipped(size[1])
-        keep = _solid(boxes)  # single precision may have taken the width of a sliver, which torchvision refuses
+        keep = _solid(boxes)  # In float32 a sliver may lose its width; torchvision refuses such boxes.
         boxes, labels = boxes[keep], labels[keep]
         polygons = None if polygons is None else polygons[keep]
         result = {"boxes": boxes, "labels": labels, "image_id": target["image_id"]}
         return pixels, result if polygons is None else {**result, "polygons": polygons}
 
 
-def _inclusive(target: Mapping[str, Any], height: int, width: int) -> tuple[Tensor, Tensor, Polygons | None]:
-    """Inclusive boxes, labels and polygons (or bitmaps) of a target, which may be any dataset's."""
+def _inclusive(target: Target, height: int, width: int) -> tuple[Tensor, Tensor, Polygons | None]:
+    """Return inclusive boxes, labels and polygons (or bitmaps) of the target of any dataset."""
     if "corners" in target:
         return target["corners"], target["labels"], target.get("polygons")
     plain = target["boxes"].as_subclass(Tensor).float()

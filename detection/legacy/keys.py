@@ -1,10 +1,10 @@
-"""Published maskrcnn-benchmark checkpoints: which detector a file holds, and its keys onto ours.
+"""Infer which detector a published maskrcnn-benchmark checkpoint holds, and map its keys to ours.
 
 The reference's keys are those of ``golden/keys_*.json``, such as ``backbone.body.stem.stem_1/conv.weight``,
 ``backbone.fpn.fpn_inner1.weight``, ``rpn.head.conv.weight``, ``roi_heads.box.feature_extractor.fc6.weight``
 (reference utils/checkpoint.py:32-50 for the file; modeling/backbone, modeling/rpn, modeling/roi_heads for the names).
-All is told by keys and shapes: the backbone by its convolutions, masks by their head, group norm by the absence of
-running statistics, the classes by the classifier's outputs.
+Everything is inferred from keys and shapes: the backbone from its convolutions, masks from their head, group norm from
+the absence of running statistics, the number of classes from the classifier's outputs.
 """
 
 from __future__ import annotations
@@ -34,69 +34,69 @@ BODIES = {
     "vovnet39": "V_39",
     "vovnet57": "V_57",
 }
-"""timm's name of a backbone → its name in recipes."""
+"""timm's name of a backbone → the part of a recipe's name."""
 
 PARTS = ("backbone.fpn.", "rpn.", "roi_heads.")
-"""What begins the keys that a detector has and a backbone has not."""
+"""The beginnings of the keys that a detector has and a backbone does not have."""
 
 _STRUCTURE = ("detector", "conventions", "backbone", "norm", "fpn_norm", "box_head_convs", "head_norm")
-"""What tells one published model recipe from another."""
+"""The fields in which published model recipes differ."""
 
 _BODY = "backbone.body."
 _CELL_ANCHORS = re.compile(r"rpn\.anchor_generator\.cell_anchors\.\d+")
 _LEVELS = ((4, 32), (8, 64), (16, 128), (32, 256), (64, 512))  # stride and anchor size, pixels
 _RATIOS = (0.5, 1.0, 2.0)
 _COUNTER = "num_batches_tracked"
-_MOST_OUTPUTS = 20_001  # what config.json may say; reading a file must not take more memory than any detector does
+_MOST_OUTPUTS = 20_001  # The limit of config.json. A file cannot make us allocate more memory than that.
 
 
 @dataclass(frozen=True)
 class PublishedDetector:
-    """A detector that was told from the keys and shapes of a file."""
+    """A detector that was inferred from the keys and shapes of a file."""
 
     title: str
-    """Such as ``Mask R-CNN V-39-FPN``."""
+    """The name of the detector, such as ``Mask R-CNN V-39-FPN``."""
     recipe: str | None
-    """A shipped recipe that trains it; None where there is none."""
+    """The shipped recipe that trains it, or None if there is none."""
     model: ModelRecipe
-    """With ``num_classes``."""
+    """The model part of the recipe, with ``num_classes``."""
     names: dict[str, str]
     """The file's key → ours, for every tensor of the detector."""
     ignored: dict[str, str]
-    """The keys that are left out on purpose, and why."""
+    """The keys that are left out on purpose, and the reason."""
     detector: FasterRCNN
     """The detector of ``model`` on the meta device, without the weights."""
 
     @property
     def full_title(self) -> str:
-        """With the classes, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
+        """Return the title with the number of classes, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
         return f"{self.title}, {self.model.num_classes} classes"
 
     @property
     def name(self) -> str:
-        """The shipped recipe, or what stands in for its name."""
+        """Return the name of the shipped recipe, or a text that says that there is none."""
         return self.recipe or f"no shipped recipe; model.backbone={self.model.backbone}"
 
     def has_structure_of(self, model: ModelRecipe) -> bool:
-        """Whether a model recipe describes this detector, up to classes and settings that are not in its weights."""
+        """True if a model recipe describes this detector, except for classes and settings that weights do not show."""
         return all(getattr(self.model, key) == getattr(model, key) for key in _STRUCTURE)
 
     def is_not(self, recipe: str) -> str:
-        """Say what this is instead of what a recipe describes."""
+        """Return a message that says what this detector is instead of the one of a recipe."""
         text = f"is {self.full_title} ({self.name}), not {recipe}"
         if recipe.startswith("mask_rcnn_V_57") and self.title == "Mask R-CNN V-39-FPN":
             text += "; the link that is published for Mask R-CNN V-57 leads to the file of V-39"
         return text
 
 
-def identify_detector(found: Shapes) -> PublishedDetector:
-    """Tell which detector a file holds; every key is then either mapped, once, or ignored on purpose.
+def infer_detector(found: Shapes) -> PublishedDetector:
+    """Infer which detector a file holds. Every key is either mapped to one of ours or ignored on purpose.
 
     Args:
-        found: names and shapes of a whole detector's tensors, without ``module.``.
+        found: The names and shapes of a whole detector's tensors, without ``module.``.
 
     Raises:
-        InputError: a key is missing, left over or of another shape; all are listed.
+        InputError: Keys are missing, left over or of another shape; the message lists all of them.
     """
     body = closest({name: _convolutions(_body_shapes(name)) for name in BODIES}, _convolutions(found))
     title, recipe, model = _recipe_of(body, found)
@@ -111,10 +111,10 @@ def identify_detector(found: Shapes) -> PublishedDetector:
 
 
 def check_cell_anchors(tensors: Mapping[str, Tensor]) -> None:
-    """Hold the anchors that a file stores to those that the detector computes (rpn/anchor_generator.py:220-289).
+    """Check that the anchors in a file are those that the detector computes (rpn/anchor_generator.py:220-289).
 
     Raises:
-        InputError: other anchors, with which the weights would detect something else.
+        InputError: They are not; the weights would give other detections.
     """
     for key, value in tensors.items():
         if _CELL_ANCHORS.fullmatch(key):
@@ -125,17 +125,17 @@ def check_cell_anchors(tensors: Mapping[str, Tensor]) -> None:
 
 
 def published_detector_keys(detector: nn.Module, body: str) -> dict[str, str]:
-    """The reference's name → ours, for every tensor of a detector; counters of batches have none there.
+    """Return the reference's name → ours for every tensor of a detector, without the norms' counters of batches.
 
     Args:
-        detector: built from a recipe with ``conventions: legacy``.
+        detector: A detector of a recipe with ``conventions: legacy``.
         body: timm's name of its backbone.
     """
     keys = [key for key in detector.state_dict() if not key.endswith(_COUNTER)]
     layers = _pyramid_layers(keys) | _rpn_layers() | _box_layers(keys) | _mask_layers(keys)
     names = {}
     for theirs, ours in _body_keys(_empty_body(body)).items():
-        # features_only flattens the first level of a VoVNet: stem.0 → stem_0
+        # features_only flattens the first level of a VoVNet: stem.0 → stem_0.
         names[f"{_BODY}{theirs}"] = _BODY + re.sub(r"^(stem|stages)\.", r"\1_", ours)
     for theirs, ours in layers.items():
         names |= {f"{theirs}.{leaf}": f"{ours}.{leaf}" for leaf in ("weight", "bias")}
@@ -149,7 +149,7 @@ def _body_keys(model: nn.Module) -> dict[str, str]:
 
 
 def _convolutions(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Of the backbone: what tells one from another, whatever the norms."""
+    """Return the shapes of the backbone's convolutions, which differ between backbones and do not depend on norms."""
     return {key: s for key, s in shapes.items() if key.startswith(_BODY) and len(s) == 4}
 
 
@@ -164,7 +164,7 @@ def _empty_body(name: str) -> nn.Module:
 
 
 def _conv_layers(theirs: str, ours: str, keys: Iterable[str]) -> dict[str, str]:
-    """A convolution, and its norm where it has one; both then are numbered there, too."""
+    """Map a convolution. If it has a norm, both are numbered in the reference, too."""
     if f"{ours}.1.weight" in keys:
         return {f"{theirs}.{i}": f"{ours}.{i}" for i in (0, 1)}
     return {theirs: f"{ours}.0"}
@@ -187,15 +187,15 @@ def _rpn_layers() -> dict[str, str]:
 
 
 def _box_layers(keys: Iterable[str]) -> dict[str, str]:
-    """Two fully connected layers, or convolutions with group norm and one (roi_box_feature_extractors.py:55-135)."""
+    """Map the box head: two linear layers, or convolutions and one linear (roi_box_feature_extractors.py:55-135)."""
     theirs, ours = "roi_heads.box.feature_extractor", "roi_heads.box_head"
     layers = {f"roi_heads.box.predictor.{part}": f"roi_heads.box_predictor.{part}" for part in _BOX_PREDICTOR}
     if f"{ours}.fc6.weight" in keys:
         return layers | {f"{theirs}.{fc}": f"{ours}.{fc}" for fc in ("fc6", "fc7")}
     convs = sum(re.fullmatch(rf"{re.escape(ours)}\.\d+\.0\.weight", key) is not None for key in keys)
-    for i in range(convs):  # there a convolution, its norm and its ReLU are numbered on: 0, 1, 2, 3, …
+    for i in range(convs):  # The reference numbers convolution, norm and ReLU consecutively.
         layers |= {f"{theirs}.xconvs.{3 * i}": f"{ours}.{i}.0", f"{theirs}.xconvs.{3 * i + 1}": f"{ours}.{i}.1"}
-    return layers | {f"{theirs}.fc6": f"{ours}.{convs + 1}"}  # behind torchvision's Flatten
+    return layers | {f"{theirs}.fc6": f"{ours}.{convs + 1}"}  # after torchvision's Flatten
 
 
 _BOX_PREDICTOR = ("cls_score", "bbox_pred")
@@ -213,7 +213,7 @@ _MASK_PREDICTOR = ("conv5_mask", "mask_fcn_logits")
 
 
 def _recipe_of(body: str, found: Shapes) -> tuple[str, str | None, ModelRecipe]:
-    """The title, the shipped recipe if there is one, and the model with the file's classes."""
+    """Return the title, the shipped recipe (if there is one), and the model with the file's number of classes."""
     masks = any(key.startswith("roi_heads.mask.") for key in found)
     grouped = not any(key.endswith(".running_mean") for key in found)
     detector: Detector = "mask_rcnn" if masks else "faster_rcnn"
@@ -228,7 +228,10 @@ def _recipe_of(body: str, found: Shapes) -> tuple[str, str | None, ModelRecipe]:
 
 
 def _classes(found: Shapes) -> int:
-    """Without the background; COCO's where the file does not say, whose lack of a classifier is listed later."""
+    """Return the number of classes without the background.
+
+    It is COCO's if the file has no classifier, which is reported later as a missing key.
+    """
     key = "roi_heads.box.predictor.cls_score.weight"
     shape = found.get(key)
     if shape is None:
@@ -239,7 +242,7 @@ def _classes(found: Shapes) -> int:
 
 
 def _ignored(found: Shapes, names: Mapping[str, str]) -> dict[str, str]:
-    """Anchors, which the detector computes, and counters of batches of norms that it has."""
+    """Return the keys of anchors, which the detector computes, and of the counters of its norms, with the reason."""
     anchors = {f"rpn.anchor_generator.cell_anchors.{level}" for level in range(len(_LEVELS))}
     ignored = {}
     for key, shape in found.items():

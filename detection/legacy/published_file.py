@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vovnet.checkpoints.pickled import read_checkpoint_file, to_float32
 from vovnet.checkpoints.shapes import shapes_of
-from vovnet.detection.legacy.keys import check_cell_anchors, identify_detector
+from vovnet.detection.legacy.keys import check_cell_anchors, infer_detector
 from vovnet.detection.zoo.published import published_model
 from vovnet.errors import InputError
 
@@ -29,7 +29,7 @@ def read_published(recipe: str, path: Path) -> dict[str, Tensor]:
     wanted = published_model(recipe)
     tensors = read_checkpoint_file(path).tensors
     try:
-        found = identify_detector(shapes_of(tensors))
+        found = infer_detector(shapes_of(tensors))
         if not found.has_structure_of(wanted) or found.model.num_classes != wanted.num_classes:
             raise InputError(f"{found.is_not(recipe)} with {wanted.num_classes} classes")
         check_cell_anchors(tensors)

@@ -1,4 +1,4 @@
-"""Which images come together, and when: the reference's order."""
+"""The order of the images in the reference's training."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from vovnet.errors import InputError
 
 
 class LegacyBatchStream(BatchStream):
-    """An endless stream of batches whose images share a group, in the order of the reference's training.
+    """An endless stream of batches whose images belong to one group each, in the order of the reference's training.
 
-    Reference data/build.py:70-105,143-146 and data/samplers. Each process goes through the data pass by pass: it
-    shuffles all images, seeded by the number of the iteration at which its pass starts; fills up with the first of them
-    to a multiple of the processes; takes its contiguous share; and groups that by :func:`grouped_batches`, so that the
-    last batches of a pass may be small. Passes may end at different iterations in different processes.
+    Reference data/build.py:70-105,143-146 and data/samplers. Each process goes through the data epoch by epoch. It
+    shuffles all images, seeded by the number of the iteration at which its epoch starts; repeats the first of them to
+    get a multiple of the number of processes; takes its contiguous share; and groups that by :func:`grouped_batches`.
+    The last batches of an epoch may be small. Epochs may end at different iterations in different processes.
 
-    Deviations: to the shuffles' seeds ``seed`` is added, which the reference does not have (0 gives its order). When a
-    run resumes, the stream goes on exactly where it was, where the reference starts a new pass, seeded by the
-    iteration. One process may play several of the reference's, one after the other in each iteration (``passes``), and
-    then sees what they saw.
+    Deviations: ``seed`` is added to the seeds of the shuffles; the reference has no such seed (0 gives its order). A
+    resumed run continues the stream exactly, while the reference starts a new epoch, seeded by the iteration. One
+    process can take the place of several of the reference's, one after the other in each iteration (``passes``), and
+    then gets the images that they got.
 
     Args:
-        groups: each image's group, such as :func:`vovnet.detection.data.sampler.aspect_groups` gives, which equal the
-            reference's (height / width < 1, or not); only equal ones share a batch.
-        batch_size: images in a batch, of one process and one forward pass.
-        seed: of the order, and of the images' own seeds.
-        rank: of this process, in 0..world_size - 1.
-        world_size: how many processes share the data.
-        start: how many batches this process has had already: the stream goes on exactly there.
-        passes: batches of an iteration in this process; it plays the ranks ``rank * passes``, … of
-            ``world_size * passes``.
+        groups: The group of each image, such as :func:`vovnet.detection.data.sampler.aspect_groups` returns. They equal
+            the reference's (height / width < 1, or not).
+        batch_size: The number of images in a batch, for one process and one forward pass.
+        seed: The seed of the order and of the images' own seeds.
+        rank: The rank of this process, in 0..world_size - 1.
+        world_size: The number of processes that share the data.
+        start: The number of batches that this process has already taken; the stream continues after them.
+        passes: The number of batches of an iteration in this process. The process takes the place of the ranks
+            ``rank * passes``, … of ``world_size * passes``.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class LegacyBatchStream(BatchStream):
         self.passes = passes
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        played = range(self.rank * self.passes, (self.rank + 1) * self.passes)
-        iterations = zip(*(self._batches_of(rank) for rank in played), strict=True)
+        ranks = range(self.rank * self.passes, (self.rank + 1) * self.passes)
+        iterations = zip(*(self._batches_of(rank) for rank in ranks), strict=True)
         for batch, iteration in itertools.islice(itertools.chain.from_iterable(iterations), self.start, None):
             yield [(index, sample_seed(self.seed, iteration, index)) for index in batch]
 
     def _batches_of(self, rank: int) -> Iterator[tuple[list[int], int]]:
-        """One of the reference's processes: batches, and the iteration at which their pass started."""
+        """Yield the batches of one of the reference's processes, each with the iteration at which its epoch started."""
         iteration = 0
         while True:
             batches = grouped_batches(self._share(iteration, rank), self.groups, self.batch_size)
@@ -68,7 +68,7 @@ class LegacyBatchStream(BatchStream):
             iteration += len(batches)
 
     def _share(self, iteration: int, rank: int) -> list[int]:
-        """A process's images of the pass that starts at an iteration. Reference data/samplers/distributed.py."""
+        """Return a process's images in the epoch of an iteration. Reference data/samplers/distributed.py."""
         generator = torch.Generator().manual_seed(iteration + self.seed)
         order = torch.randperm(len(self.groups), generator=generator)
         length = -(-len(order) // (self.world_size * self.passes))
@@ -76,9 +76,9 @@ class LegacyBatchStream(BatchStream):
 
 
 def grouped_batches(order: Sequence[int], groups: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Images in an order, put into batches of one group each; a group's last batch may be small.
+    """Return ordered images as batches of one group each; the last batch of a group may be small.
 
-    A batch stands where its first image stood. Reference data/samplers/grouped_batch_sampler.py, without
+    A batch has the place of its first image. Reference data/samplers/grouped_batch_sampler.py, without
     ``drop_uneven``.
     """
     batches: list[list[int]] = []

@@ -13,7 +13,7 @@ import torch
 from timm.models.vovnet import VovNet as TimmVovNet
 
 from vovnet.checkpoints.shapes import shapes_of
-from vovnet.hub.classifiers import identify_network, network_keys, own_architecture, stored_config
+from vovnet.hub.classifiers import infer_network, network_keys, own_architecture, stored_config
 from vovnet.vovnet import VoVNet, model_cfgs
 
 OURS = ("vovnet27_slim", "vovnet39", "vovnet57")
@@ -151,7 +151,7 @@ def test_large_networks_are_told_by_their_shapes(name: str) -> None:
     model = timm.create_model(name, num_classes=0, device="meta")
     ours = shapes_of(model.state_dict())
     shapes = {theirs: ours[key] for theirs, key in network_keys(model).items() if key in ours}
-    found = identify_network({key: shape for key, shape in shapes.items() if "num_batches" not in key})
+    found = infer_network({key: shape for key, shape in shapes.items() if "num_batches" not in key})
     assert (found.title, found.name, found.num_classes) == (LARGE[name], name, 0)
     assert sorted(found.names.values()) == sorted(key for key in ours if "num_batches" not in key)
     assert found.ignored == {}

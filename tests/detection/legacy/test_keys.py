@@ -13,7 +13,7 @@ from vovnet.detection.checkpoints.empty import empty_detector
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.legacy.keys import (
     check_cell_anchors,
-    identify_detector,
+    infer_detector,
     published_detector_keys,
 )
 from vovnet.errors import InputError
@@ -56,7 +56,7 @@ def published(name: str, classes: int = 80) -> Shapes:
 @pytest.mark.parametrize(("name", "recipe"), GOLDEN.items())
 def test_every_golden_key_is_mapped_once_or_ignored(shared: Path, name: str, recipe: str) -> None:
     shapes = golden(shared, name)
-    found = identify_detector(shapes)
+    found = infer_detector(shapes)
     assert found.recipe == recipe
     assert found.model == load_recipe(recipe, ["model.num_classes=80"]).model
     assert list(found.ignored) == ANCHORS
@@ -70,7 +70,7 @@ def test_every_golden_key_is_mapped_once_or_ignored(shared: Path, name: str, rec
 def test_every_recipes_detector_is_told_apart(name: str) -> None:
     model = load_recipe(name, ["model.num_classes=7"]).model
     shapes = published(name, classes=7)
-    found = identify_detector(shapes)
+    found = infer_detector(shapes)
     assert found.model == model
     assert found.recipe == name.replace("_1x", "_2x")
     assert sorted(found.names.values()) == sorted(empty_detector(model).state_dict())
@@ -78,7 +78,7 @@ def test_every_recipes_detector_is_told_apart(name: str) -> None:
 
 def test_group_norm_has_the_references_names() -> None:
     shapes = published("scratch_mask_rcnn_V_39_FPN_3x_gn")
-    names = identify_detector(shapes).names
+    names = infer_detector(shapes).names
     body, box, mask = "backbone.body", "roi_heads.box.feature_extractor", "roi_heads.mask.feature_extractor"
     pairs = {
         f"{body}.stem.stem_1/norm.weight": f"{body}.stem_0.bn.weight",
@@ -102,7 +102,7 @@ def test_a_slim_body_is_told_though_no_recipe_ships() -> None:
     model = load_recipe("faster_rcnn_V_39_FPN_2x", ["model.num_classes=80", "model.backbone=vovnet27_slim"]).model
     detector = empty_detector(model)
     names, ours = published_detector_keys(detector, "vovnet27_slim"), detector.state_dict()
-    found = identify_detector({theirs: tuple(ours[key].shape) for theirs, key in names.items()})
+    found = infer_detector({theirs: tuple(ours[key].shape) for theirs, key in names.items()})
     assert (found.title, found.recipe, found.model) == ("Faster R-CNN V-27-slim-FPN", None, model)
 
 
@@ -112,7 +112,7 @@ def test_missing_left_over_and_reshaped_keys_are_all_listed() -> None:
     shapes["roi_heads.box.feature_extractor.fc7.weight"] = (1024, 512)
     shapes |= {"roi_heads.keypoint.extra": (1,), "head.num_batches_tracked": ()}
     with pytest.raises(InputError) as error:
-        identify_detector(shapes)
+        infer_detector(shapes)
     message = str(error.value)
     assert "Mask R-CNN V-39-FPN" in message
     assert "missing: backbone.body.stage5.OSA5_2.concat.OSA5_2_concat/norm.bias, rpn.head.conv.bias;" in message
@@ -124,19 +124,19 @@ def test_missing_left_over_and_reshaped_keys_are_all_listed() -> None:
 def test_counters_of_known_norms_are_ignored() -> None:
     shapes = published("faster_rcnn_R_50_FPN_2x")
     shapes["backbone.body.layer1.0.bn1.num_batches_tracked"] = ()
-    found = identify_detector(shapes)
+    found = infer_detector(shapes)
     assert set(found.ignored) == {*ANCHORS, "backbone.body.layer1.0.bn1.num_batches_tracked"}
 
 
 def test_anchors_come_all_or_not_at_all() -> None:
     shapes = published("faster_rcnn_R_50_FPN_2x")
-    assert not identify_detector({key: shape for key, shape in shapes.items() if key not in ANCHORS}).ignored
+    assert not infer_detector({key: shape for key, shape in shapes.items() if key not in ANCHORS}).ignored
     with pytest.raises(InputError, match=r"left over: rpn\.anchor_generator\.cell_anchors\.0"):
-        identify_detector({key: shape for key, shape in shapes.items() if key != ANCHORS[4]})
+        infer_detector({key: shape for key, shape in shapes.items() if key != ANCHORS[4]})
     with pytest.raises(InputError, match=r"cell_anchors\.5"):
-        identify_detector(shapes | {"rpn.anchor_generator.cell_anchors.5": (3, 4)})
+        infer_detector(shapes | {"rpn.anchor_generator.cell_anchors.5": (3, 4)})
     with pytest.raises(InputError, match=r"cell_anchors\.2"):
-        identify_detector(shapes | {ANCHORS[2]: (9, 4)})
+        infer_detector(shapes | {ANCHORS[2]: (9, 4)})
 
 
 def test_only_the_published_anchors_pass() -> None:
@@ -153,11 +153,11 @@ def test_a_classifier_of_an_odd_shape(shape: tuple[int, ...]) -> None:
     shapes = published("faster_rcnn_V_39_FPN_2x")
     shapes["roi_heads.box.predictor.cls_score.weight"] = shape
     with pytest.raises(InputError, match=r"cls_score\.weight is"):
-        identify_detector(shapes)
+        infer_detector(shapes)
 
 
 def test_without_a_classifier_it_is_listed_as_missing() -> None:
     shapes = published("faster_rcnn_V_39_FPN_2x")
     del shapes["roi_heads.box.predictor.cls_score.weight"]
     with pytest.raises(InputError, match=r"missing: roi_heads\.box\.predictor\.cls_score\.weight\)"):
-        identify_detector(shapes)
+        infer_detector(shapes)
