@@ -1,8 +1,7 @@
-"""What a training starts from: another detector's weights, or a backbone's (the recipe's key ``init``)."""
+"""Start a training from another detector's weights or from a backbone's (the recipe's key ``init``)."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,33 +13,33 @@ from vovnet.checkpoints.shapes import Shapes, shapes_of
 from vovnet.detection.checkpoints.config_json import read_config
 from vovnet.detection.checkpoints.folder import find_folder, open_weights, refuse_differences
 from vovnet.errors import InputError
-from vovnet.files import CONFIG_FILE, WEIGHTS_FILE
+from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 
-# The parts whose shapes follow from the number of classes.
+# The parts whose shapes depend on the number of classes.
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
 
 
 def load_matching(
     detector: nn.Module, name_or_folder: str | os.PathLike[str], conventions: str | None = None
 ) -> list[str]:
-    """Start a detector from another one's weights, or its backbone from a timm model's.
+    """Load another detector's weights into a detector, or a timm model's weights into its backbone.
 
-    Predictors for another number of classes keep their own start, and with a backbone all the rest does.
+    Predictors for another number of classes keep their random weights. With a backbone, all other parts keep theirs.
 
     Args:
-        detector: what receives the weights, in place.
-        name_or_folder: as in :func:`vovnet.hub.load_detector`; only the tensors are read, so its config may be of
-            other classes. A folder in timm's form holds a backbone.
-        conventions: those that a detector's weights must be of; None takes any.
+        detector: The detector that receives the weights, in place.
+        name_or_folder: As in :func:`vovnet.hub.load_detector`; the categories may be others. A folder in timm's form
+            holds a backbone.
+        conventions: The conventions that a detector's weights must follow; None accepts any.
 
     Returns:
-        What was not loaded: keys in the box and mask predictors whose shapes differ, or the parts beside the backbone.
+        The keys that were not loaded: box and mask predictors of other shapes, or the parts beside the backbone.
 
     Raises:
-        InputError: anything but the predictors differs, or the files cannot be read.
+        InputError: Anything but the predictors differs, or the files cannot be read.
     """
     folder = find_folder(name_or_folder, None)
-    if _is_timm(folder):
+    if "architecture" in read_json(folder / CONFIG_FILE):
         return _load_backbone(detector, folder / WEIGHTS_FILE)
     theirs = read_config(folder / CONFIG_FILE).model.conventions
     if conventions not in (None, theirs):
@@ -56,7 +55,7 @@ def load_matching(
             for key, shape in expected.items()
             if key.startswith(_PREDICTORS) and key in found and found[key] != shape
         ]
-        # Frozen norms do not count batches and others do; either can start from the other.
+        # Frozen norms have no counters of batches and other norms do; either can start from the other.
         counters = [key for key in {*expected, *found} if key.endswith(".num_batches_tracked")]
         refuse_differences(weights.path, _without(expected, fresh + counters), _without(found, fresh + counters))
         tensors = weights.tensors()
@@ -64,15 +63,11 @@ def load_matching(
     return fresh
 
 
-def _is_timm(folder: Path) -> bool:
-    try:
-        return "architecture" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False  # whoever reads it as a detector's says what is wrong
-
-
 def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
-    """timm's keys into a timm feature extractor, which lacks the classifier and joins the first two parts of a name."""
+    """Load a timm model's weights into a timm feature extractor.
+
+    The extractor lacks the classifier, and its keys join the first two parts of the model's (``stem.0`` → ``stem_0``).
+    """
     body: Any = detector.get_submodule("backbone.body")
     expected = shapes_of(body.state_dict())
     parts = {key.partition(".")[0] for key in expected}
@@ -82,7 +77,7 @@ def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
             joined = key.replace(".", "_", 1)
             tensors[joined if joined.partition(".")[0] in parts else key] = tensor
     counters = [key for key in {*expected, *tensors} if key.endswith(".num_batches_tracked")]
-    # A classifier, and stages behind the last level, have no place in a detector; more of a stage is another network.
+    # The detector has no classifier and no stages behind its last level. Other unknown keys mean another network.
     unused = [key for key in tensors if key.partition(".")[0] not in parts]
     found = _without(shapes_of(tensors), unused + counters)
     refuse_differences(weights, _without(expected, counters), found)

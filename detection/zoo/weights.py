@@ -1,7 +1,7 @@
 """The published detectors as torchvision's weights: ``fasterrcnn_vovnet39_fpn(weights="COCO_V1")``.
 
-The enums are torchvision's but for two things: ``get_state_dict`` gives the tensors by our detector's names, not by
-the file's, and a name that is none is refused with what there is.
+The enums differ from torchvision's in two ways: ``get_state_dict`` returns the tensors by this package's keys, not the
+file's, and an unknown name raises an error that lists the members.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _DOCS = (
 )
 
 
-class _SaysWhatThereIs(EnumMeta):
-    """``torchvision.models.get_weight`` looks members up by their names."""
+class _ListsMembers(EnumMeta):
+    """Raise an InputError for an unknown member; ``torchvision.models.get_weight`` looks members up by name."""
 
     def __getitem__(cls, name: str) -> Any:
         if name not in cls.__members__:
@@ -44,15 +44,15 @@ class _SaysWhatThereIs(EnumMeta):
         return super().__getitem__(name)
 
 
-class PublishedWeights(WeightsEnum, metaclass=_SaysWhatThereIs):
-    """Weights that were published of one detector; an enum without members where there are none."""
+class PublishedWeights(WeightsEnum, metaclass=_ListsMembers):
+    """The published weights of one detector; an enum without members if there are none."""
 
     @classmethod
     def verify(cls, obj: Any) -> Self | None:
-        """The member that is meant by itself or by its name; None stays None.
+        """Return a member that is given itself or by its name; None stays None.
 
         Raises:
-            InputError: anything else, such as a member of another detector's enum.
+            InputError: The value is something else, such as a member of another detector's enum.
         """
         if isinstance(obj, str):
             return cls[obj.removeprefix(f"{cls.__name__}.")]
@@ -62,26 +62,26 @@ class PublishedWeights(WeightsEnum, metaclass=_SaysWhatThereIs):
 
     @classmethod
     def refusal(cls, obj: object) -> str:
-        """Why these weights cannot be had."""
+        """Return the error message for weights that do not exist."""
         if cls.__members__:
             return f"weights={obj!r}: expected None or, of {cls.__name__}, {' or '.join(map(repr, cls.__members__))}"
         return f"weights={obj!r}: {cls.absence()}; take weights=None"
 
     @classmethod
     def absence(cls) -> str:
-        """Why there are no members."""
+        """Return the reason why the enum has no members."""
         published = [one.__name__ for one in PublishedWeights.__subclasses__() if one.__members__]
         return f"nothing is published of this detector, only {', '.join(published)}"
 
     def get_state_dict(self, progress: bool = True, check_hash: bool = False) -> dict[str, Tensor]:
-        """The state of the detector of ``meta["recipe"]``; the file is fetched once, into torch hub's cache.
+        """Return the state dict of the detector of ``meta["recipe"]``. The file is downloaded once, into torch's cache.
 
         Args:
-            progress: show a bar while it is fetched.
-            check_hash: without effect, as no hash of these files was published.
+            progress: Show a progress bar for the download.
+            check_hash: Has no effect, because no hash of these files was published.
 
         Raises:
-            InputError: the file cannot be had or read, or holds another detector.
+            InputError: The file cannot be fetched or read, or holds another detector.
         """
         from vovnet.detection.legacy.published_file import read_published
 
@@ -117,7 +117,7 @@ def _coco_v1(recipe: str, *, num_params: int, ops: float) -> Weights:
         url=row.url,
         transforms=ObjectDetection,
         meta={
-            # By label, which maskrcnn-benchmark numbers without gaps.
+            # In the order of labels, which maskrcnn-benchmark numbers without gaps.
             "categories": ["__background__", *(category["name"] for category in coco_categories())],
             "min_size": (1, 1),
             "num_params": num_params,
@@ -131,71 +131,71 @@ def _coco_v1(recipe: str, *, num_params: int, ops: float) -> Weights:
 
 
 def _metrics(row: PublishedRow) -> dict[str, float]:
-    """In percent; the first of each kind has torchvision's name."""
+    """Return the metrics in percent, with torchvision's names."""
     kinds = {"box": row.box, "mask": row.mask or ()}
     names = ("map", "map_small", "map_medium", "map_large")
     return {f"{kind}_{name}": ap for kind, aps in kinds.items() for name, ap in zip(names, aps, strict=False)}
 
 
 class FasterRCNN_Legacy_ResNet50_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_legacy_resnet50_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_legacy_resnet50_fpn`."""
 
     COCO_V1 = _coco_v1("faster_rcnn_R_50_FPN_2x", num_params=41_704_036, ops=131.379)
     DEFAULT = COCO_V1
 
 
 class FasterRCNN_Legacy_ResNet101_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_legacy_resnet101_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_legacy_resnet101_fpn`."""
 
     COCO_V1 = _coco_v1("faster_rcnn_R_101_FPN_2x", num_params=60_643_940, ops=178.729)
     DEFAULT = COCO_V1
 
 
 class FasterRCNN_VoVNet27_Slim_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet27_slim_fpn`: none are published."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet27_slim_fpn`; none are published."""
 
 
 class FasterRCNN_VoVNet39_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet39_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet39_fpn`."""
 
     COCO_V1 = _coco_v1("faster_rcnn_V_39_FPN_2x", num_params=39_476_324, ops=172.063)
     DEFAULT = COCO_V1
 
 
 class FasterRCNN_VoVNet57_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet57_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_vovnet57_fpn`."""
 
     COCO_V1 = _coco_v1("faster_rcnn_V_57_FPN_2x", num_params=53_505_124, ops=195.761)
     DEFAULT = COCO_V1
 
 
 class MaskRCNN_Legacy_ResNet50_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_legacy_resnet50_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_legacy_resnet50_fpn`."""
 
     COCO_V1 = _coco_v1("mask_rcnn_R_50_FPN_2x", num_params=44_347_573, ops=184.385)
     DEFAULT = COCO_V1
 
 
 class MaskRCNN_Legacy_ResNet101_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_legacy_resnet101_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_legacy_resnet101_fpn`."""
 
     COCO_V1 = _coco_v1("mask_rcnn_R_101_FPN_2x", num_params=63_287_477, ops=231.735)
     DEFAULT = COCO_V1
 
 
 class MaskRCNN_VoVNet27_Slim_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet27_slim_fpn`: none are published."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet27_slim_fpn`; none are published."""
 
 
 class MaskRCNN_VoVNet39_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet39_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet39_fpn`."""
 
     COCO_V1 = _coco_v1("mask_rcnn_V_39_FPN_2x", num_params=42_119_861, ops=225.069)
     DEFAULT = COCO_V1
 
 
 class MaskRCNN_VoVNet57_FPN_Weights(PublishedWeights):
-    """Of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet57_fpn`: numbers are published, but no file."""
+    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_vovnet57_fpn`; no file is published."""
 
     @classmethod
     def absence(cls) -> str:
