@@ -50,17 +50,8 @@ def test_nobody_imports_the_command_line() -> None:
     assert not guests
 
 
-# To be opened; nothing may be added.
-KNOWN_CIRCLES = {
-    ("vovnet.vovnet", "vovnet.fusion"),
-    ("vovnet.vovnet", "vovnet.fusion.fuser"),
-}
-
-
 @pytest.mark.parametrize("graph", [file_graph(FILES), room_graph(FILES)], ids=["files", "rooms"])
 def test_imports_make_no_circle(graph: dict[str, set[str]]) -> None:
-    for arrow in KNOWN_CIRCLES:
-        graph.get(arrow[0], set()).discard(arrow[1])
     assert not circles(graph), "\n".join(" → ".join(circle) for circle in circles(graph))
 
 
@@ -76,12 +67,15 @@ def test_files_lie_in_rooms(folder: str, most: int) -> None:
     assert len(files) <= most, f"put these files into rooms: {files}"
 
 
-def test_the_way_from_a_recipe_to_its_detector_is_short_and_straight() -> None:
+@pytest.mark.parametrize("recipe", ["mask_rcnn_vovnet39_fpn", "mask_rcnn_V_39_FPN_1x"])
+def test_the_way_from_a_recipe_to_its_detector_is_short_and_straight(recipe: str) -> None:
     from vovnet.detection import build_detector, load_recipe
 
     overrides = ["model.pretrained=false", "model.num_classes=3", "model.norm=bn"]
-    passed = files_passed(lambda: build_detector(load_recipe("mask_rcnn_vovnet39_fpn", overrides)))
-    assert len(passed) <= 13, sorted(passed)
+    passed = files_passed(lambda: build_detector(load_recipe(recipe, overrides)))
+    # Down to timm.create_model; the network has files of its own. The parts in legacy/ replace some of torchvision's.
+    way = [path for path in passed if path.startswith(("detection/", "adapters/")) and "/legacy/" not in path]
+    assert 0 < len(way) <= 11, way
     assert not circles(passed)
 
 
@@ -92,7 +86,7 @@ def test_the_way_from_a_layer_to_its_fused_copy_is_short_and_straight(monkeypatc
     model = timm.create_model("vovnet27_slim").eval()
     passed = files_passed(lambda: fuse(model))
     in_fusion = sorted(path for path in passed if path.startswith("vovnet/fusion/"))
-    assert len(in_fusion) <= 6, in_fusion
+    assert 0 < len(in_fusion) <= 6, in_fusion
     assert not circles(passed)
 
 
