@@ -1,6 +1,7 @@
 """The rooms and their arrows: ``hub → detection → adapters → vovnet``, with the command line as a roof on top."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_the_checker_finds_a_circle_in_each_group() -> None:
     graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"f", "a"}, "f": {"e"}}
     assert [set(circle) for circle in circles(graph)] in ([{*"abc"}, {*"ef"}], [{*"ef"}, {*"abc"}])
     assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+def test_the_drawings_show_imports_that_exist() -> None:
+    rooms = room_graph(FILES)
+    drawings = re.findall(r"^```mermaid\n(.*?)^```", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)
+    assert len(drawings) == 2
+    for prefix, drawing in zip(("vovnet.detection", "vovnet"), drawings, strict=True):
+        names = {"vovnet_py": "vovnet", "ops_build": "ops.build"}
+        for upper, lower in re.findall(r"(\w+) --> (\w+)", drawing):
+            assert f"{prefix}.{names.get(lower, lower)}" in rooms[f"{prefix}.{names.get(upper, upper)}"], (upper, lower)
+    drawn = set(re.findall(r"\w+", drawings[0]))
+    assert {room.rpartition(".")[2] for room in rooms if room.startswith("vovnet.detection.")} - drawn <= {"recipes"}
 
 
 @pytest.mark.parametrize(("folder", "most"), [("detection", 6), ("vovnet", 9)])

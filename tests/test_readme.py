@@ -121,3 +121,12 @@ def test_no_page_names_a_place_on_somebodys_machine() -> None:
     for page in PAGES:
         found = re.findall(r"(?<![\w.:/])/(?:root|home|work|tmp|mnt|opt|Users)/\S*", page.read_text(encoding="utf-8"))
         assert not found, f"{page.name}: {found}"
+
+
+def test_the_word_is_image() -> None:
+    places = [ROOT / name for name in ("vovnet", "adapters", "detection", "hub", "benchmarks", "docs", ".github")]
+    suffixes = {".py", ".md", ".yaml", ".yml", ".h", ".cpp", ".cu", ".cuh"}
+    files = [path for place in places for path in place.rglob("*") if path.suffix in suffixes] + PAGES
+    found = [path for path in files if re.search("picture", path.read_text(encoding="utf-8"), re.IGNORECASE)]
+    assert files
+    assert not found, found
