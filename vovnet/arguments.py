@@ -1,4 +1,4 @@
-"""Checks of a model's arguments: each error names the argument, what it got and what it takes."""
+"""Checks of a model's arguments. Each error names the argument, its value and what is expected."""
 
 import inspect
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def check_widths(
     block_per_stage: Sequence[int],
     layer_per_block: int,
 ) -> None:
-    """Channels and counts are positive integers; three for the stem, four for what is per stage."""
+    """Check that channels and counts are positive integers: three for the stem, one for each of the four stages."""
     _check_int("layer_per_block", layer_per_block, least=1)
     for name, value, length in (
         ("stem_chs", stem_chs, 3),
@@ -34,28 +34,28 @@ def check_widths(
 
 
 def check_head(num_classes: int, global_pool: str | None) -> None:
-    """``global_pool`` None stands for the present pool."""
+    """Check the arguments of the classifier; ``global_pool`` None keeps the present pooling."""
     _check_int("num_classes", num_classes, least=0)
     if global_pool is not None and global_pool not in POOLS:
         raise InputError(f"global_pool={global_pool!r}: expected one of {', '.join(map(repr, POOLS))}")
 
 
 def check_input(in_chans: int, output_stride: int) -> None:
-    """Channels of the image, and the stride of the last feature map."""
+    """Check the channels of the image and the stride of the last feature map."""
     _check_int("in_chans", in_chans, least=1)
     if output_stride not in (8, 16, 32):
         raise InputError(f"output_stride={output_stride!r}: expected 32, 16 or 8")
 
 
 def check_rates(drop_rate: float, drop_path_rate: float) -> None:
-    """Probabilities; a drop path of 1 would leave nothing."""
+    """Check that rates are in [0, 1); with 1, nothing would be left."""
     for name, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise InputError(f"{name}={value!r}: expected a number in [0, 1)")
 
 
 def check_layers(norm_layer: Any, act_layer: Any) -> None:
-    """timm looks the names up; its own error is a bare KeyError or assertion."""
+    """Check that timm knows the norm and the activation, because its own errors do not name the argument."""
     try:
         act = get_act_layer(act_layer)
     except KeyError:

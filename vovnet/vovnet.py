@@ -4,15 +4,16 @@ Paper: An Energy and GPU-Computation Efficient Backbone Network for Real-Time Ob
 https://arxiv.org/abs/1904.09730. The authors' networks and ImageNet weights:
 https://github.com/stigma0617/VoVNet.pytorch.
 
-timm's own ``vovnet39a`` and ``vovnet57a`` lack the identity that the authors add after the aggregation of every block
-of a stage but the first; their weights load there without a word and compute something else. These are the networks
-with it. State-dict keys are those of timm's ``VovNet``, so that timm's class with ``residual=True`` and this one read
-each other's files.
+In every block of a stage but the first, the authors add the block's input to the aggregation's output. So do the
+networks here. timm's own ``vovnet39a`` and ``vovnet57a`` do not: the authors' weights load into them without an error,
+but the results are different. The state-dict keys are those of timm's ``VovNet``, so this class and timm's with
+``residual=True`` read each other's files.
 
-Weights start as the authors' do (Kaiming normal over the fan-in for convolutions, zero classifier bias).
+Weights are initialised as the authors do it: Kaiming normal over the fan-in for convolutions, zero for the classifier's
+bias.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -116,11 +117,11 @@ def separate_activation(layer: TimmConvNormAct) -> None:
 
 
 class OsaBlock(nn.Module):
-    """One-Shot Aggregation: a chain of 3×3 convolutions, all concatenated once and mixed by a 1×1 convolution.
+    """One-Shot Aggregation block: a chain of 3×3 convolutions and a 1×1 convolution over all of them, concatenated.
 
-    (N, in_chs, H, W) → (N, out_chs, H, W). With ``identity`` the block's input is added **after** the aggregation's
-    activation (VoVNet.pytorch, ``_OSA_module.forward``); drop path acts on the aggregated branch of such blocks only,
-    for without an identity it would erase the whole signal.
+    (N, in_chs, H, W) → (N, out_chs, H, W). With ``identity``, the block's input is added **after** the aggregation's
+    activation (VoVNet.pytorch, ``_OSA_module.forward``). Only blocks with an identity have drop path, on the aggregated
+    branch, because in others it would drop the whole signal.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class OsaBlock(nn.Module):
         identity: bool = False,
         dilation: int = 1,
         drop_path: float = 0.0,
-        **layers: Any,  # ConvNormAct's
+        **layers: Any,  # arguments of ConvNormAct
     ) -> None:
         super().__init__()
         self.identity = identity
@@ -153,10 +154,10 @@ class OsaBlock(nn.Module):
 
 
 class OsaStage(nn.Module):
-    """A max-pool (none in the first stage) and OSA blocks; every block but the first has the identity.
+    """Stage of OSA blocks behind a max-pool, which the first stage does not have.
 
-    (N, in_chs, H, W) → (N, out_chs, ⌈(H − 1) / 2⌉, ⌈(W − 1) / 2⌉) with the stride-2 pool (3×3, ceil mode, no padding);
-    a dilated stage pools with stride 1 and padding 1 and keeps H and W.
+    Every block but the first has an identity. The stride-2 pool (3×3, ceil mode, no padding) maps (N, in_chs, H, W) to
+    (N, out_chs, ⌈(H − 1) / 2⌉, ⌈(W − 1) / 2⌉). A dilated stage pools with stride 1 and padding 1 and keeps H and W.
     """
 
     def __init__(
@@ -202,26 +203,27 @@ class OsaStage(nn.Module):
 
 
 class VoVNet(nn.Module):
-    """VoVNet V1: a stem of three 3×3 convolutions and four OSA stages; features at strides 2, 4, 8, 16 and 32.
+    """VoVNet V1: a stem of three 3×3 convolutions and four OSA stages, with features at strides 2, 4, 8, 16 and 32.
 
-    Takes (N, in_chans, H, W), normalised as ``pretrained_cfg`` says; returns logits (N, num_classes).
+    Maps images (N, in_chans, H, W), normalised as ``pretrained_cfg`` says, to logits (N, num_classes).
 
     Args:
-        stem_chs: channels of the stem's convolutions (strides 2, 1, 2).
-        stage_conv_chs: channels of the 3×3 convolutions, per stage.
-        stage_out_chs: channels that leave each stage.
-        block_per_stage: OSA blocks of each stage.
-        layer_per_block: 3×3 convolutions of a block.
-        in_chans: channels of the input.
-        num_classes: width of the classifier; 0 for none.
-        global_pool: 'avg', 'max', 'avgmax', 'catavgmax', …; '' for none.
-        output_stride: 32, 16 or 8; below 32 the last stages keep their size and dilate by 2 (and 4) instead.
+        stem_chs: channels of the stem's three convolutions (strides 2, 1, 2).
+        stage_conv_chs: channels of the 3×3 convolutions of each stage.
+        stage_out_chs: output channels of each stage.
+        block_per_stage: number of OSA blocks in each stage.
+        layer_per_block: number of 3×3 convolutions in a block.
+        in_chans: channels of the image.
+        num_classes: number of classes; 0 for no classifier.
+        global_pool: 'avg', 'max', 'avgmax', 'catavgmax', …; '' for no pooling.
+        output_stride: 32, 16 or 8. Below 32, the last stages keep their size and use dilation 2 (and 4).
         norm_layer: a norm class or a name that timm knows.
         act_layer: an activation class or a name that timm knows.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth at the last block (rising linearly to it), in blocks with an identity.
-        device: where the parameters are created ('meta' too).
-        dtype: of the parameters.
+        drop_rate: dropout rate before the classifier.
+        drop_path_rate: drop-path rate of the last block; it rises linearly from the first. Only blocks with an identity
+            use it.
+        device: where the parameters are created; 'meta' is possible.
+        dtype: type of the parameters.
 
     Raises:
         InputError: an argument has a value that cannot be used.
@@ -291,7 +293,7 @@ class VoVNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Start anew, every parameter and buffer: also what a model built on 'meta' needs after ``to_empty``."""
+        """Initialise every parameter and buffer, as a model built on 'meta' needs after ``to_empty``."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -304,22 +306,27 @@ class VoVNet(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Patterns that group parameters by depth (timm's layer decay)."""
+        """Return patterns that group parameters by depth, for timm's layer decay."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each stage's activations in the backward pass (batch norms then see a training batch twice)."""
+        """Compute each stage again in the backward pass. Batch norms then see a training batch twice."""
         for stage in self.stages.children():
             stage.grad_checkpointing = enable  # type: ignore[assignment]  # a plain bool that nn.Module's stubs forget
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last layer: a Linear, or an Identity where there are no classes."""
+        """Return the last layer: an ``nn.Linear``, or an ``nn.Identity`` if there are no classes."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of ``num_classes`` (0: none), on the model's device; ``global_pool`` None keeps the pool."""
+        """Replace the classifier.
+
+        Args:
+            num_classes: number of classes; 0 for no classifier.
+            global_pool: pooling before the classifier; None keeps the present one.
+        """
         check_head(num_classes, global_pool)
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
@@ -334,15 +341,15 @@ class VoVNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The features of ``feature_info``, in the network's order.
+        """Return the final feature map and a list of the features of ``feature_info``.
 
         Args:
             x: (N, in_chans, H, W).
-            indices: which of the five; an int takes the last n, None takes all.
-            norm: taken for timm's interface; there is no final norm.
-            stop_early: leave out the stages after the last feature taken.
+            indices: indices of the features to return; an int n takes the last n, None takes all five.
+            norm: has no effect, because there is no final norm; part of timm's interface.
+            stop_early: do not run the stages after the last returned feature.
             output_fmt: 'NCHW' only.
-            intermediates_only: return the list alone, without the final feature map.
+            intermediates_only: return only the list.
         """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt='{output_fmt}': VoVNet's features are 'NCHW' only")  # scripts have no !r
@@ -367,15 +374,15 @@ class VoVNet(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drop, in place, what comes after the last of ``indices``; returns them counted from the start.
+        """Remove the layers behind the last of ``indices``, in place; return the indices counted from the start.
 
-        The classifier goes with the layers that fed it, and with ``prune_head``.
+        The classifier is removed with ``prune_head``, or if a stage is removed.
         """
         taken, last = feature_take_indices(5, indices)
         shortened = last < len(self.stages)
         self.stages = self.stages[:last]
         if last == 0:
-            self.stem[-1] = nn.Identity()  # the first feature leaves before the stem's last convolution
+            self.stem[-1] = nn.Identity()  # the first feature is the input of the stem's last convolution
         if shortened:
             self.num_features = self.feature_info[last]["num_chs"]
         if prune_head or shortened:
@@ -383,11 +390,11 @@ class VoVNet(nn.Module):
         return taken
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) → (N, num_features, H / 32, W / 32) (or the output stride)."""
+        """Return the final feature map (N, num_features, H / 32, W / 32); the output stride may be other than 32."""
         return self.stages(self.stem(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The final feature map → logits, or with ``pre_logits`` what the classifier would see."""
+        """Return logits of the final feature map, or the classifier's input with ``pre_logits``."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -395,37 +402,55 @@ class VoVNet(nn.Module):
 
 
 def published_keys(model: VoVNet) -> dict[str, str]:
-    """The name in the authors' ImageNet files → the name here, for every tensor of ``model`` with batch norms.
+    """Return the name in the authors' ImageNet files → the name here, for every tensor of ``model`` with batch norms.
 
-    Theirs are ``stem.stem_1/conv.weight``, ``stage3.OSA3_1.layers.0.OSA3_1_0/norm.bias``,
+    Their names are ``stem.stem_1/conv.weight``, ``stage3.OSA3_1.layers.0.OSA3_1_0/norm.bias``,
     ``stage3.OSA3_1.concat.OSA3_1_concat/conv.weight`` and ``classifier.weight`` (VoVNet.pytorch,
     models_vovnet/vovnet.py).
     """
-    layers = {f"stem.stem_{i + 1}": f"stem.{i}" for i in range(3)}
-    stages: Any = model.stages
-    for s, stage in enumerate(stages):
-        for b, block in enumerate(stage.blocks):
-            osa = f"OSA{s + 2}_{b + 1}"
-            theirs, ours = f"stage{s + 2}.{osa}", f"stages.{s}.blocks.{b}"
-            for i in range(len(block.conv_mid)):
-                layers[f"{theirs}.layers.{i}.{osa}_{i}"] = f"{ours}.conv_mid.{i}"
-            layers[f"{theirs}.concat.{osa}_concat"] = f"{ours}.conv_concat"
     keys = {}
-    for their_layer, our_layer in layers.items():
-        keys[f"{their_layer}/conv.weight"] = f"{our_layer}.conv.weight"
-        for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            keys[f"{their_layer}/norm.{leaf}"] = f"{our_layer}.bn.{leaf}"
+    for theirs, ours in published_layers(model).items():
+        keys[f"{theirs}/conv.weight"] = f"{ours}.conv.weight"
+        keys |= norm_keys(f"{theirs}/norm", f"{ours}.bn")
     return keys | {"classifier.weight": "head.fc.weight", "classifier.bias": "head.fc.bias"}
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VoVNet) -> dict[str, Any]:
-    """The authors' ImageNet file → our keys; a file that has our (timm's) keys passes through.
+def published_layers(model: nn.Module) -> dict[str, str]:
+    """Return the authors' name → the name here, for the layers that both generations of networks have."""
+    net: Any = model
+    layers = {f"stem.stem_{i + 1}": f"stem.{i}" for i in range(len(net.stem))}
+    for theirs, ours, block in published_blocks(model):
+        osa = theirs.rpartition(".")[2]
+        for i in range(len(block.conv_mid)):
+            layers[f"{theirs}.layers.{i}.{osa}_{i}"] = f"{ours}.conv_mid.{i}"
+        layers[f"{theirs}.concat.{osa}_concat"] = f"{ours}.conv_concat"
+    return layers
 
-    ``{"state_dict": …}`` and ``{"model": …}`` wrappers and a ``module.`` before every key are taken off. timm drops the
-    classifier and adapts the first convolution afterwards, so those two may differ in classes and input channels.
+
+def published_blocks(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    """Return the authors' name (``stage3.OSA3_1``), the name here, and the module of every OSA block."""
+    net: Any = model
+    for s, stage in enumerate(net.stages):
+        for b, block in enumerate(stage.blocks):
+            yield f"stage{s + 2}.OSA{s + 2}_{b + 1}", f"stages.{s}.blocks.{b}", block
+
+
+def norm_keys(theirs: str, ours: str) -> dict[str, str]:
+    """Return the keys of a batch norm in an authors' file → the keys here."""
+    leaves = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return {f"{theirs}.{leaf}": f"{ours}.{leaf}" for leaf in leaves}
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VoVNet) -> dict[str, Any]:
+    """Return the state dict of an authors' ImageNet file with the keys of this model.
+
+    ``{"state_dict": …}`` and ``{"model": …}`` wrappers and a ``module.`` in front of every key are removed. Apart from
+    that, a state dict that has this model's keys already stays the same. The classifier and the first convolution may
+    have other numbers of classes and input channels, because timm adapts them afterwards.
 
     Raises:
-        InputError: a published file with keys missing or left over, or with tensors of other shapes; all are listed.
+        InputError: keys of a published file are missing or left over, or its tensors have other shapes. The message
+            lists all of them.
     """
     for wrapper in ("state_dict", "model"):
         if isinstance(state_dict.get(wrapper), Mapping):
@@ -452,12 +477,13 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VoVNet) -> dict[s
 
 
 def _other_shapes(published: Mapping[str, Tensor], names: Mapping[str, str], model: VoVNet) -> list[str]:
+    """Return what to say about each tensor whose shape does not fit."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = []
     for key, value in published.items():
         wanted = expected.get(names[key])
         got = tuple(value.shape)
-        if wanted is None:  # another norm or no classifier: load_state_dict is the judge
+        if wanted is None:  # another norm or no classifier: load_state_dict decides
             continue
         if names[key] == "stem.0.conv.weight":
             fits = got[:1] + got[2:] == wanted[:1] + wanted[2:]
@@ -529,7 +555,7 @@ def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
 
 
 PUBLISHED_TOP1_ERROR = {"vovnet39": 23.23, "vovnet57": 22.27}
-"""In percent on ImageNet-1k's validation images at 224×224, as the authors report it."""
+"""Percent on ImageNet-1k's validation images at 224×224, as reported by the authors."""
 
 default_cfgs = generate_default_cfgs(
     {
