@@ -289,7 +289,7 @@ def test_what_a_file_is_not_is_said_with_what_it_is(tmp_path: Path) -> None:
     v2 = save(tmp_path / "v2.pth", constant(published_shapes("ese_vovnet57b_all")))
     assert "last block of a stage alone" in refused(v2, tmp_path, expect="ese_vovnet57b")
     with pytest.raises(
-        InputError, match="--expect 'vovnet93' is neither a recipe nor a timm model; did you mean vovnet"
+        InputError, match="--expect 'vovnet93' is neither a recipe nor a timm model; did you mean 'vovnet"
     ):
         convert_checkpoint(v39, tmp_path / "out", expect="vovnet93")
 
