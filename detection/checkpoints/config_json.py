@@ -29,7 +29,7 @@ _FORBIDDEN = FORBIDDEN_ARGS | {"num_classes"}  # a detector's network has no cla
 class Category(TypedDict):
     """A category of the data that a detector was trained on."""
 
-    id: Annotated[Integer, Field(ge=-(2**63), lt=2**63)]
+    id: Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)]
     name: Text
 
 

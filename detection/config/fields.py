@@ -30,6 +30,25 @@ _INSTEAD = {
     "solver.epochs": "the length is counted in iterations: "
     "set solver.max_iterations to epochs × images / solver.batch_size"
 }
+_FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_EXPECTED = {  # what an error of pydantic asks for
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_unicode": "keys that are valid Unicode",
+    "list_type": "a list",
+    "dict_type": "keys and values such as {{key: value}}",
+    "dataclass_type": "keys and values such as {{key: value}}",
+    "finite_number": "a finite number",
+    "literal_error": "one of {expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "too_short": "{min_length} or more entries",
+    "too_long": "at most {max_length} entries",
+    "value_error": "{error}",
+}
 
 
 class Unquoted(str):
@@ -39,23 +58,21 @@ class Unquoted(str):
         return super().__repr__()[1:-1]
 
 
-def _read_integer(value: Any) -> Any:
-    if isinstance(value, Unquoted):
-        with suppress(ValueError):
-            return int(value, 0)
-    return value
+def _reader(convert: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Return a function that converts unquoted text where that is possible and leaves other values as they are."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, Unquoted):
+            with suppress(ValueError, KeyError):
+                return convert(value)
+        return value
+
+    return read
 
 
-def _read_number(value: Any) -> Any:
-    if isinstance(value, Unquoted):
-        with suppress(ValueError):
-            return float(value)
-    return value
-
-
-def _read_flag(value: Any) -> Any:
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    return words.get(value.lower(), value) if isinstance(value, Unquoted) else value
+_read_integer = _reader(lambda text: int(text, 0))
+_read_number = _reader(float)
+_read_flag = _reader(lambda text: _FLAGS[text.lower()])
 
 
 def resolve(value: Any) -> Any:
@@ -153,7 +170,7 @@ def validate(schema: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def _explain(error: ValidationError, schema: type, section: str = "") -> str:
     """Return one line about the first error: the key, what was expected, and what stands there."""
-    found = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] not in _UNKNOWN_KEY)[0]
+    found = min(error.errors(include_url=False), key=lambda entry: entry["type"] not in _UNKNOWN_KEY)
     path = found["loc"]
     fields = _fields_at(schema, path[:-1])
     key = _key(((section,) if section else ()) + path) or "recipe"
@@ -162,34 +179,11 @@ def _explain(error: ValidationError, schema: type, section: str = "") -> str:
         return f"unknown key '{key}'; {_INSTEAD.get(key) or did_you_mean(str(path[-1]), fields, known, cutoff=0.5)}"
     if found["type"] == "missing":
         return f"missing key '{key}'"
-    nullable = path and path[-1] in fields and type(None) in get_args(fields[path[-1]].annotation)
-    return f"{key}: expected {_expected(found)}{' or null' if nullable else ''}, got {shown(found['input'])}"
-
-
-def _expected(found: Mapping[str, Any]) -> str:
-    context = found.get("ctx", {})
     # pydantic gives the bounds of a float field as floats.
-    context = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in context.items()}
-    texts = {
-        "int_type": "an integer",
-        "float_type": "a number",
-        "bool_type": "true or false",
-        "string_type": "text",
-        "string_unicode": "keys that are valid Unicode",
-        "list_type": "a list",
-        "dict_type": "keys and values such as {key: value}",
-        "dataclass_type": "keys and values such as {key: value}",
-        "finite_number": "a finite number",
-        "literal_error": f"one of {context.get('expected', '')}".replace("'", "").replace(" or ", ", "),
-        "greater_than": f"more than {context.get('gt')}",
-        "greater_than_equal": f"at least {context.get('ge')}",
-        "less_than": f"less than {context.get('lt')}",
-        "less_than_equal": f"at most {context.get('le')}",
-        "too_short": f"{context.get('min_length')} or more entries",
-        "too_long": f"at most {context.get('max_length')} entries",
-        "value_error": str(context.get("error")),
-    }
-    return texts.get(found["type"], found["msg"])
+    bounds = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in found.get("ctx", {}).items()}
+    expected = _EXPECTED[found["type"]].format_map(bounds) if found["type"] in _EXPECTED else found["msg"]
+    nullable = path and path[-1] in fields and type(None) in get_args(fields[path[-1]].annotation)
+    return f"{key}: expected {expected}{' or null' if nullable else ''}, got {shown(found['input'])}"
 
 
 def shown(value: object) -> str:

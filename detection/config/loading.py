@@ -44,11 +44,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             bounds, or ``${…}``.
     """
     values = _read_yaml(_find(name_or_path))
-    recipe = recipe_from_dict(values, str(name_or_path))
+    recipe = _validate(values, str(name_or_path))
     for text in overrides:
         # Each override is checked by itself, so that a message names the one that is wrong.
         values = _merge(values, _read_override(text))
-        recipe = recipe_from_dict(values, _override(text))
+        recipe = _validate(values, _override(text))
     check_recipe(recipe)
     return recipe
 
@@ -68,8 +68,9 @@ def recipe_from_dict(values: Mapping[str, Any], where: str) -> Recipe:
     Raises:
         InputError: an unknown or missing key, a wrong type, a value out of bounds, or ``${…}``.
     """
-    check_plain(values, where)
-    return validate(Recipe, values, where)
+    recipe = _validate(values, where)
+    check_recipe(recipe)
+    return recipe
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -96,8 +97,11 @@ def check_plain(values: Any, where: str) -> None:
             waiting += [(entry, f"{key}[{index}]", depth + 1) for index, entry in enumerate(value)]
         elif isinstance(value, str) and "${" in value:
             raise InputError(f"{where}: {key}: '${{…}}' is not allowed in a recipe; write the value itself")
-        elif value == "???":
-            raise InputError(f"{where}: {key}: the value is missing ('???')")
+
+
+def _validate(values: Mapping[str, Any], where: str) -> Recipe:
+    check_plain(values, where)
+    return validate(Recipe, values, where)
 
 
 def _find(name_or_path: str | Path) -> Path:
