@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from vovnet.adapters.fpn import ExtraLevel
+from vovnet.adapters.norms import FpnNorm, Norm
 from vovnet.detection.config.fields import Arguments, Flag, Integer, Number, Text, recipe_part
 
 ConventionName = Literal["torchvision", "legacy"]
@@ -37,9 +39,6 @@ CONVENTIONS: dict[ConventionName, ConventionFacts] = {
 
 
 Detector = Literal["faster_rcnn", "mask_rcnn"]
-Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
-FpnNorm = Literal["bn", "sync_bn", "gn"]
-ExtraLevel = Literal["pool", "p6p7"]
 
 _MAX_PIXELS = 20_000
 _MAX_CHANNELS = 4096
