@@ -1,4 +1,4 @@
-"""What tests of fused models share: each runs as plain PyTorch, and by the compiled kernels where they can be had."""
+"""Fixtures for tests of fused models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vovnet.ops.build import loader
 
 @pytest.fixture(params=["plain", "kernels"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How fused layers compute in the test."""
+    """Run the test twice: with PyTorch's operators, and with the compiled kernels if they can be built."""
     if request.param == "plain":
         monkeypatch.setenv("VOVNET_OPS", "off")
     else:

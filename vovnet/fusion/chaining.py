@@ -27,17 +27,10 @@ class ChainedConv(Protocol):
     by_shape: dict[Hashable, object]
 
     @property
-    def requires_grad(self) -> bool:
-        """True if a parameter requires a gradient."""
-
-    def check_input(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the type and layout that the layer computes with."""
-
-    def supported(self, x: Tensor) -> bool:
-        """True if the kernels take the call."""
-
-    def choose_algorithm(self, shape: Sequence[int]) -> int:
-        """Return the algorithm for an input of this shape, and pack the weight for it."""
+    def requires_grad(self) -> bool: ...
+    def check_input(self, x: Tensor) -> Tensor: ...
+    def supported(self, x: Tensor) -> bool: ...
+    def choose_algorithm(self, shape: Sequence[int]) -> int: ...
 
 
 class Chainable(nn.Module):

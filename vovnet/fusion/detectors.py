@@ -196,7 +196,7 @@ def fuse_pyramid(fpn: FeaturePyramidNetwork, settings: Settings) -> FusedPyramid
 @replaces(RPNHead)
 def fuse_rpn_head(head: RPNHead, settings: Settings) -> FusedRpnHead:
     """torchvision's head of the region proposal network; its predictors compute in float32."""
-    predictor = concat_layers([head.cls_logits, head.bbox_pred], _float32(settings))
+    predictor = concat_layers([head.cls_logits, head.bbox_pred], settings._replace(precision="fp32"))
     if has_hooks_or_patched_forward(head.conv):
         raise NotFusable
     convs = _fold_all(list(head.conv), settings)
@@ -216,7 +216,7 @@ def fuse_box_head(head: TwoMLPHead, settings: Settings) -> FusedBoxHead:
 @replaces(FastRCNNPredictor)
 def fuse_box_predictor(predictor: FastRCNNPredictor, settings: Settings) -> FusedBoxPredictor:
     """torchvision's predictors of scores and boxes; they compute in float32."""
-    linear = concat_layers([predictor.cls_score, predictor.bbox_pred], _float32(settings))
+    linear = concat_layers([predictor.cls_score, predictor.bbox_pred], settings._replace(precision="fp32"))
     return FusedBoxPredictor(linear, predictor.cls_score.out_features)
 
 
@@ -226,7 +226,7 @@ def fuse_mask_predictor(predictor: MaskRCNNPredictor, settings: Settings) -> Fus
     up, relu, last = predictor
     if not isinstance(up, nn.ConvTranspose2d) or not _doubles_size(up) or up.bias is None:
         raise NotFusable("its transposed convolution is not a plain one of 2×2 with stride 2 and a bias")
-    logits = fold(last, None, None, _float32(settings))
+    logits = fold(last, None, None, settings._replace(precision="fp32"))
     if has_hooks_or_patched_forward(up) or has_hooks_or_patched_forward(relu):
         raise NotFusable("hooks or a forward of its own")
     # (C, out, 2, 2) -> (4 · out, C, 1, 1): the four pixels of an output channel are neighbouring channels, the order
@@ -270,7 +270,3 @@ def _doubles_size(up: nn.ConvTranspose2d) -> bool:
 def _fuse_linear(layer: nn.Linear, settings: Settings) -> FusedLinear:
     weight, bias = (upcast_weights(p.detach().clone(), settings.precision) for p in (layer.weight, layer.bias))
     return FusedLinear(weight, bias, relu=True, precision=settings.precision, algorithm=settings.algorithm)
-
-
-def _float32(settings: Settings) -> Settings:
-    return settings._replace(precision="fp32")

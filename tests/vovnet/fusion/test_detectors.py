@@ -49,7 +49,7 @@ DETECTORS: dict[str, tuple[str, dict[str, str]]] = {
 
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
-    """No gradients, and warnings are errors where no test expects them."""
+    """Turn off gradients, and turn unexpected warnings into errors."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -66,7 +66,7 @@ def made(name: str) -> Any:
 
 
 def check_detections(got: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
-    """The same number, and each has its counterpart: label, box within 0.1 pixels, score within 0.001, mask."""
+    """Check that each detection has a counterpart: same label, box within 0.1 pixels, score within 0.001, same mask."""
     assert len(got) == len(expected)
     for one, other in zip(got, expected, strict=True):
         assert set(one) == set(other)
@@ -133,7 +133,7 @@ def test_copies_and_pickles(way: str) -> None:
 
 
 def test_other_detectors_of_torchvision(way: str) -> None:
-    """Their backbone has a norm for each layer in a module of its own; what surrounds it is fused."""
+    """Their backbone keeps norms in modules of their own, which are not fused; the parts around it are."""
     torch.manual_seed(0)
     builder = torchvision.models.detection.retinanet_resnet50_fpn
     model = trained(builder(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=96))
@@ -163,7 +163,7 @@ def test_training_is_refused(way: str) -> None:
 
 
 def seeded(module: nn.Module) -> nn.Module:
-    """With biases that are not zero."""
+    """Return the part with biases that are not zero."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5)
@@ -171,7 +171,7 @@ def seeded(module: nn.Module) -> nn.Module:
 
 
 def check_part(module: nn.Module, *inputs: Any, precision: str = "fp32", bound: float = 1e-5) -> None:
-    """Equals itself in float64, and is float32."""
+    """Check that the fused part returns float32, equal to the part in float64."""
     got = fuse(module, precision)(*inputs)
     exact = copy.deepcopy(module).double()(*_map(inputs, lambda x: x.double()))
     for one, true in zip(_tensors(got), _tensors(exact), strict=True):
@@ -196,7 +196,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 PRECISIONS = {"fp32": 1e-5, "bf16": 3e-2}
 LEVELS = {"0": (20, 33, 41), "1": (24, 17, 21), "2": (40, 9, 11)}
-"""Channels, height and width, odd on purpose: a pyramid's upper level is not repeated exactly twice."""
+"""Channels, height and width of each level. They are odd, so that the coarser level is not repeated exactly twice."""
 
 
 def levels(channels: int | None = None) -> dict[str, Tensor]:
@@ -293,7 +293,7 @@ def test_roi_align_of_other_types_and_with_gradients(way: str) -> None:
 
 
 def test_roi_align_of_a_box_that_is_none(way: str) -> None:
-    """It has no level, and torchvision pools zeros for it."""
+    """An invalid box has no level; torchvision returns zeros for it."""
     places = [torch.tensor([[10.0, 10, 50, 40], [50, 10, 40, 40]]), torch.zeros(0, 4)]
     pool = MultiScaleRoIAlign(["0", "1"], 7, 2).eval()
     got, expected = (one(levels(16), places, [(96, 128)] * 2) for one in (fuse(pool), pool))
@@ -331,7 +331,7 @@ def test_parts_that_are_watched_or_changed_stay(make: Any, why: str) -> None:
 
 
 def test_bfloat16_detectors(way: str) -> None:
-    """The same objects but for rounding; boxes and scores come in float32."""
+    """Maps are as exact as under autocast; boxes and scores are float32."""
     model = made("Mask R-CNN")
     fused: Any = fuse(model, precision="bf16")
     x = draw((2, 3, 96, 128), 1, torch.float32)
@@ -382,7 +382,7 @@ def test_bfloat16_detectors_with_a_pyramid_that_is_left_alone(way: str) -> None:
 
 
 def test_a_pyramid_whose_lateral_convolutions_see_neighbours(way: str) -> None:
-    """Winograd's transforms add no map."""
+    """The kernels for 3×3 windows add no residual; PyTorch does."""
     pyramid = FeaturePyramidNetwork([16, 16], 32)
     pyramid.inner_blocks[0] = Conv2dNormActivation(16, 32, 3, norm_layer=None, activation_layer=None)
     maps = {str(i): draw((1, 16, size, size), i, torch.float32) for i, size in enumerate((32, 16))}

@@ -1,4 +1,4 @@
-"""Convolution, norm and activation in one layer: against the three in a row, in float64; and what cannot be folded."""
+"""Folded layers against convolution, norm and activation in float64, and the reasons why layers cannot be folded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NORMS: dict[str, Any] = {
 
 
 ACTIVATIONS = [None, nn.ReLU(), nn.SiLU(inplace=True)]
-"""timm's norms have one of their own, which comes first."""
+"""The activation after the norm. timm's norms contain another one, which comes first."""
 
 
 def made(name: str, bias: bool) -> tuple[nn.Conv2d, Any]:
@@ -69,7 +69,7 @@ def test_equals_the_layers_in_a_row(name: str, bias: bool, act: nn.Module | None
 
 
 def test_the_arithmetic_is_float64s() -> None:
-    """A variance and a mean that float32 would spoil."""
+    """The variance and the mean are such that folding in float32 would lose digits."""
     conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=1e-5)
     conv.weight.data.fill_(1.0)
     conv.bias.data.fill_(1e4)  # type: ignore[union-attr]
@@ -81,11 +81,11 @@ def test_the_arithmetic_is_float64s() -> None:
 
 
 class OwnConv(nn.Conv2d):
-    """Somebody's."""
+    """A subclass that may compute anything."""
 
 
 class OwnNorm(nn.BatchNorm2d):
-    """Somebody's."""
+    """A subclass that may compute anything."""
 
 
 def hooked(module: nn.Module) -> nn.Module:

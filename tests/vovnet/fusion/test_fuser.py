@@ -1,4 +1,4 @@
-"""Fused copies against the models that they were made of: the same outputs, and the model is left as it was."""
+"""Fused copies return the outputs of their models, and fusing does not change the model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from vovnet.fusion.layers import FusedConv, FusedMaxPool2d, FusedOsaBlock
 from vovnet.ops.build import loader
 
 BOUND = 1e-5
-"""Of the largest value: float32 in another order, and by Winograd's transforms."""
+"""Largest error relative to the largest value: float32 in another order, and with Winograd's algorithm."""
 
 
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
-    """No gradients, and warnings are errors where no test expects them."""
+    """Turn off gradients, and turn unexpected warnings into errors."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -53,7 +53,7 @@ def outputs(out: Any) -> list[Tensor]:
 
 
 def check_equal(fused: Any, model: Any, x: Tensor, bound: float = BOUND) -> None:
-    """In kind and shape as the model's, and in value as the model's in float64."""
+    """Check that outputs have the model's types and shapes, and the values of the model in float64."""
     got, plain = fused(x), model(x)
     exact = copy.deepcopy(model).double()(x.double())
     assert type(got) is type(plain)
@@ -322,7 +322,7 @@ def test_blocks_and_stages_that_are_built_otherwise(change: Any, way: str) -> No
 
 
 class Named(nn.Module):
-    """Calls a layer that is left alone by its argument's name."""
+    """A model that passes a keyword argument to a layer that is not fused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -422,7 +422,7 @@ def test_it_is_imported_when_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["ours", "ese_vovnet39b_all", "ese_vovnet19b_dw"])
 def test_bfloat16_is_as_exact_as_pytorchs(name: str, way: str) -> None:
-    """Of features (bfloat16) and logits (float32)."""
+    """Both features (bfloat16) and logits (float32)."""
     for features in (True, False):
         model = network(name, features_only=features)
         fused = fuse(model, precision="bf16")
@@ -509,7 +509,7 @@ def test_autocast(way: str) -> None:
 
 
 def test_forward_derivatives(way: str) -> None:
-    """``torch.func.jvp``: by plain PyTorch."""
+    """``torch.func.jvp`` uses PyTorch's operators."""
     model = network("ours")
     fused, x, direction = fuse(model), image(), draw((2, 3, 69, 58), 5, torch.float32)
     warnings.filterwarnings("ignore", category=FutureWarning)  # PyTorch's, of its own scripts
@@ -567,7 +567,7 @@ def _in_child(fused: nn.Module, x: Tensor, queue: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_processes(way: str) -> None:
-    """What is packed is shared with them, and what is not they pack themselves."""
+    """Forked processes share weights that are packed, and pack the others themselves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: PyTorch itself hangs there
     try:
@@ -594,7 +594,7 @@ def _pack_in_child(fused: nn.Module, x: Tensor, queue: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_packs_on_one_thread() -> None:
-    """What its parent has not packed, a weight so large that PyTorch copies it on several threads."""
+    """The weight is so large that PyTorch would copy it on several threads, which the child does not have."""
     if not loader.cpu_operators():
         pytest.skip("no compiler")
     threads = torch.get_num_threads()
@@ -646,7 +646,7 @@ def test_tracing_and_exporting_give_plain_pytorch(way: str) -> None:
 
 
 def test_the_kernels_compute_where_they_can(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every convolution and pool of the network reaches them, or none does."""
+    """Either all convolutions and pools of the network use the kernels, or none does."""
     fused = fuse(network("ours"))
     calls: list[str] = []
 
@@ -674,7 +674,7 @@ def test_require_without_a_library_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_memory_that_no_machine_has(way: str) -> None:
-    """An image whose first map would be larger than what can be addressed; its own pixels take no memory."""
+    """The first feature map would be larger than what can be addressed. The image is expanded and takes no memory."""
     fused = fuse(network("ours"))
     x = torch.zeros(1, 3, 1, 1).expand(1, 3, 8_000_000, 8_000_000)
     with pytest.raises(RuntimeError, match=r"(?i)memory"):

@@ -1,4 +1,4 @@
-"""The fused layers one by one: PyTorch's own layers in float64 judge them, in every layout, type and geometry."""
+"""Each fused layer against PyTorch's layer in float64, in every layout, type and geometry."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BOUND = 1e-5
 
 
 def conv(name: str, bias: bool = True, **options: Any) -> tuple[FusedConv, Tensor, Any]:
-    """A layer, its input, and a function that computes in float64."""
+    """Return a layer, its input, and a function that computes the layer in float64."""
     shape, kernel, stride, padding, dilation, groups = CONVS[name]
     weight = draw(kernel, 1) / math.sqrt(math.prod(kernel[1:]))
     shift = draw(kernel[:1], 2) if bias else None
@@ -105,7 +105,7 @@ def test_what_is_added_is_repeated(size: tuple[int, int], layout: str, way: str)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("name", ["stem", "stride 2", "1x1"])
 def test_numbers_that_are_none_go_where_they_go_in_pytorch(name: str, value: float, way: str) -> None:
-    """But for Winograd's transforms, which mix the pixels of a tile, and for oneDNN's ReLU, which makes NaN zero."""
+    """Exceptions: Winograd's algorithm mixes the pixels of a tile, and oneDNN's ReLU turns NaN into 0."""
     layer, x, exact = conv(name, algorithm="direct")
     x[0, 0, 2, 3] = value
     got, expected = layer(x), exact(x)
@@ -119,7 +119,7 @@ def test_numbers_that_are_none_go_where_they_go_in_pytorch(name: str, value: flo
 @pytest.mark.parametrize("algorithm", ["direct", "auto"])
 @pytest.mark.parametrize("name", CONVS)
 def test_bfloat16_is_as_exact_as_pytorchs(name: str, algorithm: str, way: str) -> None:
-    """F(2×2) rounds twice where a sum of products rounds once; in a network PyTorch rounds more often than we do."""
+    """F(2×2) rounds twice where a sum of products rounds once. In a whole network, PyTorch rounds more often."""
     layer, x, exact = conv(name, precision="bf16", algorithm=algorithm)
     for given in (x, x.bfloat16()):
         out = layer(given)
@@ -249,7 +249,7 @@ def test_a_chain_longer_than_the_kernels_take(way: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:a fused copy in")
 def test_gradients_of_the_input_and_of_parameters_that_somebody_wants(way: str) -> None:
-    """They are PyTorch's; nothing is silently cut off."""
+    """Gradients are PyTorch's, and none is missing."""
     made = block(16, 16, 16, 2, identity=True)
     made.conv_mid[0].weight.requires_grad_()
     x = draw((2, 16, 6, 5), 9, torch.float32).requires_grad_()

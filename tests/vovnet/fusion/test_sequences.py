@@ -1,4 +1,4 @@
-"""Fused layers in one call: the same as one by one, and nobody who looks at a layer or changes one is missed."""
+"""Containers that call fused layers in chains: the same outputs as layer by layer; hooks and changes are respected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vovnet.ops.build import loader
 
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
-    """Skips where nothing can be compiled: without kernels layers are called one by one."""
+    """Skip without compiled kernels: layers are then called one by one."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if not loader.cpu_operators():
@@ -33,7 +33,7 @@ def kernels() -> Iterator[None]:
 
 
 def net(name: str = "vovnet27_slim", **options: Any) -> Any:
-    """Fused, of enough channels for every kernel."""
+    """Return a fused network with enough channels for every kernel."""
     torch.manual_seed(0)
     return fuse(trained(timm.create_model(name, pretrained=False, **options)).eval())
 
@@ -43,7 +43,7 @@ def image(*size: int) -> Tensor:
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-    """Which of our operators are called."""
+    """Records the calls of our operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def calls(module: Any, x: Tensor) -> tuple[Any, list[str]]:
 
 
 def one_by_one(fused: Any, x: Tensor) -> list[Tensor]:
-    """What each layer of a feature extractor makes, called by its name."""
+    """Return the feature maps of an extractor, computed layer by layer."""
     maps = []
     for name, module in fused.items():
         x = module(x)
@@ -108,7 +108,7 @@ def test_a_classifier_takes_two_calls() -> None:
 
 
 def test_an_attention_ends_a_chain() -> None:
-    """Of these networks, each stage's last block has one."""
+    """In this network the last block of each stage has an attention."""
     fused = net("ese_vovnet39b")
     fused(image(1, 64, 64))
     out, names = calls(fused.stages, fused.stem(image(1, 64, 64)))
@@ -147,7 +147,7 @@ def test_a_layer_that_is_exchanged_afterwards() -> None:
 
 
 def test_a_layer_that_is_converted_afterwards() -> None:
-    """What was found for a chain before does not serve it any more."""
+    """The chain's plan is made again after a layer was converted."""
     fused = net()
     x = image(1, 64, 64)
     before = fused(x)
@@ -196,7 +196,7 @@ def test_gradients_go_through_plain_pytorch() -> None:
 
 
 def test_what_is_asked_for_beside_the_last() -> None:
-    """Also of modules that do nothing, and of those that the kernels do not take."""
+    """Outputs of identities and of layers without a kernel can be asked for, too."""
     pool = FusedMaxPool2d([3, 3], [2, 2], [1, 1], False)
     conv = net().stem[0]
     x = image(1, 32, 32)
@@ -216,7 +216,7 @@ def test_what_is_asked_for_beside_the_last() -> None:
 @pytest.mark.parametrize("channels", [3, 16])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_chain_that_begins_with_a_pool(precision: str, channels: int) -> None:
-    """Images and maps may lie in any way."""
+    """Inputs may have any layout."""
     torch.manual_seed(0)
     convs = [Conv2dNormActivation(channels, 16, 3), Conv2dNormActivation(16, 24, 3)]
     fused: Any = fuse(nn.Sequential(nn.MaxPool2d(2), *convs).eval(), precision=precision)
@@ -233,7 +233,7 @@ def test_pools_alone_are_no_chain() -> None:
 
 
 def test_a_network_of_few_channels_in_bfloat16() -> None:
-    """Layers that read float32 begin a chain of their own."""
+    """A layer that reads float32 begins a new chain."""
     fused: Any = fuse(network("ours", features_only=True), precision="bf16")
     fused(image(2, 64, 64))
     got, names = calls(fused, image(2, 64, 64))
