@@ -1,4 +1,4 @@
-"""The benchmarks run, at sizes at which their numbers mean nothing, and compare what they say they compare."""
+"""The benchmarks run at tiny sizes, and compare what they say they compare."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def benchmarks() -> Iterator[Namespace]:
-    """The modules, which are found from the repository's root."""
+    """The benchmarks' modules, imported from the repository's root."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
         names = ("common", "evaluation", "legacy", "loader", "loading", "memory", "operators", "images", "training")
@@ -213,7 +213,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stand_in(operators: Any) -> Any:
-    """A device whose clock says a microsecond, whatever runs."""
+    """Return a device whose clock always returns a microsecond."""
 
     def clock(work: Callable[[], object]) -> float:
         work()

@@ -1,4 +1,4 @@
-"""What the operators are judged by: PyTorch's own concatenation, convolution, norm and ReLU; and awkward tensors."""
+"""The reference for the operators: PyTorch's concatenation, convolution, norm and ReLU; and unusual layouts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def aggregate(
 def convolution(
     x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, geometry: Geometry, relu: bool
 ) -> Tensor:
-    """Convolution, then the norm on its output: not folded."""
+    """Compute the convolution and then the norm, which is not folded."""
     out = F.conv2d(x, weight, None, *geometry)
     out = out if scale is None else out * scale.view(1, -1, 1, 1)
     out = out if shift is None else out + shift.view(1, -1, 1, 1)
@@ -40,14 +40,14 @@ def _channels_last(values: Tensor) -> Tensor:
 
 
 def _sliced(values: Tensor) -> Tensor:
-    """Every second channel, row and column of something larger."""
+    """Return the values as every second channel, row and column of a larger tensor."""
     n, c, h, w = values.shape
     view = values.new_full((n + 1, 2 * c + 1, 2 * h, 2 * w + 1), 7)[1:, 1::2, ::2, 1::2]
     return view.copy_(values)
 
 
 def _misaligned(values: Tensor) -> Tensor:
-    """Contiguous, but the memory begins in the middle of 16 bytes."""
+    """Return the values contiguous, but not aligned to 16 bytes."""
     view = values.new_empty(values.numel() + 1)[1:].view(values.shape)
     return view.copy_(values)
 
@@ -59,7 +59,7 @@ def _misaligned_last(values: Tensor) -> Tensor:
 
 
 def _turned(values: Tensor) -> Tensor:
-    """Height and width exchanged in memory."""
+    """Return the values with height and width exchanged in memory."""
     return values.transpose(2, 3).contiguous().transpose(2, 3)
 
 
@@ -71,7 +71,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "misaligned channels-last": _misaligned_last,
     "turned": _turned,
 }
-"""``LAYOUTS[name](values)`` are the values in such a place; the results share no memory with anything else."""
+"""``LAYOUTS[name](values)`` returns a copy of the values in this layout."""
 
 
 def leaf(values: Tensor, layout: str = "contiguous", grad: bool = True) -> Tensor:
@@ -79,13 +79,13 @@ def leaf(values: Tensor, layout: str = "contiguous", grad: bool = True) -> Tenso
 
 
 def draw(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal numbers, equal for equal arguments."""
+    """Return standard normal numbers, equal for equal arguments."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 @contextmanager
 def kept_bytes() -> Iterator[dict[int, int]]:
-    """The storages that autograd keeps: address -> bytes."""
+    """Record the storages that autograd keeps: address -> bytes."""
     kept: dict[int, int] = {}
     tensors = []  # an address would be given again to the next tensor if one died
 
@@ -101,12 +101,12 @@ def kept_bytes() -> Iterator[dict[int, int]]:
 
 
 def storages(*tensors: Tensor | None) -> dict[int, int]:
-    """As :func:`kept_bytes`, of given tensors."""
+    """Return the storages of the given tensors: address -> bytes."""
     present = (tensor.untyped_storage() for tensor in tensors if tensor is not None)
     return {storage.data_ptr(): storage.nbytes() for storage in present if storage.nbytes()}
 
 
 def largest_error(got: Tensor, exact: Tensor) -> float:
-    """Relative to the root mean square of what is exact (or absolute, if that is all zeros), in float64."""
+    """Return the largest error relative to the rms of the exact values, or absolute if these are all zeros."""
     got, exact = got.detach().double(), exact.detach().double()
     return float((got - exact).abs().max()) / (float(exact.square().mean().sqrt()) or 1.0)

@@ -16,7 +16,7 @@ from vovnet.ops.build import loader
 
 
 def detections(*rows: tuple[float, int, float]) -> dict[str, Tensor]:
-    """Of a left edge, a label and a score each; boxes are 10 × 10."""
+    """Return detections for rows of left edge, label and score; boxes are 10 × 10."""
     boxes = torch.tensor([[x, 0.0, x + 10, 10.0] for x, _, _ in rows]).reshape(-1, 4)
     labels = torch.tensor([label for _, label, _ in rows], dtype=torch.int64)
     return {"boxes": boxes, "labels": labels, "scores": torch.tensor([score for *_, score in rows])}
@@ -62,7 +62,7 @@ def test_a_case_is_judged_against_float64(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_fuse_is_as_exact_as_it_says() -> None:
-    """At most twice the error of eager PyTorch, at the depth of a whole network."""
+    """The error of a whole network is at most twice eager PyTorch's."""
     if "AVX512" not in torch.backends.cpu.get_cpu_capability() or not loader.cpu_operators():
         pytest.skip("both errors are measured on processors with AVX-512, with compiled kernels")
     ours = run_case(CASES["v39-224"], ["fused"], 1, lambda _: None)

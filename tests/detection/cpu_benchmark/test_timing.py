@@ -10,7 +10,7 @@ from vovnet.detection.cpu_benchmark.timing import TURN_SECONDS, interleave, spee
 
 
 class Clock:
-    """Time that passes only when somebody runs."""
+    """A clock whose time passes only while a function runs."""
 
     def __init__(self) -> None:
         self.now = 0.0

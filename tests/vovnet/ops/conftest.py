@@ -1,4 +1,4 @@
-"""What the tests of building share: tiny libraries, compilers that fail, and a machine whose GPUs are pretended."""
+"""Fixtures for the tests of building: tiny libraries, compilers that fail, and simulated GPUs."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ MACROS = {"avx2": "__FMA__", "avx512": "__AVX512BW__", "avx512_bf16": "__AVX512B
 
 @pytest.fixture
 def compilers() -> None:
-    """Skips where nothing can be compiled."""
+    """Skip the test if nothing can be compiled."""
     if not (shutil.which("nvcc") and shutil.which("g++") and torch.version.cuda):
         pytest.skip("needs nvcc and g++ on PATH and a PyTorch with CUDA")
 
 
 @pytest.fixture
 def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache, and nothing set, loaded or remembered."""
+    """An empty cache, no variables, and no loaded library or remembered failure."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     for name in ("VOVNET_OPS", "VOVNET_ISA", "LOCAL_RANK", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -64,7 +64,7 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tiny(nothing_built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
-    """A library of one small kernel instead of ours, and an empty cache."""
+    """A library of one small kernel in place of ours, and an empty cache."""
     folder = tmp_path / "sources"
     folder.mkdir()
     (folder / "tiny.cu").write_text(TINY)
@@ -75,7 +75,7 @@ def tiny(nothing_built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def standin(nothing_built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
-    """A library for the CPU instead of ours, whose ``compiled_in`` lists its instruction sets, and an empty cache."""
+    """A library for the CPU in place of ours, whose ``compiled_in`` lists its instruction sets, and an empty cache."""
     folder = tmp_path / "cpu-sources"
     folder.mkdir()
     (folder / "table.cpp").write_text(STANDIN)
@@ -90,7 +90,7 @@ def standin(nothing_built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[], list[str]]]:
-    """``cxx("exit 2")`` puts a script before g++, whose path it calls ``$real``; what it returns lists its runs."""
+    """``cxx("exit 2")`` replaces g++ by a script, which has g++'s path as ``$real``; it returns a list of the runs."""
 
     def install(script: str) -> Callable[[], list[str]]:
         real = shutil.which("g++")
@@ -108,7 +108,7 @@ def cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Call
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``gpus((8, 0), (7, 0))`` pretends that these are the machine's GPUs."""
+    """``gpus((8, 0), (7, 0))`` simulates a machine with these GPUs."""
 
     def pretend(*capabilities: tuple[int, int]) -> None:
         def capability(device: torch.device | int | None = None) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], SimpleNamespace]:
-    """``compiler("exit 2")`` puts a script before nvcc; its ``runs()`` lists the compilations that it was asked for."""
+    """``compiler("exit 2")`` replaces nvcc by a script; its ``runs()`` lists the compilations."""
 
     def install(script: str, release: str | None = None) -> SimpleNamespace:
         folder = tmp_path / "bin"
@@ -147,7 +147,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 @pytest.fixture
 def no_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without CUDA's compiler."""
+    """Simulate a machine without CUDA's compiler."""
     folder = tmp_path / "path"
     folder.mkdir()
     for name in ("g++", "sh"):
@@ -159,7 +159,7 @@ def no_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """``no_waiting(step)``: where a process would pause, ``step`` happens instead."""
+    """``no_waiting(step)`` calls ``step`` instead of every pause."""
 
     def instead(step: Callable[[], object]) -> None:
         monkeypatch.setattr(cache, "_pause", step)
@@ -169,5 +169,5 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object
 
 @pytest.fixture
 def compiler_runs(compilers: None, compiler: Callable[..., SimpleNamespace]) -> Callable[[], list[str]]:
-    """How often the real nvcc was run."""
+    """Return how often the real nvcc was run."""
     return compiler(f'exec {shutil.which("nvcc")} "$@"').runs

@@ -1,4 +1,4 @@
-"""The aggregation against concatenation, convolution, ReLU and addition in PyTorch."""
+"""The aggregation, compared with concatenation, convolution, ReLU and addition in PyTorch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SHAPES = [
 ]
 LOWER = [torch.bfloat16, torch.float16]
 BOTH = [torch.float64, torch.float32]
-"""On a CPU float32 takes another way than the rest (oneDNN's)."""
+"""On a CPU, oneDNN computes float32; other dtypes take another path."""
 
 
 def case(shape, layouts=("contiguous",), dtype=torch.float64, grad=True):
-    """Inputs (one layout after the other, over again), weight, bias, residual."""
+    """Return inputs that cycle through the layouts, weight, bias, residual."""
     n, channels, h, w, out = shape
     inputs = [leaf(draw((n, c, h, w), i, dtype), layouts[i % len(layouts)], grad) for i, c in enumerate(channels)]
     weight = leaf(draw((out, sum(channels), 1, 1), 10, dtype) / math.sqrt(sum(channels)), layouts[0], grad)
@@ -46,7 +46,7 @@ def gradients(out: Tensor, wanted: list[Tensor], seed: int = 20) -> tuple[Tensor
 
 
 def check(inputs, weight, bias, residual, relu) -> None:
-    """Values and all gradients are the reference's, to the last digits."""
+    """Values and all gradients equal the reference's up to rounding."""
     bound = 1e-12 if weight.dtype == torch.float64 else 2e-5
     out = osa_aggregate(inputs, weight, bias, residual, relu)
     expected = reference.aggregate(inputs, weight, bias, residual, relu)
@@ -83,7 +83,7 @@ def test_what_may_be_left_out(dtype, layout, relu, with_bias, with_residual):
 @pytest.mark.parametrize("wanted", range(2**5))
 @pytest.mark.parametrize("dtype", BOTH)
 def test_gradients_only_where_they_are_wanted(dtype, layout, wanted):
-    """Every subset of two inputs, the weight, the bias and the residual."""
+    """Any subset of two inputs, the weight, the bias and the residual may require gradients."""
     inputs, weight, bias, residual = case((2, (2, 3), 3, 2, 4), (layout,), dtype)
     for i, tensor in enumerate((*inputs, weight, bias, residual)):
         tensor.requires_grad_(bool(wanted >> i & 1))
@@ -100,7 +100,7 @@ def test_one_tensor_in_several_places(dtype, layout):
 
 
 def test_an_expanded_gradient_and_input():
-    """``sum()`` gives a gradient without memory of its own; a map may lie so, too."""
+    """``sum()`` returns an expanded gradient; a map may be expanded, too."""
     x = draw((1, 3, 1, 1), 0).expand(2, 3, 4, 5).requires_grad_()
     _, weight, bias, _ = case((2, (3,), 4, 5, 6))
     for function in (
@@ -154,7 +154,7 @@ def test_opcheck(shape, layouts, dtype):
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("dtype", [torch.float32, *LOWER])
 def test_is_as_exact_as_pytorch_in_lower_precision(dtype, layout, parameters):
-    """The largest error against float64 stays within a small multiple of that of PyTorch's own convolution."""
+    """The largest error against float64 is at most a small multiple of PyTorch's own convolution's."""
     shape = (32, (64, 48, 80, 32, 16), 9, 11, 40)
     inputs, weight, bias, residual = case(shape, (layout,), dtype)
     weight, bias = leaf(weight), leaf(bias)
@@ -179,7 +179,7 @@ def test_is_as_exact_as_pytorch_in_lower_precision(dtype, layout, parameters):
 @pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf, -0.0])
 @pytest.mark.parametrize("dtype", BOTH)
 def test_special_values_pass_as_in_eager(dtype, layout, special):
-    """Forward, and backward through the ReLU."""
+    """Values and gradients equal PyTorch's forward, and backward through the ReLU."""
     x = leaf(draw((1, 4, 3, 3), 0, dtype), layout)
     with torch.no_grad():
         x[0, :, 1, 2] = special
@@ -249,12 +249,12 @@ def test_autocast_leaves_float64_alone():
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_the_concatenation_never_exists(layout):
-    """Maps are not concatenated, and nothing as large as that is allocated: neither forward nor backward."""
+    """Neither the forward nor the backward pass allocates anything as large as the concatenated maps."""
     shape = n, channels, h, w, out = (2, (32, 24, 16, 8), 8, 8, 16)
     inputs, weight, bias, residual = case(shape, (layout,), torch.float32)
 
     def trace(function) -> tuple[int, int]:
-        """The largest allocation of a concatenation, and of all."""
+        """Return the size of a concatenation, and of the largest allocation."""
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
             gradients(function(inputs, weight, bias, residual, True), [*inputs, weight, bias])
         sizes = [(event.self_cpu_memory_usage, event.name) for event in events.events()]
@@ -288,7 +288,7 @@ def test_keeps_no_bits_without_autograd():
 
 
 def test_the_output_may_be_changed_in_place():
-    """It is not kept, unlike a ReLU's."""
+    """Autograd keeps a mask, not the output, unlike for a plain ReLU."""
     inputs, weight, bias, _ = case(SHAPES[0])
     own = osa_aggregate(inputs, weight, bias).mul_(3)
     plain = reference.aggregate(inputs, weight, bias, None, True) * 3

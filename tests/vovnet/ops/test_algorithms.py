@@ -1,4 +1,4 @@
-"""Which method a convolution is computed by: what must hold however the costs are tuned."""
+"""The choice of a convolution's method: properties that hold however the costs are tuned."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_methods_that_can_compute_the_layer(layer: str) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_it_takes_what_it_plans(layer: str) -> None:
-    """The operator accepts every method that may come, and computes the layer by it."""
+    """The operator accepts every method that may be chosen, and computes the layer with it."""
     if not loader.cpu_operators():
         pytest.skip("needs the compiled operators for the CPU")
     channels, out_channels, kernel, stride = LAYERS[layer]
@@ -93,7 +93,7 @@ def test_the_same_answer_whenever_it_is_asked() -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_larger_tiles_where_the_maps_are_large(precision: str) -> None:
-    """F(4x4) multiplies less, but has more weights to fetch, which only many tiles make up for."""
+    """F(4x4) multiplies less but loads more weights, which pays only for many tiles."""
     bit = BFLOAT16 if precision == "bf16" else 0
     small = conv_method(512, 512, (3, 3), (1, 1), 1, 7, 7, precision=precision)
     assert small == WINOGRAD_2 + bit
@@ -112,14 +112,14 @@ def test_images_count_as_pixels_do() -> None:
 
 
 def test_more_threads_make_no_tile_larger() -> None:
-    """All of them wait for the same weights."""
+    """All threads wait for the same weights."""
     methods = [conv_method(256, 256, (3, 3), (1, 1), 1, 28, 28, threads=threads) for threads in range(1, 65)]
     assert methods == sorted(methods, reverse=True)
     assert (methods[0], methods[-1]) == (WINOGRAD_4, WINOGRAD_2)
 
 
 def test_the_first_layers_round_little() -> None:
-    """Every later layer inherits their errors, and bfloat16's are large."""
+    """Every later layer inherits the errors of the first ones, and bfloat16's errors are large."""
     half, mixed = BFLOAT16, BFLOAT16 + FLOAT_PRODUCTS
     size = (1, 100, 168)
     methods = {

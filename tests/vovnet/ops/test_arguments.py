@@ -1,4 +1,4 @@
-"""What the operators refuse: one error that names the argument, what was expected and what came, in every mode."""
+"""Wrong arguments raise one error that names the argument, what was expected and what was given, in every mode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ones(*shape: int, **options: Any) -> Tensor:
 
 
 def huge(*shape: int) -> Tensor:
-    """Of any size, in no memory."""
+    """Return a tensor of any size that takes no memory."""
     return torch.empty(1, 1, 1, 1).expand(shape)
 
 
@@ -209,7 +209,7 @@ def test_each_floating_type_is_taken_in_each_mode(dtype):
 
 
 def test_the_largest_that_is_taken():
-    """A result just below the limit is none of our refusals (its memory is not asked for on the meta device)."""
+    """A result just below the limit is not refused; the meta device allocates no memory for it."""
     x, weight = torch.empty(2**20, 1, 2**20, 2**20 - 1, device="meta"), ones(2, 1, 1, 1, device="meta")
     assert osa_aggregate([x], weight).shape == (2**20, 2, 2**20, 2**20 - 1)
     refused(osa_aggregate, ([x], ones(4, 1, 1, 1, device="meta")), ["the result: "])

@@ -1,4 +1,4 @@
-"""The convolution with a folded norm and ReLU against PyTorch's convolution, norm and ReLU one after the other."""
+"""The convolution with a folded norm and ReLU, compared with PyTorch's convolution, norm and ReLU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES = {
 
 
 def case(name, layout="contiguous", weight_layout="contiguous", dtype=torch.float64):
-    """x, weight, scale, shift, geometry; the scale has both signs, as a norm's γ may."""
+    """Return x, weight, scale, shift and geometry. The scale has both signs, like a norm's γ."""
     shape, kernel, geometry = CASES[name]
     x = leaf(draw(shape, 0, dtype), layout)
     weight = leaf(draw(kernel, 1, dtype) / math.sqrt(math.prod(kernel[1:])), weight_layout)
@@ -41,7 +41,7 @@ def gradients(out: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def check(x, weight, scale, shift, geometry, relu=True) -> None:
-    """Values, gradients and layout are PyTorch's, in float64."""
+    """In float64, values, gradients and layout equal PyTorch's."""
     out = conv_affine_relu(x, weight, scale, shift, *geometry, relu)
     expected = reference.convolution(x, weight, scale, shift, geometry, relu)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
@@ -76,7 +76,7 @@ def test_what_may_be_left_out(layout, relu, with_scale, with_shift):
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("wanted", range(2**4))
 def test_gradients_only_where_they_are_wanted(layout, wanted):
-    """Every subset of the map, the weight, the scale and the shift."""
+    """Any subset of the map, the weight, the scale and the shift may require gradients."""
     *tensors, geometry = case("stem", layout)
     for i, tensor in enumerate(tensors):
         tensor.requires_grad_(bool(wanted >> i & 1))
@@ -97,7 +97,7 @@ def test_numbers_and_pairs_mean_the_same():
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("weight_layout", ["contiguous", "channels-last"])
 def test_the_layout_is_pytorchs(layout, weight_layout):
-    """Channels-last where the map or the weight is; so is the map's gradient, and the weight's is as the weight."""
+    """Output and map's gradient are channels-last if map or weight is; the weight's gradient is like the weight."""
     x, weight, _, _, _ = case("3x3", layout, weight_layout, torch.float32)
     out, expected = conv_affine_relu(x, weight, padding=1), F.conv2d(x, weight, padding=1)
     assert out.stride() == expected.stride()
@@ -159,7 +159,7 @@ def test_opcheck(name, layouts):
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_is_as_exact_as_pytorch_in_lower_precision(dtype, layout, parameters):
-    """The largest error against float64 stays within a small multiple of that of PyTorch's own operators."""
+    """The largest error against float64 is at most a small multiple of PyTorch's own operators'."""
     x = leaf(draw((8, 48, 9, 11), 0, dtype), layout)
     own = [leaf(draw((40, 48, 3, 3), 1, dtype) / 20), leaf(draw((40,), 2, dtype)), leaf(draw((40,), 3, dtype))]
     exact = [leaf(t.double()) for t in (x, *own)]
@@ -205,7 +205,7 @@ def test_a_zero_of_either_sign_passes_no_gradient():
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_autograd_keeps_the_input_the_output_and_the_parameters(layout, relu, dtype):
-    """No product of weight and scale, no map before the norm or the ReLU, no copy of the input."""
+    """Autograd keeps no folded weight, no map before the norm or the ReLU, and no copy of the input."""
     x, weight, scale, shift, geometry = case("3x3", layout, dtype=dtype)
     with kept_bytes() as kept:
         out = conv_affine_relu(x, weight, scale, shift, *geometry, relu)
@@ -232,7 +232,7 @@ def test_under_autocast_the_parameters_and_their_gradients_stay_float32():
 
 
 def test_the_fold_is_exact_in_float32_under_autocast():
-    """weight · scale is taken before it is lowered: rounded once, not twice."""
+    """weight · scale is computed in float32 and then cast: rounded once, not twice."""
     x = torch.ones(1, 1, 1, 1)
     weight, scale = torch.full((1, 1, 1, 1), 1.00390625), torch.full((1,), 1 / 1.00390625)
     assert weight.bfloat16().item() * scale.bfloat16().item() != 1
@@ -241,7 +241,7 @@ def test_the_fold_is_exact_in_float32_under_autocast():
 
 
 def test_a_changed_output_is_noticed():
-    """It is kept, as a ReLU's is."""
+    """The output is kept, like a ReLU's, so it must not be changed in place."""
     x, weight, scale, shift, geometry = case("3x3")
     out = conv_affine_relu(x, weight, scale, shift, *geometry)
     out.mul_(2)

@@ -1,4 +1,4 @@
-"""The pool that maps and scratch of the CPU kernels come from, in a program of its own: ``cpu/memory_test.cpp``."""
+"""The memory pool of the CPU kernels, tested by a program of its own: ``cpu/memory_test.cpp``."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 
 def test_the_pool_of_large_blocks(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Alignment, reuse, the bound of what is idle, exhaustion, threads and fork()."""
+    """The program tests alignment, reuse, the limit of idle memory, exhaustion, threads and fork()."""
     cpu_programs.check(cpu_programs.build(tmp_path_factory, "shipped") / "memory_test")

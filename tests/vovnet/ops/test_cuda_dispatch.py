@@ -22,7 +22,7 @@ LAST = torch.channels_last
 
 
 def demand(*tensors: Tensor | None) -> None:
-    """Aligned to 16 bytes, and channels-last or (what is no map) contiguous; of one type but for bits."""
+    """Check that tensors are aligned to 16 bytes, maps channels-last, others contiguous, all but masks of one dtype."""
     present = [tensor for tensor in tensors if tensor is not None]
     for tensor in present:
         assert tensor.data_ptr() % 16 == 0
@@ -31,7 +31,7 @@ def demand(*tensors: Tensor | None) -> None:
 
 
 class Kernels:
-    """``torch.ops.vovnet._cuda_*``; ``calls`` is what was called."""
+    """Stand-ins for ``torch.ops.vovnet._cuda_*``; ``calls`` lists the calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -94,7 +94,7 @@ class Kernels:
 
 
 class Torch:
-    """The module ``torch`` as ``vovnet.ops.cuda`` sees it, with the stand-ins in their place."""
+    """The module ``torch`` for ``vovnet.ops.cuda``, with the stand-ins as operators."""
 
     def __init__(self, kernels: Kernels) -> None:
         self.ops = SimpleNamespace(vovnet=kernels)
@@ -105,7 +105,7 @@ class Torch:
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    """A machine with a GPU whose operators are built."""
+    """Pretend a machine with a GPU whose operators are built."""
     kernels = Kernels()
     monkeypatch.setattr(cuda, "torch", Torch(kernels))
     monkeypatch.setattr(cuda.loader, "available", lambda device: True)
@@ -115,7 +115,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
 
 @pytest.fixture
 def on_the_cpu(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    """CPU tensors go the way of CUDA tensors, so that the whole operators run."""
+    """Make CPU tensors take the path of CUDA tensors, so that the whole operators run."""
 
     def supported(inputs: list[Tensor], weight: Tensor) -> bool:
         last = all(x.is_contiguous(memory_format=LAST) for x in inputs)
@@ -134,7 +134,7 @@ def on_the_cpu(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> Kernels:
 
 
 def tensors(layouts=("channels-last",), dtype=torch.float32, parameters=torch.float32):
-    """Two inputs, weight, bias, residual."""
+    """Return two inputs, weight, bias and residual."""
     inputs = [leaf(draw((2, c, 3, 5), c, dtype), layouts[i % len(layouts)]) for i, c in enumerate((8, 16))]
     weight, bias = leaf(draw((8, 24, 1, 1), 2, parameters)), leaf(draw((8,), 3, parameters))
     return inputs, weight, bias, leaf(draw((2, 8, 3, 5), 4, dtype), layouts[-1])
@@ -155,7 +155,7 @@ def compare(
 @pytest.mark.parametrize("gradient", LAYOUTS)
 @pytest.mark.parametrize("residual_layout", LAYOUTS)
 def test_the_aggregation_by_kernels_is_the_same(on_the_cpu, residual_layout, gradient):
-    """Whatever the residual and the gradient lie like: the kernels get them aligned and channels-last."""
+    """The kernels get residual and gradient aligned and channels-last, whatever their layout was."""
     inputs, weight, bias, residual = tensors()
     residual = leaf(residual, residual_layout)
     own = osa_aggregate(inputs, weight, bias, residual)

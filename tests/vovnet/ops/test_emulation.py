@@ -48,7 +48,7 @@ def integers(rows: int, columns: int, dtype: int, seed: int, limit: int = 2) -> 
 
 
 def rounded(exact: torch.Tensor, dtype: int) -> torch.Tensor:
-    """Float64 that float32 holds exactly, rounded as the kernels store it."""
+    """Round float64 values that float32 represents exactly, as the kernels store them."""
     assert torch.equal(exact, exact.float().double())
     return exact.float().to(STORAGE[dtype])
 
@@ -123,7 +123,7 @@ def test_relu_and_mask_keep_nan_as_pytorch_does(dtype: int) -> None:
 
 
 def test_mask_is_of_the_rounded_sum() -> None:
-    """What float16 rounds to zero has no gradient, whether one looks at the mask or at the output."""
+    """An output that float16 rounds to zero has no gradient, by the mask and by the output."""
     x = torch.full((1, 8), 2.0**-14).half()
     weight = torch.zeros(8, 8).half()
     weight[0, 0] = 2.0**-14
@@ -170,7 +170,7 @@ def test_weight_gradient(capability: int, dtype: int, shape: tuple[int, list[int
 
 @pytest.mark.parametrize("dtype", [FLOAT32, TENSOR_FLOAT32], ids=["float32", "tf32"])
 def test_float32_takes_multiples_of_4(dtype: int) -> None:
-    """Eight neighbouring columns then belong to two inputs, or end behind the last."""
+    """With these widths, eight neighbouring columns belong to two inputs or end behind the last."""
     widths, pixels = [4, 12, 20], 50
     x, weight = inputs_of(pixels, widths, dtype), integers(16, 36, dtype, 100)
     g = integers(pixels, 16, dtype, 101)
@@ -302,14 +302,14 @@ def test_more_blocks_than_a_grid_has() -> None:
 
 
 def huge(rows: int, columns: int) -> torch.Tensor:
-    """Float16 zeros, of which only the pages that are touched exist."""
+    """Return float16 zeros of which only touched pages take memory."""
     no_reserve = 0x4000  # Linux; Python 3.13 has a name for it
     memory = mmap.mmap(-1, 2 * rows * columns, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
     return torch.frombuffer(memory, dtype=torch.float16).view(rows, columns)
 
 
 def test_maps_of_more_than_2_31_elements() -> None:
-    """The last blocks compute the last pixels: of inputs, outputs and gradients beyond the range of 32 bits."""
+    """The last blocks compute the last pixels, whose offsets exceed 32 bits."""
     pixels, wide, last = 2**23 + 77, 256, 77
     emulator = Emulator(80)
     emulator.only_last = 1

@@ -1,4 +1,4 @@
-"""The emulation itself: it passes what is right, and catches each fault put into small kernels or the real ones."""
+"""The emulation itself: correct kernels pass, and every fault put into small or real kernels is detected."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def examples() -> ctypes.CDLL:
 
 
 def run_example(fault: int, seed: int) -> tuple[str, bool]:
-    """The machine's words, and whether the result is right."""
+    """Return the machine's message, and whether the result is correct."""
     library = examples()
     values, out = torch.arange(64.0), torch.full((64,), torch.nan)
     library.emulation_reset(seed)
@@ -93,7 +93,7 @@ MUTATIONS: dict[str, tuple[int, str, str, str]] = {
 
 
 def run_all(machine: Emulator) -> bool:
-    """Whether forward and weight gradient of small integers are right."""
+    """Return True if forward and weight gradient of small integers are correct."""
     generator = torch.Generator().manual_seed(0)
     x = [torch.randint(-2, 3, (601, width), generator=generator).half() for width in (24, 104)]
     weight = torch.randint(-2, 3, (136, 128), generator=generator).half()

@@ -33,7 +33,7 @@ SHAPES = [
 
 @pytest.fixture(params=["require", "off"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The kernels, or the reference; float32 is not rounded to TF32."""
+    """Run with the kernels, or with the reference; float32 is not rounded to TF32."""
     if request.param == "require" and shutil.which("nvcc") is None:
         pytest.skip("needs nvcc on PATH to compile the kernels")
     monkeypatch.setenv("VOVNET_OPS", request.param)
@@ -55,7 +55,7 @@ def gradients(out: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def judge(own: list[Tensor], plain: list[Tensor], exact: list[Tensor], multiple: float = 4) -> None:
-    """Errors against float64 within a small multiple of those of PyTorch's own operators on this GPU."""
+    """Errors against float64 are at most a small multiple of those of PyTorch's own operators on this GPU."""
     for one, peer, truth in zip(own, plain, exact, strict=True):
         if truth.numel():
             floor = torch.finfo(torch.float32).eps * 4
@@ -92,7 +92,7 @@ def test_the_aggregation_is_as_exact_as_pytorchs(way, shape, dtype, layout, para
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bits_are_those_of_the_output(way, shape, dtype):
-    """The gradient passes where the output, without residual, is above zero: nowhere else."""
+    """The gradient passes only where the output without residual is above zero."""
     inputs, weight, bias, _ = case(shape, dtype)
     out = osa_aggregate(inputs, weight, bias)
     assert not (out < 0).any()
@@ -127,7 +127,7 @@ def test_the_convolution_is_as_exact_as_pytorchs(way, dtype, layout, parameters)
 
 
 def step(dtype: torch.dtype) -> tuple[list[Tensor], Callable[[], list[Tensor]]]:
-    """Tensors, and what computes from them the output of both operators and all gradients."""
+    """Return tensors, and a function that computes the output of both operators and all gradients from them."""
     inputs, weight, bias, residual = case(SHAPES[0], dtype)
     kernel = leaf(draw((64, 64, 3, 3), 5, dtype).to(DEVICE) / 24)
     scale, shift = (leaf(draw((64,), i, dtype).to(DEVICE)) for i in (6, 7))
@@ -173,7 +173,7 @@ def test_a_graph_captures_forward_and_backward(way, dtype):
 
 
 def test_the_current_stream_is_used(way):
-    """Work that another stream still has to do is waited for: the operators queue behind it, not on the default one."""
+    """The operators run on the current stream, behind its pending work, not on the default stream."""
     _, run = step(torch.float16)
     expected = run()
     torch.cuda.synchronize()
@@ -193,7 +193,7 @@ def test_the_current_stream_is_used(way):
 @pytest.mark.parametrize("special", [math.nan, math.inf])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_special_values_pass_as_in_eager(way, dtype, special):
-    """Also through cuDNN's fused ReLU."""
+    """This holds for cuDNN's fused ReLU, too."""
     x = draw((1, 32, 4, 4), 0, dtype).to(DEVICE).contiguous(memory_format=torch.channels_last)
     x[0, 3, 1, 2] = special
     weight, shift = draw((32, 32, 1, 1), 1, dtype).to(DEVICE).abs(), torch.zeros(32, dtype=dtype, device=DEVICE)

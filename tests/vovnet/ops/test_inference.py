@@ -1,4 +1,4 @@
-"""The operators of ``vovnet.fuse``: references, schemas and fake kernels, against PyTorch's own layers in float64."""
+"""The operators of ``vovnet.fuse``: references, schemas and fake kernels, compared with PyTorch's layers in float64."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def case(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor,
 
 
 def nothing(like: Tensor) -> Tensor:
-    """The references do not read what is packed."""
+    """Return a placeholder for packed weights, which the references do not read."""
     return like.new_empty(0)
 
 
@@ -67,7 +67,7 @@ def test_a_convolution(name: str, bias: bool, relu: bool) -> None:
 
 @pytest.mark.parametrize("name", CONVS)
 def test_a_convolution_of_bfloat16_numbers(name: str) -> None:
-    """Exact products of rounded numbers, one rounding of the sum; the map may come in float32."""
+    """Products of rounded numbers are exact, and the sum is rounded once; the map may be float32."""
     x, weight, shift, stride, padding = case(name, torch.float32)
     expected = F.conv2d(x.bfloat16().double(), weight.bfloat16().double(), shift.double(), stride, padding).relu()
     residual = draw(expected.shape, 3, torch.bfloat16)
@@ -96,7 +96,7 @@ def test_a_block(identity: bool) -> None:
 
 
 def test_a_chain() -> None:
-    """A convolution, a pool, a block and another convolution; what is kept comes back."""
+    """The maps of steps with ``is_output`` are returned: a convolution, a pool, a block and another convolution."""
     x, weights, biases = block_case(torch.float64, True)
     first, last = draw((16, 16, 3, 3), 20, torch.float64) / 12, draw((5, 16, 1, 1), 21, torch.float64) / 4
     shift = draw((16,), 22, torch.float64)
@@ -159,7 +159,7 @@ def test_pooling_of_boxes_as_a_detectors() -> None:
 
 
 def in_use(weight: Tensor, method: int) -> Tensor:
-    """What the operators of this process read: packed for the compiled kernels if these are loaded."""
+    """Return a weight for this process's operators: packed if the compiled kernels are loaded."""
     try:
         return torch.ops.vovnet.pack_conv(weight, method)  # type: ignore[no-any-return]
     except NotImplementedError:
@@ -168,7 +168,7 @@ def in_use(weight: Tensor, method: int) -> Tensor:
 
 @pytest.fixture(params=["reference", "kernels"])
 def loaded(request: pytest.FixtureRequest) -> None:
-    """References serve the operators until the compiled library is loaded; once it is, nothing unloads it."""
+    """The references are called until the compiled library is loaded; it is never unloaded."""
     if request.param == "kernels" and not loader.cpu_operators():
         pytest.skip("needs the compiled operators for the CPU")
 

@@ -1,4 +1,4 @@
-"""How the compiled convolutions can be called: from threads, processes and compilers, with maps of any size."""
+"""Calls of the compiled convolutions from threads, processes and compilers, with maps of any size."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    """Skips where nothing can be compiled."""
+    """Skip the tests if nothing can be compiled."""
     if not loader.cpu_operators():
         pytest.skip("needs the compiled operators for the CPU")
 
 
 @pytest.fixture
 def threads() -> Any:
-    """``torch.set_num_threads``, taken back at the end."""
+    """Provide ``torch.set_num_threads``, and restore the number at the end."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -51,7 +51,7 @@ WORK: dict[str, Any] = {
 
 
 def results(name: str) -> dict[int, Tensor]:
-    """By every method, in both precisions."""
+    """This holds for every method in both precisions."""
     shape, kernel = WORK[name]
     x, weight = some_map(*shape), some_weight(*kernel)
     padding = (0, 0) if name == "linear" else None
@@ -63,7 +63,7 @@ def results(name: str) -> dict[int, Tensor]:
 
 @pytest.mark.parametrize("name", WORK)
 def test_results_repeat_whatever_the_threads(name: str, threads: Any) -> None:
-    """To the last bit."""
+    """Results are equal to the last bit."""
     threads(1)
     alone = results(name)
     for count in (1, 2, 5):
@@ -87,7 +87,7 @@ def test_several_threads_at_once(threads: Any) -> None:
 
 
 def in_python(code: str, timeout: float = 120) -> str:
-    """What a new process prints; ``convolve``, ``x``, ``weight`` and ``expected`` are there."""
+    """Return the output of a new process in which ``convolve``, ``x``, ``weight`` and ``expected`` are defined."""
     prelude = """
         import os, resource, signal, sys, threading
         import torch
@@ -107,7 +107,7 @@ def in_python(code: str, timeout: float = 120) -> str:
 
 
 def test_as_many_threads_as_torch_is_told() -> None:
-    """Counted by the system, in a process that has not computed anything else."""
+    """The system counts the threads of a process that computes nothing else."""
     counts = in_python("""
         for threads in (1, 3, 1, 5):
             torch.set_num_threads(threads)
@@ -145,7 +145,7 @@ def test_a_child_of_fork_computes() -> None:
 
 
 def test_a_child_of_a_process_that_computed_otherwise() -> None:
-    """The parent used PyTorch's threads, but never the kernels."""
+    """The parent has used PyTorch's threads, but not the kernels."""
     in_python(f"""
         torch.set_num_threads(2)
         expected = F.conv2d(x, weight, padding=1)
@@ -173,7 +173,7 @@ def test_children_while_another_thread_computes() -> None:
 
 
 class Convolved(Dataset[Tensor]):
-    """Maps that workers compute."""
+    """A dataset whose maps the workers compute."""
 
     def __len__(self) -> int:
         return 4
@@ -209,7 +209,7 @@ def test_torch_compile_traces_it(bit: int) -> None:
 
 
 def test_results_outlive_what_made_them() -> None:
-    """Their memory is the pool's, and comes back when the last view ends."""
+    """The pool owns the results' memory, and gets it back when the last view ends."""
     weight = some_weight(64, 64, 3, 3)
     kept = [convolve(some_map(1, 64, 60, 70, seed=i), weight)[:, 1::2] for i in range(4)]
     again = [convolve(some_map(1, 64, 60, 70, seed=i), weight)[:, 1::2] for i in range(4)]
@@ -221,7 +221,7 @@ def test_results_outlive_what_made_them() -> None:
 
 
 def test_more_pixels_than_there_is_memory_for() -> None:
-    """An expanded image takes none itself."""
+    """The expanded image itself takes no memory."""
     for count in (2**34, 2**45, 2**55):
         with pytest.raises(
             RuntimeError, match=r"vovnet::packed_conv: expected \d+ MiB of memory, more than the system has left"
@@ -230,7 +230,7 @@ def test_more_pixels_than_there_is_memory_for() -> None:
 
 
 def test_memory_that_ends() -> None:
-    """The error says so, and what fits is computed afterwards."""
+    """The error says how much memory is missing, and a smaller call works afterwards."""
     in_python("""
         expected = convolve(x, weight)
         limit = resource.getrlimit(resource.RLIMIT_AS)
@@ -247,7 +247,7 @@ def test_memory_that_ends() -> None:
 
 
 def test_a_map_of_more_elements_than_32_bits_count(tmp_path: Path) -> None:
-    """In a file with holes: of each corner a pixel is touched."""
+    """The map is a sparse file; only the pixels at its corners are touched."""
     side, channels = 12_000, 16
     count = side * side * channels
     assert count > 2**31

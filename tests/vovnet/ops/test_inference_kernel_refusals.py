@@ -1,4 +1,4 @@
-"""What the compiled convolutions refuse: errors name the operator, the argument, what it expects and what came."""
+"""Wrong arguments of the compiled convolutions: errors name the operator, the argument, what was expected and given."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ METHOD = "method: expected 0 to 3, and 16 more for bfloat16 maps and products or
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    """Skips where nothing can be compiled."""
+    """Skip the tests if nothing can be compiled."""
     if not loader.cpu_operators():
         pytest.skip("needs the compiled operators for the CPU")
 
 
 def refused(method: int = DIRECT, **changes: Any) -> str:
-    """The text of the error of a call with some arguments changed."""
+    """Return the message of the error of a call with some arguments changed."""
     weight = some_weight(24, 32, 3, 3)
     known = method in {number + bit for number in METHODS.values() for bit in (0, BFLOAT16)}
     arguments = {

@@ -23,22 +23,22 @@ from vovnet.ops.build import loader
 from vovnet.ops.inference import block_step, conv_step, pool_step
 
 TOLERANCE = {"direct": 5e-6, "F(2x2)": 1e-5, "F(4x4)": 5e-5, "F(3x3) of stride 2": 1e-5}
-"""The largest error of results whose variance is 1, in float32."""
+"""The largest error in float32, for results with a variance of 1."""
 TILE = {"F(2x2)": 2, "F(4x4)": 4, "F(3x3) of stride 2": 3}
-"""Pixels of the result a side."""
+"""Side of a tile in pixels of the result."""
 WINOGRAD = [pytest.param(name, id=name) for name in TILE]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    """Skips where nothing can be compiled."""
+    """Skip the tests if nothing can be compiled."""
     if not loader.cpu_operators():
         pytest.skip("needs the compiled operators for the CPU")
 
 
 @pytest.mark.parametrize("name", ["plain", "avx2"])
 def test_all_of_this_with_a_lower_instruction_set(name: str) -> None:
-    """VOVNET_ISA is read once a process."""
+    """Each instruction set needs a process of its own, because VOVNET_ISA is read once."""
     used = torch.ops.vovnet._cpu_instruction_set()
     if loader.ISAS.index(name) >= loader.ISAS.index(used):
         pytest.skip(f"this process uses {used}")
@@ -121,7 +121,7 @@ def test_images_of_any_layout(channels: int) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_at_any_address(method: str) -> None:
-    """Beginning between two vectors, and between two lines of the caches."""
+    """Memory may begin between two vectors, and between two cache lines."""
     weight = some_weight(32, 32, 3, 3)
     x = some_map(1, 32, 8, 8)
     for dtype, bit in ((torch.float32, 0), (torch.bfloat16, BFLOAT16)):
@@ -159,7 +159,7 @@ LAYER_CALLS = [
 
 
 def layer_of(name: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """What comes out of a ReLU, save for the image."""
+    """Return a map like a ReLU's output, or an image."""
     shape, kernel, stride = LAYERS[name]
     x = some_map(*shape) if shape[1] == 3 else some_map(*shape).relu()
     padding = 1 if kernel[2] == 3 else 0
@@ -172,7 +172,7 @@ def error(got: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize(("layer", "method"), LAYER_CALLS)
 def test_errors_beside_onednns(layer: str, method: str) -> None:
-    """At most four times as large (root mean square) as those of its kernels for channels-last maps."""
+    """The rms error is at most four times that of oneDNN's kernels for channels-last maps."""
     x, weight, geometry = layer_of(layer)
     exact = F.conv2d(x.double(), weight.double(), **geometry)
     theirs = max(error(F.conv2d(layout, weight, **geometry), exact) for layout in (x, x.contiguous()))
@@ -186,7 +186,7 @@ BFLOAT16_BOUNDS = {"direct": 1.1, "F(2x2)": 1.5, "F(4x4)": 4, "F(3x3) of stride 
 
 @pytest.mark.parametrize(("layer", "method"), LAYER_CALLS)
 def test_errors_of_bfloat16_beside_onednns(layer: str, method: str) -> None:
-    """Both against the exact result of what has not been rounded to bfloat16, neither maps nor weights."""
+    """Both errors are against the exact result of maps and weights that are not rounded to bfloat16."""
     x, weight, geometry = layer_of(layer)
     exact = F.conv2d(x.double(), weight.double(), **geometry)
     half = x.bfloat16()
@@ -199,7 +199,7 @@ def test_errors_of_bfloat16_beside_onednns(layer: str, method: str) -> None:
 
 @pytest.mark.parametrize(("layer", "method"), LAYER_CALLS)
 def test_float_products_of_bfloat16_maps_are_rounded_once(layer: str, method: str) -> None:
-    """The result is that of the map in float32, to half a step of bfloat16; that of an image loses no more."""
+    """The result equals that of the float32 map, rounded once to bfloat16."""
     x, weight, geometry = layer_of(layer)
     half = x.bfloat16() if x.shape[1] > 3 else x
     expected = convolve(channels_last(half.float()), weight, **geometry, method=METHODS[method])
@@ -225,7 +225,7 @@ SPECIAL = [math.inf, -math.inf, math.nan]
 
 
 def kinds(x: Tensor) -> Tensor:
-    """0 for what is finite, else which of the three it is."""
+    """Return 0 for finite numbers, and a code for each of the three others."""
     return x.isnan() * 3 + (x == math.inf) * 1 + (x == -math.inf) * 2
 
 
@@ -233,7 +233,7 @@ def kinds(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_direct_propagates_what_is_not_finite(kernel: int, relu: bool, bit: int) -> None:
-    """As PyTorch's own convolution in float64, whose ReLU keeps NaN."""
+    """The result is that of PyTorch's convolution in float64, whose ReLU keeps NaN."""
     weight, x = some_weight(24, 20, kernel, kernel).bfloat16().float(), some_map(2, 20, 12, 13).bfloat16().float()
     for i, special in enumerate(SPECIAL):
         x[i % 2, 3 + i, 2 * i + 1, 4 * i] = special
@@ -257,7 +257,7 @@ def test_direct_of_an_image() -> None:
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("method", WINOGRAD)
 def test_winograd_spreads_what_is_not_finite_within_its_tiles(method: str, special: float) -> None:
-    """What is not finite in eager's result is not finite here; beyond a tile's distance no bit changes."""
+    """Whatever is not finite in eager's result is not finite here; beyond a tile's distance no bit changes."""
     weight, x = some_weight(24, 20, 3, 3), some_map(1, 20, 14, 17)
     for y, column in ((0, 0), (7, 8), (13, 16)):
         without = convolve(x, weight, method=METHODS[method])
@@ -287,7 +287,7 @@ def test_images_of_a_batch_do_not_mix(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_denormal_numbers(method: str) -> None:
-    """Eager's result or, where the processor's bfloat16 products take them for 0, less than the smallest normal."""
+    """Results equal eager's; bfloat16 products that treat denormals as 0 differ by less than the smallest normal."""
     weight = some_weight(16, 32, 3, 3)
     x = some_map(1, 32, 6, 6) * 1e-40
     assert 0 < x.abs().max() < torch.finfo(torch.float32).tiny
@@ -300,7 +300,7 @@ def test_denormal_numbers(method: str) -> None:
 
 
 def test_all_but_f4_of_whole_numbers_are_exact() -> None:
-    """No rounding, and so no difference, anywhere."""
+    """Nothing is rounded, so results are exactly equal."""
     generator = torch.Generator().manual_seed(0)
     x = channels_last(torch.randint(-3, 4, (2, 70, 11, 9), generator=generator).float())
     weight = 4.0 * torch.randint(-2, 3, (40, 70, 3, 3), generator=generator)
@@ -318,7 +318,7 @@ def test_all_but_f4_of_whole_numbers_are_exact() -> None:
 @pytest.mark.parametrize("identity", [False, True])
 @pytest.mark.parametrize("bit", [0, BFLOAT16])
 def test_a_block_is_its_convolutions_one_after_the_other(bit: int, identity: bool) -> None:
-    """To the last bit: the maps in between only lie elsewhere."""
+    """Results are equal to the last bit; only the maps in between lie elsewhere."""
     shapes = [(40, 48, 3, 3), (40, 40, 3, 3), (21, 40, 3, 3), (48, 48 + 40 + 40 + 21, 1, 1)]
     weights = [some_weight(*shape, seed=i) for i, shape in enumerate(shapes)]
     biases = [some_weight(shape[0], 1, seed=i).flatten() for i, shape in enumerate(shapes)]
@@ -340,7 +340,7 @@ def test_a_block_is_its_convolutions_one_after_the_other(bit: int, identity: boo
 @pytest.mark.parametrize("kept", [[True] * 6, [False] * 5 + [True], [False, True, False, False, True, False]])
 @pytest.mark.parametrize("bit", [0, BFLOAT16])
 def test_a_chain_is_its_layers_one_after_the_other(bit: int, kept: list[bool]) -> None:
-    """To the last bit, a network in small from an image on: whichever maps come back, and wherever the others lie."""
+    """Results are equal to the last bit for a small network, whichever maps are returned."""
     float_bit = bit | FLOAT_PRODUCTS if bit else 0
     convs = [(24, 3, 3, 3), (32, 24, 3, 3), (48, 32, 3, 3)]
     blocks = [[(16, 48, 3, 3), (16, 16, 3, 3), (40, 80, 1, 1)], [(16, 40, 3, 3), (16, 16, 3, 3), (40, 72, 1, 1)]]

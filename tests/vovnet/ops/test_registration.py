@@ -1,4 +1,4 @@
-"""The operators inside what PyTorch does with operators: compilation, export, distribution, checkpointing, vmap."""
+"""The operators under compilation, export, distribution, checkpointing and vmap."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class Plain(Block):
-    """The same, by PyTorch's own operators."""
+    """The same block with PyTorch's own operators."""
 
     def conv(self, x: Tensor, weight: Tensor) -> Tensor:
         return reference.convolution(x, weight, self.scale, self.shift, (1, 1, 1, 1), True)
@@ -57,7 +57,7 @@ class Plain(Block):
 
 
 def step(function, module: nn.Module, shape=(2, 6, 5, 4), layout="contiguous", dtype=torch.float64) -> list[Tensor]:
-    """The output, and the gradients of the input and of the parameters."""
+    """Return the output, and the gradients of the input and of the parameters."""
     module.zero_grad()
     x = draw(shape, 9, dtype).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     out = function(x)
@@ -72,7 +72,7 @@ def equal(got: list[Tensor], expected: list[Tensor], bound: float = 1e-12) -> No
 
 @pytest.fixture(autouse=True)
 def forget_graphs():
-    """Each test compiles anew."""
+    """Reset the compiler, so that each test compiles anew."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -88,7 +88,7 @@ def test_compiles_as_one_graph(layout, dynamic):
 
 
 def test_compiles_with_inductor():
-    """It calls our operators and relies on the strides that their fake kernels promise; it needs no C++ of its own."""
+    """The compiled code calls our operators, relies on the strides of their fake kernels, and needs no C++ compiler."""
     block = Block(torch.float32).to(memory_format=torch.channels_last)
     compiled = torch.compile(block, fullgraph=True)
     got = step(compiled, block, layout="channels-last", dtype=torch.float32)
@@ -120,7 +120,7 @@ def test_checkpointing(reentrant, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_distributed_data_parallel(layout, tmp_path):
-    """Gradients arrive, in the strides that DDP's buckets expect: it would warn of others."""
+    """Gradients have the strides that DDP's buckets expect; DDP would warn of others."""
     store = FileStore(str(tmp_path / "store"), 1)
     init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -159,7 +159,7 @@ def test_vmap_is_refused_in_words(name):
 
 @pytest.mark.parametrize("name", ["osa_aggregate", "conv_affine_relu"])
 def test_a_second_derivative_is_an_error(name):
-    """Not a silent zero."""
+    """The result is an error, not a silent zero."""
     x, weight = draw((1, 3, 4, 5), 0).requires_grad_(), draw((2, 3, 1, 1), 1).requires_grad_()
     out = osa_aggregate([x], weight) if name == "osa_aggregate" else conv_affine_relu(x, weight)
     (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
@@ -168,7 +168,7 @@ def test_a_second_derivative_is_an_error(name):
 
 
 def test_a_gradient_without_the_bits_is_an_error():
-    """Of the operator itself: ``osa_aggregate`` asks for them wherever they may be needed."""
+    """This is about the operator itself; ``osa_aggregate`` always asks for the mask if it may be needed."""
     x, weight = draw((1, 3, 4, 5), 0), draw((2, 3, 1, 1), 1).requires_grad_()
     with pytest.raises(RuntimeError, match="keep_mask must be true"):
         torch.ops.vovnet.osa_aggregate([x], weight, None, None, True, False)
@@ -209,7 +209,7 @@ print(json.dumps({"early": early, "started": started, "loaded": loaded}))
 
 
 def test_cpu_tensors_start_no_compiler(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor any process, whatever VOVNET_OPS says; and ``import vovnet`` alone does not import the operators."""
+    """No process is started either, whatever VOVNET_OPS is; and ``import vovnet`` does not import the operators."""
     monkeypatch.setenv("VOVNET_OPS", "require")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     done = subprocess.run([sys.executable, "-c", CODE], cwd=repository, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A bit an element of what a ReLU let through."""
+"""The packed mask of what a ReLU let through, and gradients through a ReLU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_bits_are_as_documented_and_come_back(shape, layout):
 
 
 def test_every_byte():
-    """Each of the 256 patterns."""
+    """All 256 patterns of a byte are packed and unpacked."""
     patterns = (torch.arange(256)[:, None] >> torch.arange(8)) % 2
     values = patterns.double().view(1, 256, 8, 1)
     bits = pack_positive(values)
@@ -59,7 +59,7 @@ def test_every_byte():
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_gradient_is_pytorchs_own(dtype, layout):
-    """Also where the input is NaN, infinite, a zero of either sign or as small as the type has."""
+    """This includes NaN, infinities, zeros of both signs and the smallest numbers of the dtype."""
     info = torch.finfo(dtype)
     special = [
         math.nan,
@@ -107,7 +107,7 @@ def test_the_layout(shape, given, found):
 @pytest.mark.parametrize("given", FORMATS)
 @pytest.mark.parametrize("wanted", FORMATS)
 def test_a_gradient_lies_as_its_parameter(shape, given, wanted):
-    """To the last stride, also where a size of 1 makes it meaningless; a 1×1 kernel's is not copied."""
+    """All strides match, also those of dimensions of size 1; the gradient of a 1×1 kernel is not copied."""
     parameter = draw(shape, 0).to(memory_format=wanted)
     gradient = draw(shape, 1).to(memory_format=given)
     got = match_strides(parameter, gradient)

@@ -1,4 +1,4 @@
-"""RoIAlign of several maps and the max-pool, compiled for the CPU: torchvision's and PyTorch's in double judge them."""
+"""RoIAlign of several maps and the max-pool, compiled for the CPU, compared with torchvision and PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANNELS = [1, 3, 15, 16, 17, 64, 100, 256, 300]
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    """Skips where nothing can be compiled."""
+    """Skip the tests if nothing can be compiled."""
     if not loader.cpu_operators():
         pytest.skip("needs the compiled operators for the CPU")
 
@@ -32,13 +32,13 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def pyramid(channels: int, dtype: torch.dtype = torch.float32, batch: int = 2) -> list[Tensor]:
-    """Of images of 160x224 pixels."""
+    """Return the maps of images of 160x224 pixels."""
     sizes = [(round(160 * scale), round(224 * scale)) for scale in SCALES]
     return [channels_last(draw((batch, channels, *size), i).to(dtype)) for i, size in enumerate(sizes)]
 
 
 def boxes(count: int, batch: int = 2) -> tuple[Tensor, Tensor]:
-    """RoIs of all sizes, some of them outside in part; and levels."""
+    """Return RoIs of all sizes, some of them partly outside, and their levels."""
     generator = torch.Generator().manual_seed(count)
     corner = torch.rand(count, 2, generator=generator) * torch.tensor([264.0, 200.0]) - 20
     size = torch.exp(torch.rand(count, 2, generator=generator) * 5)
@@ -55,7 +55,7 @@ def expected_rois(
     aligned: bool,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """torchvision's, one RoI after the other."""
+    """Compute torchvision's RoIAlign, one RoI after the other."""
     out = [torch.zeros(0, maps[0].shape[1], *size, dtype=dtype)]
     for roi, level in zip(rois.to(dtype), levels.tolist(), strict=True):
         out.append(roi_align(maps[level].to(dtype), roi[None], list(size), SCALES[level], sampling_ratio, aligned))
@@ -81,7 +81,7 @@ def pooled(
 @pytest.mark.parametrize("sampling_ratio", [2, 0, -1, 1, 3])
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_roi_align(channels: int, sampling_ratio: int, aligned: bool) -> None:
-    """As exact as torchvision's own float32: where samples lie is rounded, in both alike."""
+    """The error is at most that of torchvision's own float32, whose sample positions are rounded in the same way."""
     maps, (rois, levels) = pyramid(channels), boxes(30)
     for size in ((7, 7), (1, 4)):
         arguments = (maps, rois, levels, size, sampling_ratio, aligned)
@@ -102,7 +102,7 @@ def test_roi_align_of_samples_at_exact_places(channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [3, 16, 36, 256])
 def test_roi_align_in_bfloat16(channels: int) -> None:
-    """One rounding at the end, to the nearest."""
+    """The result is rounded once, at the end."""
     maps, (rois, levels) = pyramid(channels, torch.bfloat16), boxes(30)
     expected = expected_rois(maps, rois, levels, (7, 7), 2, False)
     torch.testing.assert_close(pooled(maps, rois, levels).double(), expected, rtol=2**-8, atol=2e-5)
@@ -133,7 +133,7 @@ def test_roi_align_of_odd_boxes(box: str, sampling_ratio: int, aligned: bool) ->
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 3e38])
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
 def test_roi_align_of_boxes_that_are_none(place: int, number: float) -> None:
-    """They harm nobody: no crash, no endless loop, and the others are right."""
+    """Strange RoIs cause no crash and no endless loop, and the other RoIs are right."""
     rois, levels = boxes(3)
     rois[1, place] = number
     maps = pyramid(16)
@@ -198,7 +198,7 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
 
 
 def swap(position: int, value: Any) -> tuple[Any, ...]:
-    """Good arguments but for one."""
+    """Return valid arguments with some changed."""
     rois, levels = boxes(4)
     arguments: list[Any] = [pyramid(16), rois, levels, SCALES, [7, 7], 2, False]
     arguments[position] = value(arguments[position])
@@ -259,7 +259,7 @@ def largest(x: Tensor, window: tuple[list[int], list[int], list[int], bool]) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_max_pool(window: str, dtype: torch.dtype, special: float | None) -> None:
-    """Exactly PyTorch's in double; both refuse the same."""
+    """Results equal PyTorch's in float64 exactly; both refuse the same arguments."""
     kernel, stride, padding, ceil_mode = WINDOWS[window]
     for channels in CHANNELS:
         for size in ((17, 20), (16, 15), (3, 3), (9, 2), (1, 9), (1, 1)):

@@ -1,4 +1,4 @@
-"""The CPU kernels in stand-alone programs (``cpu/*_test.cpp``): as they are shipped, and under gcc's sanitizers."""
+"""The CPU kernels in stand-alone programs (``cpu/*_test.cpp``), with the library's flags and under gcc's sanitizers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KERNEL_TESTS = ("conv_test", "pool_test", "roi_test")
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled with the library's own flags."""
+    """Return the programs, compiled with the library's own flags."""
     return cpu_programs.build(tmp_path_factory, "shipped")
 
 
@@ -38,7 +38,7 @@ def test_kernels_as_they_are_shipped(programs: Path, program: str, instruction_s
 
 @pytest.fixture(scope="module", params=SANITIZERS)
 def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled with a sanitizer; skips where the compiler has none."""
+    """Return the programs, compiled with a sanitizer; skip the test if the compiler has none."""
     flags = SANITIZERS[request.param]
     source = tmp_path_factory.mktemp("probe") / "probe.cpp"
     source.write_text("int main() {}\n")
@@ -56,7 +56,7 @@ def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("instruction_set", SETS)
 @pytest.mark.parametrize("program", KERNEL_TESTS)
 def test_kernels_under_sanitizers(sanitized: Path, program: str, instruction_set: str) -> None:
-    """Threads meet in few places, which the quick cases reach."""
+    """Threads interact in few places, which the quick cases reach."""
     arguments = [instruction_set, *(["quick"] if "threads" in sanitized.name else [])]
     cpu_programs.check(sanitized / program, *arguments, **OPTIONS)
 
@@ -68,7 +68,7 @@ def test_memory_under_sanitizers(sanitized: Path) -> None:
 
 @pytest.mark.parametrize("instruction_set", SETS)
 def test_instruction_sets_share_no_function(programs: Path, instruction_set: str) -> None:
-    """Of functions that several objects define, a linker takes one for all: AVX-512's would end older processors."""
+    """A function in several objects is linked once for all of them; AVX-512's would crash older processors."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm")
     path = programs / f"isa_{instruction_set}.o"

@@ -1,4 +1,4 @@
-"""Whether compiled operators serve a GPU, and what happens where they cannot be had: one warning, or one error."""
+"""Loading the operators for a GPU; if they cannot be built or loaded, there is one warning or one error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m vovnet.ops.build``, and what it makes of the real sources: a clean report, a library that loads."""
+"""``python -m vovnet.ops.build``: its arguments, and the report and library of the real sources."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOME = ("7.5", "8.0", "12.0")
 
 
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command, in this process."""
+    """Run the command in this process; return its exit code, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["build", *map(str, arguments)])
     code = 0
     try:
@@ -37,7 +37,7 @@ def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
 
 
 def refused(monkeypatch, capsys, *arguments: object) -> str:
-    """The one line of error with which the command ends."""
+    """Run the command, which must fail; return its one line of error."""
     code, _, err = run(monkeypatch, capsys, *arguments)
     assert code != 0
     assert "Traceback" not in err
@@ -46,7 +46,7 @@ def refused(monkeypatch, capsys, *arguments: object) -> str:
 
 
 def build_real(folder: Path, arch: str) -> dict:
-    """Compile the real sources as a user would; the report, with the library's path as ``library``."""
+    """Compile the real sources; return the report, with the library's path as ``library``."""
     if not (shutil.which("nvcc") and shutil.which("g++") and torch.version.cuda):
         pytest.skip("needs nvcc and g++ on PATH and a PyTorch with CUDA")
     folder.mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ def build_real(folder: Path, arch: str) -> dict:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The real sources for three GPUs, compiled once, by whichever of the test processes comes first."""
+    """The real sources for three GPUs, compiled once by the first of the test processes."""
     base = tmp_path_factory.getbasetemp()
     return build_real((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "extensions", ",".join(SOME))
 
@@ -104,7 +104,7 @@ def test_every_architecture(tmp_path, capsys):
 
 
 def disassemble(library: str) -> dict[tuple[str, str], set[str]]:
-    """(architecture, mangled kernel) → the instructions that matter, by cuobjdump, which comes with Triton."""
+    """Return (architecture, mangled kernel) → the instructions that matter, by Triton's cuobjdump."""
     beside_triton = Path(torch.__file__).parent.parent / "triton" / "backends" / "nvidia" / "bin"
     path = f"{beside_triton}{os.pathsep}{os.environ['PATH']}"
     if not shutil.which("cuobjdump", path=path):
@@ -125,7 +125,7 @@ def disassemble(library: str) -> dict[tuple[str, str], set[str]]:
 
 
 def check_instructions(library: str, archs: tuple[str, ...]) -> None:
-    """Tensor cores for 16-bit types and TF32, asynchronous copies from 8.0 on; neither of them elsewhere."""
+    """16-bit types and TF32 use tensor cores, and kernels from 8.0 on use asynchronous copies; others use neither."""
     found = disassemble(library)
     for arch in archs:
         recent = arch != "7.5"
@@ -202,7 +202,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def answers(real: dict) -> dict[str, str]:
-    """What the loaded operators say on this machine, whatever GPU it has, to tensors on the CPU."""
+    """The errors of the loaded operators for tensors on the CPU."""
     # In a process of its own: a library cannot be taken out again.
     done = subprocess.run([sys.executable, "-c", PROBE, real["library"]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

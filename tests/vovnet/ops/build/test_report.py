@@ -1,4 +1,4 @@
-"""The report's arithmetic and reading: occupancy against CUDA's own calculator, names, spills, warnings."""
+"""The report: occupancy compared with CUDA's own calculator, names, spills, warnings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ int main() {
 
 
 def calculator_folder() -> Path | None:
-    """The headers that hold NVIDIA's calculator; nobody compiles for a GPU here."""
+    """Return the folder of the headers with NVIDIA's calculator; nothing is compiled for a GPU."""
     folders = [*(Path(torch.__file__).parent.parent / "nvidia").glob("*/include"), Path("/usr/local/cuda/include")]
     return next((folder for folder in folders if (folder / "cuda_occupancy.h").is_file()), None)
 

@@ -1,4 +1,4 @@
-"""The library for the CPU: built once by who asks for it, with each source's own flags, and never by anybody else."""
+"""The library for the CPU: it is built once, with each source's own flags, and only by calls that ask for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REAL = 'exec $real "$@"'
 
 
 def compiled_in(path: Path) -> list[str]:
-    """The instruction sets of a stand-in library."""
+    """Return the instruction sets of a stand-in library."""
     function = ctypes.CDLL(str(path)).compiled_in
     function.restype = ctypes.POINTER(ctypes.c_char_p)
     names = []
@@ -47,7 +47,7 @@ def compiled_in(path: Path) -> list[str]:
 
 
 def sources_of(runs: list[str]) -> list[str]:
-    """The sources that these runs of a compiler were about, in their order."""
+    """Return the sources of these runs of a compiler, in order."""
     return sorted(match[1] for run in runs if (match := re.search(r"-c \S*?([^/ ]+\.cpp) ", run)))
 
 
@@ -365,7 +365,7 @@ print(torch.ops.vovnet._cpu_instruction_set())
 
 @pytest.fixture(scope="module")
 def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the real library, compiled once, by whichever of the test processes comes first."""
+    """A cache with the real library, compiled once by the first of the test processes."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "extensions"
     done = subprocess.run(
@@ -396,7 +396,7 @@ def _asks(queue: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_does_not_wait_for_a_build_in_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that builds holds the lock, and is not there in the child."""
+    """The thread that builds holds the lock, but does not exist in the child."""
     assert cpu_operators()
     monkeypatch.setattr(loader, "_loaded_cpu", None)
     context = multiprocessing.get_context("fork")
