@@ -55,13 +55,16 @@ VOVNET_INLINE void stream(uint16_t* p, Vec left, Vec right) {
 #endif
 }
 
-VOVNET_INLINE Vec load_some(const uint16_t* p, int n) {
-  uint16_t buffer[kLanes] = {};
+// Loads n numbers; the vector's others are 0.
+template <typename T>
+VOVNET_INLINE Vec load_some(const T* p, int n) {
+  T buffer[kLanes] = {};
   for (int i = 0; i < n; ++i) buffer[i] = p[i];
   return load(buffer);
 }
-VOVNET_INLINE void store_some(uint16_t* p, Vec v, int n) {
-  uint16_t buffer[kLanes];
+template <typename T>
+VOVNET_INLINE void store_some(T* p, Vec v, int n) {
+  T buffer[kLanes];
   store(buffer, v);
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }

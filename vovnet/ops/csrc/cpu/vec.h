@@ -52,16 +52,4 @@ VOVNET_INLINE Vec all(float x) { return x - Vec{}; }
 VOVNET_INLINE Vec relu(Vec v) { return v < Vec{} ? Vec{} : v; }
 VOVNET_INLINE Vec max_keeping_nan(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }
 
-// Loads n floats; the vector's others are 0.
-VOVNET_INLINE Vec load_some(const float* p, int n) {
-  float buffer[kLanes] = {};
-  for (int i = 0; i < n; ++i) buffer[i] = p[i];
-  return load(buffer);
-}
-VOVNET_INLINE void store_some(float* p, Vec v, int n) {
-  float buffer[kLanes];
-  store(buffer, v);
-  for (int i = 0; i < n; ++i) p[i] = buffer[i];
-}
-
 }  // namespace VOVNET_ISA
