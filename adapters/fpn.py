@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from vovnet.adapters.features import Features, features_by_name, features_of_instance
+from vovnet.adapters.features import Features, features_by_name, features_of_instance, verify_features
 from vovnet.adapters.freezing import freeze_stages
 from vovnet.adapters.norms import FpnNorm, Norm, convert_norms, norm_layer
-from vovnet.adapters.verification import verify_features
 from vovnet.errors import InputError
 
 _log = logging.getLogger("vovnet")

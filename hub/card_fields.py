@@ -13,7 +13,7 @@ from torch import nn
 from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
-from vovnet.detection.models.assembly import DETECTORS
+from vovnet.detection.models.build import DETECTORS
 from vovnet.detection.models.flops import classifier_gmacs, detector_gmacs
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.detection.zoo.published import PublishedRow, published_row

@@ -7,7 +7,7 @@ the JSON Schema for editors are generated from them (tests/helpers/recipe_refere
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
@@ -16,6 +16,13 @@ from vovnet.adapters.norms import FpnNorm, Norm
 from vovnet.detection.config.fields import Arguments, Flag, Integer, Number, Text, recipe_part
 
 ConventionName = Literal["torchvision", "legacy"]
+
+
+class Category(TypedDict):
+    """A category of a detector or of a dataset, as in COCO JSON."""
+
+    id: int
+    name: str
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from vovnet.detection.config.schema import Category
 from vovnet.detection.data.images import (
     ImageFolder,
     ImageSizeError,
@@ -23,7 +24,7 @@ from vovnet.detection.data.images import (
     to_tensor,
 )
 from vovnet.detection.data.masks import Segmentation, decode_masks
-from vovnet.detection.data.protocol import Category, Target
+from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
 from vovnet.detection.data.validation import (
     AnnotationFile,

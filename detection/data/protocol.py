@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
+
+from vovnet.detection.config.schema import Category
 
 Target = dict[str, Any]
 """The objects of an image; :class:`DetectionDataset` lists the keys."""
-
-
-class Category(TypedDict):
-    """A category of a dataset, as in COCO JSON."""
-
-    id: int
-    name: str
 
 
 class DetectionDataset(Protocol):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from vovnet.detection.config.schema import Category
 from vovnet.detection.data.images import (
     ImageFolder,
     ImageSizeError,
@@ -17,7 +18,6 @@ from vovnet.detection.data.images import (
     upright_size,
 )
 from vovnet.detection.data.masks import Segmentation, mask_area, sound_segmentation
-from vovnet.detection.data.protocol import Category
 from vovnet.detection.data.report import DataReport
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError, is_text, reason, shown

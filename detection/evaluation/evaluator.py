@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
-from vovnet.detection.config.schema import CONVENTIONS, DataSource
+from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import evaluation_loader
-from vovnet.detection.data.protocol import Category, DetectionDataset, Target
+from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType
 from vovnet.detection.evaluation.plots import plot_precision_recall
 from vovnet.detection.inference_mode import (

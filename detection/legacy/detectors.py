@@ -17,7 +17,7 @@ from vovnet.detection.legacy.boxes import boxes_to_xywh
 from vovnet.detection.legacy.roi_heads import LegacyRoIHeads, legacy_roi_pool
 from vovnet.detection.legacy.rpn import LegacyRegionProposalNetwork
 from vovnet.detection.legacy.transform import PIXEL_MEAN_BGR, LegacyTransform
-from vovnet.detection.models.assembly import BOX_POOL, MASK_POOL, SAMPLING_RATIO, assemble, recipe_backbone
+from vovnet.detection.models.build import BOX_POOL, MASK_POOL, SAMPLING_RATIO, assemble, recipe_backbone
 from vovnet.errors import InputError
 
 

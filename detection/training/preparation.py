@@ -19,8 +19,7 @@ from vovnet.detection import distributed
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.initialize import load_matching
 from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
-from vovnet.detection.config.schema import Recipe
-from vovnet.detection.data.protocol import Category
+from vovnet.detection.config.schema import Category, Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.rules import TrainingRules
 from vovnet.detection.training.run import Run

@@ -16,8 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import recipe_to_dict
-from vovnet.detection.config.schema import Recipe
-from vovnet.detection.data.protocol import Category
+from vovnet.detection.config.schema import Category, Recipe
 from vovnet.detection.training.state import random_state, save_state
 
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
