@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.errors import InputError, reason
-from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, check_symlink, read_json
+from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink, read_json
 from vovnet.hub.manifest import CARD_FILE, MANIFEST_FILE, PUBLISHED_FILES, PublishedFile, check_sums, read_manifest
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 
@@ -77,7 +77,7 @@ def publish(
     description = Description(repository, license, dataset, architecture)
     _check_name(repository)
     check_architecture(architecture)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    for name in MODEL_FILES:
         check_symlink(folder, name)
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}; expected a folder of `vovnet train`, `vovnet convert` or timm")

@@ -12,9 +12,9 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from torch import Tensor, nn
 
 from vovnet.checkpoints.hub import HUB_NAME, hub_files
-from vovnet.checkpoints.timm_folder import TIMM_FILES, load_timm_folder
+from vovnet.checkpoints.timm_folder import load_timm_folder
 from vovnet.errors import InputError, did_you_mean
-from vovnet.files import CONFIG_FILE, read_json
+from vovnet.files import CONFIG_FILE, MODEL_FILES, read_json
 
 _BATCH = 32  # images through the network at once: bounds the memory, whatever the number of images
 
@@ -160,13 +160,13 @@ def _resolve(given: str) -> tuple[str, Path | None]:
     """A timm model's name, or the folder that holds a model; after checks that end in a message which helps."""
     source, _, rest = given.partition(":")
     if source == "hf-hub":
-        return given, hub_files(rest, TIMM_FILES)
+        return given, hub_files(rest, MODEL_FILES)
     if source == "local-dir" or Path(given).is_dir():
         return given, Path(rest if source == "local-dir" else given)
     if "/" in given:
         # 'owner/name' is a repository of the Hub; anything else with a slash can only have meant a folder.
         if given.count("/") == 1 and not given.startswith((".", "/", "~")) and not given.endswith("/"):
-            return given, hub_files(given, TIMM_FILES)
+            return given, hub_files(given, MODEL_FILES)
         raise InputError(f"no folder {given!r}: expected timm's config.json and model.safetensors in it")
     architecture, _, tag = given.partition(".")
     if not timm.is_model(architecture):

@@ -16,7 +16,8 @@ from vovnet.errors import InputError, reason
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-"""The two files of a folder of weights, in timm's form and in a detector's."""
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+"""The files of a folder with a model, in timm's form or a detector's."""
 
 _MAX_BYTES = 16 * 2**20
 _MAX_DEPTH = 64

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vovnet.checkpoints.shapes import Shapes, shapes_of
+from vovnet.checkpoints.safetensors_file import open_safetensors
+from vovnet.checkpoints.shapes import Shapes, refuse_differences, shapes_of
 from vovnet.detection.checkpoints.config_json import read_config
-from vovnet.detection.checkpoints.folder import find_folder, open_weights, refuse_differences
+from vovnet.detection.checkpoints.folder import find_folder
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 
@@ -48,7 +49,7 @@ def load_matching(
             f"conventions: {conventions}; train with model.conventions={theirs}"
         )
     expected = shapes_of(detector.state_dict())
-    with open_weights(folder / WEIGHTS_FILE) as weights:
+    with open_safetensors(folder / WEIGHTS_FILE) as weights:
         found = weights.shapes()
         fresh = [
             key
@@ -72,7 +73,7 @@ def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
     expected = shapes_of(body.state_dict())
     parts = {key.partition(".")[0] for key in expected}
     tensors: dict[str, Tensor] = {}
-    with open_weights(weights) as file:
+    with open_safetensors(weights) as file:
         for key, tensor in file.tensors().items():
             joined = key.replace(".", "_", 1)
             tensors[joined if joined.partition(".")[0] in parts else key] = tensor

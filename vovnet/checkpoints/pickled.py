@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vovnet.checkpoints.safetensors_file import open_safetensors
 from vovnet.errors import InputError, reason
 
 WRAPPERS = ("model", "state_dict")
@@ -68,11 +68,8 @@ def refuse_unreadable(path: Path) -> None:
     if path.suffix != ".safetensors":
         read_checkpoint_file(path)
         return
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or damaged ({reason(error)}); fetch it again") from error
+    with open_safetensors(path):
+        pass
 
 
 def to_float32(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
+
+from vovnet.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -56,6 +59,18 @@ def compare_shapes(expected: Shapes, found: Shapes) -> Differences:
         tuple(key for key in found if key not in expected),
         tuple((key, found[key], shape) for key, shape in expected.items() if key in found and found[key] != shape),
     )
+
+
+def refuse_differences(path: Path, expected: Shapes, found: Shapes) -> None:
+    """Compare the shapes in a file with those of a network.
+
+    Raises:
+        InputError: They differ. The message counts missing, left-over and reshaped tensors and names some of each.
+    """
+    if differences := compare_shapes(expected, found):
+        raise InputError(
+            f"{path}: weights of another model: {differences.brief()}; of {len(expected)} expected tensors"
+        )
 
 
 def closest(candidates: Mapping[str, Shapes], found: Shapes) -> str:

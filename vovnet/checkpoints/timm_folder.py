@@ -11,14 +11,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from vovnet.errors import InputError, reason
+from vovnet.checkpoints.safetensors_file import open_safetensors
+from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, check_symlink, read_json
-
-TIMM_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 _MAX_LIST = 4096
 _MAX_NUMBER = 100_000
@@ -104,12 +102,9 @@ def load_timm_folder(folder: Path) -> nn.Module:
 
 def _refuse_other_weights(folder: Path, weights: Path) -> None:
     """Build the network without memory first, so that the real one is no larger than the weights beside it."""
-    try:
-        with safe_open(weights, framework="pt") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{weights}: truncated or damaged ({reason(error)}); fetch it again") from error
-    stored = sum(math.prod(shape) for shape in shapes)
+    with open_safetensors(weights) as file:
+        shapes = file.shapes()
+    stored = sum(math.prod(shape) for shape in shapes.values())
     with torch.device("meta"), limited_building(len(shapes), str(weights)):
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
     wanted = sum(value.numel() for value in model.state_dict().values())
