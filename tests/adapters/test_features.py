@@ -1,4 +1,4 @@
-"""timm models by name and by instance, their normalisation and their mistakes."""
+"""Backbones from timm models by name and by instance, their normalisation, and errors of the user."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_pretrained_weights_are_loaded(tmp_path: Path) -> None:
     assert "20 batch norms frozen" in backbone.norm_report
 
 
-def test_nothing_is_downloaded_when_told_so() -> None:
+def test_nothing_is_downloaded_with_download_false() -> None:
     backbone = fpn_backbone("resnet18", pretrained=True, download=False, out_channels=8)
     assert "frozen" in backbone.norm_report
 
@@ -137,7 +137,7 @@ def test_building_leaves_mode_and_statistics_as_they_are() -> None:
 
 @pytest.mark.parametrize("in_chans", [1, 3, 4, 6])
 def test_normalisation_follows_timms_first_convolution(in_chans: int) -> None:
-    # a kernel that measures one colour: where timm puts it, that colour's mean belongs
+    # The kernel reads one colour. Where timm puts it, the mean must be that colour's.
     mean = for_channels([0.1, 0.2, 0.6], in_chans)
     assert len(mean) == in_chans
     if in_chans == 1:

@@ -1,4 +1,4 @@
-"""The pyramid itself, on every model that the documentation names."""
+"""The feature pyramid on every model that the documentation names."""
 
 import copy
 
@@ -44,7 +44,7 @@ def test_levels_strides_and_normalisation_of_any_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_has_a_gradient(name: str) -> None:
-    backbone = build(name).train()  # DistributedDataParallel stumbles over parameters without one
+    backbone = build(name).train()  # DistributedDataParallel fails for parameters without a gradient
     sum(level.sum() for level in backbone(torch.rand(2, 3, 64, 64)).values()).backward()
     assert [k for k, p in backbone.named_parameters() if p.grad is None] == []
 

@@ -1,4 +1,4 @@
-"""How many stages train."""
+"""Freezing the first stages of a backbone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which feature maps a pyramid takes, and what the errors compute."""
+"""The choice of feature maps for a pyramid, and the indices that errors suggest."""
 
 import pytest
 

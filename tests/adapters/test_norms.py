@@ -1,4 +1,4 @@
-"""What becomes of a backbone's norms."""
+"""Conversion of a backbone's norms."""
 
 import copy
 import warnings
@@ -13,7 +13,7 @@ from vovnet.adapters import fpn_backbone
 from vovnet.adapters.norms import batch_norms, norm_layer
 from vovnet.errors import InputError
 
-MODELS = ["resnet18", "ese_vovnet19b_dw"]  # plain BatchNorm2d, and timm's norm with its activation inside
+MODELS = ["resnet18", "ese_vovnet19b_dw"]  # with BatchNorm2d, and with timm's BatchNormAct2d
 
 
 def trained(name: str, **kwargs: object) -> nn.Module:
@@ -99,12 +99,12 @@ def test_group_norms_take_the_place_of_batch_norms(name: str) -> None:
     assert not batch_norms(backbone.body)
     for norm in replaced:
         assert isinstance(backbone.body.get_submodule(norm), nn.GroupNorm)
-    # the activation inside a timm norm survives: feature maps are those of the same function with another norm
+    # The activation inside a timm norm must survive.
     acts = [type(m).__name__ for m in plain.body.modules()].count("ReLU")
     assert [type(m).__name__ for m in backbone.body.modules()].count("ReLU") == acts
     single, pair = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
     backbone.train()
-    if name != "mobilenetv3_large_100":  # (its blocks drop nothing either, but this is about batch independence)
+    if name != "mobilenetv3_large_100":
         together = backbone(torch.cat([single, pair]))["2"][:1]
         torch.testing.assert_close(backbone(single)["2"], together, rtol=1e-4, atol=1e-5)
 
@@ -125,7 +125,7 @@ def test_group_norm_where_there_is_no_batch_norm_changes_nothing() -> None:
 
 
 def test_hooks_of_timms_extractors_survive() -> None:
-    # xception41 takes its maps with hooks; a lost hook would be a lost map, which building checks
+    # xception41 takes its maps with hooks, so a lost hook would be a lost map.
     backbone = fpn_backbone("xception41", pretrained=True, download=False, norm="frozen_bn", out_channels=8)
     assert len(backbone.eval()(torch.rand(1, 3, 64, 64))) == 5
 

@@ -1,4 +1,4 @@
-"""Small VoVNets and detectors whose norms and heads have values as after a training, for tests of whole models."""
+"""Small VoVNets and detectors for tests of whole models, with norms and heads as after a training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "ese_vovnet19b_dw": ("ese_vovnet19b_dw", {"block_per_stage": [1, 1, 1, 1]}),
     "eca_vovnet39b": ("eca_vovnet39b", {}),
 }
-"""timm's name and arguments."""
+"""Name → timm's name and arguments."""
 MODEL = {
     "backbone": "vovnet27_slim",
     "backbone_args": "{" + ", ".join(f"{key}: {value}" for key, value in SIZES.items()) + "}",
@@ -48,11 +48,11 @@ MODEL = {
     "rpn_post_nms_top_n_test": "100",
     "box_detections_per_img": "30",
 }
-"""Of a recipe."""
+"""The ``model`` part of a recipe."""
 
 
 def network(name: str = "ours", **arguments: Any) -> Any:
-    """A classifier of five classes, or with ``features_only=True`` an extractor, in evaluation mode."""
+    """Return a classifier of five classes, or with ``features_only=True`` an extractor, in evaluation mode."""
     known, own = NETWORKS[name]
     torch.manual_seed(0)
     what = {} if arguments.get("features_only") else {"num_classes": 5}
@@ -60,7 +60,7 @@ def network(name: str = "ours", **arguments: Any) -> Any:
 
 
 def detector(recipe: str = "mask_rcnn_vovnet39_fpn", **model: str) -> FasterRCNN:
-    """A small detector by a recipe, in evaluation mode, which finds much and is sure of it."""
+    """Return a small detector in evaluation mode that finds many objects with high scores."""
     torch.manual_seed(0)
     overrides = [f"model.{key}={value}" for key, value in (MODEL | model).items()]
     made: Any = trained(build_detector(load_recipe(recipe, overrides), download=False))
@@ -75,7 +75,7 @@ def detector(recipe: str = "mask_rcnn_vovnet39_fpn", **model: str) -> FasterRCNN
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """Give norms values as after a training, and both signs; evaluation mode."""
+    """Give norms values as after a training, of both signs; return the model in evaluation mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNormAct2d | FrozenBatchNorm2d | nn.GroupNorm):
             for key, value in module.state_dict().items():

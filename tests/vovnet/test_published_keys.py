@@ -1,4 +1,4 @@
-"""The published ImageNet files: their keys onto ours, strictly, and the numbers that come out."""
+"""Load the published ImageNet files: every key is mapped, and the network computes the authors' numbers."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ SLIM = "vovnet27_slim"
 
 @pytest.fixture(scope="module")
 def make(shared: Path) -> Callable[[str, tuple[int, ...]], np.ndarray]:
-    """The rule that turns a published key and a shape into an array."""
+    """Return the array for a published key and a shape; the reference data were made by the same rule."""
     rule = runpy.run_path(str(shared / "reference" / "rule.py"))["make"]
     return functools.lru_cache(maxsize=None)(rule)
 
@@ -38,7 +38,7 @@ def published(shared: Path, make: Callable[..., np.ndarray], name: str) -> dict[
 
 
 def random_published(**kwargs: Any) -> dict[str, Tensor]:
-    """A file of the published form, from a network of our own: needs no reference data."""
+    """Return a state dict with published keys, made from one of our networks; it needs no reference data."""
     torch.manual_seed(3)
     model = timm.create_model(SLIM, **kwargs)
     state = model.state_dict()
@@ -67,7 +67,7 @@ def test_a_rule_made_file_lands_where_it_should(shared: Path, make: Callable[...
 
 
 def test_activations_equal_the_references(shared: Path, make: Callable[..., np.ndarray], tmp_path: Path) -> None:
-    """Stages and logits of VoVNet.pytorch on one batch (shared/reference/README.md)."""
+    """Compare stages and logits with those of VoVNet.pytorch on one batch (shared/reference/README.md)."""
     file = tmp_path / "vovnet39_torchvision.pth"
     torch.save(published(shared, make, "vovnet39"), file)
     model = timm.create_model("vovnet39", pretrained=True, pretrained_cfg_overlay={"file": str(file)}).eval()

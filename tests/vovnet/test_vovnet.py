@@ -1,4 +1,4 @@
-"""The networks against timm's own ``VovNet`` (an independent writing of the same blocks) and the paper's table."""
+"""Compare the networks with timm's ``VovNet``, an independent implementation of the same blocks, and with the paper."""
 
 import pytest
 import timm
@@ -24,7 +24,7 @@ def slim(**kwargs: object) -> nn.Module:
 
 
 def deep(**kwargs: object) -> nn.Module:
-    """A narrow network with an identity in every stage: cheap, and nothing is left out."""
+    """Return a narrow, cheap network with an identity in every stage."""
     torch.manual_seed(0)
     sizes = {
         "layer_per_block": 2,
@@ -84,7 +84,7 @@ def test_without_the_identity_the_same_weights_compute_something_else() -> None:
 
 def test_a_block_adds_its_input_after_the_last_relu() -> None:
     block = deep().stages[2].blocks[1]
-    x = -torch.rand(1, 24, 6, 6)  # negative: a ReLU after the sum would show
+    x = -torch.rand(1, 24, 6, 6)  # negative, so that a ReLU after the sum would change the result
     with torch.inference_mode():
         features = [x]
         for conv in block.conv_mid:
@@ -345,7 +345,7 @@ def test_drop_path_drops_whole_branches_and_never_the_signal() -> None:
     block = model.stages[3].blocks[1]
     assert block.drop_path.drop_prob == pytest.approx(0.99)
     x = torch.rand(4, 32, 4, 4)
-    torch.testing.assert_close(block(x)[0], x[0])  # dropped: what is left is the identity
+    torch.testing.assert_close(block(x)[0], x[0])  # the branch is dropped, only the identity is left
     first = model.stages[3].blocks[0]
     assert isinstance(first.drop_path, nn.Identity)
 
@@ -397,7 +397,7 @@ def test_dilated_stage_computes_the_dilated_convolution() -> None:
 
 @pytest.mark.parametrize("size", [33, 47, 50, 63])
 def test_odd_sizes(size: int) -> None:
-    """The ceil-mode pool rounds up, so that a feature map is never smaller than its stride says."""
+    """The ceil-mode pool rounds up, so a feature map is never smaller than size / stride."""
     with torch.inference_mode():
         for stride, feature in zip(STRIDES, deep().forward_intermediates(image(size=size))[1], strict=True):
             assert feature.shape[-1] in (-(-size // stride), size // stride)

@@ -1,4 +1,4 @@
-"""VoVNetV2 against a restatement in plain torch, in vovnet-detectron2's names."""
+"""Compare VoVNetV2 with a second implementation in plain torch that uses vovnet-detectron2's names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vovnet.vovnet_v2 import EseVovNet, published_v2_keys
 
 WIDE = ((128, 160, 192, 224), (256, 512, 768, 1024))
 SLIM = ((64, 80, 96, 112), (112, 256, 384, 512))
-# stem, widths, layers of a block, blocks of a stage, depthwise (arXiv:1911.06667 and the lightweight kin)
+# stem, widths, layers of a block, blocks of a stage, depthwise (arXiv:1911.06667 and the lightweight networks)
 NETWORKS: dict[str, tuple[Any, ...]] = {
     "ese_vovnet19b_slim_dw": ((64, 64, 64), SLIM, 3, (1, 1, 1, 1), True),
     "ese_vovnet19b_dw": ((64, 64, 64), WIDE, 3, (1, 1, 1, 1), True),
@@ -30,14 +30,14 @@ ALL_BLOCKS = ("ese_vovnet39b_all", "ese_vovnet57b_all", "ese_vovnet99b_all")
 
 
 class Restated:
-    """The published network as a function of its state dict: shapes first, features second."""
+    """Compute the published network from its state dict."""
 
     def __init__(self, stem: Any, widths: Any, layers: int, blocks: Any, depthwise: bool) -> None:
         self.stem, (self.mids, self.outs), self.layers, self.blocks = stem, widths, layers, blocks
         self.depthwise = depthwise
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Published key → shape, without counters and classifier."""
+        """Return published key → shape, without counters and classifier."""
         found = self._unit("stem.stem_1", 3, self.stem[0], 3, False)
         for i in (1, 2):
             found |= self._unit(f"stem.stem_{i + 1}", self.stem[i - 1], self.stem[i], 3, self.depthwise)
@@ -70,7 +70,7 @@ class Restated:
         return convs | {f"{norm}.{leaf}": (out,) for leaf in ("weight", "bias", "running_mean", "running_var")}
 
     def features(self, state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
-        """Stages 2 to 5."""
+        """Return the feature maps of stages 2 to 5."""
 
         def unit(path: str, x: Tensor, stride: int = 1) -> Tensor:
             if f"{path}/conv.weight" in state:
@@ -107,7 +107,7 @@ class Restated:
 
 
 def published_state(name: str, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights that keep activations in range, in float32."""
+    """Return random float32 weights that keep activations in range."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for key, shape in Restated(*NETWORKS[name]).shapes().items():

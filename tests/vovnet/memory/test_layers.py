@@ -1,4 +1,4 @@
-"""Networks converted by memory_efficient against plain ones: the same outputs and gradients from fewer kept bytes."""
+"""Compare networks converted by memory_efficient with plain ones: equal outputs and gradients, fewer kept bytes."""
 
 import copy
 import io
@@ -54,7 +54,7 @@ BOUND = 1e-10
 
 
 def build(network: str = "ours", norm: str = "training", features: bool = False, **arguments: Any) -> nn.Module:
-    """A small network in float64, in training mode; norms have values as after a training."""
+    """Return a small float64 network in training mode, with norms as after a training."""
     name, own = NETWORKS[network]
     torch.manual_seed(0)
     what = {"features_only": True} if features else {"num_classes": 5}
@@ -83,7 +83,7 @@ def torchvisions(norm: Any) -> nn.Module:
 
 
 def setting(**values: Any) -> Callable[[nn.Module], nn.Module]:
-    """Of every norm."""
+    """Return a function that sets attributes of every norm of a model."""
 
     def change(norm: nn.Module) -> None:
         for name, value in values.items():
@@ -111,9 +111,9 @@ def image(shape: Sequence[int] = (2, 3, 69, 58), layout: torch.memory_format = t
 
 
 def step(model: Any, x: Tensor | None = None, parameters: nn.Module | None = None) -> dict[str, Tensor]:
-    """The outputs and all gradients of one pass."""
+    """Return the outputs and all gradients of one pass."""
     x = image() if x is None else x.detach().clone().requires_grad_()
-    torch.manual_seed(3)  # drop path's
+    torch.manual_seed(3)  # for drop path
     out = model(x)
     outs = out if isinstance(out, list) else [out]
     named = {"input": x, **{k: p for k, p in (parameters or model).named_parameters() if p.requires_grad}}
@@ -132,7 +132,7 @@ def equal(got: dict[str, Tensor], expected: dict[str, Tensor], bound: float = BO
 
 
 def check(plain: nn.Module, memory: str, x: Tensor | None = None) -> nn.Module:
-    """Values, gradients and buffers are the plain network's; returns the converted one."""
+    """Check values, gradients and buffers against the plain network; return the converted one."""
     model = memory_efficient(copy.deepcopy(plain), memory)
     own, expected = step(model, x), step(plain, x)
     equal(own, expected)
@@ -141,7 +141,7 @@ def check(plain: nn.Module, memory: str, x: Tensor | None = None) -> nn.Module:
 
 
 def same_state(model: nn.Module, plain: nn.Module) -> None:
-    """Bit for bit but for running statistics, which follow activations that are equal to rounding."""
+    """Check that states are equal bit for bit. Running statistics may differ by rounding, as activations do."""
     ours, theirs = model.state_dict(), plain.state_dict()
     assert list(ours) == list(theirs)
     for name, value in ours.items():
@@ -152,7 +152,7 @@ def same_state(model: nn.Module, plain: nn.Module) -> None:
 
 
 def kept(model: nn.Module, x: Tensor, forward: Any = None) -> int:
-    """Bytes that autograd keeps; parameters, buffers and input are not counted."""
+    """Return the bytes that autograd keeps, without parameters, buffers and the input."""
     not_counted = {t.untyped_storage()._cdata for t in (x, *model.parameters(), *model.buffers())}
     found: dict[int, int] = {}
     alive = []
@@ -183,7 +183,7 @@ def forget_graphs() -> Iterator[None]:
     torch.compiler.reset()
 
 
-# The same numbers.
+# Outputs and gradients.
 
 
 @pytest.mark.parametrize("features", [False, True], ids=["classifier", "features"])
@@ -250,7 +250,7 @@ def test_frozen_stages(frozen: tuple[str, ...], norm: str, memory: str) -> None:
     check(plain, memory)
     model, x = memory_efficient(plain, memory), image().detach()
     out = model(x)
-    out.sum().backward()  # and with an input that wants no gradient, so that nothing is kept for the frozen ones
+    out.sum().backward()  # the input needs no gradient, so nothing is kept for the frozen stages
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
@@ -267,7 +267,7 @@ def test_sizes(norm: str, shape: tuple[int, ...]) -> None:
         check(plain, "low", image(shape))
 
 
-def test_a_training_norm_refuses_one_value_as_ever() -> None:
+def test_a_training_norm_refuses_one_value_per_channel() -> None:
     plain, x = build(), image((1, 3, 32, 32))
     with pytest.raises(ValueError, match="more than 1 value per channel") as expected:
         plain(x)
@@ -278,7 +278,7 @@ def test_a_training_norm_refuses_one_value_as_ever() -> None:
 
 @pytest.mark.parametrize("norm", ["training", "training, cumulative"])
 def test_running_statistics_of_the_first_norm_are_bit_for_bit_equal(norm: str) -> None:
-    """Its input is; further down, it is to rounding only where the aggregation adds up in another order."""
+    """Inputs of the later norms differ by rounding, because the aggregation adds in another order."""
     plain = build("ours", norm).float()
     model = memory_efficient(copy.deepcopy(plain), "low")
     for i in range(3):
@@ -295,7 +295,7 @@ def test_running_statistics_of_the_first_norm_are_bit_for_bit_equal(norm: str) -
 @pytest.mark.parametrize("norm", ["training", "eval", "frozen"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lower_precision_is_as_exact_as_the_plain_networks(dtype: torch.dtype, norm: str, memory: str) -> None:
-    """Distances of outputs and gradients to float64's."""
+    """Compare the distances of outputs and gradients from those in float64."""
     exact = build("ours", norm, features=True)
     truth = step(exact)
     distances = []
@@ -308,13 +308,13 @@ def test_lower_precision_is_as_exact_as_the_plain_networks(dtype: torch.dtype, n
     assert own.keys() == plain.keys()
     if dtype == torch.float32:
         assert {k: (d, plain[k]) for k, d in own.items() if d > 4 * plain[k] + 1e-6} == {}
-    else:  # a ReLU that a last bit switches is half the gradient of a norm whose map has four pixels: all of them tell
+    else:  # a ReLU that rounding switches changes a gradient a lot in maps of four pixels, so compare the median
         assert {k: (d, plain[k]) for k, d in own.items() if k.startswith("output") and d > 1.5 * plain[k]} == {}
         assert statistics.median(d / plain[k] for k, d in own.items()) < 1.5
 
 
 @pytest.mark.parametrize("norm", ["training", "eval"])
-def test_a_lowered_network_with_norms_in_float32(norm: str) -> None:
+def test_a_bfloat16_network_with_norms_in_float32(norm: str) -> None:
     exact = build("ours", norm)
     truth, distances = step(exact), []
     for convert in (lambda model: model, memory_efficient):
@@ -365,8 +365,8 @@ def test_two_forward_passes_before_backward(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["training", "frozen"])
-def test_an_activation_that_is_changed_in_place_is_not_computed_from_its_source(norm: str) -> None:
-    """By a hook between the stem's layers, and between a block's: the changed values count."""
+def test_an_activation_that_is_changed_in_place_is_not_computed_again(norm: str) -> None:
+    """Hooks change activations between layers of the stem and of a block; gradients use the changed values."""
 
     def change(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         with torch.no_grad():
@@ -383,7 +383,7 @@ def test_an_activation_that_is_changed_in_place_is_not_computed_from_its_source(
 
     plain = build("ours", norm)
     model = memory_efficient(copy.deepcopy(plain), "low")
-    for layer in plain.modules():  # plain torch refuses: its ReLU keeps what is changed
+    for layer in plain.modules():  # PyTorch's own ReLU keeps its output and would refuse the change
         if isinstance(layer, nn.ReLU):
             layer.forward = lambda x: x.clamp(min=0)
     equal(run(model), run(plain))
@@ -405,7 +405,7 @@ def test_parameters_that_change_before_the_backward_pass_are_noticed() -> None:
         out.backward()
 
 
-# The model stays what it was.
+# Parameters, keys, hooks and copies.
 
 
 @pytest.mark.parametrize("network", ["ours", "ese_vovnet39b"])
@@ -437,7 +437,7 @@ def test_repeated_with_another_level() -> None:
 @pytest.mark.parametrize("network", ["ours", "vovnet39a"])
 @pytest.mark.parametrize("norm", ["training", "frozen"])
 def test_hooks_are_called_as_before(network: str, norm: str) -> None:
-    """On whatever module, before or after the conversion; those on layers within a layer, too."""
+    """Hooks on any module work, registered before or after the conversion."""
 
     def calls(model: nn.Module) -> list[str]:
         called: list[str] = []
@@ -460,7 +460,7 @@ def test_hooks_are_called_as_before(network: str, norm: str) -> None:
 
 
 def test_pruned_convolutions_stay_pruned() -> None:
-    """Pruning computes the weight in a hook of the convolution."""
+    """Pruning computes the weight in a hook of the convolution, so the hook must run."""
     plain, model = build("ours", "frozen"), memory_efficient(build("ours", "frozen"))
     for network in (plain, model):
         for layer in (network.stem[1], network.stages[1].blocks[0].conv_concat):
@@ -509,7 +509,7 @@ def test_an_average_of_the_weights() -> None:
     equal(step(averages[0].module), step(averages[1].module))
 
 
-# With the rest of torch.
+# Together with other features of torch.
 
 
 @pytest.mark.usefixtures("forget_graphs")
@@ -560,7 +560,9 @@ def test_distributed_data_parallel(norm: str) -> None:
     model = memory_efficient(copy.deepcopy(plain), "low")
     parallel = DistributedDataParallel(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of gradients in other strides than their parameters'
+        warnings.simplefilter(
+            "error"
+        )  # DistributedDataParallel warns of gradients whose strides are not their parameters'
         parallel(image()).square().sum().backward()
     plain(image()).square().sum().backward()
     own, expected = ({k: p.grad for k, p in network.named_parameters()} for network in (model, plain))
@@ -568,7 +570,7 @@ def test_distributed_data_parallel(norm: str) -> None:
 
 
 def test_saved_tensors_may_live_elsewhere() -> None:
-    """Everything kept goes through the hooks: packed into other tensors, nothing else is read."""
+    """Everything that is kept goes through the hooks; the backward pass reads nothing else."""
     plain = build()
     model = memory_efficient(copy.deepcopy(plain), "low")
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy().tobytes(), lambda _: 1 / 0):
@@ -595,7 +597,7 @@ def test_cpu_tensors_start_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         subprocess.run(["true"], check=True)
 
 
-# What it is for.
+# Kept bytes.
 
 
 def frozen_v39() -> nn.Module:
@@ -624,7 +626,7 @@ def test_bytes_kept_for_an_image_of_a_detector() -> None:
     [("ours", [0], [0, 1]), ("ese_vovnet39b", [0], [0, 1]), ("ese_vovnet19b_dw", [], [])],
 )
 def test_which_of_the_stem_are_computed_again(network: str, normal: list[int], low: list[int]) -> None:
-    """Those that only feed one of our convolutions: of a depthwise stem none."""
+    """Convolutions whose output goes only into a convolution of ours; in a depthwise stem there is none."""
     for memory, expected in (("normal", normal), ("low", low)):
         for features in (False, True):
             model = memory_efficient(build(network, "frozen", features), memory)

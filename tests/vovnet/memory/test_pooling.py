@@ -1,4 +1,4 @@
-"""The max-pool that keeps a byte an output: exactly PyTorch's, whatever its window and the map."""
+"""The max-pool that keeps one byte per output element computes exactly what PyTorch's does."""
 
 import math
 from collections.abc import Callable
@@ -39,17 +39,17 @@ def values(kind: str, shape: tuple[int, ...]) -> Tensor:
     special = {"-inf": -math.inf, "NaN": math.nan, "inf": math.inf}[kind]
     x = draw(shape, 0)
     x[draw(shape, 1) > 0] = special
-    x[:, :1] = special  # all of a channel
+    x[:, :1] = special  # a whole channel
     return x
 
 
 def strides(x: Tensor) -> list[int]:
-    """Those that matter."""
+    """Return the strides of dimensions larger than 1."""
     return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1] if x.numel() else []
 
 
 def outcome(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor | None, str]:
-    """The output, or the error's message."""
+    """Return the output, or the message of the error."""
     try:
         return function(x), ""
     except RuntimeError as error:
@@ -57,7 +57,7 @@ def outcome(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor | N
 
 
 def pools(x: Tensor, window: dict[str, Any]) -> None:
-    """Output and gradient are exactly PyTorch's, layouts too; or both refuse."""
+    """Check that output, gradient and layouts are exactly PyTorch's, or that both raise the same error."""
     plain, own = nn.MaxPool2d(**window), MemoryEfficientMaxPool2d(**window)
     expected, message = outcome(plain, x)
     out, ours = outcome(own, x)

@@ -1,4 +1,4 @@
-"""Layers that keep less: each against PyTorch's, its kept bytes, and when an activation's source may be used."""
+"""Compare the layers that keep less with PyTorch's; count kept bytes; test when activations may be computed again."""
 
 import gc
 import math
@@ -39,7 +39,7 @@ def check(own: Tensor, plain: Tensor, wanted: list[Tensor], bound: float = 1e-12
 
 
 def normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, relu: bool = True) -> tuple[Tensor, Tensor]:
-    """Ours, PyTorch's."""
+    """Return the outputs of our norm and of PyTorch's."""
     own = norm_relu(x, weight, bias, None, None, 0.1, 1e-5, relu=relu)
     plain = F.batch_norm(x, None, None, weight, bias, True, 0.1, 1e-5)
     return own, plain.relu() if relu else plain
@@ -67,16 +67,16 @@ def test_norms_gradients_only_where_they_are_wanted(wanted: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_the_mask_that_is_computed_again_is_the_outputs(layout: str, dtype: torch.dtype) -> None:
-    """Where rounding decides, too: channels of one value, whose outputs are 0 but for it, as on equal images."""
+    """Half of the channels have one value, as with equal images: their outputs are 0 apart from rounding."""
     torch.manual_seed(0)
     x = leaf(torch.randn(1, 64, 33, 31, dtype=dtype).expand(2, -1, -1, -1), layout)
     with torch.no_grad():
         x[:, ::2] = torch.rand(32, 1, 1, dtype=dtype) * 8
     weight, bias = leaf(torch.randn(64, dtype=dtype)), leaf(torch.zeros(64, dtype=dtype))
     own, plain = normed(x, weight, bias)
-    source = recompute_of(own)
-    assert source is not None
-    again = source.compute(*source.tensors)
+    recompute = recompute_of(own)
+    assert recompute is not None
+    again = recompute.compute(*recompute.tensors)
     assert torch.equal(own, plain)
     assert torch.equal(again > 0, own > 0)
     torch.testing.assert_close(again, own, rtol=1e-5, atol=1e-5)
@@ -97,7 +97,7 @@ def test_norm_updates_the_statistics_as_pytorch() -> None:
     assert all(torch.equal(one, other) for one, other in zip(own, plain, strict=True))
 
 
-# Sources.
+# Activations that are computed again.
 
 
 def layers() -> tuple[Tensor, list[Tensor], Affine]:
@@ -107,7 +107,7 @@ def layers() -> tuple[Tensor, list[Tensor], Affine]:
 
 
 def chain(x: Tensor, weights: list[Tensor], affine: Affine, change: Callable[[Tensor], object], *, own: bool) -> Tensor:
-    """Three convolutions, the first two computed again, and an aggregation over all that they made."""
+    """Compute three convolutions, the first two recomputed, and an aggregation of all their outputs."""
     features = [x]
     for i, weight in enumerate(weights):
         if own:
@@ -132,7 +132,7 @@ def nothing(x: Tensor) -> None:
 
 @pytest.mark.parametrize("change", [nothing, lambda x: x.add_(1), lambda x: x.fill_(-1.5), lambda x: x[0].zero_()])
 def test_a_chain(change: Callable[[Tensor], object]) -> None:
-    """Activations that were changed in place have no source any more: the changed values are kept."""
+    """An activation that was changed in place is kept with its changed values, not computed again."""
     x, weights, affine = layers()
     wanted = [x, *weights, affine.scale, affine.shift]
     check(*(chain(x, weights, affine, change, own=own) for own in (True, False)), wanted)
@@ -151,7 +151,7 @@ def test_a_chain_of_which_parts_are_frozen(wanted: int) -> None:
     )
 
 
-def test_an_output_with_a_source_is_kept_as_bits() -> None:
+def test_of_a_recomputed_output_only_the_mask_is_kept() -> None:
     x, weights, affine = layers()
     with kept_bytes() as whole:
         chain(x, weights, affine, nothing, own=True)
@@ -164,21 +164,21 @@ def test_an_output_with_a_source_is_kept_as_bits() -> None:
     assert maps == [8 * x.numel()] * 2
 
 
-def test_a_source_goes_with_a_change() -> None:
+def test_a_changed_activation_has_no_recompute() -> None:
     x = torch.zeros(3)
-    source = Recompute(lambda t: t, (x,))
+    recompute = Recompute(lambda t: t, (x,))
     assert recompute_of(x) is None
-    assert set_recompute(x, source) is x
-    assert recompute_of(x) is source
+    assert set_recompute(x, recompute) is x
+    assert recompute_of(x) is recompute
     x.view(1, 3).add_(1)  # through a view
     assert recompute_of(x) is None
-    set_recompute(x, source)
-    assert recompute_of(x) is source
+    set_recompute(x, recompute)
+    assert recompute_of(x) is recompute
     assert recompute_of(x.detach()) is None
     assert recompute_of(x + 0) is None
 
 
-def test_sources_end_with_their_activations() -> None:
+def test_a_recompute_is_freed_with_its_activation() -> None:
     gc.collect()
     before = len(recompute_module._recomputes)
     x, weights, affine = layers()
@@ -190,7 +190,7 @@ def test_sources_end_with_their_activations() -> None:
     assert len(recompute_module._recomputes) == before
 
 
-def test_where_nothing_is_kept_there_is_no_source() -> None:
+def test_without_gradients_there_is_no_recompute() -> None:
     x, weights, affine = layers()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -208,8 +208,8 @@ def test_a_tensor_of_inference_mode_passes() -> None:
 
 
 @pytest.mark.parametrize("recomputed", [True, False])
-def test_autocast_lowers_once(recomputed: bool) -> None:
-    """The source of a lowered activation is lowered, too; parameters and their gradients stay float32."""
+def test_autocast_casts_once(recomputed: bool) -> None:
+    """A recomputed activation has autocast's dtype, too; parameters and their gradients stay float32."""
     x, weights, affine = layers()
     x = leaf(x.float())
     weights, affine = [leaf(w.float()) for w in weights], Affine(leaf(affine.scale.float()), affine.shift.float(), True)
