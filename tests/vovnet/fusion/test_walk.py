@@ -11,7 +11,6 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from house import imported
 from timm.layers import ConvNormAct as TimmConvNormAct
-from torch import nn
 from walks import files_passed
 
 import vovnet.fusion
@@ -102,4 +101,3 @@ def test_editors_see_the_values_of_the_arguments() -> None:
     hints = get_type_hints(fuse)
     assert get_args(hints["precision"]) == PRECISIONS == ("fp32", "bf16")
     assert get_args(hints["algorithm"]) == ALGORITHMS == ("auto", "direct")
-    assert hints["model"] is hints["return"] is nn.Module
