@@ -98,7 +98,7 @@ def in_python(code: str, timeout: float = 120) -> str:
         x, weight = some_map(1, 64, 40, 50), some_weight(64, 64, 3, 3)
     """
     code = textwrap.dedent(prelude) + textwrap.dedent(code)
-    path = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+    path = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'helpers')!r}]\n"
     done = subprocess.run(
         [sys.executable, "-c", path + code], capture_output=True, text=True, check=False, timeout=timeout
     )

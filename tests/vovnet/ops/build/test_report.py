@@ -161,6 +161,6 @@ def test_defects():
     assert found == [
         "warning: a.cu(3): warning #1: x",
         "k on 8.0 spills 16 bytes (255 registers)",
-        "k on 7.5 cannot be launched: 70000 bytes of shared memory of 65536",
+        "k on 7.5 cannot be launched: it needs 70000 bytes of shared memory, a block can have 65536",
     ]
     assert len(table([clean, spilled]).splitlines()) == 3
