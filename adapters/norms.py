@@ -11,14 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from timm.layers import (
-    BatchNormAct2d,
-    GroupNormAct,
-    RmsNorm,
-    RmsNorm2d,
-    convert_sync_batchnorm,
-    freeze_batch_norm_2d,
-)
+from timm.layers import BatchNormAct2d, GroupNormAct, RmsNorm, RmsNorm2d, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.layers.norm_act import SyncBatchNormAct
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm

@@ -162,11 +162,7 @@ def contestant(loop: Loop, options: argparse.Namespace) -> Callable[[int], float
 
     def one_round(number: int) -> float:
         batch = make_batch(
-            number % 2**31,
-            size=options.size,
-            images=options.batch_size,
-            objects=options.objects,
-            masks=options.mask,
+            number % 2**31, size=options.size, images=options.batch_size, objects=options.objects, masks=options.mask
         )
 
         def work() -> None:

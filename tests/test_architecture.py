@@ -111,14 +111,7 @@ def test_the_checker_sees_every_kind_of_import(tmp_path: Path) -> None:
         "    importlib.import_module('vovnet.hub.cards')\n    import hub\n"
     )
     names = {name for _, name in imported("vovnet.detection.engine", path)}
-    assert names == {
-        "vovnet.hub",
-        "vovnet.cli",
-        "vovnet.adapters.fpn",
-        "vovnet.cli.main",
-        "vovnet.hub.cards",
-        "hub",
-    }
+    assert names == {"vovnet.hub", "vovnet.cli", "vovnet.adapters.fpn", "vovnet.cli.main", "vovnet.hub.cards", "hub"}
     assert {floor_of(name) for name in names - {"hub"}} == {"hub", "roof", "adapters"}
 
 

@@ -52,10 +52,7 @@ def load_classifier(name_or_folder: str | Path) -> nn.Module:
 
 
 def classify(
-    model: nn.Module,
-    images: Sequence[Image.Image],
-    top: int = 5,
-    class_names: Sequence[str] | None = None,
+    model: nn.Module, images: Sequence[Image.Image], top: int = 5, class_names: Sequence[str] | None = None
 ) -> list[list[ClassScore]]:
     """The likeliest classes of each image, the likeliest first.
 

@@ -19,21 +19,10 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import (
-    BatchNormAct2d,
-    ClassifierHead,
-    DropPath,
-    calculate_drop_path_rates,
-    get_device_dtype,
-)
+from timm.layers import BatchNormAct2d, ClassifierHead, DropPath, calculate_drop_path_rates, get_device_dtype
 from timm.layers import ConvNormAct as TimmConvNormAct
 from timm.layers.typing import LayerType
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint_seq,
-    generate_default_cfgs,
-    register_model,
-)
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -369,10 +358,7 @@ class VoVNet(nn.Module):
         return x, intermediates
 
     def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the layers behind the last of ``indices``, in place; return the indices counted from the start.
 

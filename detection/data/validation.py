@@ -74,11 +74,7 @@ class CheckedImage:
 
 
 def check_data(
-    images: str | Path,
-    annotations: str | Path,
-    *,
-    decode: bool = True,
-    progress: bool = False,
+    images: str | Path, annotations: str | Path, *, decode: bool = True, progress: bool = False
 ) -> DataReport:
     """Look for everything that is wrong with a dataset.
 

@@ -109,11 +109,7 @@ class LegacyRoIHeads(RoIHeads):
         return matched, labels
 
     def postprocess_detections(
-        self,
-        class_logits: Tensor,
-        box_regression: Tensor,
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
+        self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return boxes, scores and labels of each image, sorted by class and within a class by proposal, not by score.
 

@@ -165,10 +165,7 @@ def _evaluate(run: Run, dataset: DetectionDataset | None, callbacks: Sequence[Ca
 
 
 def _datasets(
-    recipe: Recipe,
-    rules: TrainingRules,
-    train_dataset: DetectionDataset | None,
-    val_dataset: DetectionDataset | None,
+    recipe: Recipe, rules: TrainingRules, train_dataset: DetectionDataset | None, val_dataset: DetectionDataset | None
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
     masks = recipe.model.detector == "mask_rcnn"
     data, channels = recipe.data, recipe.model.in_chans

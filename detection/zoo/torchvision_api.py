@@ -249,11 +249,7 @@ def _register_legacy(detector: str, depth: int, enum: type[PublishedWeights]) ->
         _refuse_unknown(name, kwargs, {field.name for field in fields(ModelRecipe)} - fixed)
         if chosen := enum.verify(weights):
             return _with_weights(
-                chosen,
-                progress=progress,
-                num_classes=num_classes,
-                weights_backbone=weights_backbone,
-                settings=kwargs,
+                chosen, progress=progress, num_classes=num_classes, weights_backbone=weights_backbone, settings=kwargs
             )
         if weights_backbone is not None:
             raise InputError(

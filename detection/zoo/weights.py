@@ -19,12 +19,7 @@ from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.folder import attach
 from vovnet.detection.models.build import Detector
-from vovnet.detection.zoo.published import (
-    PublishedRow,
-    coco_categories,
-    published_model,
-    published_row,
-)
+from vovnet.detection.zoo.published import PublishedRow, coco_categories, published_model, published_row
 from vovnet.errors import InputError
 
 _DOCS = (

@@ -100,8 +100,7 @@ def test_maps_with_channels_last_are_permuted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra_level", "names", "strides"),
-    [(None, (), ()), ("pool", ("pool",), (32,)), ("p6p7", ("p6", "p7"), (32, 64))],
+    ("extra_level", "names", "strides"), [(None, (), ()), ("pool", ("pool",), (32,)), ("p6p7", ("p6", "p7"), (32, 64))]
 )
 def test_extra_levels(extra_level: str | None, names: tuple[str, ...], strides: tuple[int, ...]) -> None:
     backbone = build("resnet18", extra_level=extra_level, out_indices=[2, 3]).eval()

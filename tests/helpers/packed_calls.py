@@ -12,12 +12,7 @@ from torch import Tensor
 from vovnet.ops import inference  # noqa: F401  (the operators' schemas)
 from vovnet.ops.algorithms import BFLOAT16, DIRECT, FLOAT_PRODUCTS, WINOGRAD_2, WINOGRAD_4, WINOGRAD_STRIDED
 
-METHODS = {
-    "direct": DIRECT,
-    "F(2x2)": WINOGRAD_2,
-    "F(4x4)": WINOGRAD_4,
-    "F(3x3) of stride 2": WINOGRAD_STRIDED,
-}
+METHODS = {"direct": DIRECT, "F(2x2)": WINOGRAD_2, "F(4x4)": WINOGRAD_4, "F(3x3) of stride 2": WINOGRAD_STRIDED}
 
 
 def usual_stride(method: int) -> tuple[int, int]:

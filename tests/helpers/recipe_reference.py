@@ -75,10 +75,7 @@ def _default(value: dict[str, Any]) -> str:
 
 
 def _text(value: dict[str, Any]) -> str:
-    links = {
-        r"arXiv:(\d+\.\d+)": r"[arXiv:\1](https://arxiv.org/abs/\1)",
-        r"docs/(\w+)\.md": r"[\1](\1.md)",
-    }
+    links = {r"arXiv:(\d+\.\d+)": r"[arXiv:\1](https://arxiv.org/abs/\1)", r"docs/(\w+)\.md": r"[\1](\1.md)"}
     text: str = value["description"]
     for pattern, link in links.items():
         text = re.sub(pattern, link, text)

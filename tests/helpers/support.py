@@ -39,11 +39,7 @@ class Outcome:
 def command(*arguments: object) -> Outcome:
     """Run ``vovnet ARGUMENTS`` in this process: importing torch anew for each would take most of the time."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", ["vovnet", *map(str, arguments)]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-    ):
+    with mock.patch.object(sys, "argv", ["vovnet", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
         except SystemExit as stop:

@@ -17,14 +17,7 @@ from torch import nn
 import vovnet  # noqa: F401 (registers our models)
 from vovnet.errors import InputError
 from vovnet.hub.manifest import SUMMED_FILES, check_sums, read_manifest
-from vovnet.hub.release import (
-    Description,
-    check_architecture,
-    describe,
-    is_detector,
-    load_folder,
-    refuse_local_paths,
-)
+from vovnet.hub.release import Description, check_architecture, describe, is_detector, load_folder, refuse_local_paths
 
 Copy = Callable[[Path], Path]
 

@@ -181,8 +181,7 @@ def test_hostile_configurations(folder: Path, hub: Hub, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "null", "[]", "\ufeff{}", "[" * 100_000, '{"format": ' + "9" * 5000 + "}", '{"format_version": 1e999}'],
+    "text", ["", "null", "[]", "\ufeff{}", "[" * 100_000, '{"format": ' + "9" * 5000 + "}", '{"format_version": 1e999}']
 )
 def test_configurations_that_are_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)

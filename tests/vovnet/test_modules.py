@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from timm.layers import DropBlock2d, DropPath
 from torch import nn
 
-from vovnet.modules import (
-    conv_geometry,
-    has_hooks,
-    has_hooks_or_patched_forward,
-    is_identity_in_eval,
-    to_pair,
-)
+from vovnet.modules import conv_geometry, has_hooks, has_hooks_or_patched_forward, is_identity_in_eval, to_pair
 
 HOOKS: dict[str, Callable[[nn.Module], object]] = {
     "forward": lambda module: module.register_forward_hook(lambda *_: None),

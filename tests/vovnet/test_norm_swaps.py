@@ -131,10 +131,7 @@ def test_a_batch_norm_and_its_activation_are_two_modules(norm_layer: Any) -> Non
 
 @pytest.mark.parametrize(
     ("norm_layer", "kind"),
-    [
-        (lambda channels, **rest: GroupNormAct(channels, 4, **rest), GroupNormAct),
-        ("evonormb0", EvoNorm2dB0),
-    ],
+    [(lambda channels, **rest: GroupNormAct(channels, 4, **rest), GroupNormAct), ("evonormb0", EvoNorm2dB0)],
 )
 def test_a_norm_with_an_activation_of_its_own_gets_no_second_one(norm_layer: Any, kind: type[nn.Module]) -> None:
     layer = ConvNormAct(4, 8, 3, norm_layer=norm_layer, act_layer="leaky_relu").eval()

@@ -28,8 +28,7 @@ Weights = Annotated[
 Images = Annotated[Path, typer.Option("--images", help="Folder that the file_name entries are relative to.")]
 Annotations = Annotated[Path, typer.Option("--annotations", help="COCO JSON file.")]
 Architecture = Annotated[
-    str,
-    typer.Option("--architecture", help="Name of a VoVNet in config.json: timm (loads without vovnet) or vovnet."),
+    str, typer.Option("--architecture", help="Name of a VoVNet in config.json: timm (loads without vovnet) or vovnet.")
 ]
 
 

@@ -22,14 +22,7 @@ from vovnet.vovnet import ConvNormAct, OsaBlock
 ONE_BY_ONE = Geometry([1, 1], [0, 0], [1, 1], 1)
 """The geometry of a 1×1 convolution."""
 
-_NORMS = (
-    BatchNormAct2d,
-    FrozenBatchNormAct2d,
-    SyncBatchNormAct,
-    nn.BatchNorm2d,
-    nn.SyncBatchNorm,
-    FrozenBatchNorm2d,
-)
+_NORMS = (BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 """Norms that, in evaluation, scale and shift each channel by numbers that do not depend on the image."""
 
 Builder = Callable[..., nn.Module]

@@ -85,10 +85,7 @@ def fuse(model: M, precision: Precision = "fp32", algorithm: Algorithm = "auto")
 
 
 def _check(model: object, precision: object, algorithm: object) -> None:
-    for name, value, allowed in (
-        ("precision", precision, PRECISIONS),
-        ("algorithm", algorithm, ALGORITHMS),
-    ):
+    for name, value, allowed in (("precision", precision, PRECISIONS), ("algorithm", algorithm, ALGORITHMS)):
         if not isinstance(value, str) or value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     if not isinstance(model, nn.Module):

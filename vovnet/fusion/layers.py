@@ -271,13 +271,7 @@ class FusedLinear(FusedLayer):
     bias: nn.Parameter
 
     def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        *,
-        relu: bool,
-        precision: Precision = "fp32",
-        algorithm: Algorithm = "auto",
+        self, weight: Tensor, bias: Tensor, *, relu: bool, precision: Precision = "fp32", algorithm: Algorithm = "auto"
     ) -> None:
         super().__init__(precision, algorithm)
         self.weight = nn.Parameter(weight, requires_grad=False)

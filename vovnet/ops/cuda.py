@@ -28,12 +28,7 @@ def supported(inputs: Sequence[Tensor], weight: Tensor) -> bool:
 
 
 def aggregate_forward(
-    inputs: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    keep_mask: bool,
+    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, keep_mask: bool
 ) -> tuple[Tensor, Tensor]:
     """Compute ``vovnet::osa_aggregate`` for tensors that are :func:`supported`."""
     x = inputs[0]

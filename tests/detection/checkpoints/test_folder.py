@@ -162,10 +162,7 @@ def test_categories_must_fit_the_model(detector, tmp_path):
         (lambda c: c["model"].update(backbonee="x"), "unknown key 'model.backbonee'; did you mean 'backbone'"),
         (lambda c: c["model"].update(fpn_channels="many"), "fpn_channels"),
         (lambda c: c["model"].update(backbone="${oc.env:HOME}"), "not allowed"),
-        (
-            lambda c: c["model"].update(num_classes=10**9),
-            "model.num_classes: expected at most 20000",
-        ),
+        (lambda c: c["model"].update(num_classes=10**9), "model.num_classes: expected at most 20000"),
         (lambda c: c["model"].update(rpn_head_convs=10**6), "rpn_head_convs"),
         (lambda c: c["model"].update(box_score_thresh=float("nan")), "box_score_thresh"),
         (lambda c: c["model"].update(backbone="hf-hub:someone/something"), "plain name"),

@@ -4,13 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vovnet.detection.config.loading import (
-    load_recipe,
-    recipe_from_dict,
-    recipe_names,
-    recipe_to_dict,
-    recipe_to_yaml,
-)
+from vovnet.detection.config.loading import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict, recipe_to_yaml
 from vovnet.detection.config.schema import DataSource, Recipe
 from vovnet.errors import InputError
 

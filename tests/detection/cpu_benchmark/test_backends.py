@@ -24,14 +24,7 @@ def task(tmp_path: Path) -> Task:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "eager",
-        "channels-last",
-        pytest.param("compile", marks=pytest.mark.slow),
-        "onnxruntime",
-        "openvino",
-        "fused",
-    ],
+    ["eager", "channels-last", pytest.param("compile", marks=pytest.mark.slow), "onnxruntime", "openvino", "fused"],
 )
 def test_each_backend_computes_the_network(task: Task, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in ("onnxruntime", "openvino"):

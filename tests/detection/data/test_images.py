@@ -109,11 +109,7 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
 def test_what_is_no_image(tmp_path: Path) -> None:
     text = tmp_path / "a.jpg"
     text.write_text("not an image")
-    for path, words in (
-        (text, "not an image|kind that Pillow"),
-        (tmp_path / "b.jpg", "no such"),
-        (tmp_path, "folder"),
-    ):
+    for path, words in ((text, "not an image|kind that Pillow"), (tmp_path / "b.jpg", "no such"), (tmp_path, "folder")):
         with pytest.raises(UnreadableImage, match=words) as caught:
             read_image(path)
         assert str(path) in str(caught.value)

@@ -11,11 +11,7 @@ import torch
 
 from vovnet.detection.checkpoints.empty import empty_detector
 from vovnet.detection.config.loading import load_recipe, recipe_names
-from vovnet.detection.legacy.keys import (
-    check_cell_anchors,
-    infer_detector,
-    published_detector_keys,
-)
+from vovnet.detection.legacy.keys import check_cell_anchors, infer_detector, published_detector_keys
 from vovnet.errors import InputError
 
 Shapes = dict[str, tuple[int, ...]]

@@ -106,11 +106,7 @@ def test_detections(config: str, image: str, golden: Path, converted: Callable[[
     nearest = (proposals[:, None] - seen["proposals"][0]).abs().amax(dim=-1).amin(dim=1)
     table.same(f"{name} number of proposals", len(proposals), len(seen["proposals"][0]))
     table.values(
-        f"{name} proposals, px to the nearest",
-        torch.zeros_like(nearest),
-        nearest,
-        absolute=DECODED_PX,
-        otherwise=1.0,
+        f"{name} proposals, px to the nearest", torch.zeros_like(nearest), nearest, absolute=DECODED_PX, otherwise=1.0
     )
     of_proposals = {"box_pool": seen["box_pool"], "box_feat": seen["box_feat"], "cls_logits": seen["predicted"][0]}
     for key, value in of_proposals.items():

@@ -14,13 +14,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from vovnet.detection.legacy.boxes import smooth_l1
 from vovnet.detection.legacy.masks import Polygons
-from vovnet.detection.legacy.roi_heads import (
-    LegacyLevelMapper,
-    LegacyRoIHeads,
-    box_losses,
-    legacy_roi_pool,
-    mask_loss,
-)
+from vovnet.detection.legacy.roi_heads import LegacyLevelMapper, LegacyRoIHeads, box_losses, legacy_roi_pool, mask_loss
 
 CLASSES = 4
 """With the background."""

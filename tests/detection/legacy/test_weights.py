@@ -16,16 +16,10 @@ from vovnet.hub import convert_checkpoint, load_detector
 
 
 @pytest.mark.parametrize(
-    ("config", "builder"),
-    [("frcn_v39", "fasterrcnn_vovnet39_fpn"), ("mrcn_r101", "maskrcnn_legacy_resnet101_fpn")],
+    ("config", "builder"), [("frcn_v39", "fasterrcnn_vovnet39_fpn"), ("mrcn_r101", "maskrcnn_legacy_resnet101_fpn")]
 )
 def test_every_value_is_the_published_one(
-    config: str,
-    builder: str,
-    golden: Path,
-    rule: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config: str, builder: str, golden: Path, rule: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, and as the folder that ``convert`` makes of the same file."""
     rows = json.loads((golden / f"keys_{config}.json").read_text())["state_dict"]

@@ -226,10 +226,7 @@ class _Exploit:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"batch_size": 3, "accumulate": 2}, "solver.batch_size: expected a multiple"),
-        ({"amp": "fp8"}, "solver.amp"),
-    ],
+    [({"batch_size": 3, "accumulate": 2}, "solver.batch_size: expected a multiple"), ({"amp": "fp8"}, "solver.amp")],
 )
 def test_a_solver_that_cannot_work_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):

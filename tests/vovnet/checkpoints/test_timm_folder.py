@@ -369,8 +369,7 @@ def test_pickles_on_the_hub_are_not_even_asked_for(
     mark, file = tmp_path / "ran", io.BytesIO()
     torch.save(model.state_dict() | ({"x": RunsCode(mark)} if form == "malicious" else {}), file)
     hub.create(
-        "org/pickle",
-        {"config.json": (folder / "config.json").read_bytes(), **dict.fromkeys(PICKLES, file.getvalue())},
+        "org/pickle", {"config.json": (folder / "config.json").read_bytes(), **dict.fromkeys(PICKLES, file.getvalue())}
     )
     for name in ("org/pickle", "hf-hub:org/pickle"):
         with pytest.raises(InputError, match=r"org/pickle.*model\.safetensors"):

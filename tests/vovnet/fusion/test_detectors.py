@@ -310,14 +310,8 @@ PART = "its predictors have hooks"
         (lambda: (h := RPNHead(32, 3), h.cls_logits.register_forward_hook(lambda *_: None))[0], PART),
         (lambda: (h := FastRCNNPredictor(8, 3), h.bbox_pred.register_forward_hook(lambda *_: None))[0], PART),
         (lambda: (h := TwoMLPHead(8, 3), h.fc6.register_forward_hook(lambda *_: None))[0], "not plain linear"),
-        (
-            lambda: (h := MaskRCNNPredictor(8, 3, 2), h.conv5_mask.register_forward_hook(lambda *_: None))[0],
-            "hooks",
-        ),
-        (
-            lambda: (h := MaskRCNNPredictor(8, 3, 2), setattr(h.conv5_mask, "stride", (1, 1)))[0],
-            "not a plain one of",
-        ),
+        (lambda: (h := MaskRCNNPredictor(8, 3, 2), h.conv5_mask.register_forward_hook(lambda *_: None))[0], "hooks"),
+        (lambda: (h := MaskRCNNPredictor(8, 3, 2), setattr(h.conv5_mask, "stride", (1, 1)))[0], "not a plain one of"),
         (lambda: (h := MaskRCNNPredictor(8, 3, 2), setattr(h.conv5_mask, "dilation", (2, 2)))[0], "not a plain one of"),
         (lambda: (h := RPNHead(32, 3), setattr(h, "bbox_pred", nn.Conv2d(32, 12, 3, padding=1)))[0], "not plain 1×1"),
         (lambda: (h := MultiScaleRoIAlign(["0"], 7, 2), h.register_forward_hook(lambda *_: None))[0], "hooks"),

@@ -51,10 +51,7 @@ def made(name: str, bias: bool) -> tuple[nn.Conv2d, Any]:
 
 @pytest.mark.filterwarnings("ignore:a fused copy in")
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    ("name", "act"),
-    [(name, act) for name in NORMS for act in ACTIVATIONS],
-)
+@pytest.mark.parametrize(("name", "act"), [(name, act) for name in NORMS for act in ACTIVATIONS])
 @torch.no_grad()
 def test_equals_the_layers_in_a_row(name: str, bias: bool, act: nn.Module | None) -> None:
     conv, norm = made(name, bias)

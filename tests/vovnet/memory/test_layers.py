@@ -15,12 +15,7 @@ import timm
 import torch
 from osa_reference import draw
 from timm.layers import ConvNormAct as TimmConvNormAct
-from timm.layers import (
-    FrozenBatchNormAct2d,
-    GroupNormAct,
-    convert_sync_batchnorm,
-    freeze_batch_norm_2d,
-)
+from timm.layers import FrozenBatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed import FileStore, destroy_process_group, init_process_group
@@ -622,8 +617,7 @@ def test_bytes_kept_for_an_image_of_a_detector() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "normal", "low"),
-    [("ours", [0], [0, 1]), ("ese_vovnet39b", [0], [0, 1]), ("ese_vovnet19b_dw", [], [])],
+    ("network", "normal", "low"), [("ours", [0], [0, 1]), ("ese_vovnet39b", [0], [0, 1]), ("ese_vovnet19b_dw", [], [])]
 )
 def test_which_of_the_stem_are_computed_again(network: str, normal: list[int], low: list[int]) -> None:
     """Convolutions whose output goes only into a convolution of ours; in a depthwise stem there is none."""

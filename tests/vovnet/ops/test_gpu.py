@@ -77,11 +77,7 @@ def test_the_aggregation_is_as_exact_as_pytorchs(way, shape, dtype, layout, para
     lowered = [leaf(t.to(dtype)) for t in flat]
     count = len(inputs)
     results = []
-    for function, of in (
-        (osa_aggregate, flat),
-        (reference.aggregate, lowered),
-        (reference.aggregate, exact),
-    ):
+    for function, of in ((osa_aggregate, flat), (reference.aggregate, lowered), (reference.aggregate, exact)):
         out = function(of[:count], *of[count:], False)  # near zero a ReLU may decide otherwise for rounded sums
         results.append([out, *gradients(out, of)])
     assert results[0][0].dtype == dtype

@@ -16,15 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from vovnet.ops import inference
 from vovnet.ops.algorithms import BFLOAT16
 from vovnet.ops.build import loader
-from vovnet.ops.inference import (
-    block_step,
-    conv_step,
-    packed_chain,
-    packed_conv,
-    pool_max,
-    pool_step,
-    roi_align_levels,
-)
+from vovnet.ops.inference import block_step, conv_step, packed_chain, packed_conv, pool_max, pool_step, roi_align_levels
 
 # x, weight, stride, padding
 CONVS: dict[str, Any] = {

@@ -93,22 +93,10 @@ def last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ({"padding": [1, 1, 1]}, "padding: expected two numbers from 0 to 2147483647, got (1, 1, 1)"),
         ({"padding": [2**62, 1]}, f"padding: expected two numbers from 0 to 2147483647, got ({2**62}, 1)"),
         ({"padding": [2**31 - 1, 2**31 - 1]}, "MiB of memory"),
-        (
-            {"method": 5},
-            f"{METHOD}, got 5",
-        ),
-        (
-            {"method": -1},
-            f"{METHOD}, got -1",
-        ),
-        (
-            {"method": 2**32},
-            f"{METHOD}, got 4294967296",
-        ),
-        (
-            {"method": 32},
-            f"{METHOD}, got 32",
-        ),
+        ({"method": 5}, f"{METHOD}, got 5"),
+        ({"method": -1}, f"{METHOD}, got -1"),
+        ({"method": 2**32}, f"{METHOD}, got 4294967296"),
+        ({"method": 32}, f"{METHOD}, got 32"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
@@ -126,11 +114,7 @@ def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
             DIRECT,
             "weight: expected (out channels, channels, height, width), got (24, 0, 3, 3)",
         ),
-        (
-            torch.zeros(24, 32, 3, 3),
-            7,
-            f"{METHOD}, got 7",
-        ),
+        (torch.zeros(24, 32, 3, 3), 7, f"{METHOD}, got 7"),
         (torch.zeros(24, 15, 3, 3), WINOGRAD_2, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
         (torch.zeros(24, 32, 3, 1), WINOGRAD_4, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
         (torch.zeros(24, 32, 7, 7), WINOGRAD_4, "weight: expected a 3x3 kernel and 16 or more channels for Winograd's"),
@@ -148,11 +132,7 @@ BLOCK = [(16, 32, 3, 3), (24, 16, 3, 3), (32, 32 + 16 + 24, 1, 1)]
 @pytest.mark.parametrize(
     ("shapes", "changes", "message"),
     [
-        (
-            BLOCK,
-            {"biases": []},
-            "weights: expected a bias, a packed weight and a method for each, got 3, 0,",
-        ),
+        (BLOCK, {"biases": []}, "weights: expected a bias, a packed weight and a method for each, got 3, 0,"),
         (
             BLOCK,
             {"biases": [torch.zeros(16), torch.zeros(24), torch.zeros(33)]},
@@ -199,10 +179,7 @@ BLOCK = [(16, 32, 3, 3), (24, 16, 3, 3), (32, 32 + 16 + 24, 1, 1)]
         ),
         (
             [*BLOCK, (16, 32, 1, 1)],
-            {
-                "steps": [*block_step(3, True, True), *conv_step([1, 1], [0, 0], True, True)],
-                "methods": [0, 0, 0, 16],
-            },
+            {"steps": [*block_step(3, True, True), *conv_step([1, 1], [0, 0], True, True)], "methods": [0, 0, 0, 16]},
             "weights[3]: expected one for the map before it, (2, 32, 9, 8) of float32, got 32 channels and method 16",
         ),
         (
@@ -227,11 +204,7 @@ BLOCK = [(16, 32, 3, 3), (24, 16, 3, 3), (32, 32 + 16 + 24, 1, 1)]
         ),
         ([BLOCK[0], (24, 16, 1, 1), BLOCK[2]], {}, "weights[1]: expected (out channels, 16, 3, 3), got (24, 16, 1, 1)"),
         ([*BLOCK[:2], (32, 70, 1, 1)], {}, "weights[2]: expected (out channels, 72, 1, 1), got (32, 70, 1, 1)"),
-        (
-            [(8, 32, 3, 3), (8, 8, 3, 3), (32, 48, 1, 1)],
-            {},
-            "weights[1]: expected 16 or more channels, got 8",
-        ),
+        ([(8, 32, 3, 3), (8, 8, 3, 3), (32, 48, 1, 1)], {}, "weights[1]: expected 16 or more channels, got 8"),
         (BLOCK, {"methods": [0, 16, 0]}, "methods[1]: expected one for maps of float32, got 16"),
         (BLOCK, {"methods": [WINOGRAD_STRIDED, 0, 0]}, "methods[0]: expected one for a stride of 1, got 3"),
         ([*BLOCK[:2], (40, 72, 1, 1)], {}, "x: expected no identity, or as many channels as the result's 40"),

@@ -19,16 +19,7 @@ from torch.utils.data import get_worker_info
 from vovnet.errors import InputError, reason
 from vovnet.ops.build.cache import build_once, cache_root, find_build, find_builds, find_exact
 from vovnet.ops.build.compiler import Build
-from vovnet.ops.build.sources import (
-    CPU,
-    CUDA,
-    NO_GPU,
-    OLDEST,
-    OPTIONAL,
-    Library,
-    Targets,
-    targets_for,
-)
+from vovnet.ops.build.sources import CPU, CUDA, NO_GPU, OLDEST, OPTIONAL, Library, Targets, targets_for
 from vovnet.ops.build.toolchain import BuildError
 
 MODES = ("auto", "off", "require")

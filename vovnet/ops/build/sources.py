@@ -24,13 +24,7 @@ STABLE_TORCH = (2, 10)
 OWN_MEMORY_TORCH = (2, 11)
 """The first PyTorch whose stable C++ interface makes tensors over our own memory, as the CPU operators do."""
 
-CXX_FLAGS = (
-    "-std=c++20",
-    "-O2",
-    "-fPIC",
-    "-Wall",
-    "-Wextra",
-)
+CXX_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra")
 CUDA_CXX_FLAGS = ("-DUSE_CUDA",)  # declares the CUDA streams of PyTorch's stable interface
 NVCC_FLAGS = (
     "-std=c++20",
@@ -42,12 +36,7 @@ LINK_FLAGS = ("-shared", "-Wl,-z,defs")  # an undefined function is an error of 
 
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-INSTRUCTION_SETS = {
-    "plain": (),
-    "avx2": _AVX2,
-    "avx512": _AVX512,
-    "avx512_bf16": (*_AVX512, "-mavx512bf16"),
-}
+INSTRUCTION_SETS = {"plain": (), "avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")}
 """NAME of ``isa_NAME.cpp`` → the flags of its instruction set, in ascending order; all but the first are x86-64."""
 
 KERNEL_FLAGS = ("-O3",)  # for each isa_NAME.cpp
