@@ -229,15 +229,21 @@ print(classifier, backbone.out_channels, backbone.strides)
 recipe = load_recipe("quickstart", ["solver.max_iterations=10"])
 detector = vovnet.memory_efficient(build_detector(recipe), memory="low")
 metrics = train(recipe, Path("run"), overwrite=True)
-fast = vovnet.fuse(load_detector("run"), precision="bf16")
+trained = load_detector("run")
+print(trained.categories[0]["name"], trained.recipe.backbone)
+fast = vovnet.fuse(trained, precision="bf16")
 for detections in predict(fast, [Image.open("image.png")], device="cpu"):
     print([(entry["category"], entry["score"]) for entry in detections], metrics)
 """
 MISTAKES = """
 import timm
 import vovnet
+from vovnet.adapters import fpn_backbone
 
+vovnet.fuse(timm.create_model("vovnet39"), precision="fp33")
 vovnet.memory_efficient(timm.create_model("vovnet39"), memory="lowest")
+fpn_backbone("vovnet39", pretrained=False, norm="frozenbn")
+fpn_backbone("vovnet39", pretrained=False, extra_level="p7")
 """
 
 
@@ -262,7 +268,7 @@ def test_an_editor_sees_the_package(way: str, checkout: Path, empty_environment:
         python = empty_environment
         install(python, "--editable", checkout, cwd=tmp_path)
     assert not pyright(python, USER_SCRIPT, tmp_path)
-    assert [entry["range"]["start"]["line"] for entry in pyright(python, MISTAKES, tmp_path)] == [4]
+    assert [entry["range"]["start"]["line"] for entry in pyright(python, MISTAKES, tmp_path)] == [5, 6, 7, 8]
 
 
 def test_checkout_without_an_install(checkout: Path, empty_environment: Path) -> None:

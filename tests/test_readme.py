@@ -124,9 +124,12 @@ def test_no_page_names_a_place_on_somebodys_machine() -> None:
 
 
 def test_the_word_is_image() -> None:
-    places = [ROOT / name for name in ("vovnet", "adapters", "detection", "hub", "benchmarks", "docs", ".github")]
+    places = [
+        ROOT / name for name in ("vovnet", "adapters", "detection", "hub", "benchmarks", "docs", "tests", ".github")
+    ]
     suffixes = {".py", ".md", ".yaml", ".yml", ".h", ".cpp", ".cu", ".cuh"}
     files = [path for place in places for path in place.rglob("*") if path.suffix in suffixes] + PAGES
-    found = [path for path in files if re.search("picture", path.read_text(encoding="utf-8"), re.IGNORECASE)]
+    other = re.compile("pic" + "ture", re.IGNORECASE)
+    found = [path for path in files if other.search(path.read_text(encoding="utf-8"))]
     assert files
     assert not found, found

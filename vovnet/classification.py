@@ -1,4 +1,4 @@
-"""Classify images with any timm model: its own preprocessing, its own class names."""
+"""Classify images with any timm model, with the preprocessing and class names of the model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from vovnet.checkpoints.timm_folder import load_timm_folder
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import CONFIG_FILE, MODEL_FILES, read_json
 
-_BATCH = 32  # images through the network at once: bounds the memory, whatever the number of images
+_BATCH = 32  # images per forward pass, so that memory does not grow with the number of images
 
 
 class ClassScore(TypedDict):
@@ -28,21 +28,21 @@ class ClassScore(TypedDict):
 
 
 def load_classifier(name_or_folder: str | Path) -> nn.Module:
-    """A timm model with its weights, in evaluation mode.
+    """Return a timm model with its weights, in evaluation mode.
 
     Args:
-        name_or_folder: a timm name ('vovnet39', 'resnet50.a1_in1k'), 'timm/…' or another Hub repository, 'hf-hub:…',
+        name_or_folder: A timm name ('vovnet39', 'resnet50.a1_in1k'), 'timm/…' or another Hub repository, 'hf-hub:…',
             'local-dir:…', or a folder with timm's ``config.json`` and ``model.safetensors``.
 
     Raises:
-        InputError: no such model or folder, no weights for it, or weights that cannot be fetched, read or fitted.
+        InputError: The model or folder does not exist or has no weights, or the weights cannot be downloaded or loaded.
     """
     name, folder = _resolve(str(name_or_folder))
     try:
         model = load_timm_folder(folder) if folder else timm.create_model(name, pretrained=True)
     except InputError:
         raise
-    # What a download can bring about: unreachable, unreadable, other keys and shapes.
+    # timm and the Hub raise these if a download fails, a file is damaged, or keys and shapes differ.
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"cannot load the classifier {str(name_or_folder)!r}: {cause}") from error
@@ -54,18 +54,18 @@ def load_classifier(name_or_folder: str | Path) -> nn.Module:
 def classify(
     model: nn.Module, images: Sequence[Image.Image], top: int = 5, class_names: Sequence[str] | None = None
 ) -> list[list[ClassScore]]:
-    """The likeliest classes of each image, the likeliest first.
+    """Return the most probable classes of each image, the most probable first.
 
     Args:
-        model: a timm classifier; it is put in evaluation mode. Size, crop, mean and std come from its
-            ``pretrained_cfg``; a model of one channel sees the images in grey.
+        model: A timm classifier. It is put in evaluation mode. Size, crop, mean and std come from its
+            ``pretrained_cfg``. A model with one input channel gets grey images.
         images: PIL images of any size and mode.
-        top: how many classes to return (all, where there are fewer).
-        class_names: a name per class; by default the model's ``label_names``, else ImageNet's where the number of
-            classes is ImageNet's, else the index as text.
+        top: The number of classes to return, at most the number of classes of the model.
+        class_names: A name for each class. The default is the model's ``label_names``, or ImageNet's names if the
+            number of classes is ImageNet's, or the index as text.
 
     Raises:
-        InputError: a wrong ``top``, a wrong number of names, or something that is not a PIL image.
+        InputError: ``top`` or the number of names is wrong, or an entry is not a PIL image.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InputError(f"top={top!r}: expected an integer of at least 1")
@@ -122,7 +122,7 @@ def classify_files(
 
 
 def class_labels(model: nn.Module) -> list[str]:
-    """A name for each of the model's classes."""
+    """Return a name for each class of the model."""
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     classes: int = model.num_classes  # type: ignore[assignment]
     names = cfg.get("label_names")
@@ -137,12 +137,12 @@ def class_labels(model: nn.Module) -> list[str]:
 
 @torch.inference_mode()
 def _probabilities(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
-    """(N, num_classes) float32 on the CPU."""
+    """Return probabilities, float32 (N, num_classes), on the CPU."""
     config = resolve_data_config(model=model)
     channels: Any = getattr(model, "in_chans", config["input_size"][0])
     if channels not in (1, 3):
         raise InputError(f"the model takes {channels} channels and images have 1 or 3: use a model made for images")
-    if channels != len(config["mean"]):  # made from a model of the other number of channels
+    if channels != len(config["mean"]):  # the model was created with another number of channels than its pretrained_cfg
         config["mean"] = (sum(config["mean"]) / len(config["mean"]),) * channels
         config["std"] = (sum(config["std"]) / len(config["std"]),) * channels
     config["input_size"] = (channels, *config["input_size"][1:])
@@ -154,14 +154,14 @@ def _probabilities(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
 
 
 def _resolve(given: str) -> tuple[str, Path | None]:
-    """A timm model's name, or the folder that holds a model; after checks that end in a message which helps."""
+    """Return the timm name and, if the model is in a folder or on the Hub, the folder. Refuse what cannot be loaded."""
     source, _, rest = given.partition(":")
     if source == "hf-hub":
         return given, hub_files(rest, MODEL_FILES)
     if source == "local-dir" or Path(given).is_dir():
         return given, Path(rest if source == "local-dir" else given)
     if "/" in given:
-        # 'owner/name' is a repository of the Hub; anything else with a slash can only have meant a folder.
+        # 'owner/name' is a repository on the Hub. Any other name with a slash is a folder.
         if given.count("/") == 1 and not given.startswith((".", "/", "~")) and not given.endswith("/"):
             return given, hub_files(given, MODEL_FILES)
         raise InputError(f"no folder {given!r}: expected timm's config.json and model.safetensors in it")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+"""Atomic writes (a temporary file, flushed to the disk, then renamed), JSON, and checks of folders."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _MAX_DEPTH = 64
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path in the same folder that takes ``path``'s place when the block ends without an error.
+    """Yield a temporary path in the same folder, which replaces ``path`` if the block ends without an error.
 
-    Whatever stood at ``path`` stays as it was until then, and stays if anything fails. The folder is created if need
-    be. The temporary name keeps the suffix, from which writers such as Matplotlib infer the format.
+    Until then, and after an error, an existing file at ``path`` is unchanged. The folder is created if it does not
+    exist. The temporary name has the suffix of ``path``, because writers such as Matplotlib infer the format from it.
 
     Raises:
-        OSError: as the system raised it, with ``path`` as its ``filename`` where it named none (a full disk).
+        OSError: The system's error. Its ``filename`` is ``path`` if the system named no file, as for a full disk.
     """
     path = Path(path)
     temporary = path.parent / f".tmp-{secrets.token_hex(8)}{path.suffix}"
@@ -43,7 +43,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         flush_folder(path.parent)
     except OSError as error:
         if error.filename is None or error.filename in (temporary, str(temporary)):
-            # The user knows the file by its own name; of the two that a failed rename has, one is enough.
+            # The user does not know the temporary name. The error of a failed rename has both names.
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
@@ -55,18 +55,18 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        # Python's word for a file in the folder's place says less than the system's.
+        # If a file is in the place of a parent folder, the system's error is clearer than Python's.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write standard JSON (no NaN, no Infinity) atomically, indented by two spaces."""
+    """Write a JSON file atomically, indented by two spaces. NaN and Infinity are refused: they are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -109,7 +109,7 @@ def _entries(value: object) -> Iterable[object]:
 
 
 def flush_to_disk(path: str | os.PathLike[str]) -> None:
-    """Wait until a file's contents are on the disk, so that a rename never overtakes them."""
+    """Wait until the contents of a file are on the disk, so that it is complete when it is renamed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -118,17 +118,17 @@ def flush_to_disk(path: str | os.PathLike[str]) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Wait until a folder's list of names is on the disk, where the file system can do that."""
+    """Wait until the names in a folder are on the disk, if the file system supports that."""
     with contextlib.suppress(OSError):
         flush_to_disk(path)
 
 
 def prepare_output_dir(folder: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
-    """Make sure that results can be written into a folder without losing others; create it where it is absent.
+    """Create a folder for results, or check that existing results in it may be replaced or continued.
 
     Raises:
-        InputError: the folder holds something and neither ``overwrite`` nor ``resume`` was said, both were said, it is
-            a file, or it cannot be written to.
+        InputError: The folder is not empty and neither ``overwrite`` nor ``resume`` is given, both are given, the path
+            is a file, or the folder is not writable.
     """
     folder = Path(folder)
     if overwrite and resume:
@@ -139,24 +139,24 @@ def prepare_output_dir(folder: str | os.PathLike[str], *, overwrite: bool = Fals
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--output '{folder}': expected a folder, but a file stands there; name another") from error
+        raise InputError(f"--output '{folder}': expected a folder, but there is a file; name another folder") from error
     except OSError as error:
         raise InputError(f"--output '{folder}': cannot be written ({error.strerror}); name another folder") from error
     if occupied and not (overwrite or resume):
         raise InputError(
-            f"--output '{folder}': the folder is not empty; name a new one, or say --overwrite (for training also: "
-            "--resume)"
+            f"--output '{folder}': the folder is not empty; name a new one, or give --overwrite (or --resume, for "
+            "training)"
         )
     return folder
 
 
 def check_symlink(folder: Path, name: str) -> None:
-    """Refuse a file that is a link out of its folder, as a hostile archive may hold one.
+    """Refuse a file that is a symbolic link to a place outside its folder: a hostile archive may contain one.
 
-    huggingface_hub's cache is made of links, from ``snapshots/COMMIT/`` into ``blobs/`` beside it; those are followed.
+    The cache of huggingface_hub contains links from ``snapshots/COMMIT/`` to ``blobs/``. Those are allowed.
 
     Raises:
-        InputError: the link leads elsewhere.
+        InputError: The link leads out of the folder.
     """
     path = folder / name
     if not path.is_symlink():

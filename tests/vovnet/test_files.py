@@ -76,7 +76,7 @@ def test_claims_a_folder(tmp_path):
     prepare_output_dir(tmp_path / "new" / "run", overwrite=True)
     prepare_output_dir(tmp_path / "new" / "run", resume=True)
     assert os.listdir(tmp_path / "new" / "run") == ["x"], "it only looks"
-    with pytest.raises(InputError, match="a file stands there"):
+    with pytest.raises(InputError, match="expected a folder"):
         prepare_output_dir(tmp_path / "new" / "run" / "x")
 
 

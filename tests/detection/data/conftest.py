@@ -38,16 +38,18 @@ def write(tmp_path: Path) -> Callable[..., DataSource]:
         images: list[Any] | None = None,
         categories: list[Any] | None = None,
         name: str = "data",
-        pictures: int = 3,
+        image_count: int = 3,
     ) -> DataSource:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        for number in range(1, pictures + 1):
+        for number in range(1, image_count + 1):
             pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
         content = {
-            "images": [image(number) for number in range(1, pictures + 1)] if images is None else images,
-            "annotations": [annotation(n, n) for n in range(1, pictures + 1)] if annotations is None else annotations,
+            "images": [image(number) for number in range(1, image_count + 1)] if images is None else images,
+            "annotations": [annotation(n, n) for n in range(1, image_count + 1)]
+            if annotations is None
+            else annotations,
             "categories": [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}] if categories is None else categories,
         }
         path = tmp_path / f"{name}.json"

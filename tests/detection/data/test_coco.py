@@ -156,7 +156,7 @@ def test_exif_follows_the_annotations(write: Write, entries: Any) -> None:
 
 def test_several_files(write: Write, entries: Any) -> None:
     annotation, image = entries
-    first = write(name="one", pictures=2)
+    first = write(name="one", image_count=2)
     second = write(
         [annotation(1, 2), annotation(2, 5, category_id=4)],
         [image(2), image(5, file_name="1.png")],

@@ -21,7 +21,7 @@ Write = Callable[..., DataSource]
 
 @pytest.fixture
 def dataset(write: Write) -> CocoDataset:
-    return CocoDataset([write(pictures=5)], masks=True, training=True)
+    return CocoDataset([write(image_count=5)], masks=True, training=True)
 
 
 def recipe(**fields: Any) -> DataRecipe:

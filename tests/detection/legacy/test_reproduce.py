@@ -91,9 +91,9 @@ def sample(values: Tensor) -> np.ndarray[Any, Any]:
 def test_detections(config: str, image: str, golden: Path, converted: Callable[[str], Path], table: Any) -> None:
     expected = np.load(golden / f"test_{config}_{image}.npz")
     detector: Any = load_detector(converted(config))
-    picture = to_tensor(read_image(golden / "images" / f"{image}.png"))
+    pixels = to_tensor(read_image(golden / "images" / f"{image}.png"))
     with torch.no_grad(), recorded(detector) as seen:
-        (output,) = detector([picture.float() / 255])
+        (output,) = detector([pixels.float() / 255])
     name = f"{config} {image}:"
     maps = {f"C{level}": value for level, value in enumerate(seen["C"], start=2)}
     maps |= {f"P{level}": value for level, value in enumerate(seen["P"], start=2)}
@@ -158,7 +158,7 @@ def different_pixels(first: dict[str, Any], second: dict[str, Any]) -> int:
 
 
 @pytest.fixture(scope="module")
-def pictures(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_root(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """minicoco's images; scikit-image has the astronaut, which is not among the golden files."""
     data = pytest.importorskip("skimage.data", reason="needs scikit-image's images (vovnet[dev])")
     folder = tmp_path_factory.mktemp("minicoco")
@@ -168,9 +168,9 @@ def pictures(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def training_batch(golden: Path, pictures: Path, masks: bool) -> tuple[list[Tensor], list[dict[str, Any]]]:
+def training_batch(golden: Path, image_root: Path, masks: bool) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Image 11 as it is and image 12 flipped, short side 400, as the training loader would give them."""
-    source = DataSource(str(pictures), str(golden / "minicoco.json"))
+    source = DataSource(str(image_root), str(golden / "minicoco.json"))
     dataset = LegacyCocoDataset([source], masks=masks, training=True)
     images, targets = [], []
     for index, flip in ((0, 0.0), (1, 1.0)):
@@ -190,7 +190,7 @@ def test_training(
     config: str,
     sampling: str,
     golden: Path,
-    pictures: Path,
+    image_root: Path,
     converted: Callable[[str], Path],
     tmp_path: Path,
     table: Any,
@@ -207,7 +207,7 @@ def test_training(
     recipe = load_recipe(RECIPES[config], settings)
     categories = load_detector(converted(config)).categories
     run = prepare(recipe, rules_of(recipe.model), tmp_path, torch.device("cpu"), categories, resume=False)
-    batch = training_batch(golden, pictures, masks=config.startswith("mrcn"))
+    batch = training_batch(golden, image_root, masks=config.startswith("mrcn"))
     name = f"{config} training, {sampling}:"
     for number, target in enumerate(batch[1]):
         table.values(f"{name} boxes of image {number}", arrays[f"target{number}.boxes"], target["boxes"])

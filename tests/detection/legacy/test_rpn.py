@@ -31,10 +31,10 @@ class Answers(nn.Module):
         return self.scores, self.offsets
 
 
-def answers(pictures: int, seed: int = 0, spread: float = 0.3) -> Answers:
+def answers(image_count: int, seed: int = 0, spread: float = 0.3) -> Answers:
     generator = torch.Generator().manual_seed(seed)
-    scores = [torch.randn(pictures, 3, h, w, generator=generator) for h, w in MAPS]
-    offsets = [spread * torch.randn(pictures, 12, h, w, generator=generator) for h, w in MAPS]
+    scores = [torch.randn(image_count, 3, h, w, generator=generator) for h, w in MAPS]
+    offsets = [spread * torch.randn(image_count, 12, h, w, generator=generator) for h, w in MAPS]
     return Answers(scores, offsets)
 
 

@@ -75,9 +75,9 @@ def write_data(folder: Path, count: int, without_objects: tuple[int, ...] = ()) 
     for number in range(count):
         width, height = (96, 72) if number % 3 else (60, 80)
         left, top = 3 + 2 * number, 5 + number
-        picture = Image.new("RGB", (width, height), (30, 40, 60))
-        ImageDraw.Draw(picture).rectangle((left, top, left + 29, top + 39), fill=(220, 200, 20 * number))
-        picture.save(folder / f"{number}.png")
+        drawn = Image.new("RGB", (width, height), (30, 40, 60))
+        ImageDraw.Draw(drawn).rectangle((left, top, left + 29, top + 39), fill=(220, 200, 20 * number))
+        drawn.save(folder / f"{number}.png")
         images.append({"id": 40 + number, "file_name": f"{number}.png", "width": width, "height": height})
         entry = {"id": number + 1, "image_id": 40 + number, "category_id": 7, "area": 1200, "bbox": [left, top, 30, 40]}
         corners = [left, top, left + 30, top, left + 30, top + 40, left, top + 40]
@@ -174,14 +174,14 @@ def test_the_command_line_accepts_the_run(finished: tuple[str, Path], data: tupl
 
     from vovnet.cli import app
 
-    pictures = image_folder(data)
-    command = ["evaluate", "--weights", str(finished[1]), "--images", str(pictures), "--workers", "0"]
-    command += ["--annotations", str(pictures / "instances.json"), "--output", str(tmp_path / "evaluation")]
+    image_root = image_folder(data)
+    command = ["evaluate", "--weights", str(finished[1]), "--images", str(image_root), "--workers", "0"]
+    command += ["--annotations", str(image_root / "instances.json"), "--output", str(tmp_path / "evaluation")]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "evaluation" / "metrics.json").is_file()
     Image.fromarray(np.full((40, 50), 120, dtype=np.uint8)).save(tmp_path / "grey.png")
-    command = ["predict", str(pictures / "1.png"), str(tmp_path / "grey.png"), "--weights", str(finished[1])]
+    command = ["predict", str(image_root / "1.png"), str(tmp_path / "grey.png"), "--weights", str(finished[1])]
     done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "predictions")])
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "predictions" / "1.json").read_text())

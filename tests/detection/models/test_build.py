@@ -39,7 +39,7 @@ def small(**changes: Any) -> ModelRecipe:
     return ModelRecipe(**{**SMALL, **changes})
 
 
-def pictures(channels: int = 3) -> list[Tensor]:
+def random_images(channels: int = 3) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.rand(channels, *size, generator=generator) for size in ((48, 70), (90, 64))]
 
@@ -67,13 +67,13 @@ def separated(detector: nn.Module) -> nn.Module:
 def test_a_recipe_builds_torchvisions_own_class_that_trains_and_detects(kind: str) -> None:
     detector = build_detector(Recipe(model=small(detector=kind)))
     assert type(detector) is KINDS[kind]
-    losses = detector(pictures(), targets(pictures()))
+    losses = detector(random_images(), targets(random_images()))
     masks = {"loss_mask"} if kind == "mask_rcnn" else set()
     assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"} | masks
     sum(losses.values()).backward()
     assert [k for k, p in detector.named_parameters() if p.grad is None] == []
-    found = detector.eval()(pictures())
-    for result, image in zip(found, pictures(), strict=True):
+    found = detector.eval()(random_images())
+    for result, image in zip(found, random_images(), strict=True):
         assert 0 < len(result["boxes"]) <= 7
         assert set(result["labels"].tolist()) <= {1, 2, 3}
         if kind == "mask_rcnn":
@@ -91,7 +91,7 @@ def test_the_same_as_built_by_hand_from_torchvisions_parts(kind: str) -> None:
     )  # fmt: skip
     hand.load_state_dict(ours.state_dict())
     hand.eval()
-    for found, expected in zip(ours(pictures()), hand(pictures()), strict=True):
+    for found, expected in zip(ours(random_images()), hand(random_images()), strict=True):
         assert set(found) == set(expected)
         for key in expected:
             torch.testing.assert_close(found[key], expected[key])
@@ -101,8 +101,8 @@ def test_the_same_as_built_by_hand_from_torchvisions_parts(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_scripted_detector_finds_the_same(kind: str) -> None:
     detector = separated(build_detector(small(detector=kind)))
-    _, found = torch.jit.script(detector)(pictures())
-    for scripted, expected in zip(found, detector(pictures()), strict=True):
+    _, found = torch.jit.script(detector)(random_images())
+    for scripted, expected in zip(found, detector(random_images()), strict=True):
         assert len(expected["boxes"]) > 0
         for key in expected:
             torch.testing.assert_close(scripted[key], expected[key], rtol=1e-4, atol=1e-4)
@@ -149,9 +149,9 @@ def test_default_anchors_follow_the_number_of_levels() -> None:
 
 def test_images_are_resized_in_evaluation_alone() -> None:
     detector = build_detector(small())
-    assert detector.transform(pictures())[0].image_sizes == [(48, 70), (90, 64)]
+    assert detector.transform(random_images())[0].image_sizes == [(48, 70), (90, 64)]
     detector.eval()
-    assert detector.transform(pictures())[0].image_sizes == [(64, 93), (90, 64)]
+    assert detector.transform(random_images())[0].image_sizes == [(64, 93), (90, 64)]
 
 
 def test_normalisation_is_the_backbones_unless_the_recipe_says_otherwise() -> None:
@@ -164,7 +164,7 @@ def test_normalisation_is_the_backbones_unless_the_recipe_says_otherwise() -> No
 @pytest.mark.parametrize("in_chans", [1, 4])
 def test_other_channels_than_three(in_chans: int) -> None:
     detector = build_detector(small(in_chans=in_chans))
-    images = pictures(in_chans)
+    images = random_images(in_chans)
     assert all(torch.isfinite(loss) for loss in detector(images, targets(images)).values())
     assert len(detector.eval()(images)) == 2
 

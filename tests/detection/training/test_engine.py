@@ -170,7 +170,7 @@ def test_a_folder_with_something_in_it_is_refused_and_kept(finished: Path, tmp_p
         train(tiny_recipe(), finished, train_dataset=Squares(), progress=False, resume=True, overwrite=True)
     assert (finished / "last.pt").read_bytes() == before
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="a file stands there"):
+    with pytest.raises(InputError, match="expected a folder"):
         train(tiny_recipe(), tmp_path / "file", train_dataset=Squares(), progress=False)
 
 
@@ -313,7 +313,7 @@ def test_gradients_that_are_not_finite_stop_before_the_weights_change() -> None:
     run.detector.layer.weight.register_hook(lambda gradient: gradient * math.inf)
     before = [parameter.clone() for parameter in run.detector.parameters()]
     with pytest.raises(NonFiniteLossError, match=r"iteration 1, image ids \[0, 1\] \(gradient norm"):
-        step(run, [pictures(2)])
+        step(run, [image_batch(2)])
     assert all(torch.equal(old, new) for old, new in zip(before, run.detector.parameters(), strict=True))
 
 
@@ -348,7 +348,7 @@ def by_hand(solver: SolverRecipe) -> Run:
     )
 
 
-def pictures(count: int, first: int = 0) -> tuple[list[Tensor], list[dict[str, Any]]]:
+def image_batch(count: int, first: int = 0) -> tuple[list[Tensor], list[dict[str, Any]]]:
     images = [torch.full((1, 2, 2), 40 * (first + i), dtype=torch.uint8) for i in range(count)]
     return images, [{"labels": torch.tensor([first + i]), "image_id": first + i} for i in range(count)]
 
@@ -369,13 +369,13 @@ def test_a_step_is_sgd_with_momentum_decay_and_clipping() -> None:
     for lr in (0.1, 0.01):
         for group in optimizer.param_groups:
             group["lr"] = lr
-        images, targets = pictures(4)
+        images, targets = image_batch(4)
         losses = reference([image.float() / 255 for image in images], targets)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
         optimizer.step()
-        reported = step(run, [pictures(4)])
+        reported = step(run, [image_batch(4)])
         assert reported["loss"] == pytest.approx(sum(losses.values()).item(), rel=1e-6)
         assert run.last_lr == pytest.approx(lr)
     for ours, theirs in zip(run.detector.parameters(), reference.parameters(), strict=True):
@@ -385,8 +385,8 @@ def test_a_step_is_sgd_with_momentum_decay_and_clipping() -> None:
 def test_accumulated_batches_equal_one_large_batch() -> None:
     solver = SolverRecipe(base_lr=0.1, batch_size=4, reference_batch_size=4, warmup_iterations=0)
     whole, parts = by_hand(solver), by_hand(replace(solver, accumulate=2))
-    together = step(whole, [pictures(4)])
-    in_parts = step(parts, [pictures(2), pictures(2, first=2)])
+    together = step(whole, [image_batch(4)])
+    in_parts = step(parts, [image_batch(2), image_batch(2, first=2)])
     assert in_parts == pytest.approx(together, rel=1e-6)
     for ours, theirs in zip(whole.detector.parameters(), parts.detector.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)

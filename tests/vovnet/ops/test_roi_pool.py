@@ -297,9 +297,9 @@ def test_max_pool_of_no_image() -> None:
     ],
 )
 def test_max_pool_refuses(x: tuple[int, ...], window: Any, message: str) -> None:
-    picture = torch.zeros(x)
+    feature_map = torch.zeros(x)
     with pytest.raises(RuntimeError, match=f"vovnet::pool_max: {message}"):
-        largest(channels_last(picture) if len(x) == 4 else picture, window)
+        largest(channels_last(feature_map) if len(x) == 4 else feature_map, window)
 
 
 def test_max_pool_refuses_other_tensors() -> None:
