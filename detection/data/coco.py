@@ -7,14 +7,14 @@ import warnings
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import count, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.schema import Category, DataSource
 from vovnet.detection.data.images import (
     ImageFolder,
     ImageSizeError,
@@ -37,13 +37,6 @@ from vovnet.errors import InputError, shown
 
 ATTEMPTS = 100
 """Number of successive images that may fail before training stops: so many mean a broken disk, not a broken file."""
-
-
-class Source(Protocol):
-    """One annotation file and its folder, such as :class:`vovnet.detection.config.schema.DataSource`."""
-
-    images: str
-    annotations: str
 
 
 class CocoDataset(Dataset[Any]):
@@ -81,7 +74,7 @@ class CocoDataset(Dataset[Any]):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[DataSource],
         *,
         masks: bool,
         training: bool,
@@ -122,7 +115,7 @@ class CocoDataset(Dataset[Any]):
         )
         self._pack([image for image, _ in kept])
 
-    def _check(self, content: AnnotationFile, source: Source, masks: bool) -> list[CheckedImage]:
+    def _check(self, content: AnnotationFile, source: DataSource, masks: bool) -> list[CheckedImage]:
         report = self.dropped
         report.annotation_files.append(str(source.annotations))
         before = {kind: len(report.problems.get(kind, ())) for kind in LOST_IMAGE}

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.protocol import DetectionDataset, Target
-from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups, evaluation_indices
-from vovnet.detection.data.transforms import Sample, TransformedDataset, eval_transforms, train_transforms
+from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups
+from vovnet.detection.data.transforms import Sample, TransformedDataset, train_transforms
 from vovnet.errors import InputError
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -85,8 +85,8 @@ def evaluation_loader(
         world_size: The number of processes that share the data.
         pin_memory: Pin the batches' memory; None does if there is a GPU.
     """
-    indices = evaluation_indices(len(dataset), rank, world_size)
-    samples = _Caught(TransformedDataset(dataset, eval_transforms()))
+    indices = range(rank, len(dataset), world_size)
+    samples = _Caught(TransformedDataset(dataset))  # In evaluation mode the detector scales images itself.
     return EvaluationBatches(_loader(samples, workers, pin_memory, batch_size=batch_size, sampler=indices))
 
 

@@ -85,8 +85,3 @@ def aspect_groups(dataset: DetectionDataset) -> list[int]:
         return [0] * len(dataset)
     sizes = (image_size(index) for index in range(len(dataset)))
     return [int(height >= width) for height, width in sizes]
-
-
-def evaluation_indices(length: int, rank: int = 0, world_size: int = 1) -> range:
-    """Return the images of one process. All processes together have each image once."""
-    return range(rank, length, world_size)

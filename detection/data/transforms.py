@@ -56,11 +56,6 @@ def train_transforms(data: DataRecipe) -> v2.Transform:
     return v2.Compose([*steps, KeepUsable()])
 
 
-def eval_transforms() -> v2.Transform:
-    """Return a transform that does nothing: in evaluation mode the detector scales images itself."""
-    return v2.Identity()
-
-
 class ShortestSize(v2.Transform):
     """Scale to a short side drawn from ``min_sizes`` in pixels, with a long side of at most ``max_size``.
 
@@ -218,6 +213,8 @@ def _check_target(target: Target, classes: int, size: tuple[int, int], where: st
     boxes, labels = target["boxes"], target["labels"]
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InputError(f"{where}: expected boxes (N, 4) as x0, y0, x1, y1 in pixels, got {_shape(boxes)}")
+    if not boxes.isfinite().all():
+        raise InputError(f"{where}: expected boxes of finite numbers, got NaN or infinity")
     for key in PER_OBJECT:
         if key in target and (not isinstance(target[key], Tensor) or len(target[key]) != len(boxes)):
             raise InputError(f"{where}: expected {key} of {len(boxes)} objects, got {_shape(target[key])}")

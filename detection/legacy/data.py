@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vovnet.detection.config.schema import DataRecipe
-from vovnet.detection.data.coco import CocoDataset, Source
+from vovnet.detection.config.schema import DataRecipe, DataSource
+from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.images import ImageFolder
 from vovnet.detection.data.masks import decode_masks
 from vovnet.detection.data.protocol import Target
@@ -41,7 +41,7 @@ class LegacyCocoDataset(CocoDataset):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[DataSource],
         *,
         masks: bool,
         training: bool = True,

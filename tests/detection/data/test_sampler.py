@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from vovnet.detection.data.sampler import BatchStream, aspect_groups, evaluation_indices, sample_seed
+from vovnet.detection.data.sampler import BatchStream, aspect_groups, sample_seed
 from vovnet.errors import InputError
 
 GROUPS = [0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0]
@@ -89,9 +89,3 @@ def test_aspect_groups() -> None:
 
     assert aspect_groups(Sized()) == [0, 1, 1]
     assert aspect_groups([None] * 4) == [0, 0, 0, 0]
-
-
-@pytest.mark.parametrize(("length", "world"), [(10, 3), (2, 4), (0, 2), (5, 1)])
-def test_evaluation_shares(length: int, world: int) -> None:
-    shares = [evaluation_indices(length, rank, world) for rank in range(world)]
-    assert sorted(index for share in shares for index in share) == list(range(length))

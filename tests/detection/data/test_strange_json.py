@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
@@ -15,7 +16,8 @@ from vovnet.detection.config.schema import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.masks import to_rle
 from vovnet.detection.data.validation import check_data
-from vovnet.detection.evaluation.coco_eval import evaluate_results
+from vovnet.detection.evaluation.coco_eval import CocoEvaluator
+from vovnet.detection.inference_mode import ImageDetections
 from vovnet.detection.legacy.data import LegacyCocoDataset
 from vovnet.errors import InputError
 
@@ -149,20 +151,28 @@ def load(folder: Path, dataset: CocoDataset | None, report: Any) -> None:
 
 
 def scores(truth: dict[str, Any]) -> None:
-    """Evaluate results that are equal to the truth."""
-    for kind, key in (("bbox", "bbox"), ("segm", "segmentation")):
-        objects = [one for one in truth["annotations"] if not one["iscrowd"] and one["bbox"]]
-        if not all(key in one for one in truth["annotations"]):
-            continue
-        results = [{"image_id": one["image_id"], "category_id": one["category_id"], "score": 0.9} for one in objects]
-        for result, one in zip(results, objects, strict=True):
-            result[key] = one["bbox"] if kind == "bbox" else to_rle(one["segmentation"], *sizes(truth)[one["image_id"]])
-        found = outcome(lambda r=results, k=kind: evaluate_results(r, truth, k))
-        assert found is None or found[kind]["AP"] <= 1
+    """Evaluate detections that are equal to the truth."""
+    masks = all("segmentation" in one for one in truth["annotations"])
+    evaluator = CocoEvaluator(truth, ["bbox", "segm"] if masks else ["bbox"])
+    for image in truth["images"]:
+        size = (image["height"], image["width"])
+        objects = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
+        found = ImageDetections(
+            image["id"],
+            np.array([one["bbox"] for one in objects], dtype=np.float32).reshape(-1, 4),
+            np.full(len(objects), 0.9, dtype=np.float32),
+            np.array([one["category_id"] for one in objects], dtype=np.int64),
+            [counts(one["segmentation"], size) for one in objects] if masks else None,
+            size,
+        )
+        evaluator.update([found])
+    result = outcome(evaluator.summarize)
+    assert result is None or result["bbox"]["AP"] <= 1
 
 
-def sizes(truth: dict[str, Any]) -> dict[int, tuple[int, int]]:
-    return {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+def counts(segmentation: Any, size: tuple[int, int]) -> bytes:
+    found = to_rle(segmentation, *size)["counts"]
+    return found.encode() if isinstance(found, str) else found
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning", "ignore:left out of training")
