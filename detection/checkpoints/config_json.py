@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import Field
 from torch import nn
-from typing_extensions import TypedDict
 
 from vovnet.checkpoints.timm_folder import FORBIDDEN_ARGS
-from vovnet.detection.config.fields import Integer, Text, recipe_part, shown, validate
+from vovnet.detection.config.fields import recipe_part, shown, validate
 from vovnet.detection.config.loading import check_plain
-from vovnet.detection.config.schema import CONVENTIONS, ModelRecipe
+from vovnet.detection.config.schema import CONVENTIONS, Category, ModelRecipe
 from vovnet.detection.config.validation import check_model
 from vovnet.errors import InputError
 from vovnet.files import read_json
@@ -23,14 +22,6 @@ FORMAT = "vovnet-detector"
 FORMAT_VERSION = 1
 
 _FORBIDDEN = FORBIDDEN_ARGS | {"num_classes"}  # a detector's network has no classifier
-
-
-@with_config(ConfigDict(extra="forbid"))
-class Category(TypedDict):
-    """A category of the data that a detector was trained on."""
-
-    id: Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)]
-    name: Text
 
 
 @recipe_part("")

@@ -7,9 +7,10 @@ the JSON Schema for editors are generated from them (tests/helpers/recipe_refere
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from vovnet.adapters.fpn import ExtraLevel
 from vovnet.adapters.norms import FpnNorm, Norm
@@ -18,11 +19,12 @@ from vovnet.detection.config.fields import Arguments, Flag, Integer, Number, Tex
 ConventionName = Literal["torchvision", "legacy"]
 
 
+@with_config(ConfigDict(extra="forbid"))
 class Category(TypedDict):
     """A category of a detector or of a dataset, as in COCO JSON."""
 
-    id: int
-    name: str
+    id: Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)]
+    name: Text
 
 
 @dataclass(frozen=True)
