@@ -1,4 +1,4 @@
-"""What several rooms need to draw: Matplotlib figures without a display, and a colour for each category."""
+"""Matplotlib figures that need no display, and a colour for each category."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch.distributed as dist
@@ -19,6 +19,10 @@ from vovnet.detection.data.masks import sound_segmentation, to_rle
 from vovnet.detection.inference_mode import ImageDetections
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers in pycocotools' order, each in 0..1, or -1 if there is nothing to count (as in COCO)."""
@@ -43,7 +47,7 @@ class CocoEvaluator:
         self.ground_truth = ground_truth
         self.requested = None if iou_types is None else [name for name in IOU_TYPES if name in iou_types]
         self.detections: dict[int, ImageDetections] = {}
-        self.evaluated: dict[str, Any] = {}
+        self.evaluated: dict[str, COCOeval] = {}
         """pycocotools' ``COCOeval`` of each IoU type, after :meth:`summarize`."""
 
     @property
@@ -114,7 +118,7 @@ class CocoEvaluator:
         return _precision(self.evaluated[iou_type])
 
 
-def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType) -> Any:
+def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType) -> COCO:
     """Return a pycocotools ``COCO`` of copies of the annotations, with every key that ``COCOeval`` reads.
 
     Annotations get new ids if one is missing, repeated or 0 (``COCOeval`` takes a match with id 0 for no match). For
@@ -166,7 +170,7 @@ def _complete(annotation: Mapping[str, Any], image: Mapping[str, Any], iou_type:
     return filled
 
 
-def run_coco_eval(truth: Any, results: list[dict[str, Any]], iou_type: IouType, image_ids: Sequence[int]) -> Any:
+def run_coco_eval(truth: COCO, results: list[dict[str, Any]], iou_type: IouType, image_ids: Sequence[int]) -> COCOeval:
     """Return pycocotools' ``COCOeval`` after ``summarize``, without its printing.
 
     Args:
@@ -210,7 +214,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _empty_coco() -> Any:
+def _empty_coco() -> COCO:
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
@@ -220,16 +224,16 @@ def _empty_coco() -> Any:
     return COCO()
 
 
-def _numbers(evaluated: Any) -> dict[str, float]:
+def _numbers(evaluated: COCOeval) -> dict[str, float]:
     return dict(zip(METRICS, map(float, evaluated.stats), strict=True))
 
 
-def _precision(evaluated: Any) -> NDArray[np.float64]:
+def _precision(evaluated: COCOeval) -> NDArray[np.float64]:
     """Return precision (10, 101, K) for objects of all sizes and up to 100 detections an image."""
     return np.asarray(evaluated.eval["precision"])[:, :, :, 0, -1]
 
 
-def _per_class(evaluated: Any) -> list[dict[str, Any]]:
+def _per_class(evaluated: COCOeval) -> list[dict[str, Any]]:
     precision = _precision(evaluated)
     images = set(evaluated.params.imgIds)
     objects: dict[int, int] = {}
