@@ -60,8 +60,8 @@ class CardFields:
     base_model: str | None = None
     """The Hub repository that the training started from."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """For a timm model: ``architecture`` (its name here), ``stored_architecture``, ``num_classes``, and ``ours``: True
-    if only this package registers it."""
+    """Facts about a timm model: ``architecture`` (name here), ``stored_architecture``, ``num_classes``, and ``ours``:
+    True if only this package registers it."""
 
 
 def detector_fields(folder: Path, detector: Any, source: PublishedFile | None, dataset: str | None) -> CardFields:

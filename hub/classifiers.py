@@ -1,4 +1,4 @@
-"""Published classifiers and backbones: identify a file's network, map its keys to timm's, and write timm's folder."""
+"""Published classifiers and backbones: infer a file's network, map its keys to timm's, and write timm's folder."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class PublishedNetwork:
     ignored: dict[str, str]
     """Keys that are left out on purpose, with the reason."""
     notes: tuple[str, ...]
-    """What users of the weights should know."""
+    """Notes for the users of the weights."""
     licence: str
     """``cc-by-nc-4.0``, or ``unknown`` if the authors state none."""
 
 
 def infer_network(found: Shapes) -> PublishedNetwork:
-    """Identify the network in a file and map each of its keys once, or ignore it on purpose.
+    """Infer the network in a file and map each of its keys once, or ignore it on purpose.
 
     The classifier and any of the batch counters may be absent (detectron2's frozen norms have no counters).
 

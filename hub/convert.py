@@ -42,7 +42,7 @@ class Conversion:
     """The shipped recipe that trains the detector, or timm's name of the network."""
     folder: Path
     notes: tuple[str, ...] = ()
-    """What the user should know: the input that the weights expect, types that were converted, the licence."""
+    """Notes for the user: the input that the weights expect, types that were converted, the licence."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Keys of the file that were left out on purpose, with the reason."""
 

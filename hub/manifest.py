@@ -37,7 +37,7 @@ class PublishedFile:
     """The file's name, without folders."""
     sha256: str
     title: str
-    """What the file holds, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
+    """The content of the file, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
     name: str
     """The shipped recipe that trains the detector, or timm's name of the network."""
     license: str

@@ -24,7 +24,7 @@ NONCOMMERCIAL = "cc-by-nc-4.0"
 
 @dataclass(frozen=True)
 class Publication:
-    """What was uploaded or would be; ``str()`` gives the text for the user."""
+    """The result of :func:`publish`; ``str()`` gives the text for the user."""
 
     repository: str
     files: tuple[tuple[str, int], ...]

@@ -23,7 +23,7 @@ from vovnet.hub.model_card import UNKNOWN_REPOSITORY, compose_card
 from vovnet.hub.reference_outputs import record_outputs
 
 StoredAs = Literal["timm", "vovnet"]
-"""How ``config.json`` names a VoVNet: ``timm`` as plain timm can load it, ``vovnet`` by its name in this package."""
+"""The name of a VoVNet in ``config.json``: ``timm`` for one that plain timm loads, ``vovnet`` for this package's."""
 
 _CLASS_NAMES = ("label_names", "label_descriptions", "categories")
 """Keys of a configuration that hold class names. A class may be named like a path (``/m/01g317`` in Open Images)."""
@@ -34,7 +34,7 @@ _LOCAL_PATH = re.compile(r"^[/~]|(?:^|[\s\"'(\[=,;])(?:/\w|~\w*/|[A-Za-z]:[\\/]|
 
 @dataclass(frozen=True)
 class Description:
-    """What the publisher says about a folder beyond what the files hold."""
+    """Facts about a folder that the publisher states and the files do not hold."""
 
     repository: str = UNKNOWN_REPOSITORY
     license: str | None = None

@@ -1,4 +1,4 @@
-"""What tests of hostile input share: files that would run code, a watch over memory, the one line of an error."""
+"""Helpers for tests of hostile input: files that would run code, a watch over memory, the one line of an error."""
 
 from __future__ import annotations
 

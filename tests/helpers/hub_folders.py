@@ -26,7 +26,7 @@ solver: {base_lr: 0.015, batch_size: 4, max_iterations: 1200, steps: [800, 1100]
 init: /home/somebody/secret/start
 """
 SECRETS = ("somebody", "secret", "/home/", "/tmp/")
-"""Of which no uploaded text may hold any; the folders of the tests lie below /tmp or the like, too."""
+"""Texts that nothing uploaded may contain; the folders of the tests also lie below /tmp or the like."""
 
 RUN_METRICS: list[dict[str, Any]] = [
     {"iteration": 20, "loss": 1.5, "lr": 0.01},
@@ -46,7 +46,7 @@ class Made:
     folder: Path
     name: str
     printed: str
-    """What the conversion says of itself."""
+    """The text that the conversion printed."""
 
 
 def write_run(folder: Path, categories: list[dict[str, Any]], recipe: str = RUN_RECIPE) -> Path:

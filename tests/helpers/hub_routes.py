@@ -1,4 +1,4 @@
-"""What the stand-in Hub answers: the part of the Hub's protocol that huggingface_hub and timm speak for models."""
+"""The answers of the stand-in Hub: the part of the Hub's protocol that huggingface_hub and timm speak for models."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LONGEST_WAIT = 60.0  # seconds that a slow answer is held for a client that does
 
 @dataclass
 class Fault:
-    """What goes wrong with the next requests whose path matches.
+    """A failure of the next requests whose path matches.
 
     ``status``: this status instead of the answer; ``slow``: no answer until the client hangs up; ``drop``: the
     connection is closed without an answer; ``cut``: closed after half of the body; ``flip``: a bit in the middle of the
@@ -49,7 +49,7 @@ class Fault:
 
 
 class State:
-    """What the requests and the orders share."""
+    """Parts that the handlers of requests and of orders share."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -162,7 +162,7 @@ class HubServer(ThreadingHTTPServer):
         self.server_bind()
 
     def server_bind(self) -> None:
-        """As the base class, without looking the host's name up."""
+        """Bind as the base class does, without looking up the host's name."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -184,7 +184,7 @@ class HubServer(ThreadingHTTPServer):
 
 
 class Orders:
-    """What a test can order: each public method is a call, its arguments are JSON, bytes are base64."""
+    """The orders that a test can give: each public method is a call, its arguments are JSON, bytes are base64."""
 
     def __init__(self) -> None:
         self.state = State()

@@ -1,4 +1,4 @@
-"""What the stand-in Hub keeps: model repositories with their commits, branches and tags, in memory."""
+"""The data of the stand-in Hub: model repositories with their commits, branches and tags, in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entry:
 
     @property
     def is_large(self) -> bool:
-        """Whether it travels and is named as a git-lfs object."""
+        """Return True if the file is stored and named as a git-lfs object."""
         return any(self.path.endswith(line.split()[0][1:].decode()) for line in ATTRIBUTES.splitlines())
 
     @property

@@ -23,7 +23,7 @@ class Seen(NamedTuple):
     path: str
     """Unquoted, without the query."""
     status: int
-    """What was answered; 0 where nothing was."""
+    """The status of the answer; 0 if there was none."""
 
 
 class Hub:

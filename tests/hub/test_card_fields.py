@@ -1,4 +1,4 @@
-"""What a card says is what the folder holds, and nothing is claimed that is not known."""
+"""A card says what the folder holds, and claims nothing that is not known."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ OURS = ("vovnet27_slim", "vovnet39", "vovnet57")
 
 
 def config(name: str, **arguments: Any) -> dict[str, Any]:
-    """As timm's ``save_for_hf`` writes it, after a trip through JSON."""
+    """The configuration that timm's ``save_for_hf`` writes, read back from JSON."""
     given = {"model_args": arguments} if arguments else {}
     return json.loads(json.dumps({"architecture": name, "num_classes": 5, **given, "pretrained_cfg": {"mean": [0.5]}}))
 
 
 def built(stored: dict[str, Any]) -> torch.nn.Module:
-    """As timm builds what it reads."""
+    """The model that timm builds from a configuration."""
     return timm.create_model(stored["architecture"], num_classes=5, **stored.get("model_args", {}))
 
 
@@ -119,7 +119,7 @@ def test_timm_of_the_same_shape_is_told_by_the_shape() -> None:
 
 
 def test_timm_alone_builds_it() -> None:
-    """In a process without this package."""
+    """A process without this package builds the model."""
     stored = {name: stored_config(config(name), portable=True) for name in OURS}
     code = (
         "import json, sys, timm, torch\n"

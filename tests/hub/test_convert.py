@@ -80,7 +80,7 @@ def constant(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.floa
 
 
 def published_shapes(name: str, num_classes: int = 0) -> dict[str, tuple[int, ...]]:
-    """Of a network that timm knows, under its published names."""
+    """Return the shapes of a network that timm knows, by published key."""
     model = timm.create_model(name, num_classes=num_classes, device="meta")
     ours = model.state_dict()
     kinds = {"v": published_keys, "e": published_v2_keys, "r": published_resnet_keys}

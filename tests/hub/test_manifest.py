@@ -63,7 +63,7 @@ def test_coreutils_accept_the_sums(slim: Made) -> None:
 
 
 def test_sums_that_coreutils_wrote_are_read(folder: Path) -> None:
-    """In both of its forms, text and binary."""
+    """Both forms of a line are read, text and binary."""
     if shutil.which("sha256sum") is None:
         pytest.skip("needs coreutils' sha256sum")
     for options in (["--text"], ["--binary"]):

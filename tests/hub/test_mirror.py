@@ -67,7 +67,7 @@ torch.save({
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For processes of somebody whom the Hub does not know. No proxy: all that is asked is on this machine."""
+    """The environment of a user without a token. No proxy, because every request stays on this machine."""
     ours = ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN")
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return {name: value for name, value in kept.items() if name not in ours} | more
@@ -113,7 +113,7 @@ def olah(hub: Hub, folder: Path, *, offline: bool) -> Iterator[str]:
 
 
 def takes_connections(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Whether a process takes connections before it ends or patience does."""
+    """Return True if a process accepts connections before it ends or a time limit is reached."""
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -144,7 +144,7 @@ def published(hub: Hub, token: str, slim: Made, run: Path) -> Hub:
 
 
 class Client:
-    """What a user's fresh process, with an empty cache, gets from the address in its ``HF_ENDPOINT``."""
+    """A new process of a user, with an empty cache and a mirror in ``HF_ENDPOINT``."""
 
     def __init__(self, endpoint: str, place: Path, *verified: str) -> None:
         place.mkdir()
@@ -162,7 +162,7 @@ class Client:
         self.answers: dict[str, Any] = torch.load(place / "answers.pt")
 
     def verify(self, name: str) -> Outcome:
-        """How `vovnet verify NAME` ended there."""
+        """Run `vovnet verify NAME` there and return the result."""
         return Outcome(**self.answers["verify"][name])
 
     def downloaded(self, name: str) -> dict[str, dict[str, bytes]]:

@@ -61,7 +61,7 @@ def folder_card(folder: Path, tmp_path: Path, source: PublishedFile | None = Non
 
 
 def tokens(card: ModelCard, inside: str) -> list[Any]:
-    """What a Markdown parser sees; of every kind of token that begins with ``inside``."""
+    """Return the tokens that a Markdown parser sees, of every kind of token that begins with ``inside``."""
     found = []
     for token in MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.text):
         found += [token, *(token.children or [])]
@@ -104,7 +104,7 @@ def test_metrics_come_back_with_their_numbers_and_their_source() -> None:
 
 
 def test_the_model_index_has_the_hubs_form() -> None:
-    """As https://huggingface.co/docs/hub/model-cards shows it."""
+    """The metadata have the form of https://huggingface.co/docs/hub/model-cards."""
     front = yaml.safe_load(str(compose()).split("---")[1])
     (index,) = front["model-index"]
     assert index["name"] == "it"
@@ -225,7 +225,7 @@ def test_hostile_names_of_categories_are_text(tmp_path: Path) -> None:
 
 
 def test_hostile_texts_of_the_publisher_break_nothing() -> None:
-    """What is said on the command line and what a manifest of others says."""
+    """Texts from the command line and from a manifest of others are escaped."""
     for text in HOSTILE:
         metrics = (Metrics("object-detection", text, "custom", {"box AP": 1.5}),)
         source = dataclasses.replace(SOURCE, file=text.replace("/", ""), title=text)

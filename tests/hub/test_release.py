@@ -75,7 +75,7 @@ def test_which_kind_of_folder_it_is(slim: Made, run: Path, tmp_path: Path) -> No
 
 
 def test_a_folder_that_timm_wrote(tmp_path: Path) -> None:
-    """Of a network that is not ours, with names of classes: nothing of it is changed."""
+    """The configuration of another network, with names of classes, does not change."""
     model = timm.create_model("resnet18", num_classes=2)
     save_for_hf(model, tmp_path, {"label_names": ["/m/01g317", "cat"]}, safe_serialization=True)
     before = json.loads((tmp_path / "config.json").read_text())

@@ -39,7 +39,7 @@ def v39(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.mark.usefixtures("token")
 def test_plain_timm_computes_with_what_we_publish(hub: Hub, slim: Made, v39: Made, tmp_path: Path) -> None:
-    """In a process that never imports vovnet; equal to the last bit to our own networks with the file's weights."""
+    """Loaded without vovnet, the outputs are equal to the last bit to our own networks with the file's weights."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
     torch.save(x, tmp_path / "x.pt")
@@ -110,7 +110,7 @@ def test_a_detector_comes_back_equal(hub: Hub, run: Path) -> None:
 
 @pytest.mark.usefixtures("token")
 def test_what_came_from_the_hub_can_be_published_on(hub: Hub, slim: Made, tmp_path: Path) -> None:
-    """Where the weights come from stays known, so a licence is still needed."""
+    """The source of the weights stays known, so a licence is still needed."""
     publish(slim.folder, "me/slim", yes=True, license="other")
     folder = tmp_path / "downloaded"
     folder.mkdir()

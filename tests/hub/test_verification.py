@@ -139,7 +139,7 @@ def test_a_detectors_changed_weights(detector: Path) -> None:
 
 @pytest.mark.parametrize("where", [0, 4, b"weight", b"dtype", b"offsets", None, -1])
 def test_a_flipped_bit_of_a_detectors_weights(where: int | bytes | None, detector: Path) -> None:
-    """In the header's length, the header, the middle and the last number; the file carries a checksum itself."""
+    """Bits in the header's length, the header, the middle and the last number; the file itself has a checksum."""
     path = detector / "model.safetensors"
     flip_a_bit(path, path.read_bytes().index(where) if isinstance(where, bytes) else where)
     sum_anew(detector)

@@ -29,7 +29,7 @@ V1_NOTICE = (
     "(https://www.image-net.org/download.php), a detector on COCO, too (https://cocodataset.org/#termsofuse), whose "
     "terms are for you to judge"
 )
-"""What is known about the licence of the files of VoVNet.pytorch and maskrcnn-benchmark(-vovnet)."""
+"""Note on the licence of the files of VoVNet.pytorch and maskrcnn-benchmark(-vovnet)."""
 V2_NOTICE = (
     "its licence is CC BY-NC 4.0, which forbids commercial use (https://creativecommons.org/licenses/by-nc/4.0/)"
 )

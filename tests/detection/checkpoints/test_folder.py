@@ -470,7 +470,7 @@ class Opened:
 
 
 def openings_of(path, call):
-    """What the system did with a file during a call, whoever in the process asked: opened it or closed it.
+    """Return what the system did with a file during a call, from anywhere in the process: open it or close it.
 
     inotify tells; equal events in a row count once, so this is how often the file is opened and closed again.
     """
@@ -604,7 +604,7 @@ def test_randomness_is_left_alone(tmp_path, change):
 
 
 def test_a_detector_is_loaded_after_a_failure_as_before(folder, detector):
-    """What loading changes for its time, it puts back also when it fails."""
+    """Loading restores what it changes, also if it fails."""
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(flip_a_bit(whole))
     with pytest.raises(InputError):

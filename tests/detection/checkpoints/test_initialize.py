@@ -1,4 +1,4 @@
-"""What a training starts from: all of another detector but its predictors, or a backbone in timm's form."""
+"""Start a training from other weights: all of another detector but its predictors, or a backbone in timm's form."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ NO_V57 = "there is no published file of Mask R-CNN V-57: the published table rep
 
 
 def shapes_in_the_file(recipe: str, classes: int = 80) -> dict[str, tuple[int, ...]]:
-    """Of a published file of this detector, by its own keys."""
+    """Return the shapes in a published file of this detector, by its own keys."""
     model = load_recipe(recipe, [f"model.num_classes={classes}"]).model
     detector = empty_detector(model)
     ours = detector.state_dict()
@@ -63,7 +63,7 @@ def published_file(recipe: str, classes: int = 80, unit: float = 1e-3, **more: T
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torch hub keeps files; whatever lies here is not fetched, and fetching fails the test."""
+    """The cache of torch hub. Files here are not fetched, and fetching fails the test."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
     def never(*args: object, **kwargs: object) -> None:
@@ -161,7 +161,7 @@ def test_a_builder_fetches_the_weights_once(
 
 @pytest.mark.parametrize("builder", [V39, "maskrcnn_legacy_resnet50_fpn"])
 def test_the_detector_is_the_recipes_and_detects(builder: str, cache: Path) -> None:
-    """In training mode, as torchvision's; with the attributes of a loaded detector; sizes and thresholds as told."""
+    """The builder returns it in training mode, with the attributes of a loaded detector and the given settings."""
     member = get_model_weights(builder).DEFAULT
     recipe = member.meta["recipe"]
     (cache / member.url.partition("?")[0].rpartition("/")[2]).write_bytes(published_file(recipe, unit=1e-9))

@@ -97,7 +97,7 @@ def test_a_dead_host_and_no_host(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_web_page_is_not_the_file(hub: Hub, tmp_path: Path) -> None:
-    """What a dead link of Dropbox's may answer: a page, with status 200."""
+    """A dead link of Dropbox may answer with a page and status 200."""
     url = hub.put_file("weights.pth", b"<!DOCTYPE html><html>This file was deleted</html>")
     hub.fail("weights", status=200, headers={"Content-Type": "text/html; charset=utf-8"})
     refused(lambda: fetch(url, progress=False), url, "web page", "put it at")

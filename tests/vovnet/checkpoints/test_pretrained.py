@@ -1,4 +1,4 @@
-"""Where ``pretrained=True`` finds weights: the caller's, a namespace's, the authors'; never a silent second source."""
+"""The sources of ``pretrained=True``: the caller's, a namespace's, the authors'; never a silent second source."""
 
 import dataclasses
 import io

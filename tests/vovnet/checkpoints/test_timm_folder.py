@@ -125,7 +125,7 @@ def cfg(**values: Any) -> Callable[[dict[str, Any]], object]:
 
 
 def bare(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
-    """As older versions of timm wrote it: the arguments do not repeat classes and channels."""
+    """Change a configuration as older versions of timm wrote it: the arguments do not repeat classes and channels."""
 
     def changed(config: dict[str, Any]) -> None:
         for key in ("num_classes", "in_chans"):
