@@ -53,9 +53,15 @@ def test_clipping_equals_the_reference(units: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("kind", "weights"), [("rpn", (1.0, 1.0, 1.0, 1.0)), ("roi", (10.0, 10.0, 5.0, 5.0))])
 def test_the_coder_equals_the_reference(units: dict[str, Any], kind: str, weights: Any) -> None:
     coder = legacy_box_coder(weights)
-    assert torch.equal(coder.encode_single(units["coder.gt"], units["coder.anchors"]), units[f"coder.{kind}.encode"])
-    decoded = coder.decode_single(units[f"coder.{kind}.codes"], units["coder.anchors"])
-    assert torch.equal(decoded, units[f"coder.{kind}.decode"])
+    encoded, wanted = coder.encode_single(units["coder.gt"], units["coder.anchors"]), units[f"coder.{kind}.encode"]
+    assert torch.equal(encoded[:, :2], wanted[:, :2])
+    # The last bits of logarithm and exponential depend on the processor.
+    torch.testing.assert_close(encoded, wanted, rtol=1e-6, atol=1e-6)
+    decoded, wanted = (
+        coder.decode_single(units[f"coder.{kind}.codes"], units["coder.anchors"]),
+        units[f"coder.{kind}.decode"],
+    )
+    torch.testing.assert_close(decoded, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
 
 
 def test_decoding_undoes_encoding() -> None:
