@@ -1,22 +1,21 @@
-"""`vovnet.hub.load_detector` hands on what detection reads."""
+"""The public functions of `vovnet.hub` are those of the modules that define them."""
 
 import pytest
 
 import vovnet.hub
 from vovnet.detection.checkpoints import folder
 from vovnet.errors import InputError
+from vovnet.hub import convert, publishing, verification
 
 
-def test_hands_on_name_and_revision(monkeypatch):
-    asked = []
-    monkeypatch.setattr(folder, "load_detector", lambda *arguments: asked.append(arguments) or "detector")
-    assert vovnet.hub.load_detector("someone/detector", revision="v2") == "detector"
-    assert asked == [("someone/detector", "v2")]
-
-
-def test_the_function_survives_the_import_of_submodules():
-    assert callable(vovnet.hub.load_detector)
-    assert vovnet.hub.__all__ == ["load_detector"] or "load_detector" in vovnet.hub.__all__
+def test_the_functions_are_re_exported():
+    assert vovnet.hub.load_detector is folder.load_detector
+    assert vovnet.hub.convert_checkpoint is convert.convert_checkpoint
+    assert vovnet.hub.publish is publishing.publish
+    assert vovnet.hub.verify is verification.verify
+    assert dir(vovnet.hub) == sorted(vovnet.hub.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'other'"):
+        _ = vovnet.hub.other
 
 
 def test_nothing_there(tmp_path):
