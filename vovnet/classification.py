@@ -100,12 +100,7 @@ def is_classifier(weights: str) -> bool:
 def classify_files(
     model: nn.Module, paths: Sequence[Path], read_image: Callable[[Path, int], Image.Image]
 ) -> Iterator[tuple[Path, list[ClassScore]]]:
-    """Yield the five likeliest classes of each image file.
-
-    Args:
-        model: A timm classifier, as :func:`load_classifier` returns it.
-        paths: The image files.
-        read_image: Returns a file's image with the given number of channels.
+    """Yield the five likeliest classes of each image file; ``read_image`` takes its path and a number of channels.
 
     Raises:
         InputError: Some files cannot be read. It is raised after the others, and names them all.

@@ -14,14 +14,10 @@ _DROPS = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, DropBlock2d)
 class Geometry(NamedTuple):
     """The arguments of a 2-d convolution that are not tensors, in the order of ``torch.conv2d``."""
 
-    stride: list[int]
-    """(height, width)."""
-    padding: list[int]
-    """Zeros on each side, (height, width)."""
-    dilation: list[int]
-    """(height, width)."""
-    groups: int
-    """Number of channel groups."""
+    stride: list[int]  # (height, width)
+    padding: list[int]  # zeros on each side, (height, width)
+    dilation: list[int]  # (height, width)
+    groups: int  # number of channel groups
 
 
 def conv_geometry(conv: nn.Conv2d) -> Geometry:

@@ -30,14 +30,8 @@ from vovnet.arguments import check_head, check_input, check_layers, check_rates,
 from vovnet.checkpoints.pretrained import pretrained_source
 from vovnet.errors import InputError
 
-__all__ = [
-    "ConvNormAct",
-    "OsaBlock",
-    "OsaStage",
-    "VoVNet",
-    "checkpoint_filter_fn",
-    "published_keys",
-]  # timm adds the entry points
+# timm adds the entry points.
+__all__ = ["ConvNormAct", "OsaBlock", "OsaStage", "VoVNet", "checkpoint_filter_fn", "published_keys"]
 
 
 class ConvNormAct(TimmConvNormAct):
@@ -73,17 +67,8 @@ class ConvNormAct(TimmConvNormAct):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            dilation=dilation,
-            norm_layer=norm_layer,
-            act_layer=act_layer,
-            device=device,
-            dtype=dtype,
-        )
+        layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": act_layer, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, **layers)
         self.act = nn.Identity()
         separate_activation(self)
 
@@ -168,21 +153,11 @@ class OsaStage(nn.Module):
             dilated = dilation > 1
             pool = nn.MaxPool2d(3, stride=1 if dilated else 2, padding=1 if dilated else 0, ceil_mode=True)
         self.pool = pool
-        self.blocks = nn.Sequential(
-            *(
-                OsaBlock(
-                    out_chs if i else in_chs,
-                    mid_chs,
-                    out_chs,
-                    layer_per_block,
-                    identity=i > 0,
-                    dilation=dilation,
-                    drop_path=rate,
-                    **layers,
-                )
-                for i, rate in enumerate(drop_path_rates)
-            )
-        )
+        blocks = []
+        for i, rate in enumerate(drop_path_rates):
+            sizes = (out_chs if i else in_chs, mid_chs, out_chs, layer_per_block)
+            blocks.append(OsaBlock(*sizes, identity=i > 0, dilation=dilation, drop_path=rate, **layers))
+        self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(x)
@@ -259,18 +234,9 @@ class VoVNet(nn.Module):
         for i, out_chs in enumerate(stage_out_chs):
             stride = 4 * 2**i
             reduction = min(stride, output_stride)
-            stages.append(
-                OsaStage(
-                    channels,
-                    stage_conv_chs[i],
-                    out_chs,
-                    layer_per_block,
-                    downsample=i > 0,
-                    dilation=stride // reduction,
-                    drop_path_rates=drop_paths[i],
-                    **layers,
-                )
-            )
+            sizes = (channels, stage_conv_chs[i], out_chs, layer_per_block)
+            dilation, rates = stride // reduction, drop_paths[i]
+            stages.append(OsaStage(*sizes, downsample=i > 0, dilation=dilation, drop_path_rates=rates, **layers))
             info.append({"num_chs": out_chs, "reduction": reduction, "module": f"stages.{i}"})
             channels = out_chs
         self.stages = nn.Sequential(*stages)
@@ -446,17 +412,14 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VoVNet) -> dict[s
     names = published_keys(model)
     if not any("/" in key or key in names for key in state_dict):
         return dict(state_dict)
-    missing = [key for key in names if key not in state_dict]
-    left_over = [key for key in state_dict if key not in names]
-    reshaped = _other_shapes({key: state_dict[key] for key in names if key in state_dict}, names, model)
-    problems = [
-        f"{what}: {', '.join(keys)}"
-        for what, keys in (("missing", missing), ("left over", left_over), ("other shapes", reshaped))
-        if keys
-    ]
-    if problems:
+    found = {
+        "missing": [key for key in names if key not in state_dict],
+        "left over": [key for key in state_dict if key not in names],
+        "other shapes": _other_shapes({key: state_dict[key] for key in names if key in state_dict}, names, model),
+    }
+    if problems := "; ".join(f"{what}: {', '.join(keys)}" for what, keys in found.items() if keys):
         raise InputError(
-            f"the checkpoint has the published VoVNet's names but does not fit this model ({'; '.join(problems)}): "
+            f"the checkpoint has the published VoVNet's names but does not fit this model ({problems}): "
             "load it into the variant that it was saved from"
         )
     return {names[key]: value for key, value in state_dict.items()}
@@ -482,28 +445,14 @@ def _other_shapes(published: Mapping[str, Tensor], names: Mapping[str, str], mod
     return found
 
 
+_STEM = {"stem_chs": (64, 64, 128), "layer_per_block": 5}
+_SLIM = _STEM | {"stage_conv_chs": (64, 80, 96, 112), "stage_out_chs": (128, 256, 384, 512)}
+_WIDE = _STEM | {"stage_conv_chs": (128, 160, 192, 224), "stage_out_chs": (256, 512, 768, 1024)}
+
 model_cfgs: dict[str, dict[str, Any]] = {
-    "vovnet27_slim": {
-        "stem_chs": (64, 64, 128),
-        "stage_conv_chs": (64, 80, 96, 112),
-        "stage_out_chs": (128, 256, 384, 512),
-        "block_per_stage": (1, 1, 1, 1),
-        "layer_per_block": 5,
-    },
-    "vovnet39": {
-        "stem_chs": (64, 64, 128),
-        "stage_conv_chs": (128, 160, 192, 224),
-        "stage_out_chs": (256, 512, 768, 1024),
-        "block_per_stage": (1, 1, 2, 2),
-        "layer_per_block": 5,
-    },
-    "vovnet57": {
-        "stem_chs": (64, 64, 128),
-        "stage_conv_chs": (128, 160, 192, 224),
-        "stage_out_chs": (256, 512, 768, 1024),
-        "block_per_stage": (1, 1, 4, 3),
-        "layer_per_block": 5,
-    },
+    "vovnet27_slim": _SLIM | {"block_per_stage": (1, 1, 1, 1)},
+    "vovnet39": _WIDE | {"block_per_stage": (1, 1, 2, 2)},
+    "vovnet57": _WIDE | {"block_per_stage": (1, 1, 4, 3)},
 }
 
 
@@ -520,24 +469,29 @@ def _create_vovnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VoV
         )
 
 
-def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
+    """Return the entries of timm's ``pretrained_cfg`` that all networks share, and ``kwargs``."""
     return {
-        "url": url,
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
         "crop_pct": 0.875,
-        "interpolation": "bilinear",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.0.conv",
         "classifier": "head.fc",
+        **kwargs,
+    }
+
+
+def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+    origin: dict[str, Any] = {
         "license": "unknown",  # the authors' files state none
         "origin_url": "https://github.com/stigma0617/VoVNet.pytorch",
         "paper_name": "An Energy and GPU-Computation Efficient Backbone Network for Real-Time Object Detection",
         "paper_ids": "arXiv:1904.09730",
-        **kwargs,
     }
+    return imagenet_cfg(url=url, interpolation="bilinear", **(origin | kwargs))
 
 
 PUBLISHED_TOP1_ERROR = {"vovnet39": 23.23, "vovnet57": 22.27}

@@ -13,14 +13,13 @@ timm 1.0.31 has the configuration of ``ese_vovnet19b`` but no entry point, so it
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ConvNormAct as TimmConvNormAct
 from timm.layers import create_attn
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from timm.models.vovnet import VovNet, model_cfgs
 from torch import nn
 
-from vovnet.vovnet import ConvNormAct, norm_keys, published_blocks, published_layers, separate_activation
+from vovnet.vovnet import ConvNormAct, imagenet_cfg, norm_keys, published_blocks, published_layers, separate_activation
 
 __all__ = ["EseVovNet", "published_v2_keys"]  # timm adds the entry points
 
@@ -81,31 +80,17 @@ def _create_vovnet_v2(variant: str, pretrained: bool = False, **kwargs: Any) -> 
 
 
 def _cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0.conv",
-        "classifier": "head.fc",
-        "license": "apache-2.0",  # the network's; the authors' weights, which `vovnet convert` reads, have another one
-        "origin_url": "https://github.com/youngwanLEE/vovnet-detectron2",
-        "paper_name": "CenterMask: Real-Time Anchor-Free Instance Segmentation",
-        "paper_ids": "arXiv:1911.06667",
-    }
+    return imagenet_cfg(
+        interpolation="bicubic",
+        license="apache-2.0",  # the network's; the authors' weights, which `vovnet convert` reads, have another one
+        origin_url="https://github.com/youngwanLEE/vovnet-detectron2",
+        paper_name="CenterMask: Real-Time Anchor-Free Instance Segmentation",
+        paper_ids="arXiv:1911.06667",
+    )
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "ese_vovnet19b.untrained": _cfg(),
-        "ese_vovnet39b_all.untrained": _cfg(),
-        "ese_vovnet57b_all.untrained": _cfg(),
-        "ese_vovnet99b_all.untrained": _cfg(),
-    }
-)
+_NAMES = ("ese_vovnet19b", "ese_vovnet39b_all", "ese_vovnet57b_all", "ese_vovnet99b_all")
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg() for name in _NAMES})
 
 
 if not is_model("ese_vovnet19b"):  # a later timm may have it

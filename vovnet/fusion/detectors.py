@@ -107,15 +107,9 @@ class FusedRoIAlign(MultiScaleRoIAlign):
         levels = rois.new_zeros(len(rois), dtype=torch.int64) if len(maps) == 1 else find_levels(boxes)
         if len(rois) and not 0 <= int(levels.min()) <= int(levels.max()) < len(maps):
             return super().forward(x, boxes, image_shapes)  # an invalid box such as (5, 0, 3, 4) has no level
-        out: Tensor = torch.ops.vovnet.roi_align_levels(
-            [feature.contiguous(memory_format=torch.channels_last) for feature in maps],
-            rois,
-            levels,
-            self.scales,
-            self.output_size,
-            self.sampling_ratio,
-            False,
-        )
+        maps = [feature.contiguous(memory_format=torch.channels_last) for feature in maps]
+        bins = (self.scales, self.output_size, self.sampling_ratio)
+        out: Tensor = torch.ops.vovnet.roi_align_levels(maps, rois, levels, *bins, False)
         return out
 
 
@@ -232,15 +226,9 @@ def fuse_mask_predictor(predictor: MaskRCNNPredictor, settings: Settings) -> Fus
     # (C, out, 2, 2) -> (4 · out, C, 1, 1): the four pixels of an output channel are neighbouring channels, the order
     # that pixel_shuffle expects.
     weight = up.weight.detach().flatten(1).t().clone()[:, :, None, None]
-    conv = FusedConv(
-        upcast_weights(weight, settings.precision),
-        upcast_weights(up.bias.detach().repeat_interleave(4), settings.precision),
-        ONE_BY_ONE,
-        relu=True,
-        precision=settings.precision,
-        algorithm=settings.algorithm,
-    )
-    return FusedMaskPredictor(conv, logits)
+    parameters = (weight, up.bias.detach().repeat_interleave(4))
+    weight, bias = (upcast_weights(parameter, settings.precision) for parameter in parameters)
+    return FusedMaskPredictor(FusedConv(weight, bias, ONE_BY_ONE, relu=True, **settings._asdict()), logits)
 
 
 @replaces(MultiScaleRoIAlign)
@@ -269,4 +257,4 @@ def _doubles_size(up: nn.ConvTranspose2d) -> bool:
 
 def _fuse_linear(layer: nn.Linear, settings: Settings) -> FusedLinear:
     weight, bias = (upcast_weights(p.detach().clone(), settings.precision) for p in (layer.weight, layer.bias))
-    return FusedLinear(weight, bias, relu=True, precision=settings.precision, algorithm=settings.algorithm)
+    return FusedLinear(weight, bias, relu=True, **settings._asdict())

@@ -33,8 +33,7 @@ Function = TypeVar("Function", bound=Builder)
 class NotFusable(Exception):
     """A module cannot be replaced by a fused one.
 
-    Args:
-        reason: why, for the user; empty if nobody needs to know because the module's parts are fused one by one.
+    The reason is for the user. It is empty if nobody needs to know because the module's parts are fused one by one.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -71,11 +70,7 @@ def builder_of(module: nn.Module) -> Builder | None:
 def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, settings: Settings) -> FusedConv:
     """Return one layer that computes ``act(norm(conv(x)))`` in evaluation mode.
 
-    Args:
-        conv: a ``Conv2d``.
-        norm: a batch norm or None. timm's norms contain an activation, which comes before ``act``.
-        act: an activation or None.
-        settings: of the new layer.
+    timm's norms contain an activation, which comes before ``act``.
 
     Raises:
         NotFusable: the convolution or the norm is of another kind, or one of the three has hooks.
@@ -99,23 +94,15 @@ def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, setting
     other = None
     if acts and not relu:
         other = nn.Sequential(*copy.deepcopy(acts)) if len(acts) > 1 else copy.deepcopy(acts[0])
-    return FusedConv(
-        upcast_weights(weight, settings.precision),
-        None if bias is None else upcast_weights(bias, settings.precision),
-        conv_geometry(conv),
-        relu=relu,
-        act=other,
-        precision=settings.precision,
-        algorithm=settings.algorithm,
-    )
+    weight = upcast_weights(weight, settings.precision)
+    bias = None if bias is None else upcast_weights(bias, settings.precision)
+    return FusedConv(weight, bias, conv_geometry(conv), relu=relu, act=other, **settings._asdict())
 
 
 def concat_layers(layers: Sequence[nn.Module], settings: Settings) -> FusedConv | FusedLinear:
     """Return one layer whose output channels are those of all ``layers``, in their order.
 
-    Args:
-        layers: linear layers, or 1×1 convolutions, that take the same input.
-        settings: of the new layer.
+    These are linear layers, or 1×1 convolutions, that take the same input.
 
     Raises:
         NotFusable: the layers are of other kinds, or one has hooks or no bias.
@@ -129,8 +116,8 @@ def concat_layers(layers: Sequence[nn.Module], settings: Settings) -> FusedConv 
         raise NotFusable(f"its predictors are {type(first).__name__} layers, but not plain 1×1 convolutions")
     weight, bias = torch.cat(weights), torch.cat(biases)
     if type(first) is nn.Linear:
-        return FusedLinear(weight, bias, relu=False, precision=settings.precision, algorithm=settings.algorithm)
-    return FusedConv(weight, bias, ONE_BY_ONE, relu=False, precision=settings.precision, algorithm=settings.algorithm)
+        return FusedLinear(weight, bias, relu=False, **settings._asdict())
+    return FusedConv(weight, bias, ONE_BY_ONE, relu=False, **settings._asdict())
 
 
 def upcast_weights(parameter: Tensor, precision: Precision) -> Tensor:
@@ -171,36 +158,22 @@ def fuse_max_pool(pool: nn.MaxPool2d, settings: Settings) -> FusedMaxPool2d:
     return FusedMaxPool2d(to_pair(pool.kernel_size), to_pair(pool.stride), to_pair(pool.padding), pool.ceil_mode)
 
 
-@replaces(OsaBlock)
-def fuse_osa_block(block: OsaBlock, settings: Settings) -> FusedOsaBlock:
-    """Our block."""
-    if not is_identity_in_eval(block.drop_path):
+@replaces(OsaBlock, timm_vovnet.OsaBlock)
+def fuse_osa_block(block: OsaBlock | timm_vovnet.OsaBlock, settings: Settings) -> FusedOsaBlock:
+    """Our block or timm's; the parts of one with depthwise convolutions are fused one by one."""
+    layers = [*block.conv_mid, block.conv_concat]
+    if getattr(block, "conv_reduction", None) is not None or not is_identity_in_eval(block.drop_path):
         raise NotFusable
-    convs = _fuse_block_convs(block.conv_mid, block.conv_concat, settings)
-    return FusedOsaBlock(convs[:-1], convs[-1], identity=block.identity)
-
-
-@replaces(timm_vovnet.OsaBlock)
-def fuse_timm_osa_block(block: timm_vovnet.OsaBlock, settings: Settings) -> FusedOsaBlock:
-    """timm's block; the parts of one with depthwise convolutions are fused one by one."""
-    if block.conv_reduction is not None or not is_identity_in_eval(block.drop_path):
-        raise NotFusable
-    convs = _fuse_block_convs(block.conv_mid, block.conv_concat, settings)
-    return FusedOsaBlock(convs[:-1], convs[-1], identity=block.residual, attn=copy.deepcopy(block.attn))
-
-
-def _fuse_block_convs(chain: nn.Sequential, aggregate: nn.Module, settings: Settings) -> list[FusedConv]:
-    """Return the fused convolutions of an OSA block, the aggregation last."""
-    layers = [*chain, aggregate]
-    if any(map(has_hooks_or_patched_forward, (chain, *layers))):
+    if any(map(has_hooks_or_patched_forward, (block.conv_mid, *layers))):
         raise NotFusable
     if any(builder_of(layer) is not fuse_conv_norm_act for layer in layers):
         raise NotFusable
-    convs = [fuse_conv_norm_act(layer, settings) for layer in layers]
-    fused = [conv for conv in convs if isinstance(conv, FusedConv)]
-    if len(fused) < len(convs):
+    convs = [conv for layer in layers if isinstance(conv := fuse_conv_norm_act(layer, settings), FusedConv)]
+    if len(convs) < len(layers):
         raise NotFusable
-    return fused
+    identity: bool = block.identity if isinstance(block, OsaBlock) else block.residual
+    attn = copy.deepcopy(getattr(block, "attn", None))  # only timm's block has one
+    return FusedOsaBlock(convs[:-1], convs[-1], identity=identity, attn=attn)
 
 
 def _is_one_by_one(layer: nn.Module) -> bool:

@@ -28,16 +28,8 @@ MOST_CONVS = 16
 class FusedConv(FusedLayer, Chainable):
     """A convolution with its norm folded in, followed by an activation and the sum with another feature map.
 
-    (N, C, H, W) → (N, out channels, H', W'), channels-last.
-
-    Args:
-        weight: (out channels, C / groups, height, width); the layer keeps this tensor and does not copy it.
-        bias: (out channels,) or None.
-        geometry: stride, padding, dilation and groups.
-        relu: apply a ReLU.
-        act: another activation.
-        precision: ``fp32`` or ``bf16``.
-        algorithm: ``auto`` or ``direct``.
+    (N, C, H, W) → (N, out channels, H', W'), channels-last. The layer keeps ``weight``, (out channels, C / groups,
+    height, width), and does not copy it. ``act`` is an activation other than a ReLU.
     """
 
     def __init__(
@@ -135,18 +127,8 @@ class FusedConv(FusedLayer, Chainable):
 
     def _choose_algorithm(self, shape: Sequence[int]) -> int:
         batch, _, height, width = self.output_shape(shape)
-        algorithm = conv_method(
-            self.in_channels,
-            self.out_channels,
-            tuple(self.weight.shape[2:]),
-            tuple(self.geometry.stride),
-            batch,
-            height,
-            width,
-            algorithm=self.algorithm,
-            precision=self.precision,
-            threads=num_threads(),
-        )
+        sizes = (self.in_channels, self.out_channels, self.weight.shape[2:], self.geometry.stride, batch, height, width)
+        algorithm = conv_method(*sizes, algorithm=self.algorithm, precision=self.precision, threads=num_threads())
         self.pack((algorithm,))
         return algorithm
 
@@ -197,13 +179,9 @@ def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
 class FusedOsaBlock(Chainable):
     """A One-Shot-Aggregation block that does not concatenate its feature maps.
 
-    (N, C, H, W) → (N, out channels, H, W), channels-last.
-
-    Args:
-        chain: the 3×3 convolutions; each takes the output of the one before.
-        aggregate: the 1×1 convolution over the input and all outputs of the chain.
-        identity: add the input at the end.
-        attn: an attention module between the aggregation and the sum.
+    (N, C, H, W) → (N, out channels, H, W), channels-last. In ``chain``, each 3×3 convolution takes the output of the
+    one before; ``aggregate`` is the 1×1 convolution over the input and all their outputs. ``attn`` follows it, and
+    ``identity`` adds the input at the end.
     """
 
     def __init__(
@@ -258,14 +236,8 @@ class FusedOsaBlock(Chainable):
 class FusedLinear(FusedLayer):
     """A linear layer that takes feature maps without flattening them: a convolution with a window of the map's size.
 
-    (N, C, H, W) or (N, C · H · W) → (N, out features).
-
-    Args:
-        weight: (out features, in features); the layer keeps this tensor and does not copy it.
-        bias: (out features,).
-        relu: apply a ReLU.
-        precision: ``fp32`` or ``bf16``.
-        algorithm: ``auto`` or ``direct``.
+    (N, C, H, W) or (N, C · H · W) → (N, out features). The layer keeps ``weight``, (out features, in features), and
+    does not copy it.
     """
 
     bias: nn.Parameter
@@ -302,18 +274,8 @@ class FusedLinear(FusedLayer):
     def _kernel_forward(self, x: Tensor) -> Tensor:
         number, channels, height, width = x.shape
         weight = self.weight.view(-1, channels, height, width)
-        algorithm = conv_method(
-            channels,
-            weight.shape[0],
-            (height, width),
-            (1, 1),
-            number,
-            1,
-            1,
-            algorithm=self.algorithm,
-            precision=self.precision,
-            threads=num_threads(),
-        )
+        sizes = (channels, weight.shape[0], (height, width), (1, 1), number, 1, 1)
+        algorithm = conv_method(*sizes, algorithm=self.algorithm, precision=self.precision, threads=num_threads())
         key = (algorithm, channels, height, width)
         self.pack(key)
         out: Tensor = torch.ops.vovnet.packed_conv(
@@ -323,14 +285,7 @@ class FusedLinear(FusedLayer):
 
 
 class FusedMaxPool2d(Chainable):
-    """A max-pool of channels-last feature maps that does not compute indices.
-
-    Args:
-        kernel: height and width of the window.
-        stride: stride of the window, (height, width).
-        padding: padding on each side, (height, width).
-        ceil_mode: windows may begin inside the map and end outside.
-    """
+    """A max-pool of channels-last feature maps that does not compute indices. Its pairs are (height, width)."""
 
     def __init__(self, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> None:
         super().__init__()

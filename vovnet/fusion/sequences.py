@@ -22,15 +22,10 @@ Features: TypeAlias = Tensor | Sequence[Tensor]
 def run_sequence(
     modules: Iterable[tuple[str, nn.Module]], x: Features, wanted: Container[str] = ()
 ) -> tuple[Features, dict[str, Features]]:
-    """Call modules one after the other, with as few calls of the kernels as possible.
-
-    Args:
-        modules: names and modules.
-        x: the input of the first module.
-        wanted: names of the modules whose outputs are returned.
+    """Call named modules one after the other, with as few calls of the kernels as possible.
 
     Returns:
-        The last output, and the wanted outputs by name.
+        The last output, and by name the outputs of the modules that are ``wanted``.
     """
     outputs: dict[str, Features] = {}
     layers: list[Chainable] = []  # the chain that has not been called yet

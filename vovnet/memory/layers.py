@@ -74,9 +74,8 @@ def memory_efficient(model: M, memory: Memory = "normal") -> M:
 def plain_layers(model: nn.Module) -> None:
     """Undo :func:`memory_efficient`, in place."""
     for module in model.modules():
-        original = original_class(type(module))
-        if original is not type(module):
-            module.__class__ = original
+        if type(module) in _SUBCLASSES.values():
+            module.__class__ = original_class(type(module))
 
 
 def original_class(kind: type[nn.Module]) -> type[nn.Module]:
@@ -231,16 +230,8 @@ def _normalise(layer: TimmConvNormAct, x: Tensor) -> Tensor:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    return norm_relu(
-        x,
-        norm.weight,
-        norm.bias,
-        norm.running_mean if tracks else None,
-        norm.running_var if tracks else None,
-        momentum,
-        norm.eps,
-        relu=bool(_activations(layer)),
-    )
+    running = (norm.running_mean, norm.running_var) if tracks else (None, None)
+    return norm_relu(x, norm.weight, norm.bias, *running, momentum, norm.eps, relu=bool(_activations(layer)))
 
 
 def _stem(model: nn.Module) -> list[_FoldedNorm]:

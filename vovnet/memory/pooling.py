@@ -19,12 +19,7 @@ def max_pool(
 ) -> Tensor:
     """Compute ``max_pool2d``; keep one byte per output element, the place of its maximum, where autograd keeps eight.
 
-    Args:
-        x: (N, C, H, W).
-        kernel: (height, width) of the window, at most 255 places.
-        stride: (height, width).
-        padding: (height, width).
-        ceil_mode: let windows begin inside the map and end outside.
+    ``x`` is (N, C, H, W); pairs are (height, width). The window has at most 255 places.
     """
     needs_grad = x.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not needs_grad:
@@ -34,8 +29,7 @@ def max_pool(
 
 
 class _Context(AutogradContext, Protocol):
-    arguments: tuple[list[int], list[int], list[int], bool]
-    """Kernel, stride, padding and ceil mode."""
+    arguments: tuple[list[int], list[int], list[int], bool]  # kernel, stride, padding and ceil mode
     shape: torch.Size
     layout: torch.memory_format
 

@@ -31,12 +31,9 @@ class Recompute(NamedTuple):
 class Affine(NamedTuple):
     """A norm with fixed statistics and the ReLU behind it: ``relu?(x · scale + shift)``."""
 
-    scale: Tensor
-    """(channels,)."""
-    shift: Tensor
-    """(channels,)."""
-    relu: bool
-    """True if a ReLU follows."""
+    scale: Tensor  # (channels,)
+    shift: Tensor  # (channels,)
+    relu: bool  # True if a ReLU follows
 
 
 _recomputes: MutableMapping[Tensor, tuple[Recompute, int]] = WeakTensorKeyDictionary()
@@ -72,14 +69,9 @@ def _register_consumer(x: Tensor, recompute: Recompute | None) -> Recompute:
 def cast_for_autocast(x: Tensor) -> Tensor:
     """Return the tensor in autocast's dtype if autocast is on; its recompute gives the same dtype."""
     device = x.device.type
-    if (
-        not _knows_autocast(device)
-        or not torch.is_autocast_enabled(device)
-        or not x.is_floating_point()
-        or x.dtype == torch.float64
-    ):
+    if not _knows_autocast(device) or not torch.is_autocast_enabled(device):
         return x
-    return x.to(torch.get_autocast_dtype(device))
+    return x.to(torch.get_autocast_dtype(device)) if x.is_floating_point() and x.dtype != torch.float64 else x
 
 
 def _knows_autocast(device: str) -> bool:
@@ -181,8 +173,6 @@ def _folded(weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 class _Context(AutogradContext, Protocol):
-    """What autograd and the functions below keep between the passes."""
-
     needs_input_grad: tuple[bool, ...]
 
 

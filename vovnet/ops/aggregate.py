@@ -163,15 +163,9 @@ def _aggregate_backward(
 
 @_aggregate_backward.register_fake
 def _(
-    grad: Tensor,
-    mask: Tensor | None,
-    inputs: Sequence[Tensor],
-    weight: Tensor,
-    wanted: Sequence[bool],
-    wants_weight: bool,
-    wants_bias: bool,
+    grad: Tensor, mask: Tensor | None, inputs: Sequence[Tensor], weight: Tensor, wanted: Sequence[bool], *wants: bool
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    layout = format_of(inputs[0])
+    layout, (wants_weight, wants_bias) = format_of(inputs[0]), wants
     return (
         [
             torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout) if want else x.new_empty(0)
@@ -243,10 +237,7 @@ _aggregate.register_autograd(_differentiate, setup_context=_save)
 register_autocast(
     "osa_aggregate",
     lambda cast, inputs, weight, bias, residual, *rest: (
-        [cast(x) for x in inputs],
-        weight,
-        bias,
-        None if residual is None else cast(residual),
+        *([cast(x) for x in inputs], weight, bias, None if residual is None else cast(residual)),
         *rest,
     ),
 )

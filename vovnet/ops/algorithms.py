@@ -19,7 +19,7 @@ FLOAT_PRODUCTS = 32
 """Flag beside :data:`BFLOAT16`: float32 numbers are multiplied nevertheless."""
 
 Algorithm = Literal["auto", "direct"]
-"""``auto`` takes the fastest algorithm, ``direct`` never Winograd's transforms."""
+"""``auto`` takes the fastest algorithm, ``direct`` never Winograd's transforms, and so rounds least."""
 Precision = Literal["fp32", "bf16"]
 """Type of the feature maps and of the factors in products; sums are float32."""
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
@@ -54,17 +54,8 @@ def conv_method(
 ) -> int:
     """Return the method for a convolution without dilation and groups, whose padding is half its kernel.
 
-    Args:
-        in_channels: channels of the input, or of all inputs of an aggregation together.
-        out_channels: channels of the output.
-        kernel: height and width of the kernel.
-        stride: stride in height and width.
-        batch: number of images.
-        height: height of the output in pixels.
-        width: width of the output in pixels.
-        algorithm: ``direct`` excludes Winograd's transforms and rounds least.
-        precision: ``fp32`` or ``bf16``.
-        threads: number of threads that share the work.
+    ``in_channels`` counts all inputs of an aggregation together. ``height`` and ``width`` are those of the output in
+    pixels. ``threads`` share the work.
     """
     bit = BFLOAT16 if precision == "bf16" else 0
     wide = bit | FLOAT_PRODUCTS if bit else 0

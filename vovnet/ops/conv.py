@@ -7,7 +7,7 @@ backward pass, because keeping it would double the memory of the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,17 +51,8 @@ def conv_affine_relu(
     Raises:
         InputError: a shape, dtype, device or number does not fit; the message names the argument.
     """
-    out: Tensor = torch.ops.vovnet.conv_affine_relu(
-        x,
-        weight,
-        scale,
-        shift,
-        pair("stride", stride),
-        pair("padding", padding),
-        pair("dilation", dilation),
-        groups,
-        relu,
-    )
+    pairs = (pair("stride", stride), pair("padding", padding), pair("dilation", dilation))
+    out: Tensor = torch.ops.vovnet.conv_affine_relu(x, weight, scale, shift, *pairs, groups, relu)
     return out
 
 
@@ -89,17 +80,8 @@ def _conv(
 
 
 @_conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    relu: bool,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, *geometry_and_relu: Any) -> Tensor:
+    stride, padding, dilation, groups, _ = geometry_and_relu
     check_conv(x, weight, scale, shift, stride, padding, dilation, groups)
     shape = conv_shape(x, weight, stride, padding, dilation)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x, weight))
@@ -143,18 +125,10 @@ def _conv_backward(
     g, total = cuda.gradient_before_relu(grad.contiguous(memory_format=layout), output_or_mask, wants_shift)
     wants_folded = wants_weight or wants_scale
     # The shift's gradient is summed below: convolution_backward may sum in the map's own dtype.
+    x, folded = x.contiguous(memory_format=layout), fold(weight, scale, x.dtype, layout)
+    geometry = (stride, padding, dilation, False, [0, 0], groups)
     d_x, d_folded, _ = torch.ops.aten.convolution_backward(
-        g,
-        x.contiguous(memory_format=layout),
-        fold(weight, scale, x.dtype, layout),
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0, 0],
-        groups,
-        [wants_x, wants_folded, False],
+        g, x, folded, None, *geometry, [wants_x, wants_folded, False]
     )
     none = weight.new_empty(0)
     d_weight, d_scale, d_shift = none, none.clone(), none.clone()
@@ -171,19 +145,8 @@ def _conv_backward(
 
 
 @_conv_backward.register_fake
-def _(
-    grad: Tensor,
-    output_or_mask: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layout, channels = _layout(x, weight), weight.shape[0]
+def _(grad: Tensor, output_or_mask: Tensor | None, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    layout, channels, wanted = _layout(x, weight), weight.shape[0], rest[-1]
     return (
         torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout) if wanted[0] else x.new_empty(0),
         torch.empty_like(weight) if wanted[1] else weight.new_empty(0),

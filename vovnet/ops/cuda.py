@@ -66,10 +66,8 @@ def aggregate_backward(
 def masked_gradient(grad: Tensor, output_or_mask: Tensor | None, wants_sum: bool) -> tuple[Tensor, Tensor]:
     """Return the gradient of a ReLU's input and its float32 sum per channel, computed in one pass.
 
-    Args:
-        grad: (N, C, H, W), of a dtype that the kernels take.
-        output_or_mask: as for :func:`vovnet.ops.relu_mask.relu_backward`.
-        wants_sum: compute the sum; if false, the second result has no meaning.
+    ``output_or_mask`` is as for :func:`vovnet.ops.relu_mask.relu_backward`. If the sum is not wanted, the second result
+    has no meaning.
     """
     grad = _aligned(grad.contiguous(memory_format=torch.channels_last))
     if output_or_mask is None and not wants_sum:

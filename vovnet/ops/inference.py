@@ -11,6 +11,7 @@ Methods are those of :mod:`vovnet.ops.algorithms`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,7 @@ from torchvision.ops import roi_align
 
 from vovnet.ops.algorithms import BFLOAT16, FLOAT_PRODUCTS
 from vovnet.ops.arguments import conv_shape
-
-_LIBRARY = torch.library.Library("vovnet", "FRAGMENT")
-"""Keeps the registrations alive: they end with this object."""
+from vovnet.ops.registration import LIBRARY
 
 for _schema in (
     "pack_conv(Tensor weight, int method) -> Tensor",
@@ -33,7 +32,7 @@ for _schema in (
     "roi_align_levels(Tensor[] maps, Tensor rois, Tensor levels, float[] scales, int[2] output_size, "
     "int sampling_ratio, bool aligned) -> Tensor",
 ):
-    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
 
 
 def packed_conv(
@@ -206,13 +205,8 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-for _name, _reference in (
-    ("packed_conv", packed_conv),
-    ("packed_chain", packed_chain),
-    ("pool_max", pool_max),
-    ("roi_align_levels", roi_align_levels),
-):
-    _LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
+for _reference in (packed_conv, packed_chain, pool_max, roi_align_levels):
+    LIBRARY.impl(_reference.__name__, _reference, "CompositeExplicitAutograd")
 
 
 def _empty(shape: Sequence[int], like: Tensor, method: int = 0) -> Tensor:
@@ -221,30 +215,16 @@ def _empty(shape: Sequence[int], like: Tensor, method: int = 0) -> Tensor:
 
 
 @torch.library.register_fake("vovnet::packed_conv")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    packed: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    relu: bool,
-    method: int,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    *_, stride, padding, _, method = rest
     return _empty(conv_shape(x, weight, stride, padding, (1, 1)), x, method)
 
 
 @torch.library.register_fake("vovnet::packed_chain")
-def _(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    packed: Sequence[Tensor],
-    methods: Sequence[int],
-    steps: Sequence[int],
-) -> list[Tensor]:
-    def conv(x: Tensor, stride: Sequence[int], padding: Sequence[int], relu: bool, residual: Tensor | None) -> Tensor:
+def _(x: Tensor, weights: Sequence[Tensor], *rest: Sequence[Any]) -> list[Tensor]:
+    *_, methods, steps = rest
+
+    def conv(x: Tensor, stride: Sequence[int], padding: Sequence[int], *_: object) -> Tensor:
         weight, method = next(convs)
         return _empty(conv_shape(x, weight, stride, padding, (1, 1)), x, method)
 
@@ -252,9 +232,7 @@ def _(
     return _run_steps(x, steps, conv, pool_max)
 
 
-@torch.library.register_fake("vovnet::pool_max")
-def _(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool) -> Tensor:
-    return pool_max(x, kernel, stride, padding, ceil_mode)
+torch.library.register_fake("vovnet::pool_max", pool_max)
 
 
 @torch.library.register_fake("vovnet::roi_align_levels")
@@ -264,7 +242,6 @@ def _(
     levels: Tensor,
     scales: Sequence[float],
     output_size: Sequence[int],
-    sampling_ratio: int,
-    aligned: bool,
+    *_: object,
 ) -> Tensor:
     return _empty((rois.shape[0], maps[0].shape[1], *output_size), maps[0])

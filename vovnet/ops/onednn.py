@@ -21,14 +21,15 @@ _LARGE = 10_000
 
 def supported(x: Tensor, layout: torch.memory_format) -> bool:
     """True if oneDNN should compute the products of maps like ``x`` that are dense in ``layout``."""
-    known = x.device.type == "cpu" and x.numel() > 0 and (x.dtype == torch.float32 or _computes_with(x.dtype))
     # This is Inductor's operator for fused convolutions, which adds in place. PyTorch has no public one.
     ready = bool(torch.backends.mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-    return known and ready and (layout == torch.channels_last or x.shape[2] * x.shape[3] < _LARGE)
+    return _takes(x) and ready and (layout == torch.channels_last or x.shape[2] * x.shape[3] < _LARGE)
 
 
-def _computes_with(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _takes(x: Tensor) -> bool:
+    if x.device.type != "cpu" or x.numel() == 0:
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def convolution_sum(
@@ -36,11 +37,7 @@ def convolution_sum(
 ) -> Tensor:
     """Return ``Σᵢ conv1x1(xᵢ, Wᵢ) + bias``; each convolution adds to the output of the ones before it in one pass.
 
-    Args:
-        inputs: (N, Cᵢ, H, W), dense in ``layout``.
-        blocks: (out channels, Cᵢ).
-        bias: (out channels,).
-        layout: memory layout of the inputs and of the result.
+    Inputs (N, Cᵢ, H, W) are dense in ``layout``, and so is the result; blocks are (out channels, Cᵢ).
     """
     bias = None if bias is None else bias.to(inputs[0].dtype)
     out = F.conv2d(inputs[0], _kernel(blocks[0], inputs[0]), bias).contiguous(memory_format=layout)
@@ -56,12 +53,7 @@ def convolution_gradients(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the gradients of the inputs and of the blocks; an empty tensor for each that is not wanted.
 
-    Args:
-        g: (N, out channels, H, W), the gradient of the sum.
-        inputs: (N, Cᵢ, H, W).
-        blocks: (out channels, Cᵢ).
-        wanted: for each input, compute its gradient.
-        wants_weight: compute the gradients of the blocks.
+    ``g`` is the gradient of the sum; inputs and blocks are those of :func:`convolution_sum`.
     """
     d_inputs, d_blocks = [], []
     for x, block, want in zip(inputs, blocks, wanted, strict=True):
@@ -78,9 +70,8 @@ def convolution_gradients(
 
 def fuses_relu(x: Tensor) -> bool:
     """True if :func:`convolution_relu` takes maps like ``x``."""
-    known = x.device.type == "cpu" and x.numel() > 0 and (x.dtype == torch.float32 or _computes_with(x.dtype))
     operators = ("_convolution_pointwise", "_reorder_convolution_weight")
-    return known and bool(torch.backends.mkldnn.enabled) and all(hasattr(torch.ops.mkldnn, op) for op in operators)
+    return _takes(x) and bool(torch.backends.mkldnn.enabled) and all(hasattr(torch.ops.mkldnn, op) for op in operators)
 
 
 def reordered(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
@@ -95,12 +86,7 @@ def reordered(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
 def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool) -> Tensor:
     """Return ``relu(conv2d(x, weight) + bias)``, computed in one pass without gradients.
 
-    Args:
-        x: (N, C, H, W), channels-last.
-        weight: the result of :func:`reordered`.
-        bias: (out channels,), of the dtype of ``x``.
-        geometry: stride, padding, dilation and groups.
-        relu: apply a ReLU.
+    ``x`` is channels-last, the weight is the result of :func:`reordered`, and the bias has the dtype of ``x``.
     """
     stride, padding, dilation, groups = geometry
     out: Tensor = torch.ops.mkldnn._convolution_pointwise(

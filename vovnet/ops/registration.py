@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-_LIBRARY = torch.library.Library("vovnet", "FRAGMENT")
+LIBRARY = torch.library.Library("vovnet", "FRAGMENT")
 """Keeps the registrations alive: they end with this object."""
 
 
@@ -55,7 +55,7 @@ def register_autocast(name: str, prepare: Callable[..., tuple[object, ...]]) -> 
         return call
 
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _LIBRARY.impl(name, on(device), key)
+        LIBRARY.impl(name, on(device), key)
 
 
 def refuse_vmap(op: CustomOpDef) -> None:
@@ -70,11 +70,7 @@ def refuse_vmap(op: CustomOpDef) -> None:
 
 
 def refuse_second_derivative(op: CustomOpDef) -> None:
-    """Make the gradient of a gradient raise an error that says what to do instead.
-
-    Args:
-        op: the operator that computes a gradient.
-    """
+    """Make the gradient of ``op``, itself a gradient, raise an error that says what to do instead."""
 
     def differentiate(ctx: object, *grads: object) -> NoReturn:
         raise RuntimeError(

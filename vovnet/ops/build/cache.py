@@ -90,11 +90,8 @@ def build_once(library: Library, targets: Targets) -> Build:
 
 
 def _build(library: Library, targets: Targets, folder: Path, log: Path) -> Build:
-    print(
-        f"vovnet: compiling the operators ({library.name}) for {targets.words} into {folder}; this happens once",
-        file=sys.stderr,
-        flush=True,
-    )
+    note = f"vovnet: compiling the operators ({library.name}) for {targets.words} into {folder}; this happens once"
+    print(note, file=sys.stderr, flush=True)
     with _writable(folder):
         scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     try:

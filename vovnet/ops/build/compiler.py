@@ -32,42 +32,25 @@ PROBE = 'void probe() { asm volatile("vdpbf16ps %zmm0, %zmm0, %zmm0"); }'
 
 @dataclass(frozen=True)
 class KernelCost:
-    """The resources of one kernel on one architecture, as ptxas reports them.
+    """The resources of one kernel on one architecture, as ptxas reports them."""
 
-    Attributes:
-        symbol: The kernel's mangled name.
-        arch: Compute capability, such as ``"9.0"``.
-        registers: Registers per thread.
-        spill_bytes: Bytes that each thread stores to and loads from local memory, because registers are too few.
-        shared_bytes: Static shared memory per block.
-    """
-
-    symbol: str
-    arch: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
+    symbol: str  # the kernel's mangled name
+    arch: str  # compute capability, such as "9.0"
+    registers: int  # per thread
+    spill_bytes: int  # that each thread stores to and loads from local memory, because registers are too few
+    shared_bytes: int  # static shared memory per block
 
 
 @dataclass(frozen=True)
 class Build:
-    """A compiled library and its record.
+    """A compiled library and its record."""
 
-    Attributes:
-        path: The shared library.
-        targets: The GPUs that it supports.
-        kernels: The resources of each kernel on each architecture.
-        warnings: Every warning of the compilers, one line each.
-        seconds: Duration of the compilation.
-        left_out: Sources whose instructions the compiler did not know.
-    """
-
-    path: Path
-    targets: Targets
-    kernels: list[KernelCost]
-    warnings: list[str]
-    seconds: float
-    left_out: list[str]
+    path: Path  # the shared library
+    targets: Targets  # the GPUs that it supports
+    kernels: list[KernelCost]  # the resources of each kernel on each architecture
+    warnings: list[str]  # every warning of the compilers, one line each
+    seconds: float  # duration of the compilation
+    left_out: list[str]  # sources whose instructions the compiler did not know
 
     @classmethod
     def read(cls, folder: Path) -> Build | None:
@@ -161,15 +144,10 @@ def usable_cores() -> int:
 
 def _run(command: list[str], folder: Path) -> str:
     """Run a command and return its stdout and stderr; a failure is a BuildError with its first errors."""
+    env = {**os.environ, "LC_ALL": "C"}  # errors and warnings are recognized by their English names
     try:
         done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},  # errors and warnings are recognized by their English names
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False, env=env
         )
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error.strerror or error}") from error
@@ -206,13 +184,7 @@ def parse_costs(output: str) -> list[KernelCost]:
         if head is None or registers is None or not spills:
             raise BuildError(f"the output of ptxas has an unknown form: {' '.join(block.split())[:200]}")
         shared = re.search(r"(\d+) bytes smem", block)
-        costs.append(
-            KernelCost(
-                symbol=head[1],
-                arch=f"{head[2]}.{head[3]}",
-                registers=int(registers[1]),
-                spill_bytes=sum(map(int, spills)),
-                shared_bytes=int(shared[1]) if shared else 0,
-            )
-        )
+        shared_bytes = int(shared[1]) if shared else 0
+        spill_bytes = sum(map(int, spills))
+        costs.append(KernelCost(head[1], f"{head[2]}.{head[3]}", int(registers[1]), spill_bytes, shared_bytes))
     return sorted(costs, key=lambda cost: (parse_capability(cost.arch), cost.symbol))

@@ -203,11 +203,10 @@ def state() -> list[tuple[str, str]]:
     """Return names and values for ``vovnet env``: settings and builds. Nothing is compiled or loaded."""
     value = os.environ.get("VOVNET_OPS")
     note = "" if value in (None, "", *MODES) else f" (unknown: expected one of {', '.join(MODES)})"
-    rows = [("VOVNET_OPS", f"{value or 'auto (the default)'}{note}")]
     root = cache_root()
-    rows.append(("cache folder", f"{root}{'' if root.is_dir() else ' (not there yet)'}"))
     return [
-        *rows,
+        ("VOVNET_OPS", f"{value or 'auto (the default)'}{note}"),
+        ("cache folder", f"{root}{'' if root.is_dir() else ' (not there yet)'}"),
         ("CPU operators", _standing(CPU)),
         ("CPU instruction set", _instruction_set()),
         ("CUDA operators", _standing(CUDA)),

@@ -20,23 +20,14 @@ PARTITIONS = 4  # per multiprocessor, each with a quarter of the registers; a wa
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """Limits of one multiprocessor (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+    """Limits of one multiprocessor (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability")."""
 
-    Attributes:
-        threads: Most resident threads.
-        blocks: Most resident blocks.
-        shared_bytes: Shared memory of all resident blocks together.
-        block_shared_bytes: Most shared memory of one block.
-        reserved_bytes: Shared memory that the system reserves per block.
-        shared_unit: Shared memory is allocated in multiples of this many bytes.
-    """
-
-    threads: int
-    blocks: int
-    shared_bytes: int
-    block_shared_bytes: int
-    reserved_bytes: int = 1024
-    shared_unit: int = 128
+    threads: int  # most resident threads
+    blocks: int  # most resident blocks
+    shared_bytes: int  # shared memory of all resident blocks together
+    block_shared_bytes: int  # most shared memory of one block
+    reserved_bytes: int = 1024  # shared memory that the system reserves per block
+    shared_unit: int = 128  # shared memory is allocated in multiples of this many bytes
 
 
 KIB = 1024
@@ -53,24 +44,14 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One kernel on one architecture.
+    """One kernel on one architecture; fields that :class:`KernelCost` has, too, mean the same."""
 
-    Attributes:
-        name: Demangled, without namespace and arguments.
-        arch: Compute capability, such as ``"9.0"``.
-        registers: Registers per thread.
-        spill_bytes: Bytes that each thread stores and loads because registers are too few.
-        shared_bytes: Static and dynamic shared memory per block.
-        occupancy: Resident warps as a fraction (0..1) of the multiprocessor's limit; 0 for a kernel that cannot be
-            launched.
-    """
-
-    name: str
+    name: str  # demangled, without namespace and arguments
     arch: str
     registers: int
     spill_bytes: int
-    shared_bytes: int
-    occupancy: float
+    shared_bytes: int  # static and dynamic shared memory per block
+    occupancy: float  # resident warps as a fraction (0..1) of the limit; 0 for a kernel that cannot be launched
 
 
 def occupancy(arch: str, *, registers: int, shared_bytes: int, threads: int) -> float:

@@ -26,12 +26,8 @@ OWN_MEMORY_TORCH = (2, 11)
 
 CXX_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra")
 CUDA_CXX_FLAGS = ("-DUSE_CUDA",)  # declares the CUDA streams of PyTorch's stable interface
-NVCC_FLAGS = (
-    "-std=c++20",
-    "-O3",
-    "-Xcompiler=-fPIC,-Wall,-Wextra",
-    "-Xptxas=-v",  # registers, spills and shared memory of each kernel, for the report
-)
+# ptxas -v prints registers, spills and shared memory of each kernel, for the report.
+NVCC_FLAGS = ("-std=c++20", "-O3", "-Xcompiler=-fPIC,-Wall,-Wextra", "-Xptxas=-v")
 LINK_FLAGS = ("-shared", "-Wl,-z,defs")  # an undefined function is an error of the build, not of the first call
 
 _AVX2 = ("-mavx2", "-mfma")
@@ -42,9 +38,8 @@ INSTRUCTION_SETS = {"plain": (), "avx2": _AVX2, "avx512": _AVX512, "avx512_bf16"
 KERNEL_FLAGS = ("-O3",)  # for each isa_NAME.cpp
 PLAIN_ONLY = "-DVOVNET_PLAIN_ONLY"  # tells the other sources that isa_plain.cpp is the only instruction set
 OPTIONAL = "avx512_bf16"
-WITHOUT_OPTIONAL = (
-    "-DVOVNET_NO_AVX512_BF16"  # tells the other sources that the compiler did not know this instruction set
-)
+# Tells the other sources that the compiler did not know this instruction set.
+WITHOUT_OPTIONAL = "-DVOVNET_NO_AVX512_BF16"
 
 
 def instruction_set(source: Path) -> str | None:
@@ -58,16 +53,12 @@ class Library:
     """A shared library of operators: its sources and flags.
 
     A library with CUDA sources needs nvcc, CUDA's libraries and a PyTorch with CUDA; others need a C++ compiler only.
-
-    Attributes:
-        name: The name of its folder and file, and in messages.
-        folder: The folder of its sources. A change of a file in it, or of a header in :data:`CSRC`, makes a new build.
-        torch: The first release of PyTorch that it is built for.
+    A change of a file in its folder, or of a header in :data:`CSRC`, makes a new build.
     """
 
-    name: str
-    folder: Path
-    torch: tuple[int, int] = STABLE_TORCH
+    name: str  # of its folder and file in the cache, and in messages
+    folder: Path  # of its sources
+    torch: tuple[int, int] = STABLE_TORCH  # the first release of PyTorch that it is built for
 
     @property
     def sources(self) -> list[Path]:
@@ -84,10 +75,8 @@ class Library:
         """Return the compiler flags of a source."""
         if source.suffix == ".cu":
             return NVCC_FLAGS
-        flags: tuple[str, ...] = (
-            *CXX_FLAGS,
-            f"-DTORCH_TARGET_VERSION=0x{self.torch[0]:02x}{self.torch[1]:02x}000000000000",
-        )
+        release = f"0x{self.torch[0]:02x}{self.torch[1]:02x}000000000000"
+        flags: tuple[str, ...] = (*CXX_FLAGS, f"-DTORCH_TARGET_VERSION={release}")
         if self.uses_cuda:
             return (*flags, *CUDA_CXX_FLAGS)
         if not _is_x86():
@@ -124,15 +113,10 @@ CUDA = Library("cuda", CSRC / "cuda")
 
 @dataclass(frozen=True)
 class Targets:
-    """The GPUs that a library is built for.
+    """The GPUs that a library is built for."""
 
-    Attributes:
-        binary: Compute capabilities with machine code, such as ``("8.0", "9.0")``, ascending; empty for the CPU.
-        ptx: The capability whose PTX is added, which the driver compiles for later GPUs, or None.
-    """
-
-    binary: tuple[str, ...]
-    ptx: str | None = None
+    binary: tuple[str, ...]  # capabilities with machine code, such as ("8.0", "9.0"), ascending; empty for the CPU
+    ptx: str | None = None  # the capability whose PTX is added, which the driver compiles for later GPUs
 
     def __str__(self) -> str:
         return ("-".join(self.binary) or "cpu") + (f"+PTX{self.ptx}" if self.ptx else "")
@@ -146,25 +130,21 @@ class Targets:
     @property
     def nvcc_flags(self) -> list[str]:
         """The architectures as flags of nvcc."""
-        flags = [f"-gencode=arch=compute_{_digits(a)},code=sm_{_digits(a)}" for a in self.binary]
-        if self.ptx:
-            flags.append(f"-gencode=arch=compute_{_digits(self.ptx)},code=compute_{_digits(self.ptx)}")
-        return flags
+        codes = [(arch, "sm") for arch in self.binary] + ([(self.ptx, "compute")] if self.ptx else [])
+        digits = ((arch.replace(".", ""), kind) for arch, kind in codes)
+        return [f"-gencode=arch=compute_{arch},code={kind}_{arch}" for arch, kind in digits]
 
     def serve(self, capability: tuple[int, int]) -> bool:
         """True if a GPU of this capability can run the build: same major and no later minor version, or older PTX."""
-        for major, minor in map(parse_capability, self.binary):
-            if major == capability[0] and minor <= capability[1]:
-                return True
+        if any(
+            major == capability[0] and minor <= capability[1] for major, minor in map(parse_capability, self.binary)
+        ):
+            return True
         return self.ptx is not None and parse_capability(self.ptx) <= capability
 
 
 NO_GPU = Targets(())
 """The targets of a library for the CPU. It has all instruction sets and picks one when it is first used."""
-
-
-def _digits(capability: str) -> str:
-    return capability.replace(".", "")
 
 
 def parse_capability(text: str) -> tuple[int, int]:
@@ -183,24 +163,25 @@ def parse_targets(text: str | None) -> Targets:
     """
     if text is None:
         return Targets(ARCHITECTURES, ARCHITECTURES[-1])
-    binary, ptx = set(), None
+    binary, ptx = set(), set()
     for entry in (part.strip() for part in text.split(",")):
         match = re.fullmatch(r"(\d+\.\d)(\+PTX)?", entry)
         if not match or match[1] not in ARCHITECTURES:
             raise InputError(f"--arch {text}: expected some of {', '.join(ARCHITECTURES)} (or 9.0+PTX), got '{entry}'")
         binary.add(match[1])
         if match[2]:
-            ptx = max(ptx or match[1], match[1], key=parse_capability)
-    return Targets(tuple(sorted(binary, key=parse_capability)), ptx)
+            ptx.add(match[1])
+    return _targets(binary, ptx)
 
 
 def targets_for(capabilities: set[tuple[int, int]]) -> Targets:
     """Return the targets for these GPUs, each of 7.5 or later; capabilities that are not listed use older PTX."""
     listed = {parse_capability(name): name for name in ARCHITECTURES}
-    binary, ptx = set(), None
-    for capability in capabilities:
-        nearest = max(known for known in listed if known <= capability)
-        binary.add(listed[nearest])
-        if nearest != capability:
-            ptx = max(ptx or listed[nearest], listed[nearest], key=parse_capability)
-    return Targets(tuple(sorted(binary, key=parse_capability)), ptx)
+    nearest = {capability: max(known for known in listed if known <= capability) for capability in capabilities}
+    binary = {listed[known] for known in nearest.values()}
+    return _targets(binary, {listed[known] for capability, known in nearest.items() if known != capability})
+
+
+def _targets(binary: set[str], ptx: set[str]) -> Targets:
+    """Return targets with the PTX of the latest capability in ``ptx``."""
+    return Targets(tuple(sorted(binary, key=parse_capability)), max(ptx, key=parse_capability, default=None))

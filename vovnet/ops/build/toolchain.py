@@ -24,15 +24,10 @@ class BuildError(StoppedError, RuntimeError):
 
 @dataclass(frozen=True)
 class CudaToolkit:
-    """What a build for CUDA needs in addition.
+    """What a build for CUDA needs in addition."""
 
-    Attributes:
-        nvcc: CUDA's compiler.
-        cudart: CUDA's runtime library of the major release that Torch was built for.
-    """
-
-    nvcc: Path
-    cudart: Path
+    nvcc: Path  # CUDA's compiler
+    cudart: Path  # CUDA's runtime library of the major release that Torch was built for
 
     @classmethod
     def find(cls, major: int) -> CudaToolkit:
@@ -44,17 +39,11 @@ class CudaToolkit:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Compilers and libraries for the installed Torch.
+    """Compilers and libraries for the installed Torch."""
 
-    Attributes:
-        cxx: The C++ compiler; nvcc uses it, too.
-        torch: Torch's folder, with ``include`` and ``lib``.
-        cuda: None if the library does not need CUDA.
-    """
-
-    cxx: Path
-    torch: Path
-    cuda: CudaToolkit | None
+    cxx: Path  # the C++ compiler; nvcc uses it, too
+    torch: Path  # Torch's folder, with include and lib
+    cuda: CudaToolkit | None  # None if the library does not need CUDA
 
     @classmethod
     def find(cls, library: Library) -> Toolchain:
@@ -90,12 +79,8 @@ def _torch_folder() -> Path:
 
 
 def _find_nvcc(major: int) -> Path:
-    candidates = [
-        *(str(Path(os.environ[name]) / "bin" / "nvcc") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)),
-        shutil.which("nvcc"),
-        USUAL_NVCC,
-    ]
-    for candidate in candidates:
+    homes = [home for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
+    for candidate in (*(str(Path(home) / "bin" / "nvcc") for home in homes), shutil.which("nvcc"), USUAL_NVCC):
         if candidate and os.access(candidate, os.X_OK):
             return Path(candidate)
     raise BuildError(
