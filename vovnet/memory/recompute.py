@@ -251,15 +251,8 @@ class _Aggregate(Function):
             )
             d_scale = (d_folded * weight).sum((1, 2, 3)) if wants_scale else None
             d_weight = _folded(d_folded, scale) if wants_weight else None
-        return (
-            d_weight,
-            d_scale,
-            d_shift if wants_shift else None,
-            grad if wants_residual else None,
-            None,
-            None,
-            *(d if want else None for d, want in zip(d_features, wanted, strict=True)),
-        )
+        d_parameters = d_weight, d_scale, d_shift if wants_shift else None, grad if wants_residual else None
+        return *d_parameters, None, None, *(d if want else None for d, want in zip(d_features, wanted, strict=True))
 
 
 class _RecomputedNorm:

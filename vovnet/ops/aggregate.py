@@ -223,14 +223,8 @@ def _differentiate(
     d_inputs, d_weight, d_bias = torch.ops.vovnet.osa_aggregate_backward(
         grad, mask if ctx.relu else None, maps, weight, list(wanted), wants_weight, wants_bias
     )
-    return (
-        [d if want else None for d, want in zip(d_inputs, wanted, strict=True)],
-        d_weight if wants_weight else None,
-        d_bias if wants_bias else None,
-        grad if wants_residual else None,
-        None,
-        None,
-    )
+    d_parameters = d_weight if wants_weight else None, d_bias if wants_bias else None, grad if wants_residual else None
+    return [d if want else None for d, want in zip(d_inputs, wanted, strict=True)], *d_parameters, None, None
 
 
 _aggregate.register_autograd(_differentiate, setup_context=_save)
