@@ -147,30 +147,21 @@ def _ensure(index: int) -> None:
             return
         with _lock:
             try:
-                _check_age(index)
                 _load(index)
                 return
             except BuildError as error:
-                cause = _failures.setdefault(index if _loaded is not None or _is_old(index) else None, str(error))
+                alone = _loaded is not None or torch.cuda.get_device_capability(index) < OLDEST
+                cause = _failures.setdefault(index if alone else None, str(error))
     raise BuildError(cause)
-
-
-def _is_old(index: int) -> bool:
-    return torch.cuda.get_device_capability(index) < OLDEST
-
-
-def _check_age(index: int) -> None:
-    if _is_old(index):
-        major, minor = torch.cuda.get_device_capability(index)
-        raise BuildError(
-            f"cuda:{index} has compute capability {major}.{minor}; the operators need {OLDEST[0]}.{OLDEST[1]} or later"
-        )
 
 
 def _load(index: int) -> None:
     """Load the build for the GPUs of this machine; build it first if this process may."""
     global _loaded
     own = torch.cuda.get_device_capability(index)
+    if own < OLDEST:
+        needed = f"the operators need {OLDEST[0]}.{OLDEST[1]} or later"
+        raise BuildError(f"cuda:{index} has compute capability {own[0]}.{own[1]}; {needed}")
     if _loaded is not None:
         if _loaded.targets.serve(own):
             return
