@@ -1,4 +1,4 @@
-"""What the benchmarks share: ratios with goals, tables, and the description of the machine.
+"""Shared parts of the benchmarks: ratios with goals, tables, and the description of the machine.
 
 Nothing heavy is imported at the top, because some benchmarks measure the memory or the imports of new processes.
 """

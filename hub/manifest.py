@@ -51,7 +51,7 @@ class Manifest:
     vovnet: str
     """The version of vovnet that wrote it."""
     source: PublishedFile | None
-    """None for weights that were trained with vovnet."""
+    """The file that was converted; None for weights that were trained with vovnet."""
     outputs: Mapping[str, Mapping[str, Any]]
     """The result of :func:`vovnet.hub.reference_outputs.record_outputs`."""
 

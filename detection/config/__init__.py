@@ -1,1 +1,1 @@
-"""What a recipe may say, with its bounds, read from YAML and overrides."""
+"""Recipes: their keys and bounds, and reading them from YAML and overrides."""

@@ -1,4 +1,4 @@
-"""What a recipe may say: everything that decides a training run, as typed data with bounds.
+"""The keys of a recipe: everything that decides a training run, as typed data with bounds.
 
 The fields are the only place that names a key, its type, its default and its bounds. The tables of docs/training.md and
 the JSON Schema for editors are generated from them (tests/helpers/recipe_reference.py).

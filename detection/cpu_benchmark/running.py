@@ -42,7 +42,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured for one backend.
+    """The measurements of one backend.
 
     Attributes:
         seconds: seconds per call, one per round.
@@ -62,7 +62,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured for a case.
+    """The measurements of a case.
 
     Attributes:
         case: the case.

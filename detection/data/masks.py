@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 Segmentation = list[list[float]] | dict[str, Any]
-"""As in a COCO file: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels, or ``{"size": [h, w], "counts": ...}``."""
+"""A COCO segmentation: polygons ``[x0, y0, x1, y1, ...]`` in pixels, or ``{"size": [h, w], "counts": ...}``."""
 
 _LONGEST = 2**22
 """Pixels; the longest outline of a polygon that is drawn. pycocotools stores 5 points a pixel."""

@@ -20,7 +20,7 @@ class Kind:
     of: Literal["image", "annotation"]
     """The kind of entry that has the problem."""
     action: str
-    """What training does about it."""
+    """The consequence for training."""
 
 
 KINDS: dict[str, Kind] = {

@@ -69,7 +69,7 @@ class FusedLayer(nn.Module):
         self.packed: dict[Hashable, Tensor] = {}
         """Copies of the weight in other layouts or types."""
         self.by_shape: dict[Hashable, object] = {}
-        """What was chosen for an input shape: an algorithm, or a chain's plan. At most ``MOST_SHAPES`` entries."""
+        """The choice for each input shape: an algorithm, or a chain's plan. At most ``MOST_SHAPES`` entries."""
 
     def train(self, mode: bool = True) -> Self:
         """Refuse to train.

@@ -18,7 +18,7 @@ from vovnet.ops.algorithms import Precision
 
 
 class ChainedConv(Protocol):
-    """What a chain needs of a convolution, :class:`vovnet.fusion.layers.FusedConv`."""
+    """The attributes of a convolution that a chain reads (:class:`vovnet.fusion.layers.FusedConv`)."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None

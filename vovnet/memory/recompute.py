@@ -215,7 +215,7 @@ class _Conv(Function):
 
 class _AggregateContext(_Context, Protocol):
     computes: list[tuple[Callable[..., Tensor], int]]
-    """For every feature: what computes it, and from how many tensors."""
+    """The function that computes each feature, and the number of tensors that it takes."""
 
 
 class _Aggregate(Function):

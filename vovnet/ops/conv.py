@@ -7,7 +7,7 @@ backward pass, because keeping it would double the memory of the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from vovnet.ops import cuda
 from vovnet.ops.arguments import check_conv, conv_shape, pair
 from vovnet.ops.registration import AutogradContext, refuse_second_derivative, refuse_vmap, register_autocast
 from vovnet.ops.relu_mask import is_channels_last, match_strides
+
+_Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
+"""Stride, padding, dilation and groups."""
 
 Pair = int | Sequence[int]
 
@@ -80,8 +83,8 @@ def _conv(
 
 
 @_conv.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, *geometry_and_relu: Any) -> Tensor:
-    stride, padding, dilation, groups, _ = geometry_and_relu
+def _(x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, *rest: *tuple[*_Geometry, bool]) -> Tensor:
+    stride, padding, dilation, groups, _ = rest
     check_conv(x, weight, scale, shift, stride, padding, dilation, groups)
     shape = conv_shape(x, weight, stride, padding, dilation)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x, weight))
@@ -145,7 +148,13 @@ def _conv_backward(
 
 
 @_conv_backward.register_fake
-def _(grad: Tensor, output_or_mask: Tensor | None, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(
+    grad: Tensor,
+    output_or_mask: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    *rest: *tuple[*tuple[object, ...], list[bool]],
+) -> tuple[Tensor, ...]:
     layout, channels, wanted = _layout(x, weight), weight.shape[0], rest[-1]
     return (
         torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout) if wanted[0] else x.new_empty(0),
@@ -156,7 +165,7 @@ def _(grad: Tensor, output_or_mask: Tensor | None, x: Tensor, weight: Tensor, *r
 
 
 class _Context(AutogradContext, Protocol):
-    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int]
+    geometry: _Geometry
     needs_input_grad: tuple[bool, ...]
 
 

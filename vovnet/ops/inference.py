@@ -11,7 +11,6 @@ Methods are those of :mod:`vovnet.ops.algorithms`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -215,13 +214,15 @@ def _empty(shape: Sequence[int], like: Tensor, method: int = 0) -> Tensor:
 
 
 @torch.library.register_fake("vovnet::packed_conv")
-def _(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+def _(x: Tensor, weight: Tensor, *rest: *tuple[*tuple[object, ...], list[int], list[int], bool, int]) -> Tensor:
     *_, stride, padding, _, method = rest
     return _empty(conv_shape(x, weight, stride, padding, (1, 1)), x, method)
 
 
 @torch.library.register_fake("vovnet::packed_chain")
-def _(x: Tensor, weights: Sequence[Tensor], *rest: Sequence[Any]) -> list[Tensor]:
+def _(
+    x: Tensor, weights: Sequence[Tensor], *rest: *tuple[*tuple[object, ...], Sequence[int], Sequence[int]]
+) -> list[Tensor]:
     *_, methods, steps = rest
 
     def conv(x: Tensor, stride: Sequence[int], padding: Sequence[int], *_: object) -> Tensor:
