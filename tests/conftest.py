@@ -5,11 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import local_hub
 import pytest
 from local_hub import Hub
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Property tests draw the same examples in every run, so that a commit passes or fails for what it changes.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 # Before any test imports huggingface_hub, which reads where the Hub is only then.
 _HUB, _HOME = local_hub.start()
