@@ -1,4 +1,4 @@
-"""What the operators share in how PyTorch calls them: autograd's context, autocast, vmap, second derivatives."""
+"""Shared parts of the operators: autograd's context, autocast, vmap, second derivatives."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class BuildError(StoppedError, RuntimeError):
 
 @dataclass(frozen=True)
 class CudaToolkit:
-    """What a build for CUDA needs in addition."""
+    """The additional tools of a build for CUDA."""
 
     nvcc: Path  # CUDA's compiler
     cudart: Path  # CUDA's runtime library of the major release that Torch was built for
