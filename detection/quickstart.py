@@ -9,7 +9,9 @@ from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.synthetic import generate_shapes
+from vovnet.detection.evaluation.coco_eval import percent
 from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
+from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.prediction.predictor import plot_predictions
 from vovnet.detection.training.engine import train
 from vovnet.files import prepare_output_dir
@@ -36,7 +38,8 @@ def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
     detector = load_detector(output)
     dataset = CocoDataset(recipe.data.val, masks=True, training=False)
     metrics = evaluate(detector, dataset, output)
-    plot_predictions(detector, dataset, output / "predictions.png")
+    with warn_without_plot(output / "predictions.png"):
+        plot_predictions(detector, dataset, output / "predictions.png")
     files = ("predictions.png", "curves.png", "metrics.jsonl", "model.safetensors")
-    listed = "\n".join(f"  {output / name}" for name in files)
-    return f"{format_metrics(metrics)}\n\nbox AP50 {metrics['bbox']['AP50']:.3f}; look at:\n{listed}"
+    listed = "\n".join(f"  {output / name}" for name in files if (output / name).exists())
+    return f"{format_metrics(metrics)}\n\nbox AP50 {percent(metrics['bbox']['AP50'])} %; look at:\n{listed}"

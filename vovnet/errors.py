@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from vovnet.terminal.text import printable
+
 if TYPE_CHECKING:
     import typer
 
@@ -25,9 +27,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        """Make the message one line of valid Unicode, whatever a file's names and values hold."""
-        line = " ".join(message.splitlines())
-        super().__init__(line.encode("utf-8", "backslashreplace").decode("utf-8"))
+        """Make the message one printable line, whatever a file's names and values hold."""
+        super().__init__(printable(message))
 
 
 class StoppedError(Exception):

@@ -11,7 +11,7 @@ import torch
 from vovnet.detection.cpu_benchmark.machine import describe_machine, load_average
 from vovnet.detection.cpu_benchmark.report import draw_chart, format_machine, format_outcome, format_summary, to_json
 from vovnet.detection.cpu_benchmark.running import run_cases
-from vovnet.detection.figures import save_figure
+from vovnet.detection.figures import save_figure, warn_without_plot
 from vovnet.files import write_json, write_text
 
 __all__ = ["run_benchmark"]
@@ -58,4 +58,5 @@ def run_benchmark(
         write_text(output / "table.md", f"{summary}\n\n{tables}\n\n```\n{facts}\n```\n")
         write_json(output / "results.json", to_json(machine, rounds, outcomes))
         for name in ("chart.png", "chart.svg"):
-            save_figure(draw_chart(outcomes), output / name)
+            with warn_without_plot(output / name):
+                save_figure(draw_chart(outcomes), output / name)

@@ -31,6 +31,14 @@ IouType = Literal["bbox", "segm"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
 
 
+def percent(value: float) -> str:
+    """Return a metric as people read it, in percent with one decimal; '–' if there was nothing to count.
+
+    Everything on the screen, in plots and on model cards is in percent. Files for programs are in 0..1, as COCO's are.
+    """
+    return f"{100 * value:.1f}" if value >= 0 else "–"
+
+
 class CocoEvaluator:
     """Collects detections image by image and computes COCO's numbers.
 

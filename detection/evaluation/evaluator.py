@@ -16,8 +16,9 @@ from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import evaluation_loader
 from vovnet.detection.data.protocol import DetectionDataset, Target
-from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType
+from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType, percent
 from vovnet.detection.evaluation.plots import plot_precision_recall
+from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import (
     box_converter,
     check_shape,
@@ -29,6 +30,9 @@ from vovnet.detection.inference_mode import (
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError
 from vovnet.files import write_json
+from vovnet.terminal.text import padded, printable, shortened, width_of
+
+_MAX_NAME = 60  # characters of a category's name in a table
 
 
 def evaluate(
@@ -101,11 +105,13 @@ def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:
     metrics = evaluator.summarize()
     if output is not None:
         evaluator.write_results(output)
-        plot_precision_recall(evaluator, output / "precision_recall.png")
         if "segm" not in metrics:
             (output / "results_segm.json").unlink(missing_ok=True)  # an earlier evaluation may have left it
-        # This file comes last: when it is there, all the others are there, too.
+        # When this file is there, the results are there, too.
         write_json(output / "metrics.json", metrics)
+        plot = output / "precision_recall.png"
+        with warn_without_plot(plot):
+            plot_precision_recall(evaluator, plot)
     return metrics
 
 
@@ -206,23 +212,20 @@ def _join(parts: Iterable[Iterable[dict[str, Any]]], categories: Iterable[Catego
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """Return COCO's twelve numbers and the per-class table as text, in percent; '–' if there is nothing to count."""
-
-    def percent(value: float) -> str:
-        return f"{100 * value:5.1f}" if value >= 0 else "    –"
-
     kinds = {"bbox": "boxes", "segm": "masks"}
-    lines = [f"{'':6}" + "".join(f"{name:>7}" for name in METRICS)]
+    lines = [f"{'in %':6}" + "".join(f"{name:>7}" for name in METRICS)]
     present = [iou_type for iou_type in IOU_TYPES if iou_type in metrics]
     for iou_type in present:
         lines.append(f"{kinds[iou_type]:6}" + "".join(f"{percent(metrics[iou_type][name]):>7}" for name in METRICS))
     tables = metrics.get("per_class", {})
     classes = tables.get(present[0], []) if present else []
     if classes:
-        width = max(5, *(len(entry["name"]) for entry in classes))
+        names = [shortened(printable(entry["name"]), _MAX_NAME) for entry in classes]
+        width = max(5, *map(width_of, names))
         header = "".join(f"  {kinds[iou_type]} AP  AP50" for iou_type in present)
         lines += ["", f"{'class':{width}} {'objects':>8}{header}"]
-        for position, entry in enumerate(classes):
-            row = f"{entry['name']:{width}} {entry['objects']:>8}"
+        for position, (name, entry) in enumerate(zip(names, classes, strict=True)):
+            row = f"{padded(name, width)} {entry['objects']:>8}"
             for iou_type in present:
                 one = tables[iou_type][position]
                 row += f"  {percent(one['AP']):>8} {percent(one['AP50']):>5}"

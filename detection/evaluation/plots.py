@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vovnet.detection.evaluation.coco_eval import CocoEvaluator
-from vovnet.detection.figures import category_colour, new_figure, save_figure
+from vovnet.detection.evaluation.coco_eval import CocoEvaluator, percent
+from vovnet.detection.figures import add_legend, category_colour, drawable, new_figure, save_figure
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 _KINDS = {"bbox": "boxes", "segm": "masks"}
@@ -52,17 +53,18 @@ def plot_precision_recall(
 def _plot_precision(axes: Axes, precision: NDArray[np.float64], names: Sequence[str] | None) -> None:
     recall = np.linspace(0, 1, precision.shape[1])
     counted = [int(index) for index in np.flatnonzero((precision > -1).any(axis=(0, 1)))]
+    entries: list[tuple[Artist, str]] = []
     if 1 < len(counted) <= _MAX_CLASS_LINES:
         for index in counted:
             colour = [value / 255 for value in category_colour(index + 1)]
-            label = f"{names[index] if names else f'class {index + 1}'}, IoU 0.50"
-            axes.plot(recall, precision[0, :, index], color=colour, linewidth=1, alpha=0.7, label=label)
+            (line,) = axes.plot(recall, precision[0, :, index], color=colour, linewidth=1, alpha=0.7)
+            entries.append((line, f"{drawable(names[index]) if names else f'class {index + 1}'}, IoU 0.50"))
     for iou, line_colour in _IOU_COLOURS.items():
         rows = precision if iou is None else precision[[round((iou - 0.5) / 0.05)]]
         if counted:
             mean = rows[:, :, counted].mean(axis=(0, 2))
-            label = f"IoU {'0.50:0.95' if iou is None else f'{iou:.2f}'}, AP {mean.mean():.3f}"
-            axes.plot(recall, mean, color=line_colour, linewidth=2.2, label=label)
+            (line,) = axes.plot(recall, mean, color=line_colour, linewidth=2.2)
+            entries.append((line, f"IoU {'0.50:0.95' if iou is None else f'{iou:.2f}'}, AP {percent(mean.mean())}"))
     if not counted:
         axes.text(0.5, 0.5, "no objects to count", ha="center", va="center")
     axes.set_xlim(0, 1)
@@ -70,4 +72,4 @@ def _plot_precision(axes: Axes, precision: NDArray[np.float64], names: Sequence[
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     if counted:
-        axes.legend(frameon=False, fontsize=9, loc="lower left")
+        add_legend(axes, entries, frameon=False, fontsize=9, loc="lower left")

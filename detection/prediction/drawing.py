@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from vovnet.detection.figures import Rgb, category_colour
+from vovnet.detection.figures import Font, Rgb, category_colour, drawable, label_font
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Rectangle = tuple[float, float, float, float]
 
 _MASK_OPACITY = 0.42
@@ -58,7 +54,7 @@ def draw_detections(
         taken: list[Rectangle] = []
         # The best detections come first, so that their labels get the best places.
         for one in reversed(shown):
-            text = f"{one['category']} {one['score']:.2f}"
+            text = f"{drawable(one['category'])} {one['score']:.2f}"
             _label(draw, text, _corners(one["bbox"], drawn.size), category_colour(int(one["category_id"])), font, taken)
     return drawn
 
@@ -113,7 +109,7 @@ def prediction_sheet(
             sheet.paste(cell, (left + (side - cell.width) // 2, top + (height - cell.height) // 2))
         top += height + gap
     title = f"Detections with score ≥ {threshold:g}; dashed: the truth"
-    ImageDraw.Draw(sheet).text((gap, 12), title, fill="#222222", font=label_font(20))
+    ImageDraw.Draw(sheet).text((gap, 12), drawable(title, 80), fill="#222222", font=label_font(20))
     with atomic_path(out_png) as temporary:
         sheet.save(temporary)
 
@@ -146,19 +142,6 @@ def _cell(
 def line_width(size: tuple[int, int]) -> int:
     """Return the width of lines in pixels: 1 in a small image, 3 at 1200 pixels."""
     return max(1, round(max(size) / 400))
-
-
-@functools.lru_cache(maxsize=16)
-def label_font(size: int) -> Font:
-    """Return a font of ``size`` pixels: Matplotlib's DejaVu, which has most alphabets, otherwise Pillow's default."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is not None and spec.origin is not None:
-        path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        try:
-            return ImageFont.truetype(str(path), size)
-        except OSError:
-            pass
-    return ImageFont.load_default(size)
 
 
 def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from vovnet.detection.inference_mode import box_converter, check_shape, image_de
 from vovnet.detection.prediction.drawing import draw_detections, prediction_sheet
 from vovnet.errors import InputError
 from vovnet.files import atomic_path, write_text
+from vovnet.terminal.text import printable
 
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]
 
@@ -105,7 +106,9 @@ def predict_files(
                 draw_detections(image, detections, threshold).save(temporary)
             written.append(folder / f"{name}.json")
             write_text(written[-1], json.dumps(detections, allow_nan=False) + "\n")
-            report(f"{source}: {_describe(detections, threshold)} -> {folder / f'{name}.png'}")
+            report(
+                f"{printable(str(source))}: {_describe(detections, threshold)} -> {printable(str(folder / name))}.png"
+            )
     if failed:
         listed = "; ".join(failed[:5]) + (f"; and {len(failed) - 5} more" if len(failed) > 5 else "")
         others = f" (the others are in {folder})" if written else ""
@@ -167,7 +170,7 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> Non
 
 
 def _describe(detections: Sequence[Mapping[str, Any]], threshold: float) -> str:
-    counts = Counter(one["category"] for one in detections if one["score"] >= threshold)
+    counts = Counter(printable(one["category"]) for one in detections if one["score"] >= threshold)
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     return f"{listed or 'nothing'} with score >= {threshold:g} (of {len(detections)} detections)"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vovnet.detection.evaluation.coco_eval import percent
 from vovnet.detection.training.metrics_log import flat_metrics, iteration_of
 from vovnet.detection.training.run import Run
 from vovnet.files import atomic_path
@@ -101,7 +102,9 @@ class ProgressBar(Callback):
 
     def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
         numbers = "  ".join(
-            f"{name} {value:.3f}" for name, value in flat_metrics(metrics).items() if name.endswith(("_ap", "_ap50"))
+            f"{name} {percent(value)} %"
+            for name, value in flat_metrics(metrics).items()
+            if name.endswith(("_ap", "_ap50"))
         )
         self.bar.write(f"evaluation at iteration {run.iteration}: {numbers}", file=sys.stderr)
         self.last = time.monotonic()

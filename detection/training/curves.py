@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vovnet.detection.figures import new_figure, save_figure
+from vovnet.detection.evaluation.coco_eval import percent
+from vovnet.detection.figures import add_legend, drawable, new_figure, save_figure
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 Curve = tuple[list[int], list[float]]
@@ -71,24 +73,25 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
+    entries: list[tuple[Artist, str]] = []
     for name, (iterations, values) in losses.items():
         whole = name == "loss"
         label = "sum" if whole else name.removeprefix("loss_").replace("_", " ")
         (line,) = axes.plot(
             iterations,
             _smooth(values),
-            label=label,
             linewidth=2.2 if whole else 1.4,
             color="#222222" if whole else None,
             marker="o" if len(values) == 1 else None,
         )
         axes.plot(iterations, values, color=line.get_color(), alpha=0.22, linewidth=0.8)
+        entries.append((line, drawable(label)))
     if any(value > 0 for _, values in losses.values() for value in values):
         axes.set_yscale("log")
     axes.set_ylabel("loss")
     axes.set_title("training losses", loc="left")
     if losses:
-        axes.legend(frameon=False, fontsize=9, ncols=2)
+        add_legend(axes, entries, frameon=False, fontsize=9, ncols=2)
 
 
 def _plot_rate(axes: Axes, rates: Mapping[str, Curve]) -> None:
@@ -105,14 +108,14 @@ def _plot_scores(axes: Axes, scores: Mapping[str, Curve]) -> None:
         kind, metric = name.split("_")
         axes.plot(
             iterations,
-            values,
+            [100 * value for value in values],
             styles[metric],
             color="#0b6e99" if kind == "box" else "#d9730d",
-            label=f"{kind} {metric.upper()}  {values[-1]:.3f}",
+            label=f"{kind} {metric.upper()}  {percent(values[-1])}",
             marker="o",
             markersize=3.5,
         )
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 100)
     axes.set_xlabel("iteration")
-    axes.set_title("average precision (last value)", loc="left")
+    axes.set_title("average precision in percent (last value)", loc="left")
     axes.legend(frameon=False, fontsize=9)

@@ -20,6 +20,7 @@ from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.evaluation.evaluator import evaluate
+from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.training.callbacks import Callback, MetricsFile, ProgressBar, TensorBoard
 from vovnet.detection.training.curves import plot_curves
 from vovnet.detection.training.optimizer import scaled_learning_rate
@@ -197,7 +198,9 @@ def _plot(run: Run) -> None:
     """Write ``curves.png`` if anything has been logged."""
     log = run.output / "metrics.jsonl"
     if distributed.rank() == 0 and log.exists() and log.stat().st_size:
-        plot_curves(log, run.output / "curves.png")
+        plot = run.output / "curves.png"
+        with warn_without_plot(plot):
+            plot_curves(log, plot)
 
 
 def _own_callbacks(run: Run, progress: bool) -> list[Callback]:

@@ -485,3 +485,20 @@ def test_two_processes_equal_one(tmp_path, repository):
         assert [json.loads(output[line]) for output in outputs] == [expected] * 2
         for name in ("results_bbox.json", "results_segm.json", "metrics.json"):
             assert (tmp_path / "two" / str(ground_truth) / name).read_text() == (folder / name).read_text()
+
+
+def test_numbers_are_written_before_the_plot_and_outlive_it(tmp_path, monkeypatch):
+    import vovnet.detection.evaluation.evaluator as module
+
+    def fail(*args):
+        assert (tmp_path / "metrics.json").exists()
+        raise RuntimeError("no plot today")
+
+    (tmp_path / "precision_recall.png").write_bytes(b"of an earlier evaluation")
+    monkeypatch.setattr(module, "plot_precision_recall", fail)
+    dataset = Shapes()
+    with pytest.warns(RuntimeWarning, match="no plot today"):
+        metrics = evaluate(Oracle(dataset.answers), dataset, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert (tmp_path / "results_bbox.json").exists()
+    assert not (tmp_path / "precision_recall.png").exists()
