@@ -15,14 +15,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from vovnet.detection.config.schema import Category, DataSource
-from vovnet.detection.data.images import (
-    ImageFolder,
-    ImageSizeError,
-    UnreadableImage,
-    example_names,
-    read_image,
-    to_tensor,
-)
+from vovnet.detection.data.image_folder import ImageFolder
+from vovnet.detection.data.images import ImageSizeError, UnreadableImage, example_names, read_image, to_tensor
 from vovnet.detection.data.masks import Segmentation, decode_masks
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
@@ -59,6 +53,7 @@ class CocoDataset(Dataset[Any]):
         training: Use the rules of training (see above) or of evaluation.
         keep_empty: In training, keep images without objects other than crowds.
         channels: 3 for RGB, 1 for grey.
+        max_pixels: Images with more pixels are unreadable. None is Pillow's limit.
         categories: The categories in label order, such as a detector's. They must include those of the files.
         category_names: If True, the names must agree as well as the ids; if False, the sets of ids must be equal.
 
@@ -80,12 +75,13 @@ class CocoDataset(Dataset[Any]):
         training: bool,
         keep_empty: bool = True,
         channels: int = 3,
+        max_pixels: int | None = None,
         categories: Sequence[Mapping[str, Any]] | None = None,
         category_names: bool = True,
     ) -> None:
         if not sources:
             raise InputError("data: no annotation files; expected a list of {images: FOLDER, annotations: FILE.json}")
-        self.training, self.channels = training, channels
+        self.training, self.channels, self.max_pixels = training, channels, max_pixels
         self.dropped = DataReport()
         self._files = [source.annotations for source in sources]
         known: dict[int, tuple[str, str]] = {}
@@ -197,7 +193,8 @@ class CocoDataset(Dataset[Any]):
 
     def _load(self, index: int) -> tuple[tv_tensors.Image, Target]:
         height, width = self.image_size(index)
-        pixels = to_tensor(read_image(self._paths[index], self.channels, (width, height)))
+        image = read_image(self._paths[index], self.channels, (width, height), max_pixels=self.max_pixels)
+        pixels = to_tensor(image)
         start, stop = self._starts[index], self._starts[index + 1]
         boxes = torch.from_numpy(self._corners(start, stop, height, width))
         target: Target = {

@@ -1,15 +1,19 @@
-"""Find images below a folder that no file name can leave, and decode them with Pillow.
+"""Decode images with Pillow.
 
-The whole package decodes images with :func:`read_image`, so that training, evaluation and prediction get the same
-pixels from the same file.
+The whole package decodes files with :func:`read_image`, so that training, evaluation and prediction get the same pixels
+from the same file.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
-from collections.abc import Iterable
-from pathlib import Path, PurePath
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import numpy as np
@@ -17,12 +21,26 @@ import torch
 from PIL import Image, ImageMode, UnidentifiedImageError
 from torch import Tensor
 
-from vovnet.errors import InputError, is_text, reason, shown
+from vovnet.errors import InputError, reason, shown
 
-SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""The suffixes of the files that :func:`list_images` returns, in lower case."""
+ImageSource = str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes]
+"""A path or an open binary file."""
+
+_NOT_READ = {
+    "EPS": "Pillow starts Ghostscript to decode it",
+    "WMF": "Pillow lets the system draw it",
+    "IPTC": "it may contain a file of any other kind",
+    "FPX": "it may contain a file of any other kind",
+    "MIC": "it may contain a file of any other kind",
+    "BUFR": "Pillow has no decoder for it",
+    "GRIB": "Pillow has no decoder for it",
+    "HDF5": "Pillow has no decoder for it",
+    "MPEG": "Pillow has no decoder for it",
+}
+"""Pillow's formats that are not read, and why: no other program and no interpreter is started for an image."""
+
+_OPTIONAL = {"WEBP": b"RIFF____WEBPVP8 ", "AVIF": b"____ftypavif____"}
+"""Formats whose libraries a Pillow may lack, and the first bytes of such a file."""
 
 _ORIENTATION = 0x0112
 # EXIF 2.32, table 6: what undoes each orientation; 1 (or anything else) is already upright.
@@ -36,6 +54,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+_LIMIT = threading.Lock()
+_NO_LIMIT = 2**62
 
 
 class UnreadableImage(InputError):
@@ -46,12 +66,31 @@ class ImageSizeError(InputError):
     """An image's width and height differ from those in its annotation file."""
 
 
-class OutsideRoot(InputError):
-    """A ``file_name`` leads out of the folder of images."""
+def _formats() -> list[str]:
+    """Return the formats that are read: Pillow's, and those of registered plug-ins."""
+    Image.preinit()  # puts the common formats first
+    Image.init()
+    # Without its library, the plug-in of such a format would make Pillow warn about each file that it does not know.
+    missing = {name for name, prefix in _OPTIONAL.items() if isinstance(_accepts(name, prefix), str)}
+    return [name for name in Image.ID if name not in _NOT_READ and name not in missing]
 
 
-def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decode an image to 8 bits per channel.
+def _accepts(name: str, prefix: bytes) -> bool | str:
+    """Return what Pillow's plug-in says of the first bytes of a file: its own, or not, or why it cannot read it."""
+    accept = Image.OPEN[name][1] if name in Image.OPEN else None
+    return bool(accept) and accept(prefix)
+
+
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of all formats that are read, in lower case with their dot."""
+    formats = {*_formats(), "MPO"}  # an MPO file is opened as the JPEG file that it begins with
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def read_image(
+    source: ImageSource, channels: int = 3, size: tuple[int, int] | None = None, *, max_pixels: int | None = None
+) -> Image.Image:
+    """Decode an image to 8 bits per channel; of an animation, the first image.
 
     Grey, palette, CMYK and transparent images are converted (transparency is dropped, not blended); 16-bit values
     lose their low byte. An image is turned upright if its EXIF data has another orientation.
@@ -61,6 +100,7 @@ def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[in
         channels: 3 returns mode ``RGB``, 1 returns mode ``L``.
         size: (width, height) in pixels as in an annotation file. The image is then turned upright only if that gives
             this size, because boxes refer to the pixels as they were annotated.
+        max_pixels: Refuse an image with more pixels. None is Pillow's limit, ``2 * PIL.Image.MAX_IMAGE_PIXELS``.
 
     Raises:
         UnreadableImage: The file cannot be opened or decoded.
@@ -68,29 +108,104 @@ def read_image(source: str | Path | IO[bytes], channels: int = 3, size: tuple[in
     """
     if channels not in (1, 3):
         raise InputError(f"channels: images are read with 1 (grey) or 3 (RGB) channels, got {channels}")
-    name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the open image"))
+    name = source_name(source)
+    with _one_line(name, source), _opened(source, max_pixels) as image:
+        image.load()
+        return _convert(_orient(image, name, size), name, channels)
+
+
+def convert_image(image: Image.Image, channels: int, name: str) -> Image.Image:
+    """Return a Pillow image as :func:`read_image` returns its file; ``name`` begins the message of an error."""
+    with _one_line(name):
+        return _convert(_orient(image, name, None), name, channels)
+
+
+def source_name(source: ImageSource) -> str:
+    """Return the name of a file for messages."""
+    if isinstance(source, str | bytes | os.PathLike):
+        return os.fsdecode(source)
+    return str(getattr(source, "name", "the open image"))
+
+
+@contextmanager
+def _opened(source: ImageSource, max_pixels: int | None) -> Iterator[Image.Image]:
+    file: str | IO[bytes]
+    if isinstance(source, str | bytes | os.PathLike):
+        file = os.fsdecode(source)
+        # Opening a named pipe would wait until something writes into it.
+        if not stat.S_ISREG(os.stat(file).st_mode) and not os.path.isdir(file):
+            raise UnreadableImage(f"{file}: is not a file (a pipe, a socket or a device)")
+    else:
+        file = source
+    if max_pixels is None:
+        with Image.open(file, formats=_formats()) as image:
+            yield image
+        return
+    if max_pixels < 1:
+        raise InputError(f"max_pixels: expected a number of pixels of at least 1, got {max_pixels}")
+    # Pillow's limit is a global variable, and only read while a file is opened. Pillow warns of images above it.
+    with _LIMIT, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            image = Image.open(file, formats=_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    with image:
+        yield image
+
+
+@contextmanager
+def _one_line(name: str, source: ImageSource | None = None) -> Iterator[None]:
+    """Turn the errors of Pillow into an ``UnreadableImage`` that names the image."""
     try:
-        with Image.open(source) as opened:
-            opened.load()
-            return _convert(_orient(opened, name, size), name, channels)
+        yield
     except InputError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels, limit = [*re.findall(r"\d+", str(error)), "?", "?"][:2]
+        raise UnreadableImage(
+            f"{name}: {pixels} pixels are more than the limit of {limit}, which protects from files that fill the "
+            f"memory; if you trust this file, allow them with --max-pixels {pixels} (in a recipe, data.max_pixels)"
+        ) from error
     except OSError as error:
-        raise UnreadableImage(f"{name}: {_reason(error)}") from error
+        raise UnreadableImage(f"{name}: {_reason(error, name, source)}") from error
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files.
         raise UnreadableImage(f"{name}: cannot be decoded as an image ({reason(error)})") from error
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, name: str, source: ImageSource | None) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "is not an image of a kind that Pillow reads"
+        return _unidentified(source)
     if isinstance(error, FileNotFoundError):
-        return "no such image"
+        return "is a link to a file that does not exist" if os.path.islink(name) else "no such image"
     if isinstance(error, IsADirectoryError):
         return "is a folder, not an image"
     if isinstance(error, PermissionError):
         return "no permission to read this image"
+    if error.errno == errno.ELOOP:
+        return "is a link that leads to itself"
+    if str(error).endswith("not available"):
+        return f"this Pillow was built without what decodes the image ({reason(error)}); install Pillow's own wheel"
     return f"the image is truncated or damaged ({reason(error)})"
+
+
+def _unidentified(source: ImageSource | None) -> str:
+    """Return why no format that is read fits a file."""
+    prefix = b""
+    if isinstance(source, str | bytes | os.PathLike):
+        with suppress(OSError), open(source, "rb") as file:
+            prefix = file.read(16)
+    elif source is not None:
+        source.seek(0)  # Pillow has done so, too.
+        prefix = source.read(16)
+    for name in Image.ID:
+        found = _accepts(name, prefix) if prefix else False
+        if isinstance(found, str):
+            return f"this Pillow was built without {name}, which the image needs; install Pillow's own wheel"
+        if found and name in _NOT_READ:
+            return f"is {name}, which is not read: {_NOT_READ[name]}; save it as PNG or JPEG"
+    return "is not an image of a kind that Pillow reads"
 
 
 def _orient(image: Image.Image, name: str, size: tuple[int, int] | None) -> Image.Image:
@@ -136,99 +251,10 @@ def to_tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """Return the images in a folder, by suffix and sorted by name, without subfolders and hidden files."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [
-                e.name for e in entries if not e.name.startswith(".") and PurePath(e.name).suffix.lower() in SUFFIXES
-            ]
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed as a folder of images ({error.strerror})") from error
-    paths = [Path(folder, name) for name in sorted(names) if not Path(folder, name).is_dir()]
-    if not paths:
-        raise InputError(f"{folder}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))})")
-    return paths
-
-
-def resolve_inside(root: str | Path, file_name: str) -> Path:
-    """Return the path of ``file_name`` below ``root``. The file need not exist.
-
-    Raises:
-        OutsideRoot: ``file_name`` is absolute, contains ``..``, or leads out through a symbolic link.
-    """
-    base = os.path.realpath(root)
-    inside = _inside(file_name)
-    path = Path(base, inside)
-    if not Path(os.path.realpath(path)).is_relative_to(base):
-        raise OutsideRoot(f"{file_name!r}: leads out of the folder of images {root} through a symbolic link")
-    return path
-
-
-def _inside(file_name: str) -> str:
-    if not is_text(file_name) or "\0" in file_name or os.path.isabs(file_name) or PurePath(file_name).drive:
-        raise OutsideRoot(f"{file_name!r}: file_name must be relative to the folder of images")
-    inside = os.path.normpath(file_name)
-    # The name "a/../b" stays inside, but "a" may be a link that leads out. Therefore ".." is never accepted.
-    if ".." in PurePath(file_name).parts:
-        raise OutsideRoot(f"{file_name!r}: file_name must not contain '..'")
-    return inside
-
-
-class ImageFolder:
-    """Find many files below a folder quickly: each subfolder is listed once, and only links are resolved."""
-
-    def __init__(self, root: str | Path) -> None:
-        if not os.path.isdir(root):
-            what = "is not a folder" if os.path.exists(root) else "no such folder"
-            raise InputError(f"{root}: {what} (expected the folder that the annotations' file_name entries are in)")
-        self.root = root
-        self._base = os.path.realpath(root)
-        self._listed: dict[str, dict[str, bool]] = {}
-
-    def find(self, file_name: str) -> str | None:
-        """Return the path of a file, or None if it is missing.
-
-        Raises:
-            OutsideRoot: see :func:`resolve_inside`.
-        """
-        folder, name = os.path.split(_inside(file_name))
-        if folder not in self._listed:
-            self._listed[folder] = self._list(folder)
-        plain = self._listed[folder].get(name)
-        if plain is None:
-            return None
-        path = os.path.join(self._base, folder, name)
-        if not plain:
-            resolve_inside(self._base, file_name)
-            if not _is_file(path):
-                return None
-        return path
-
-    def _list(self, folder: str) -> dict[str, bool]:
-        """Return the names in a folder, and for each whether it is a plain file and not a link."""
-        path = resolve_inside(self._base, folder or ".")
-        try:
-            with os.scandir(path) as entries:
-                return {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
-        except OSError:  # A folder that is missing or forbidden has no files.
-            return {}
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False
-
-
-def upright_size(path: str | Path) -> tuple[int, int]:
+def upright_size(source: ImageSource) -> tuple[int, int]:
     """Return the (width, height) in pixels of the image that :func:`read_image` returns, from the header alone."""
-    try:
-        with Image.open(path) as image:
-            return image.size if _turn(image) not in _SWAPS else (image.height, image.width)
-    except Exception as error:
-        raise UnreadableImage(f"{path}: cannot be read as an image ({reason(error)})") from error
+    with _one_line(source_name(source), source), _opened(source, _NO_LIMIT) as image:
+        return image.size if _turn(image) not in _SWAPS else (image.height, image.width)
 
 
 def example_names(names: Iterable[object], total: int, limit: int = 3) -> str:

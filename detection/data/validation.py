@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from vovnet.detection.config.schema import Category
-from vovnet.detection.data.images import (
-    ImageFolder,
-    ImageSizeError,
-    OutsideRoot,
-    UnreadableImage,
-    read_image,
-    upright_size,
-)
+from vovnet.detection.data.image_folder import ImageFolder, OutsideRoot
+from vovnet.detection.data.images import ImageSizeError, UnreadableImage, read_image, upright_size
 from vovnet.detection.data.masks import Segmentation, mask_area, sound_segmentation
 from vovnet.detection.data.report import DataReport
 from vovnet.detection.progress import progress_bar
@@ -74,7 +68,12 @@ class CheckedImage:
 
 
 def check_data(
-    images: str | Path, annotations: str | Path, *, decode: bool = True, progress: bool = False
+    images: str | Path,
+    annotations: str | Path,
+    *,
+    decode: bool = True,
+    max_pixels: int | None = None,
+    progress: bool = False,
 ) -> DataReport:
     """Look for everything that is wrong with a dataset.
 
@@ -82,6 +81,7 @@ def check_data(
         images: The folder that ``file_name`` entries are relative to.
         annotations: A COCO JSON file.
         decode: Also decode every image. Without it, truncated files and wrong sizes are not found.
+        max_pixels: Images with more pixels are unreadable. None is Pillow's limit.
         progress: Show a progress bar on stderr while images are decoded.
 
     Raises:
@@ -92,7 +92,7 @@ def check_data(
     checked = check_content(content, ImageFolder(images), content.has_masks, report)
     for image in progress_bar(checked if decode else (), "check", "image", shown=progress):
         try:
-            read_image(image.path, size=(image.width, image.height))
+            read_image(image.path, size=(image.width, image.height), max_pixels=max_pixels)
         except ImageSizeError:
             report.add("size_differs", image.image_id)
         except UnreadableImage:

@@ -167,9 +167,16 @@ def category_names_checked(detector: nn.Module) -> bool:
 
 
 def evaluation_dataset(
-    detector: nn.Module, images: str | os.PathLike[str], annotations: str | os.PathLike[str]
+    detector: nn.Module,
+    images: str | os.PathLike[str],
+    annotations: str | os.PathLike[str],
+    *,
+    max_pixels: int | None = None,
 ) -> CocoDataset:
-    """Return a COCO JSON file and its images as the dataset to evaluate a detector on."""
+    """Return a COCO JSON file and its images as the dataset to evaluate a detector on.
+
+    ``max_pixels`` is that of :class:`CocoDataset`.
+    """
     recipe: Any = detector.recipe
     categories: Any = detector.categories
     return CocoDataset(
@@ -177,6 +184,7 @@ def evaluation_dataset(
         masks=recipe.detector == "mask_rcnn",
         training=False,
         channels=recipe.in_chans,
+        max_pixels=max_pixels,
         categories=categories,
         category_names=category_names_checked(detector),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vovnet.detection.config.schema import DataRecipe, DataSource
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.data.images import ImageFolder
+from vovnet.detection.data.image_folder import ImageFolder
 from vovnet.detection.data.masks import decode_masks
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.validation import AnnotationFile, CheckedImage, check_content
@@ -47,13 +47,20 @@ class LegacyCocoDataset(CocoDataset):
         training: bool = True,
         keep_empty: bool = True,
         channels: int = 3,
+        max_pixels: int | None = None,
         categories: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         if not training:
             raise InputError("LegacyCocoDataset: training=False: evaluation needs every image; use CocoDataset")
         self._left_out = [0, 0]
         super().__init__(
-            sources, masks=masks, training=True, keep_empty=keep_empty, channels=channels, categories=categories
+            sources,
+            masks=masks,
+            training=True,
+            keep_empty=keep_empty,
+            channels=channels,
+            max_pixels=max_pixels,
+            categories=categories,
         )
 
     @property

@@ -64,6 +64,7 @@ def predict_files(
     threshold: float = 0.5,
     *,
     device: str | torch.device | None = None,
+    max_pixels: int | None = None,
     report: Callable[[str], object] = print,
 ) -> list[Path]:
     """Detect objects in image files; write ``STEM.png`` (a drawing) and ``STEM.json`` (every detection) for each.
@@ -74,6 +75,7 @@ def predict_files(
         output: folder for both files; created if it does not exist.
         threshold: detections with a lower score are not drawn; the JSON file has all of them.
         device: as for :func:`predict`.
+        max_pixels: images with more pixels are refused; None is Pillow's limit.
         report: called with one line for each finished image.
 
     Returns:
@@ -97,7 +99,7 @@ def predict_files(
     with inference(detector, device) as place:
         for source, name in zip(sources, names, strict=True):
             try:
-                image = read_image(source, channels=_channels(detector))
+                image = read_image(source, channels=_channels(detector), max_pixels=max_pixels)
                 detections = _detect(detector, to_tensor(image), place, str(source))
             except InputError as error:
                 failed.append(str(error))
@@ -163,9 +165,10 @@ def distinct_stems(paths: Sequence[Path]) -> list[str]:
 
 
 def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> None:
-    inputs = {source.resolve() for source in sources}
+    # realpath, because Path.resolve raises an error for a link that leads to itself.
+    inputs = {os.path.realpath(source) for source in sources}
     for target in targets:
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise InputError(f"output: '{target}' is one of the images and would be overwritten; choose another folder")
 
 

@@ -176,11 +176,21 @@ def _datasets(
                 "data.train: no training data; give it as data.train=[{images: FOLDER, annotations: FILE.json}]"
             )
         train_dataset = rules.dataset_class(
-            data.train, masks=masks, training=True, keep_empty=data.keep_empty, channels=channels
+            data.train,
+            masks=masks,
+            training=True,
+            keep_empty=data.keep_empty,
+            channels=channels,
+            max_pixels=data.max_pixels,
         )
     if val_dataset is None and data.val:
         val_dataset = CocoDataset(
-            data.val, masks=masks, training=False, channels=channels, categories=train_dataset.categories
+            data.val,
+            masks=masks,
+            training=False,
+            channels=channels,
+            max_pixels=data.max_pixels,
+            categories=train_dataset.categories,
         )
     if len(train_dataset) == 0:
         raise InputError("data.train: the dataset has no usable images; run `vovnet check-data` on it")

@@ -354,6 +354,28 @@ def test_the_threshold_affects_only_the_drawing(run_folder: Path, workplace: Pat
         assert drawn.convert("RGB").tobytes() == original.tobytes()
 
 
+@pytest.mark.parametrize("name", ["predict", "evaluate", "check-data"])
+def test_the_limit_of_pixels_is_an_option(
+    name: str, run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images above Pillow's limit are refused in a line that names the option, and read with it."""
+    data = ("--images", workplace / "images", "--annotations", workplace / "instances.json")
+    results = ("--weights", run_folder, "--output", tmp_path / "out", "--overwrite")
+    given = {
+        "predict": ("predict", workplace / "images" / "image2.png", *results),
+        "evaluate": ("evaluate", *data, *results, "--workers", "0"),
+        "check-data": ("check-data", *data),
+    }[name]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
+    if name == "check-data":
+        outcome = command(*given)
+        assert outcome.code == 1
+        assert "unreadable" in outcome.out
+    else:
+        command(*given).refused("4096 pixels", "--max-pixels 4096")
+    assert command(*given, "--max-pixels", 4096).code == 0
+
+
 def test_folders_of_images_and_equal_stems(run_folder: Path, workplace: Path, tmp_path: Path) -> None:
     for place, number in (("a", 0), ("b", 4)):
         (tmp_path / place).mkdir()
@@ -365,6 +387,7 @@ def test_folders_of_images_and_equal_stems(run_folder: Path, workplace: Path, tm
         "predict", "--folder", tmp_path / "a", tmp_path / "b", "--weights", run_folder, "--output", output
     )
     assert outcome.code == 0, outcome.err
+    assert f"{tmp_path / 'b'}: skipped 1 other file (notes.txt)" in outcome.err.splitlines()
     left = contents(output)
     drawings, lists = ({Path(name).stem for name in left if name.endswith(end)} for end in (".png", ".json"))
     assert len(drawings) == 2

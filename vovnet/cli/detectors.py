@@ -12,6 +12,7 @@ from vovnet.cli.options import (
     Device,
     Fuse,
     Images,
+    MaxPixels,
     OptionalOutput,
     Output,
     Overwrite,
@@ -23,6 +24,7 @@ from vovnet.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 commands = typer.Typer()
 
@@ -66,6 +68,7 @@ def evaluate(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Number of loader processes.")] = 2,
     device: Device = None,
     fuse: Fuse = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Evaluate a detector: COCO's twelve metrics, AP per class, COCO result files, precision-recall plot."""
     from vovnet.detection import evaluate as evaluate_detector
@@ -76,7 +79,7 @@ def evaluate(
 
     place = device_for(device, fuse)
     detector = load_detector(weights)
-    dataset = evaluation_dataset(detector, images, annotations)
+    dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
     prepare_output_dir(output, overwrite=overwrite)
     detector = fused_if(fuse, detector)
     metrics = evaluate_detector(detector, dataset, output, device=place, workers=workers, progress=True)
@@ -93,15 +96,19 @@ def predict(
     overwrite: Overwrite = False,
     device: Device = None,
     fuse: Fuse = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or classify them with a classifier's weights."""
     from vovnet.classification import is_classifier
-    from vovnet.detection.data.images import list_images
+    from vovnet.detection.data.image_folder import list_images
 
-    paths = [path for entry in images for path in (list_images(entry) if folder else [entry])]
+    def report(line: str) -> None:
+        typer.echo(line, err=True)
+
+    paths = [path for entry in images for path in (list_images(entry, report) if folder else [entry])]
     place = device_for(device, fuse)
     if is_classifier(weights):
-        _classify(weights, paths, place, fuse)
+        _classify(weights, paths, place, fuse, max_pixels)
         return
     if output is None:
         raise InputError("--output: a folder for the drawings and JSON files is needed")
@@ -111,15 +118,19 @@ def predict(
 
     detector = load_detector(weights)
     prepare_output_dir(output, overwrite=overwrite)
-    predict_files(fused_if(fuse, detector), paths, output, threshold, device=place)
+    predict_files(fused_if(fuse, detector), paths, output, threshold, device=place, max_pixels=max_pixels)
 
 
-def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool) -> None:
+def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool, max_pixels: int | None) -> None:
     from vovnet.classification import classify_files, load_classifier
     from vovnet.detection.data.images import read_image
 
     model = fused_if(fuse, load_classifier(weights)).to(device)
-    for path, classes in classify_files(model, paths, read_image):
+
+    def read(path: Path, channels: int) -> Image.Image:
+        return read_image(path, channels, max_pixels=max_pixels)
+
+    for path, classes in classify_files(model, paths, read):
         typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in classes))
 
 
@@ -128,10 +139,11 @@ def check_data(
     images: Images,
     annotations: Annotations,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every image (slow).")] = True,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Read a dataset and print a table of its errors. The exit code is 1 if there are any."""
     from vovnet.detection.data.validation import check_data as check
 
-    report = check(images, annotations, decode=decode, progress=True)
+    report = check(images, annotations, decode=decode, max_pixels=max_pixels, progress=True)
     typer.echo(report.table())
     raise typer.Exit(0 if report.ok else 1)

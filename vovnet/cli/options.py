@@ -26,6 +26,10 @@ Weights = Annotated[
     str, typer.Option("--weights", "-w", help="Folder of a detector (a run), or ORG/NAME[@REVISION] on the Hub.")
 ]
 Images = Annotated[Path, typer.Option("--images", help="Folder that the file_name entries are relative to.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option("--max-pixels", min=1, help="Read images up to this many pixels. Default: Pillow's limit, 178956970."),
+]
 Annotations = Annotated[Path, typer.Option("--annotations", help="COCO JSON file.")]
 Architecture = Annotated[
     str, typer.Option("--architecture", help="Name of a VoVNet in config.json: timm (loads without vovnet) or vovnet.")

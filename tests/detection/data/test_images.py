@@ -2,21 +2,21 @@
 
 import io
 import os
+import subprocess
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import AvifImagePlugin, Image, ImageOps, WebPImagePlugin
 
 from vovnet.detection.data.images import (
-    ImageFolder,
     ImageSizeError,
-    OutsideRoot,
     UnreadableImage,
-    list_images,
+    image_suffixes,
     read_image,
-    resolve_inside,
     to_tensor,
     upright_size,
 )
@@ -118,11 +118,19 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         read_image(text)
 
 
-def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_pixels_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "a.png", Image.new("L", (64, 64)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableImage, match="decompression bomb"):
-        read_image(path)
+    for limit, refused in ((None, True), (4095, True), (4096, False), (10**12, False)):
+        if refused:
+            with pytest.raises(UnreadableImage, match=r"4096 pixels .* --max-pixels 4096"):
+                read_image(path, max_pixels=limit)
+        else:
+            assert read_image(path, max_pixels=limit).size == (64, 64)
+        assert Image.MAX_IMAGE_PIXELS == 100
+    assert upright_size(path) == (64, 64)  # the header is read, nothing is decoded
+    with pytest.raises(InputError, match="max_pixels"):
+        read_image(path, max_pixels=0)
 
 
 def test_channels_are_checked(tmp_path: Path) -> None:
@@ -130,61 +138,89 @@ def test_channels_are_checked(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png", channels=4)
 
 
-def test_list_images(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", ".hidden.png", "c.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "d.png").mkdir()
-    assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b.JPG"]
-    with pytest.raises(InputError, match="no images"):
-        list_images(tmp_path / "d.png")
-    for wrong in (tmp_path / "none", tmp_path / "c.txt"):
-        with pytest.raises(InputError, match="cannot be listed"):
-            list_images(wrong)
+WRITTEN = [".apng", ".bmp", ".dib", ".gif", ".ico", ".im", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".msp", ".pbm"]
+WRITTEN += [".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".rgb", ".sgi", ".tga", ".tif", ".tiff", ".webp", ".xbm"]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    inside, outside = tmp_path / "root", tmp_path / "outside"
-    (inside / "sub").mkdir(parents=True)
-    outside.mkdir()
-    for file in (inside / "a.png", inside / "sub" / "b.png", outside / "c.png"):
-        file.touch()
-    os.symlink(outside / "c.png", inside / "out.png")
-    os.symlink(outside, inside / "away")
-    os.symlink(inside / "a.png", inside / "in.png")
-    os.symlink(inside / "nowhere.png", inside / "dangling.png")
-    return inside
+@pytest.mark.parametrize("suffix", [*WRITTEN, ".avif", ".dds", ".mpo"])
+def test_every_suffix_is_read(tmp_path: Path, suffix: str) -> None:
+    """What Pillow writes and decodes without help is an image."""
+    mode = {".msp": "1", ".xbm": "1", ".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
+    if suffix not in Image.registered_extensions():
+        pytest.skip(f"this Pillow has no {suffix}")
+    path = saved(tmp_path / f"a{suffix}", Image.new(mode, (64, 64), "white"))
+    assert suffix in image_suffixes()
+    assert read_image(path).size == upright_size(path) == (64, 64)
+    assert np.asarray(read_image(path)).min() > 250
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside/c.png", "/etc/passwd", "out.png", "away/c.png", "sub/../../x", "a\0b", "sub/.."]
-)
-def test_names_cannot_leave_the_root(root: Path, name: str) -> None:
-    with pytest.raises(OutsideRoot):
-        resolve_inside(root, name)
-    with pytest.raises(OutsideRoot):
-        ImageFolder(root).find(name)
+def test_an_animation_is_its_first_image(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    for suffix in (".gif", ".apng", ".webp", ".tif"):
+        path = tmp_path / f"a{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+        assert np.asarray(read_image(path))[4, 4].tolist() == [255, 0, 0], suffix
 
 
-def test_names_inside_are_found(root: Path) -> None:
-    folder = ImageFolder(root)
-    for name in ("a.png", "./a.png", "sub/b.png", "in.png", "sub//b.png"):
-        path = folder.find(name)
-        assert path is not None
-        assert Path(path).is_file()
-        assert resolve_inside(root, name) == Path(os.path.realpath(path)) or name == "in.png"
-    for name in ("none.png", "sub/none.png", "no/none.png", "dangling.png", "sub", "", ".", "a.png/x"):
-        assert folder.find(name) is None
-    assert resolve_inside(root, "none.png") == root / "none.png"
+@pytest.mark.parametrize("kind", ["EPS", "WMF", "PDF", "GRIB", "HDF5", "BUFR", "MPEG", "IPTC"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".eps"])
+def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str) -> None:
+    """What counts is the content: a file called .png may be PostScript."""
+    path = tmp_path / f"a{suffix}"
+    content = {
+        "WMF": b"\xd7\xcd\xc6\x9a\x00\x00" + bytes(100),
+        "GRIB": b"GRIB\x00\x00\x00\x01" + bytes(100),
+        "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(100),
+        "BUFR": b"BUFR" + bytes(100),
+        "MPEG": b"\x00\x00\x01\xb3" + bytes(100),
+        "IPTC": b"\x1c\x03\x3c\x00\x02" + bytes(100),
+    }
+    if kind in content:
+        path.write_bytes(content[kind])
+    else:
+        with path.open("wb") as file:
+            Image.new("RGB", (8, 8)).save(file, kind)
+
+    def start(*arguments: object, **options: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for source in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(UnreadableImage, match=r"not an image of a kind|is not read") as caught:
+            read_image(source)
+        assert len(str(caught.value).splitlines()) == 1
+    assert not {".eps", ".ps", ".wmf", ".emf", ".pdf", ".h5", ".mpg"} & image_suffixes()
 
 
-def test_a_root_that_is_a_link(root: Path, tmp_path: Path) -> None:
-    os.symlink(root, tmp_path / "link")
-    assert ImageFolder(tmp_path / "link").find("a.png") == str(root / "a.png")
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_a_pillow_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path, kind)
+    plugin = {"WEBP": WebPImagePlugin, "AVIF": AvifImagePlugin}[kind]
+    monkeypatch.setattr(plugin, "SUPPORTED", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UnreadableImage, match=f"built without {kind}"):
+            read_image(path)
 
 
-def test_a_root_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for wrong, words in (("none", "no such folder"), ("file", "not a folder")):
-        with pytest.raises(InputError, match=words):
-            ImageFolder(tmp_path / wrong)
+def test_a_decoder_that_pillow_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.jp2", Image.new("RGB", (8, 8)))
+    monkeypatch.delattr(Image.core, "jpeg2k_decoder")
+    with pytest.raises(UnreadableImage, match="built without"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", [str, os.fsencode, Path, open, lambda path: io.BytesIO(path.read_bytes())])
+def test_every_way_to_name_a_file(tmp_path: Path, kind: Any) -> None:
+    path = saved(tmp_path / "ü.png", Image.fromarray(RGB))
+    np.testing.assert_array_equal(np.asarray(read_image(path.open("rb") if kind is open else kind(path))), RGB)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.symlink(tmp_path / "loop.png", tmp_path / "loop.png")
+    os.symlink(tmp_path / "none", tmp_path / "dangling.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, words in (("loop", "leads to itself"), ("dangling", "does not exist"), ("pipe", "a pipe")):
+        with pytest.raises(UnreadableImage, match=words):
+            read_image(tmp_path / f"{name}.png")

@@ -235,6 +235,22 @@ def test_a_image_is_never_overwritten(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_nothing_is_written_through_a_link(tmp_path):
+    for folder in ("store", "images", "out"):
+        (tmp_path / folder).mkdir()
+    stored = [saved(tmp_path / "store", make_image(), name) for name in ("a.png", "b.png")]
+    before = [path.read_bytes() for path in stored]
+    (tmp_path / "images" / "a.png").symlink_to(stored[0])
+    (tmp_path / "out" / "a.png").symlink_to(stored[1])
+    (tmp_path / "out" / "a.json").symlink_to(stored[1])
+    for output in ("store", "images"):  # the image itself, and the link to it
+        with pytest.raises(InputError, match="would be overwritten"):
+            predict_files(Finder(), [tmp_path / "images" / "a.png"], tmp_path / output, report=lambda line: None)
+    predict_files(Finder(), [tmp_path / "images" / "a.png"], tmp_path / "out", report=lambda line: None)
+    assert [path.read_bytes() for path in stored] == before
+    assert not (tmp_path / "out" / "a.png").is_symlink()
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_threshold_out_of_range(tmp_path, threshold):
     with pytest.raises(InputError, match="threshold"):
