@@ -14,7 +14,7 @@ from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.prediction.predictor import plot_predictions
 from vovnet.detection.training.engine import train
-from vovnet.files import prepare_output_dir
+from vovnet.folders.claim import claimed_folder
 
 
 def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
@@ -30,7 +30,11 @@ def run_quickstart(output: str | Path, *, overwrite: bool = False) -> str:
     Raises:
         InputError: the folder is not empty and ``overwrite`` is False, or it cannot be written to.
     """
-    output = prepare_output_dir(output, overwrite=overwrite)
+    with claimed_folder(output, overwrite=overwrite) as folder:
+        return _run(folder)
+
+
+def _run(output: Path) -> str:
     sources = generate_shapes(output / "data", train=400, val=60, size=(128, 128), max_shapes=3)
     recipe = load_recipe("quickstart")
     recipe = replace(recipe, data=replace(recipe.data, train=[sources["train"]], val=[sources["val"]]))

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -26,7 +25,9 @@ from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, infer_detector
 from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
 from vovnet.errors import InputError, did_you_mean
-from vovnet.files import flush_folder, flush_to_disk, prepare_output_dir
+from vovnet.files import flush_folder, flush_to_disk
+from vovnet.folders.claim import claimed_folder
+from vovnet.folders.temporary import scratch_folder
 from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, infer_network, write_network
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
@@ -97,14 +98,12 @@ def convert_checkpoint(
         values, notes = to_float32({theirs: file.tensors[theirs] for theirs in published.names})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    folder = prepare_output_dir(out, overwrite=overwrite)
     tensors = {published.names[theirs]: value for theirs, value in values.items()}
     if file.beside:
         notes.append(f"not read, beside the weights: {', '.join(file.beside)}")
     licence = published.licence if isinstance(published, PublishedNetwork) else "unknown"
     source = PublishedFile(Path(path).name, sha256_of(Path(path)), _full_title(published), published.name, licence)
-    with TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
-        staged = Path(scratch)
+    with claimed_folder(out, overwrite=overwrite) as folder, scratch_folder(folder) as staged:
         if isinstance(published, PublishedNetwork):
             write_network(staged, published, tensors, source.file)
             notes = [*published.notes, *notes]

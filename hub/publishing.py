@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, errors
@@ -16,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink, read_json
+from vovnet.folders.temporary import scratch_folder
 from vovnet.hub.manifest import CARD_FILE, MANIFEST_FILE, PUBLISHED_FILES, PublishedFile, check_sums, read_manifest
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 
@@ -83,8 +83,7 @@ def publish(
             raise InputError(f"{folder} has no {name}; expected a folder of `vovnet train`, `vovnet convert` or timm")
     source = _source(folder)
     notes = _licence_notes(source, _stated_licence(folder, source), license)
-    with TemporaryDirectory(prefix="vovnet-publish-") as scratch:
-        staged = Path(scratch)
+    with scratch_folder() as staged:
         describe(folder, staged, source, description)
         places = {name: folder / name if name == WEIGHTS_FILE else staged / name for name in PUBLISHED_FILES}
         if not (staged / CONFIG_FILE).is_file():

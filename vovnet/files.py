@@ -1,4 +1,4 @@
-"""Atomic writes (a temporary file, flushed to the disk, then renamed), JSON, and checks of folders."""
+"""Atomic writes (a temporary file, flushed to the disk, then renamed), JSON, and checks of links."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import errno
 import json
 import os
-import secrets
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vovnet.errors import InputError, reason
+from vovnet.folders.locks import held_lock
+from vovnet.folders.temporary import temporary_path
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -24,23 +24,32 @@ _MAX_DEPTH = 64
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which replaces ``path`` if the block ends without an error.
 
     Until then, and after an error, an existing file at ``path`` is unchanged. The folder is created if it does not
     exist. The temporary name has the suffix of ``path``, because writers such as Matplotlib infer the format from it.
+    A killed process leaves the temporary file; the next command that claims the folder removes it.
+
+    Args:
+        path: The file to write.
+        flush: Wait until the file is on the disk. Without it, a power failure can damage the file.
 
     Raises:
         OSError: The system's error. Its ``filename`` is ``path`` if the system named no file, as for a full disk.
     """
     path = Path(path)
-    temporary = path.parent / f".tmp-{secrets.token_hex(8)}{path.suffix}"
+    temporary = temporary_path(path.parent, path.suffix)
     try:
         _make_folder(path.parent)
-        yield temporary
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-        flush_folder(path.parent)
+        # Windows neither removes nor renames a file that is open.
+        with held_lock(temporary) if os.name != "nt" else contextlib.nullcontext():
+            yield temporary
+            if flush:
+                flush_to_disk(temporary)
+            os.replace(temporary, path)
+        if flush:
+            flush_folder(path.parent)
     except OSError as error:
         if error.filename is None or error.filename in (temporary, str(temporary)):
             # The user does not know the temporary name. The error of a failed rename has both names.
@@ -121,33 +130,6 @@ def flush_folder(path: Path) -> None:
     """Wait until the names in a folder are on the disk, if the file system supports that."""
     with contextlib.suppress(OSError):
         flush_to_disk(path)
-
-
-def prepare_output_dir(folder: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
-    """Create a folder for results, or check that existing results in it may be replaced or continued.
-
-    Raises:
-        InputError: The folder is not empty and neither ``overwrite`` nor ``resume`` is given, both are given, the path
-            is a file, or the folder is not writable.
-    """
-    folder = Path(folder)
-    if overwrite and resume:
-        raise InputError("--resume and --overwrite: expected one of them, got both")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--output '{folder}': expected a folder, but there is a file; name another folder") from error
-    except OSError as error:
-        raise InputError(f"--output '{folder}': cannot be written ({error.strerror}); name another folder") from error
-    if occupied and not (overwrite or resume):
-        raise InputError(
-            f"--output '{folder}': the folder is not empty; name a new one, or give --overwrite (or --resume, for "
-            "training)"
-        )
-    return folder
 
 
 def check_symlink(folder: Path, name: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from vovnet.detection.cpu_benchmark.backends import BACKENDS, Runner, Task, Unav
 from vovnet.detection.cpu_benchmark.cases import CASES, Case, build_network, exact_maps, make_images
 from vovnet.detection.cpu_benchmark.timing import Speedup, speedup, time_calls
 from vovnet.errors import InputError
+from vovnet.folders.temporary import scratch_folder
 
 SAME_BOX = 5.0
 """Largest difference in pixels of a coordinate of two detections that are matched."""
@@ -127,8 +126,8 @@ def run_case(case: Case, backends: Sequence[str], rounds: int, progress: Callabl
     runs: dict[str, Runner] = {}
     judged: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        task = Task(case, model, images, Path(folder))
+    with scratch_folder() as folder:
+        task = Task(case, model, images, folder)
         progress(f"{case.name}: eager PyTorch and the exact answer")
         eager = BACKENDS["eager"].set_up(task)()
         judge = _judge(task, eager)

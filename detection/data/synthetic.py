@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import colorsys
 import json
-import os
 from dataclasses import dataclass
 from math import cos, pi, sin
 from pathlib import Path
@@ -23,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from vovnet.detection.config.schema import DataSource
 from vovnet.detection.data.masks import decode_masks
 from vovnet.errors import InputError
-from vovnet.files import write_text
+from vovnet.files import atomic_path, write_text
+from vovnet.folders.temporary import remove_leftovers
 
 CATEGORIES = [{"id": 1, "name": "circle"}, {"id": 2, "name": "rectangle"}, {"id": 3, "name": "triangle"}]
 
@@ -87,6 +87,8 @@ def generate_shapes(
         images = Path(folder, split)
         annotations = Path(folder, "annotations", f"instances_{split}.json")
         images.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(images)
+        remove_leftovers(annotations.parent)
         annotations.unlink(missing_ok=True)
         _write_split(images, annotations, range(first, first + count), size, max_shapes, seed)
         sources[split] = DataSource(images=str(images), annotations=str(annotations))
@@ -111,13 +113,9 @@ def _write_split(
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    # The file is renamed into place, but not flushed: waiting for the disk each time would take longer than drawing.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    # Waiting for the disk each time would take longer than drawing.
+    with atomic_path(path, flush=False) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def draw_image(

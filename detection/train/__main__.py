@@ -5,6 +5,7 @@ import os
 
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.evaluation.evaluator import format_metrics
+from vovnet.detection.training.claim import resume_mode
 from vovnet.detection.training.engine import train
 from vovnet.errors import one_line_errors
 
@@ -16,12 +17,14 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as solver.base_lr=0.01")
     parser.add_argument("--output", required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--auto-resume", action="store_true", help="continue the run in --output if there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU of this process, if there is one)")
     args = parser.parse_intermixed_args()
     with one_line_errors():
         recipe = load_recipe(args.recipe, args.overrides)
-        metrics = train(recipe, args.output, resume=args.resume, overwrite=args.overwrite, device=args.device)
+        mode = resume_mode(args.resume, args.auto_resume)
+        metrics = train(recipe, args.output, resume=mode, overwrite=args.overwrite, device=args.device)
     if metrics and os.environ.get("RANK", "0") == "0":
         print(format_metrics(metrics))
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,13 +21,14 @@ from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.evaluation.evaluator import evaluate
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.training.callbacks import Callback, MetricsFile, ProgressBar, TensorBoard
+from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.curves import plot_curves
 from vovnet.detection.training.optimizer import scaled_learning_rate
 from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import TrainingRules, rules_of
-from vovnet.detection.training.run import RUN_FILES, Run, save_if_best, save_run
+from vovnet.detection.training.run import Run, save_if_best, save_run
 from vovnet.errors import InputError, StoppedError
-from vovnet.files import prepare_output_dir, write_text
+from vovnet.files import write_text
 
 
 class TrainingInterrupted(StoppedError):
@@ -44,7 +44,7 @@ def train(
     train_dataset: DetectionDataset | None = None,
     val_dataset: DetectionDataset | None = None,
     callbacks: Sequence[Callback] = (),
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     overwrite: bool = False,
     progress: bool = True,
     device: str | torch.device | None = None,
@@ -61,7 +61,8 @@ def train(
         val_dataset: the same for ``data.val``. Without validation data nothing is evaluated, and the last weights are
             published.
         callbacks: your own callbacks; they are called after the built-in ones, in the process of rank 0.
-        resume: continue from ``output/last.pt``; the losses equal those of a run without interruption.
+        resume: continue from ``output/last.pt``; the losses equal those of a run without interruption. ``"auto"``
+            does so if the file exists, and starts the run if nothing or an interrupted start is there.
         overwrite: replace the files of an earlier run in ``output``.
         progress: show a progress bar.
         device: None selects the GPU of this process, or the CPU if there is none.
@@ -77,18 +78,15 @@ def train(
     """
     check_recipe(recipe)
     rules = rules_of(recipe.model)
-    rules.check_training(recipe, resume)
-    output = Path(output)
     device = distributed.choose_device(device, distributed.default_device())
-    with distributed.process_group(device):
+    output = Path(output)
+    with distributed.process_group(device), claimed_run(output, resume=resume, overwrite=overwrite) as claim:
+        rules.check_training(recipe, claim.resumes)
         train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
-        if distributed.rank() == 0:
-            prepare_output_dir(output, resume=resume, overwrite=overwrite)
-        run = prepare(recipe, rules, output, device, train_dataset.categories, resume)
+        run = prepare(recipe, rules, output, device, train_dataset.categories, claim.resumes)
         all_callbacks: list[Callback] = []
         if distributed.rank() == 0:
-            if not resume:
-                _clear(output)
+            claim.begin()
             write_text(output / "recipe.yaml", recipe_to_yaml(run.recipe))
             all_callbacks = [*_own_callbacks(run, progress), *callbacks]
             _announce(run, train_dataset, val_dataset)
@@ -195,13 +193,6 @@ def _datasets(
     if len(train_dataset) == 0:
         raise InputError("data.train: the dataset has no usable images; run `vovnet check-data` on it")
     return train_dataset, val_dataset
-
-
-def _clear(output: Path) -> None:
-    """Remove the files of an earlier run, so that no file is older than ``recipe.yaml``."""
-    for name in RUN_FILES:
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "tensorboard", ignore_errors=True)
 
 
 def _plot(run: Run) -> None:

@@ -61,7 +61,7 @@ def prepare(
     """
     _check_batch_size(recipe)
     recipe = _with_precision(_with_classes(recipe, len(categories)), device)
-    state = _load_whole_state(output / "last.pt", categories) if resume else None
+    state = _load_everywhere(output / "last.pt", categories) if resume else None
     if state is not None:
         _check_same_run(recipe, state, output)
     torch.manual_seed(recipe.solver.seed)
@@ -137,6 +137,28 @@ def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
         return recipe
     amp: Literal["bf16", "none"] = "bf16" if distributed.computes_with_bf16(device) else "none"
     return replace(recipe, solver=replace(recipe.solver, amp=amp))
+
+
+def _load_everywhere(path: Path, categories: Sequence[Category]) -> dict[str, Any]:
+    """Read the checkpoint in every process.
+
+    Raises:
+        InputError: in every process, if one cannot read it or reads that of another iteration than rank 0.
+    """
+    state: dict[str, Any] = {}
+    problem = None
+    try:
+        state = _load_whole_state(path, categories)
+    except InputError as error:
+        problem = str(error)
+    found = distributed.gather((problem, state.get("iteration")))
+    for rank, (problem, iteration) in enumerate(found):
+        if rank and found[0][0] is None and (problem is not None or iteration != found[0][1]):
+            problem = problem or f"checkpoint '{path}': of iteration {iteration}, that of rank 0 is of {found[0][1]}"
+            problem += f" (rank {rank}; all machines must see the same folder)"
+        if problem is not None:
+            raise InputError(problem)
+    return state
 
 
 def _load_whole_state(path: Path, categories: Sequence[Category]) -> dict[str, Any]:

@@ -60,7 +60,10 @@ def load_state(path: Path) -> dict[str, Any]:
         InputError: the file is missing, truncated, tampered with, would run code, or has another format or version.
     """
     if not path.is_file():
-        raise InputError(f"checkpoint '{path}': there is no such file; start without --resume")
+        raise InputError(
+            f"checkpoint '{path}': there is no such file to go on from; --auto-resume instead of --resume starts "
+            "the run where there is none"
+        )
     try:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from vovnet.errors import InputError
-from vovnet.files import atomic_path, prepare_output_dir, write_json, write_text
+from vovnet.files import atomic_path, write_json, write_text
 
 
 def test_writes_and_creates_folders(tmp_path):
@@ -65,24 +64,3 @@ def test_a_full_disk_names_the_file(tmp_path):
 
     with pytest.raises(OSError, match=r"No space left on device.*x\.txt"):
         write()
-
-
-def test_claims_a_folder(tmp_path):
-    assert prepare_output_dir(tmp_path / "new" / "run") == tmp_path / "new" / "run"
-    assert os.listdir(tmp_path / "new" / "run") == []
-    (tmp_path / "new" / "run" / "x").touch()
-    with pytest.raises(InputError, match="--overwrite"):
-        prepare_output_dir(tmp_path / "new" / "run")
-    prepare_output_dir(tmp_path / "new" / "run", overwrite=True)
-    prepare_output_dir(tmp_path / "new" / "run", resume=True)
-    assert os.listdir(tmp_path / "new" / "run") == ["x"], "it only looks"
-    with pytest.raises(InputError, match="expected a folder"):
-        prepare_output_dir(tmp_path / "new" / "run" / "x")
-
-
-def test_claiming_a_folder_touches_nothing_in_it(tmp_path):
-    (tmp_path / "writable").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
-        prepare_output_dir(tmp_path)
-    prepare_output_dir(tmp_path, overwrite=True)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("writable", "mine")]

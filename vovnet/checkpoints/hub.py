@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path, check_symlink
+from vovnet.folders.temporary import remove_leftovers
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Matches ``ORG/NAME``."""
@@ -58,6 +59,7 @@ def fetch(url: str, notice: str = "", *, progress: bool = True) -> Path:
     target = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlsplit(url).path).name
     if target.exists():
         return target
+    remove_leftovers(target.parent)
     with atomic_path(target) as temporary:
         try:
             checksum = _download(url, temporary, progress)

@@ -43,15 +43,20 @@ def train(
     output: Output,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as solver.base_lr=0.01")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Continue the run in --output if there is one, else start it.")
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
     """Train a detector on COCO JSON. For several processes: torchrun -m vovnet.detection.train …"""
     from vovnet.detection import format_metrics, load_recipe
     from vovnet.detection import train as train_detector
+    from vovnet.detection.training.claim import resume_mode
 
+    mode = resume_mode(resume, auto_resume)
     metrics = train_detector(
-        load_recipe(recipe, overrides or []), output, resume=resume, overwrite=overwrite, device=device
+        load_recipe(recipe, overrides or []), output, resume=mode, overwrite=overwrite, device=device
     )
     if metrics:
         typer.echo(format_metrics(metrics))
@@ -74,15 +79,15 @@ def evaluate(
     from vovnet.detection import evaluate as evaluate_detector
     from vovnet.detection import format_metrics
     from vovnet.detection.evaluation.evaluator import evaluation_dataset
-    from vovnet.files import prepare_output_dir
+    from vovnet.folders.claim import claimed_folder
     from vovnet.hub import load_detector
 
     place = device_for(device, fuse)
-    detector = load_detector(weights)
-    dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
-    prepare_output_dir(output, overwrite=overwrite)
-    detector = fused_if(fuse, detector)
-    metrics = evaluate_detector(detector, dataset, output, device=place, workers=workers, progress=True)
+    with claimed_folder(output, overwrite=overwrite):
+        detector = load_detector(weights)
+        dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
+        detector = fused_if(fuse, detector)
+        metrics = evaluate_detector(detector, dataset, output, device=place, workers=workers, progress=True)
     typer.echo(format_metrics(metrics))
 
 
@@ -113,12 +118,13 @@ def predict(
     if output is None:
         raise InputError("--output: a folder for the drawings and JSON files is needed")
     from vovnet.detection.prediction.predictor import predict_files
-    from vovnet.files import prepare_output_dir
+    from vovnet.folders.claim import claimed_folder
     from vovnet.hub import load_detector
 
-    detector = load_detector(weights)
-    prepare_output_dir(output, overwrite=overwrite)
-    predict_files(fused_if(fuse, detector), paths, output, threshold, device=place, max_pixels=max_pixels)
+    with claimed_folder(output, overwrite=overwrite):
+        predict_files(
+            fused_if(fuse, load_detector(weights)), paths, output, threshold, device=place, max_pixels=max_pixels
+        )
 
 
 def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool, max_pixels: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -28,13 +29,12 @@ def benchmark_cpu(
     """Time vovnet.fuse, PyTorch, torch.compile, ONNX Runtime and OpenVINO, interleaved, on backbones and a detector."""
     from vovnet.detection.cpu_benchmark import run_benchmark
     from vovnet.detection.cpu_benchmark.machine import restart_with_huge_pages
-    from vovnet.files import prepare_output_dir
+    from vovnet.folders.claim import claimed_folder
 
     if huge_pages:
         restart_with_huge_pages()
-    if output is not None:
-        prepare_output_dir(output, overwrite=overwrite)
-    run_benchmark(cases or [], backends or [], rounds, threads=threads, output=output, say=typer.echo)
+    with contextlib.nullcontext() if output is None else claimed_folder(output, overwrite=overwrite):
+        run_benchmark(cases or [], backends or [], rounds, threads=threads, output=output, say=typer.echo)
 
 
 @commands.command()

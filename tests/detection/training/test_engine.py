@@ -193,7 +193,7 @@ def test_resuming_with_another_recipe_names_the_difference(finished: Path) -> No
 
 
 def test_resuming_without_a_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="start without --resume"):
+    with pytest.raises(InputError, match="--auto-resume"):
         train(tiny_recipe(), tmp_path, train_dataset=Squares(), progress=False, resume=True)
 
 

@@ -20,6 +20,7 @@ from vovnet.ops.build.compiler import Build, compile_library
 from vovnet.ops.build.sources import Library, Targets
 from vovnet.ops.build.toolchain import BuildError, Toolchain, cuda_major
 
+SCRATCH = ".building-"
 PAUSE_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
 """How long the other processes of torchrun wait for local rank 0 to begin."""
@@ -93,7 +94,9 @@ def _build(library: Library, targets: Targets, folder: Path, log: Path) -> Build
     note = f"vovnet: compiling the operators ({library.name}) for {targets.words} into {folder}; this happens once"
     print(note, file=sys.stderr, flush=True)
     with _writable(folder):
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
+        for killed in folder.glob(f"{SCRATCH}*"):  # only the holder of the lock makes such folders
+            shutil.rmtree(killed, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder))
     try:
         with _writable(folder):
             compile_library(library, targets, scratch)
