@@ -244,7 +244,7 @@ class SolverRecipe:
 
 @recipe_part("log")
 class LogRecipe:
-    """When a run writes what, in iterations."""
+    """When a run writes what."""
 
     log_every: Integer = Field(default=20, ge=1, le=_MAX_ITERATIONS)
     """Iterations between two lines of losses."""
@@ -252,6 +252,8 @@ class LogRecipe:
     """Iterations between two evaluations. There is always one at the end; 0 means only that one."""
     checkpoint_every: Integer = Field(default=1000, ge=1, le=_MAX_ITERATIONS)
     """Iterations between two writes of ``last.pt``."""
+    checkpoint_minutes: Number = Field(default=5.0, ge=0, le=1e6)
+    """Minutes after which ``last.pt`` is written even so; 0 writes it by ``checkpoint_every`` alone."""
 
 
 @recipe_part("")

@@ -28,11 +28,15 @@ from vovnet.detection.inference_mode import (
     to_input,
 )
 from vovnet.detection.progress import progress_bar
-from vovnet.errors import InputError
+from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_json
 from vovnet.terminal.text import padded, printable, shortened, width_of
 
 _MAX_NAME = 60  # characters of a category's name in a table
+
+
+class EvaluationStopped(StoppedError):
+    """An evaluation ended early because its caller's ``should_stop`` returned True."""
 
 
 def evaluate(
@@ -45,6 +49,7 @@ def evaluate(
     workers: int = 0,
     iou_types: Sequence[IouType] | None = None,
     progress: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Compute COCO's numbers of a detector on a dataset.
 
@@ -61,6 +66,7 @@ def evaluate(
         workers: loader processes of each process.
         iou_types: ``bbox``, ``segm`` or both; None evaluates boxes, and masks if detector and data have them.
         progress: show a progress bar on stderr (rank 0 only).
+        should_stop: asked before each batch; if it returns True in one process, all stop.
 
     Returns:
         ``{"bbox": {…}, "segm": {…}, "per_class": {"bbox": [{"id", "name", "AP", "AP50", "objects"}], …}}`` with the
@@ -68,6 +74,7 @@ def evaluate(
 
     Raises:
         InputError: the dataset is empty, the categories differ, or the detector's output does not fit them.
+        EvaluationStopped: ``should_stop`` returned True; nothing has been written.
         OSError: ``output`` cannot be written.
     """
     if len(dataset) == 0:
@@ -87,6 +94,8 @@ def evaluate(
             world_size=distributed.world_size(),
         )
         for images, targets in progress_bar(batches, "evaluate", "batch", shown=progress and distributed.rank() == 0):
+            if should_stop():
+                break
             for image, target in zip(images, targets, strict=True):
                 check_shape(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {int(target['image_id'])}")
             outputs = detector([to_input(image, place) for image in images])
@@ -95,6 +104,8 @@ def evaluate(
                 evaluator.update([image_detections(found, int(target["image_id"]), size, category_ids, to_xywh)])
                 if truth is None:
                     collected.append(_truth_of_image(target, size, [int(one["id"]) for one in dataset.categories]))
+    if any(distributed.gather(should_stop())):  # all together, because the others would wait for this process
+        raise EvaluationStopped("the evaluation was stopped before its end")
     if truth is None:
         evaluator.ground_truth = _join(distributed.gather(collected), dataset.categories)
     evaluator.gather()

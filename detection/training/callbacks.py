@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
 import resource
 import sys
+import threading
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vovnet.detection.evaluation.coco_eval import percent
-from vovnet.detection.training.metrics_log import flat_metrics, iteration_of
+from vovnet.detection.training.metrics_log import flat_metrics, read_metrics
 from vovnet.detection.training.run import Run
-from vovnet.files import atomic_path
+from vovnet.errors import reason
+from vovnet.files import write_text
 
 
 class Callback:
@@ -35,6 +40,41 @@ class Callback:
         """Called when the run ends, also after an error."""
 
 
+class BestEffort(Callback):
+    """Calls a callback that a run can do without; after its first error it warns, and the run goes on without it."""
+
+    def __init__(self, callback: Callback, what: str) -> None:
+        self.callback, self.what = callback, what
+        self.failed = False
+
+    def start(self, run: Run) -> None:
+        self._call(self.callback.start, run)
+
+    def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
+        self._call(self.callback.iteration, run, losses)
+
+    def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        self._call(self.callback.evaluation, run, metrics)
+
+    def stop(self, run: Run) -> None:
+        self._call(self.callback.stop, run)
+
+    def _call(self, method: Callable[..., None], run: Run, *values: Mapping[str, Any]) -> None:
+        if self.failed:
+            return
+        try:
+            method(run, *values)
+        except (Exception, SystemExit) as error:  # a damaged package may raise anything when it is imported
+            self.failed = True
+            with contextlib.suppress(Exception):
+                self.callback.stop(run)
+            warnings.warn(
+                f"{self.what} stops here, and the run goes on without it ({type(error).__name__}: {reason(error)})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
 class MetricsFile(Callback):
     """Writes ``metrics.jsonl``: an object a line, with losses every ``log_every`` iterations and AP at evaluations."""
 
@@ -44,10 +84,11 @@ class MetricsFile(Callback):
 
     def start(self, run: Run) -> None:
         """Remove the lines that an interrupted run wrote after the checkpoint that this run continues from."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if iteration_of(line) <= run.iteration]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        records = read_metrics(self.path) if self.path.exists() else []
+        kept = [record for record in records if record["iteration"] <= run.iteration]
+        if run.evaluation_due:  # its line may have been written, but the checkpoint after it was not
+            kept = [record for record in kept if "loss" in record or record["iteration"] < run.iteration]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
         if losses and (run.iteration % self.log_every == 0 or run.iteration == run.recipe.solver.max_iterations):
@@ -60,6 +101,8 @@ class MetricsFile(Callback):
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint that is written later must not survive without this line
         except OSError as error:  # the error of a failed write has no file name
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
@@ -128,6 +171,7 @@ class TensorBoard(Callback):
     def start(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.previous_hook, threading.excepthook = threading.excepthook, self._hook
         self.writer = SummaryWriter(str(self.folder), purge_step=run.iteration + 1)
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
@@ -140,7 +184,16 @@ class TensorBoard(Callback):
             self.writer.add_scalar(f"val/{name}", value, run.iteration)
 
     def stop(self, run: Run) -> None:
-        self.writer.close()
+        try:
+            self.writer.flush()  # close() does not tell of an error
+            self.writer.close()
+        finally:
+            threading.excepthook = self.previous_hook
+
+    def _hook(self, error: threading.ExceptHookArgs) -> None:
+        """Leave out the traceback of TensorBoard's own thread: its error is raised again by the next call."""
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self.previous_hook(error)
 
 
 def memory_in_use(device: torch.device) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ def _series(records: Iterable[Mapping[str, Any]], wanted: Callable[[str], bool])
     series: dict[str, Curve] = {}
     for record in records:
         for key, value in record.items():
-            if wanted(key) and isinstance(value, int | float) and math.isfinite(value) and value >= 0:
+            if wanted(key) and isinstance(value, int | float) and 0 <= value <= sys.float_info.max:
                 iterations, values = series.setdefault(key, ([], []))
                 iterations.append(record["iteration"])
                 values.append(float(value))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -18,23 +16,18 @@ from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.protocol import DetectionDataset
-from vovnet.detection.evaluation.evaluator import evaluate
+from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
 from vovnet.detection.figures import warn_without_plot
-from vovnet.detection.training.callbacks import Callback, MetricsFile, ProgressBar, TensorBoard
+from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar, TensorBoard
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.curves import plot_curves
 from vovnet.detection.training.optimizer import scaled_learning_rate
 from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import TrainingRules, rules_of
 from vovnet.detection.training.run import Run, save_if_best, save_run
+from vovnet.detection.training.signals import agree_to_stop, stop_signals, stopped
 from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_text
-
-
-class TrainingInterrupted(StoppedError):
-    """The run was stopped by Ctrl-C or SIGTERM. Its state is saved, and the message says how to continue."""
-
-    exit_code = 130
 
 
 def train(
@@ -51,7 +44,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a detector and write a folder that ``load_detector`` reads.
 
-    Under torchrun every process calls this function, and the first one writes.
+    Under torchrun every process calls this function, and the first one writes. A signal (Ctrl-C, SIGTERM, SIGHUP,
+    SIGUSR1, SIGUSR2) stops the run after its iteration; a second Ctrl-C stops it at once.
 
     Args:
         recipe: describes the run; see :class:`vovnet.detection.config.schema.Recipe`.
@@ -61,8 +55,8 @@ def train(
         val_dataset: the same for ``data.val``. Without validation data nothing is evaluated, and the last weights are
             published.
         callbacks: your own callbacks; they are called after the built-in ones, in the process of rank 0.
-        resume: continue from ``output/last.pt``; the losses equal those of a run without interruption. ``"auto"``
-            does so if the file exists, and starts the run if nothing or an interrupted start is there.
+        resume: continue from ``output/last.pt``; losses, metrics and weights equal those of a run without interruption.
+            ``"auto"`` does so if the file exists, and starts the run if nothing or an interrupted start is there.
         overwrite: replace the files of an earlier run in ``output``.
         progress: show a progress bar.
         device: None selects the GPU of this process, or the CPU if there is none.
@@ -74,29 +68,35 @@ def train(
     Raises:
         InputError: the recipe, the data, the folder or the checkpoint cannot be used.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint is intact.
-        TrainingInterrupted: the run was stopped by Ctrl-C or SIGTERM; its state has been saved.
+        TrainingInterrupted: a signal stopped the run; the message says what is saved and how to continue.
     """
     check_recipe(recipe)
     rules = rules_of(recipe.model)
     device = distributed.choose_device(device, distributed.default_device())
     output = Path(output)
-    with distributed.process_group(device), claimed_run(output, resume=resume, overwrite=overwrite) as claim:
+    with (
+        distributed.process_group(device),
+        stop_signals() as signals,
+        claimed_run(output, resume=resume, overwrite=overwrite) as claim,
+    ):
         rules.check_training(recipe, claim.resumes)
         train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
         run = prepare(recipe, rules, output, device, train_dataset.categories, claim.resumes)
+        run.evaluates = val_dataset is not None
         all_callbacks: list[Callback] = []
         if distributed.rank() == 0:
             claim.begin()
             write_text(output / "recipe.yaml", recipe_to_yaml(run.recipe))
             all_callbacks = [*_own_callbacks(run, progress), *callbacks]
             _announce(run, train_dataset, val_dataset)
+        signals.run = run
         try:
-            metrics = _loop(run, rules, train_dataset, val_dataset, all_callbacks)
+            _loop(run, rules, train_dataset, val_dataset, all_callbacks)
         except StoppedError:
             _plot(run)
             raise
         _plot(run)
-    return metrics
+    return run.metrics
 
 
 def _loop(
@@ -105,8 +105,8 @@ def _loop(
     train_dataset: DetectionDataset,
     val_dataset: DetectionDataset | None,
     callbacks: Sequence[Callback],
-) -> dict[str, Any]:
-    solver, log = run.recipe.solver, run.recipe.log
+) -> None:
+    solver = run.recipe.solver
     batches = rules.training_batches(
         train_dataset,
         run.recipe.data,
@@ -117,50 +117,50 @@ def _loop(
         start=run.iteration * solver.accumulate,
         passes=solver.accumulate,
     )
-    metrics: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         for callback in callbacks:
             callback.start(run)
             stack.callback(callback.stop, run)
-        stack.enter_context(_stop_signals(run))
-        if run.iteration == solver.max_iterations:  # a finished run was resumed
-            metrics = _evaluate(run, val_dataset, callbacks)
-        while run.iteration < solver.max_iterations:
+        while run.evaluation_due or not run.at_end:
+            if run.stopping:
+                raise stopped(run)
+            if val_dataset is not None and run.evaluation_due:  # at once if the run was stopped before it and resumed
+                _evaluate(run, val_dataset, callbacks)
+                continue
             losses = rules.step(run, [next(batches) for _ in range(solver.accumulate)])
             for callback in callbacks:
                 callback.iteration(run, losses)
-            last = run.iteration == solver.max_iterations
-            evaluating = last or (log.evaluate_every and run.iteration % log.evaluate_every == 0)
-            if evaluating or run.stopping or run.iteration % log.checkpoint_every == 0:
-                save_run(run)  # before the evaluation, so that an error there loses no work
-            if evaluating:
-                metrics = _evaluate(run, val_dataset, callbacks)
-            if run.stopping and not last:
-                raise TrainingInterrupted(
-                    f"stopped by {signal.Signals(run.stop_signal).name} after iteration {run.iteration} of "
-                    f"{solver.max_iterations}; saved to {run.output / 'last.pt'}; go on with: "
-                    f"vovnet train {run.output / 'recipe.yaml'} --resume --output {run.output}"
-                )
-    return metrics
+            if distributed.world_size() == 1:  # several processes have agreed in the step
+                agree_to_stop(run)
+            if run.checkpoint_due:
+                save_run(run)
 
 
-def _evaluate(run: Run, dataset: DetectionDataset | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
+def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]) -> None:
     """Evaluate, save the weights if they are the best so far, and call the callbacks."""
-    if dataset is None:
-        return {}
     detector: Any = run.eval_model
     detector.categories = run.categories
     # Buffers differ between processes, which saw different images. Rank 0 saves its own, so all evaluate those.
     distributed.share_buffers(detector)
     # Random numbers drawn in an evaluation must not change the training after it.
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
-        metrics = evaluate(detector, dataset, device=run.device, workers=run.recipe.data.workers)
-    metrics = distributed.from_main(metrics)
-    if save_if_best(run, metrics["segm" if "segm" in metrics else "bbox"]["AP"], metrics):
-        save_run(run)
+        try:
+            metrics = evaluate(
+                detector,
+                dataset,
+                device=run.device,
+                workers=run.recipe.data.workers,
+                should_stop=lambda: run.stop_signal > 0,
+            )
+        except EvaluationStopped:
+            agree_to_stop(run)
+            return
+    run.evaluated, run.metrics = run.iteration, distributed.from_main(metrics)
+    save_if_best(run, run.metrics["segm" if "segm" in run.metrics else "bbox"]["AP"])
     for callback in callbacks:
-        callback.evaluation(run, metrics)
-    return metrics
+        callback.evaluation(run, run.metrics)
+    save_run(run)  # last: a run that is killed before this line is done evaluates again when it is resumed
+    agree_to_stop(run)
 
 
 def _datasets(
@@ -208,9 +208,9 @@ def _own_callbacks(run: Run, progress: bool) -> list[Callback]:
     log = run.recipe.log
     own: list[Callback] = [MetricsFile(run.output / "metrics.jsonl", log.log_every)]
     if progress:
-        own.append(ProgressBar())
+        own.append(BestEffort(ProgressBar(), "the progress bar"))
     if TensorBoard.installed():
-        own.append(TensorBoard(run.output / "tensorboard", log.log_every))
+        own.append(BestEffort(TensorBoard(run.output / "tensorboard", log.log_every), "TensorBoard's log"))
     return own
 
 
@@ -231,24 +231,3 @@ def _announce(run: Run, train_dataset: DetectionDataset, val_dataset: DetectionD
     if run.iteration:
         lines.append(f"resumed after iteration {run.iteration}")
     print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _stop_signals(run: Run) -> Iterator[None]:
-    """Make the first Ctrl-C or SIGTERM stop the run after its iteration; the second one stops it immediately."""
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        if run.stop_signal:
-            raise KeyboardInterrupt
-        run.stop_signal = number
-        run.stopping = distributed.world_size() == 1  # several processes must agree first
-
-    try:
-        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # handlers can only be set in the main thread
-        previous = {}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

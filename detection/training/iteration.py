@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vovnet.detection import distributed
 from vovnet.detection.data.loader import Batch
 from vovnet.detection.training.run import Run
+from vovnet.detection.training.signals import agree_to_stop
 from vovnet.errors import StoppedError
 
 
@@ -69,11 +69,12 @@ def model_targets(target: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _agree_on_losses(run: Run, summed: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, float]:
-    """Return the mean losses of all processes, and set ``run.stopping`` in all if one was asked to stop."""
-    stop = torch.tensor(float(run.stop_signal), device=run.device)
-    *values, stop_mean = distributed.mean_over_processes(torch.stack([*summed.values(), stop])).tolist()
-    if stop_mean:
-        run.stopping, run.stop_signal = True, run.stop_signal or signal.SIGTERM
+    """Return the mean losses of all processes; they also agree whether to stop or to save after this iteration."""
+    wishes = torch.tensor([float(run.stop_signal), float(run.checkpoint_is_old)], device=run.device)
+    *values, stop, old = distributed.mean_over_processes(torch.stack([*summed.values(), *wishes])).tolist()
+    if stop:
+        agree_to_stop(run)
+    run.saving = old > 0
     losses = {"loss": sum(values), **dict(zip(summed, values, strict=True))}
     if not math.isfinite(losses["loss"]):
         raise _not_finite(run, batches, ", ".join(f"{name} {value:g}" for name, value in losses.items()))

@@ -13,24 +13,25 @@ from vovnet.errors import InputError
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a run's ``metrics.jsonl`` in order.
 
-    Lines that are no such object are skipped, for example a last line that was only half written.
+    Lines that are no such object are skipped: a last line that was only half written, or bytes that a failing disk
+    put there.
 
     Raises:
         InputError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
-            records.append(record)
-    return records
+    return [record for record in map(_record, lines) if record is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("iteration")) is int else None
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -42,11 +43,3 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         for name, value in metrics.get(kind, {}).items()
         if isinstance(value, int | float)
     }
-
-
-def iteration_of(line: str) -> float:
-    """Return the iteration of a line, or infinity if the line is incomplete because the run was killed."""
-    try:
-        return float(json.loads(line)["iteration"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

@@ -222,7 +222,11 @@ def _restore(run: Run, state: Mapping[str, Any]) -> None:
         ) from error
     run.scaler.load_state_dict(state["scaler"])
     run.iteration = int(state["iteration"])
+    run.saved = run.iteration
     run.best = float(state["best"])
+    # Checkpoints of earlier versions do not tell; then an evaluation of this iteration is repeated.
+    run.evaluated = int(state.get("evaluated", 0))
+    run.metrics = dict(state.get("metrics", {}))
     run.schedule.last_epoch = int(state["schedule"]["last_epoch"])
     for group, base, factor in zip(
         run.optimizer.param_groups, run.schedule.base_lrs, run.schedule.lr_lambdas, strict=True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,47 @@ class Run:
     """Finished optimizer steps."""
     best: float = -math.inf
     """The best evaluation so far: mask AP for Mask R-CNN, otherwise box AP."""
+    evaluates: bool = True
+    """False if there is no validation data."""
+    evaluated: int = 0
+    """The iteration of the last evaluation that was finished."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """The metrics of that evaluation, as :func:`vovnet.detection.evaluate` returns them."""
+    saved: int = 0
+    """The iteration of ``last.pt``; 0 if there is none."""
+    saved_at: float = field(default_factory=time.monotonic)
+    """When it was written, or when the run began, in seconds of :func:`time.monotonic`."""
+    saving: bool = False
+    """True if all processes have agreed to write ``last.pt`` after this iteration, because the last is too old."""
     stop_signal: int = 0
     """The signal that asked this process to stop, or 0."""
     stopping: bool = False
     """True if all processes have agreed to stop after this iteration."""
+
+    @property
+    def evaluation_due(self) -> bool:
+        """True if the recipe asks for an evaluation after this iteration, and it has not been finished."""
+        every = self.recipe.log.evaluate_every
+        asked = self.at_end or (every > 0 and self.iteration % every == 0)
+        return self.evaluates and asked and self.iteration > self.evaluated
+
+    @property
+    def at_end(self) -> bool:
+        """True after the last iteration."""
+        return self.iteration >= self.recipe.solver.max_iterations
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """True if ``last.pt`` is to be written after this iteration."""
+        regular = self.iteration % self.recipe.log.checkpoint_every == 0
+        # Before an evaluation, so that neither an error in it nor a kill loses work, and resuming repeats it.
+        return regular or self.saving or self.stopping or self.at_end or self.evaluation_due
+
+    @property
+    def checkpoint_is_old(self) -> bool:
+        """True if this process wrote no checkpoint for ``log.checkpoint_minutes``."""
+        minutes = self.recipe.log.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
     @property
     def last_lr(self) -> float:
@@ -61,8 +99,12 @@ class Run:
 def save_run(run: Run) -> None:
     """Write ``last.pt``, and before the first evaluation also ``model.safetensors`` and ``config.json``."""
     states = distributed.gather(random_state())
-    if distributed.rank() != 0:
-        return
+    if distributed.rank() == 0:
+        _write(run, states)
+    run.saved, run.saved_at, run.saving = run.iteration, time.monotonic(), False
+
+
+def _write(run: Run, states: Sequence[Mapping[str, Any]]) -> None:
     save_state(
         run.output / "last.pt",
         {
@@ -70,12 +112,14 @@ def save_run(run: Run) -> None:
             "categories": run.categories,
             "iteration": run.iteration,
             "best": run.best,
+            "evaluated": run.evaluated,
+            "metrics": run.metrics,
             "model": run.detector.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "schedule": {"last_epoch": run.schedule.last_epoch},
             "scaler": run.scaler.state_dict(),
-            "random": states,
+            "random": list(states),
             "processes": distributed.world_size(),
         },
     )
@@ -83,10 +127,10 @@ def save_run(run: Run) -> None:
         publish(run)
 
 
-def save_if_best(run: Run, score: float, metrics: Mapping[str, Any]) -> bool:
-    """If no earlier score was as good, write the weights to ``best.pt``, publish them and return True."""
+def save_if_best(run: Run, score: float) -> None:
+    """If no earlier score was as good, write the weights that were evaluated to ``best.pt`` and publish them."""
     if not score > run.best:
-        return False
+        return
     run.best = score
     if distributed.rank() == 0:
         save_state(
@@ -95,12 +139,11 @@ def save_if_best(run: Run, score: float, metrics: Mapping[str, Any]) -> bool:
                 "recipe": recipe_to_dict(run.recipe),
                 "categories": run.categories,
                 "iteration": run.iteration,
-                "metrics": dict(metrics),
+                "metrics": run.metrics,
                 "model": run.eval_model.state_dict(),
             },
         )
         publish(run)
-    return True
 
 
 def publish(run: Run) -> None:

@@ -26,11 +26,12 @@ from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.legacy.data import legacy_train_transforms
 from vovnet.detection.legacy.masks import mask_targets
 from vovnet.detection.training.callbacks import Callback
-from vovnet.detection.training.engine import TrainingInterrupted, train
+from vovnet.detection.training.engine import train
 from vovnet.detection.training.optimizer import learning_rate_factor
 from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import rules_of
 from vovnet.detection.training.run import Run
+from vovnet.detection.training.signals import TrainingInterrupted
 from vovnet.errors import InputError
 from vovnet.hub import load_detector
 
@@ -193,7 +194,7 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(
 ) -> None:
     name, whole = finished
     recipe = recipe_of(name, *data)
-    with pytest.raises(TrainingInterrupted, match="--resume"):
+    with pytest.raises(TrainingInterrupted, match="resume=True"):
         train(recipe, tmp_path / "run", callbacks=[InterruptAt(4)], progress=False)
     torch.rand(5)
     train(recipe, tmp_path / "run", resume=True, progress=False)

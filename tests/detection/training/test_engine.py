@@ -22,10 +22,11 @@ from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.training.callbacks import Callback
-from vovnet.detection.training.engine import TrainingInterrupted, train
+from vovnet.detection.training.engine import train
 from vovnet.detection.training.iteration import NonFiniteLossError, step
 from vovnet.detection.training.optimizer import build_optimizer, build_schedule
 from vovnet.detection.training.run import RUN_FILES, Run
+from vovnet.detection.training.signals import TrainingInterrupted
 from vovnet.errors import InputError
 
 
@@ -125,7 +126,7 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(
 ) -> None:
     recipe, run = tiny_recipe(ema=0.9), tmp_path / "run"
     data: dict[str, Any] = {"train_dataset": Squares(), "val_dataset": Squares(), "progress": False}
-    with pytest.raises(TrainingInterrupted, match="--resume"):
+    with pytest.raises(TrainingInterrupted, match="resume=True"):
         train(recipe, run, callbacks=[InterruptAt(2, number)], **data)
     assert len(losses_of(run)) == 2
     torch.rand(17)  # whatever else happened to the random numbers meanwhile
