@@ -13,11 +13,14 @@ if not Path(__file__).with_name("adapters").exists():
     __path__.append(str(Path(__file__).parents[1]))
 
 from vovnet import vovnet_v2  # noqa: F401 (registers VoVNetV2)
+from vovnet.processes import handle_forks
 from vovnet.vovnet import VoVNet
 
 if TYPE_CHECKING:
     from vovnet.fusion import fuse
     from vovnet.memory import memory_efficient
+
+handle_forks()
 
 __all__ = ["VoVNet", "__version__", "fuse", "memory_efficient"]
 

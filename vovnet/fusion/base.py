@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from typing import Self
 
 import torch
@@ -16,6 +13,7 @@ from torch.autograd.forward_ad import unpack_dual
 from vovnet.errors import InputError
 from vovnet.ops.algorithms import Algorithm, Precision
 from vovnet.ops.build import loader
+from vovnet.processes import ForkSafeLock
 
 MOST_SHAPES = 1000
 """Number of input shapes for which a layer remembers what it has chosen."""
@@ -23,33 +21,9 @@ MOST_SHAPES = 1000
 generation = 0
 """Incremented when a fused layer is moved or converted. Plans of chains made in an earlier generation are outdated."""
 
-_packing = threading.Lock()
+_packing = ForkSafeLock()
 """Held while a weight is packed, so that threads that call a layer for the first time at once pack it once."""
-_forked = False
 _warned: set[str] = set()
-
-
-def _in_child() -> None:
-    global _packing, _forked
-    _packing = threading.Lock()  # the parent's lock may be held by a thread that does not exist here
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
-
-
-@contextmanager
-def _single_thread_after_fork() -> Iterator[None]:
-    """Use one thread in a forked process: OpenMP's threads do not exist there, and PyTorch would wait for them."""
-    threads = torch.get_num_threads()
-    if _forked:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if _forked:
-            torch.set_num_threads(threads)
 
 
 class FusedLayer(nn.Module):
@@ -114,7 +88,7 @@ class FusedLayer(nn.Module):
             with _packing:
                 if key not in self.packed:
                     # Tensors made in inference mode could not be used outside of it.
-                    with torch.inference_mode(False), torch.no_grad(), _single_thread_after_fork():
+                    with torch.inference_mode(False), torch.no_grad():
                         self.packed[key] = make()
         return self.packed[key]
 

@@ -560,7 +560,6 @@ def test_threads_meet_a_copy_at_once(way: str) -> None:
 
 
 def _in_child(fused: nn.Module, x: Tensor, queue: Any) -> None:
-    torch.set_num_threads(1)
     with torch.no_grad():
         queue.put(fused(x).tolist())
 
@@ -568,33 +567,26 @@ def _in_child(fused: nn.Module, x: Tensor, queue: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_processes(way: str) -> None:
     """Forked processes share weights that are packed, and pack the others themselves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: PyTorch itself hangs there
-    try:
-        fused = fuse(network("ours"))
-        expected = fused(image())
-        context = multiprocessing.get_context("fork")
-        for copied in (fused, copy.deepcopy(fused)):
-            queue = context.SimpleQueue()
-            child = context.Process(target=_in_child, args=(copied, image(), queue))
-            child.start()
-            child.join(60)
-            assert child.exitcode == 0
-            assert queue.get() == expected.tolist()
-    finally:
-        torch.set_num_threads(threads)
+    fused = fuse(network("ours"))
+    expected = fused(image())
+    context = multiprocessing.get_context("fork")
+    for copied in (fused, copy.deepcopy(fused)):
+        queue = context.SimpleQueue()
+        child = context.Process(target=_in_child, args=(copied, image(), queue))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        assert queue.get() == expected.tolist()
 
 
 def _pack_in_child(fused: nn.Module, x: Tensor, queue: Any) -> None:
     with torch.no_grad():
-        out = fused(x)
-        torch.set_num_threads(1)
-        queue.put(float(out.double().sum()))
+        queue.put(float(fused(x).double().sum()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_packs_on_one_thread() -> None:
-    """The weight is so large that PyTorch would copy it on several threads, which the child does not have."""
+def test_a_child_packs_a_large_weight() -> None:
+    """The weight is so large that PyTorch copies it on several threads."""
     if not loader.cpu_operators():
         pytest.skip("no compiler")
     threads = torch.get_num_threads()

@@ -8,7 +8,6 @@ nothing is compiled or loaded, and with ``require`` a failure is an error. The f
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,27 +20,19 @@ from vovnet.ops.build.cache import build_once, cache_root, find_build, find_buil
 from vovnet.ops.build.compiler import Build
 from vovnet.ops.build.sources import CPU, CUDA, NO_GPU, OLDEST, OPTIONAL, Library, Targets, targets_for
 from vovnet.ops.build.toolchain import BuildError
+from vovnet.processes import ForkSafeLock
 
 MODES = ("auto", "off", "require")
 ISAS = ("plain", "avx2", "avx512")
 """The values of ``VOVNET_ISA``, the highest instruction set that the CPU operators may use, in ascending order."""
 CPUINFO = Path("/proc/cpuinfo")
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _loaded: Build | None = None
 _loaded_cpu: Build | None = None
 _failures: dict[int | str | None, str] = {}
 """Index of a GPU, None for all GPUs, or "cpu" → why there are no operators. Kept because failing compilers are slow."""
 _warned: set[str] = set()
-
-
-def _unlock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)  # the thread that holds the lock does not exist in the child
 
 
 def mode() -> str:

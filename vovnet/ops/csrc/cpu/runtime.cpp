@@ -1,13 +1,8 @@
 #include "runtime.h"
 
-#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
-
-#if defined(__linux__)
-#include <pthread.h>
-#endif
 
 #include <torch/csrc/stable/ops.h>
 
@@ -40,14 +35,8 @@ Kernels choose() {
   return vovnet_cpu_kernels_plain;
 }
 
-// OpenMP's threads do not survive fork(), and GNU's OpenMP would wait for them forever.
-std::atomic<bool> forked{false};
-#if defined(__linux__)
-[[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-#endif
-
 void run(int64_t tasks, void (*task)(void*, int64_t), void* context) {
-  if (tasks == 1 || forked) {
+  if (tasks == 1) {
     for (int64_t i = 0; i < tasks; ++i) task(context, i);
     return;
   }
@@ -63,6 +52,6 @@ const Kernels& kernels() {
   return chosen;
 }
 
-Parallel parallel() { return {forked ? 1 : static_cast<int>(torch::stable::get_num_threads()), run}; }
+Parallel parallel() { return {static_cast<int>(torch::stable::get_num_threads()), run}; }
 
 }  // namespace vovnet::cpu

@@ -11,7 +11,7 @@ namespace vovnet::cpu {
 // Throws std::runtime_error for any other value of VOVNET_ISA.
 const Kernels& kernels();
 
-// Returns Torch's threads, as many as torch.get_num_threads(). In a child of fork(), which does not have them, one.
+// Returns Torch's threads, as many as torch.get_num_threads().
 Parallel parallel();
 
 }  // namespace vovnet::cpu
