@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.layers import Format
+from timm.models import load_state_dict
 from timm.models._features import FeatureGetterNet, FeatureInfo
 from torch import nn
 
 from vovnet.adapters.levels import choose_levels
-from vovnet.errors import InputError, did_you_mean, reason
+from vovnet.checkpoints.pretrained import readable
+from vovnet.errors import InputError, did_you_mean, reason, shown
 
 _RESERVED_ARGS = ("pretrained", "features_only", "out_indices", "in_chans", "exportable", "scriptable", "no_jit")
 _IMAGES = ((2, 3), (9, 11))
@@ -81,12 +85,57 @@ def features_by_name(
     args = dict(backbone_args)
     if in_chans is not None:
         args["in_chans"] = in_chans
-    without_weights = {k: v for k, v in args.items() if k not in ("checkpoint_path", "device")}
+    file = _weights_file(args, pretrained)
+    pretrained = pretrained or file is not None
     with torch.device("meta"):  # only feature_info is needed: this uses no memory and draws no random numbers
-        info = _create(name, without_weights).feature_info
+        info = _create(name, {key: value for key, value in args.items() if key != "device"}).feature_info
     indices = choose_levels([entry["reduction"] for entry in info.info], out_indices, name)
-    net = _create(name, {**args, "pretrained": pretrained and download, "out_indices": indices})
-    return _describe(net, name, indices, tuple(range(len(indices))), pretrained or "checkpoint_path" in args)
+    args |= {"pretrained": pretrained and download, "out_indices": indices}
+    net = _create(name, args) if file is None or not download else _create_from_file(name, args, file)
+    return _describe(net, name, indices, tuple(range(len(indices))), pretrained)
+
+
+def _weights_file(args: dict[str, Any], pretrained: bool) -> Path | None:
+    """Return the file of weights that the arguments name, and name it in ``args`` as the source of pretrained weights.
+
+    timm loads ``checkpoint_path`` into the network without its head, so a classifier's file would not fit.
+    """
+    overlay = args.get("pretrained_cfg_overlay") or {}
+    if not isinstance(overlay, Mapping):
+        raise InputError(f"backbone_args: expected a mapping as pretrained_cfg_overlay, got {shown(overlay)}")
+    key, file = "checkpoint_path", args.pop("checkpoint_path", None)
+    if file is None and pretrained:
+        key, file = "pretrained_cfg_overlay.file", overlay.get("file")
+    if file is None:
+        return None
+    if not isinstance(file, str | os.PathLike):
+        raise InputError(f"backbone_args: expected the path of a file of weights as {key}, got {shown(file)}")
+    path = Path(file).expanduser()
+    args["pretrained_cfg_overlay"] = {**overlay, "file": str(path), "source": "", "state_dict": None}
+    return path
+
+
+def _create_from_file(name: str, args: Mapping[str, Any], file: Path) -> Any:
+    """Create a timm model with the weights of a file, and check that they are its own.
+
+    Raises:
+        InputError: The file cannot be read, holds more than tensors and plain values, or is of another network.
+    """
+    with readable(file):
+        stored = load_state_dict(str(file))  # reads with weights_only=True
+    try:
+        net = _create(name, args)
+    except InputError:
+        raise
+    except (RuntimeError, KeyError) as error:
+        details = " ".join(str(error).split())[:200]
+        raise InputError(f"{file}: these weights do not fit the network {name} ({details})") from error
+    weights = [value for value in stored.values() if isinstance(value, torch.Tensor)]
+    # timm only logs names that do not fit, and renames some, so the values tell whether any weight arrived.
+    kernels = [value for value in net.parameters() if value.ndim > 1]
+    if not any(k.shape == w.shape and torch.equal(k.cpu(), w.to(k.dtype)) for k in kernels for w in weights):
+        raise InputError(f"{file}: none of its weights belongs to the network {name}; name a file of this network")
+    return net
 
 
 def features_of_instance(

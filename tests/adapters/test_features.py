@@ -1,16 +1,22 @@
 """Backbones from timm models by name and by instance, their normalisation, and errors of the user."""
 
+import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import nn
 
 from vovnet.adapters import fpn_backbone
 from vovnet.adapters.features import for_channels
 from vovnet.errors import InputError
+
+SMALL = "test_resnet"  # timm's own, of few parameters
 
 
 def test_pretrained_weights_are_loaded(tmp_path: Path) -> None:
@@ -21,6 +27,77 @@ def test_pretrained_weights_are_loaded(tmp_path: Path) -> None:
     for name, value in backbone.body.state_dict().items():
         torch.testing.assert_close(value, trained.state_dict()[name])
     assert "20 batch norms frozen" in backbone.norm_report
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("code-that-ran"),)
+
+
+def _by_checkpoint_path(file: Path) -> dict[str, Any]:
+    return {"backbone_args": {"checkpoint_path": str(file)}}
+
+
+def _by_overlay(file: Path) -> dict[str, Any]:
+    return {"pretrained": True, "backbone_args": {"pretrained_cfg_overlay": {"file": str(file)}}}
+
+
+WAYS = [_by_checkpoint_path, _by_overlay]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_classifiers_file_is_loaded_by_every_argument_that_names_one(way: Any, suffix: str, tmp_path: Path) -> None:
+    trained, file = timm.create_model(SMALL, num_classes=3), tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": trained.state_dict(), "epoch": 3}, file)
+    else:
+        save_file(trained.state_dict(), file)
+    backbone = fpn_backbone(SMALL, out_channels=8, **way(file))
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in backbone.body.state_dict().items())
+    assert "batch norms frozen" in backbone.norm_report
+
+
+def _save_other_network(path: Path) -> None:
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).state_dict(), path)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("code.pth", lambda path: torch.save({"state_dict": _Evil()}, path)),
+        ("code.pkl", lambda path: path.write_bytes(pickle.dumps(_Evil()))),
+        ("text.pth", lambda path: path.write_text("hello")),
+        ("empty.pth", lambda path: path.touch()),
+        ("list.pth", lambda path: torch.save([1, 2], path)),
+        ("other_network.pth", _save_other_network),
+        ("resnet50.pth", lambda path: torch.save({"conv1.weight": torch.zeros(8, 3, 7, 7)}, path)),
+        ("damaged.safetensors", lambda path: path.write_bytes(b"xx")),
+        ("numpy.npz", lambda path: path.write_bytes(b"xx")),
+        ("missing.pth", lambda path: None),
+        ("folder.pth", lambda path: path.mkdir()),
+    ],
+)
+def test_a_file_of_weights_that_cannot_be_used_is_named(
+    way: Any, name: str, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / name))):
+        fpn_backbone(SMALL, norm="bn", out_channels=8, **way(tmp_path / name))
+    assert not Path("code-that-ran").exists()
+
+
+@pytest.mark.parametrize("arguments", [{"checkpoint_path": 3}, {"pretrained_cfg_overlay": "file"}])
+def test_an_argument_that_names_no_file_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(arguments))):
+        fpn_backbone(SMALL, norm="bn", backbone_args=arguments)
+
+
+def test_a_file_of_weights_is_not_read_with_download_false(tmp_path: Path) -> None:
+    backbone = fpn_backbone(SMALL, download=False, out_channels=8, **_by_checkpoint_path(tmp_path / "gone.pth"))
+    assert "frozen" in backbone.norm_report
 
 
 def test_nothing_is_downloaded_with_download_false() -> None:

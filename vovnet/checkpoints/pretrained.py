@@ -52,7 +52,7 @@ def pretrained_source(variant: str, kwargs: Mapping[str, Any]) -> Iterator[dict[
             yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "hf_hub_id": repository}}
         return
     file = str(fetch(str(cfg.url), V1_NOTICE))
-    with _readable(Path(file), f"; for that remove {file}"):
+    with readable(Path(file), f"; for that remove {file}"):
         yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "file": file}}
 
 
@@ -60,7 +60,7 @@ def _from(cfg: PretrainedCfg) -> AbstractContextManager[None]:
     """Return the context that translates errors of the source that the caller chose."""
     if cfg.hf_hub_id and cfg.source != "local-dir":
         return _readable_on_hub(cfg.hf_hub_id)
-    return _readable(Path(cfg.file)) if cfg.file else nullcontext()
+    return readable(Path(cfg.file)) if cfg.file else nullcontext()
 
 
 def _checked(namespace: str) -> str:
@@ -70,8 +70,12 @@ def _checked(namespace: str) -> str:
 
 
 @contextmanager
-def _readable(path: Path, mend: str = "") -> Iterator[None]:
-    """Say what is wrong with a file that timm could not read, because timm's error does not name the file."""
+def readable(path: Path, mend: str = "") -> Iterator[None]:
+    """Say what is wrong with a file that timm could not read, because timm's error does not name the file.
+
+    Raises:
+        InputError: The file cannot be read; its message ends with ``mend``. Errors of other causes pass unchanged.
+    """
     try:
         yield
     except InputError:
