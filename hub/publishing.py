@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, errors
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.errors import InputError, reason
@@ -149,6 +149,21 @@ def _licence_notes(source: PublishedFile | None, stated: str | None, license: st
     return notes
 
 
+def check_card(card: ModelCard, endpoint: str) -> None:
+    """Ask a Hub whether it accepts a model card.
+
+    ``card.validate`` sends the card to huggingface.co before huggingface_hub 2.3, whatever ``HF_ENDPOINT`` says.
+
+    Raises:
+        ValueError: the card violates the Hub's rules.
+    """
+    body = {"repoType": "model", "content": str(card)}
+    answer = get_session().post(f"{endpoint}/api/validate-yaml", json=body, headers={"Accept": "text/plain"})
+    if answer.status_code == 400:
+        raise ValueError(answer.text)
+    hf_raise_for_status(answer)
+
+
 def _upload(api: HfApi, repository: str, places: dict[str, Path], private: bool) -> tuple[bool, str]:
     """Create the repository if it does not exist, and add all files in one commit, so that nobody sees half of them.
 
@@ -156,8 +171,7 @@ def _upload(api: HfApi, repository: str, places: dict[str, Path], private: bool)
         True if the repository existed, and the URL of the commit.
     """
     existed = api.repo_exists(repository)
-    card = ModelCard.load(places[CARD_FILE])
-    card.validate(repo_type="model")
+    check_card(ModelCard.load(places[CARD_FILE]), api.endpoint)
     if not existed:
         api.create_repo(repository, private=private, exist_ok=True)
     info: Any = api.create_commit(

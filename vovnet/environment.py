@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def describe_machine(*packages: str) -> dict[str, str | int | None]:
         "python": platform.python_version(),
         **{package: _version(package) or "not installed" for package in packages},
     }
+
+
+def peak_memory() -> int | None:
+    """Return the most memory in bytes that this process has had, or None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def environment_report() -> str:
@@ -138,8 +149,10 @@ def _torch() -> list[tuple[str, str]]:
         ("threads", f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between"),
         ("built for CUDA", torch.version.cuda or "no"),
     ]
+    if torch.backends.mps.is_available():
+        rows.append(("mps", "a Mac's GPU, used with --device mps"))
     if not torch.cuda.is_available():
-        return [*rows, ("GPUs", "none usable")]
+        return rows if torch.backends.mps.is_available() else [*rows, ("GPUs", "none usable")]
     rows.append(("cuDNN", str(torch.backends.cudnn.version())))
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)

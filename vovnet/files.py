@@ -119,7 +119,8 @@ def _entries(value: object) -> Iterable[object]:
 
 def flush_to_disk(path: str | os.PathLike[str]) -> None:
     """Wait until the contents of a file are on the disk, so that it is complete when it is renamed."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

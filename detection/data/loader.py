@@ -123,7 +123,8 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
     watchdog ends the workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setpgrp()
+    if hasattr(os, "setpgrp"):  # Windows has no process groups
+        os.setpgrp()
 
 
 class _Caught(Dataset[Any]):

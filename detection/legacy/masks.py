@@ -113,7 +113,7 @@ def mask_targets(polygons: Polygons, indices: Tensor, boxes: Tensor, size: int, 
     for row, shape in enumerate(chosen):
         rows[isinstance(shape, np.ndarray)].append(row)
     drawn = np.zeros((len(chosen), size, size), dtype=np.uint8)
-    corners = boxes.detach().double().cpu().numpy()
+    corners = boxes.detach().cpu().double().numpy()
     _draw(drawn, [(row, chosen[row]) for row in rows[False]], corners, image_size)
     targets = torch.from_numpy(drawn).to(boxes.device, torch.float32)
     if rows[True]:

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ import torch
 from vovnet.detection.evaluation.coco_eval import percent
 from vovnet.detection.training.metrics_log import flat_metrics, read_metrics
 from vovnet.detection.training.run import Run
+from vovnet.environment import peak_memory
 from vovnet.errors import reason
 from vovnet.files import write_text
 
@@ -136,9 +136,10 @@ class ProgressBar(Callback):
         parts = " ".join(
             f"{name.removeprefix('loss_')} {value:.2f}" for name, value in losses.items() if name != "loss"
         )
+        memory = memory_in_use(run.device)
         self.bar.set_postfix_str(
-            f"loss {losses['loss']:.3f} ({parts}) lr {run.last_lr:.2g} {self.smoothed:.1f} img/s "
-            f"{memory_in_use(run.device):.1f} GiB",
+            f"loss {losses['loss']:.3f} ({parts}) lr {run.last_lr:.2g} {self.smoothed:.1f} img/s"
+            + ("" if memory is None else f" {memory / 2**30:.1f} GiB"),
             refresh=False,
         )
         self.bar.update()
@@ -196,8 +197,11 @@ class TensorBoard(Callback):
             self.previous_hook(error)
 
 
-def memory_in_use(device: torch.device) -> float:
-    """Return peak memory in GiB: the allocator's on a GPU, the process's on the CPU."""
+def memory_in_use(device: torch.device) -> int | None:
+    """Return memory in bytes: the allocator's peak on a GPU (on a Mac's, what it holds now), else the process's peak.
+
+    It is None where the system does not tell.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return torch.cuda.max_memory_allocated(device)
+    return torch.mps.driver_allocated_memory() if device.type == "mps" else peak_memory()

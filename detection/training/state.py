@@ -28,6 +28,7 @@ def random_state() -> dict[str, Any]:
         "numpy": {**legacy, "state": {**legacy["state"], "key": legacy["state"]["key"].tolist()}},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
@@ -39,6 +40,8 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if state.get("mps") and torch.backends.mps.is_available():  # absent from older files
+        torch.mps.set_rng_state(state["mps"][0])
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import local_hub
 import pytest
 import timm
 import torch
 from huggingface_hub import HfApi, ModelCard, constants, errors, hf_hub_download, snapshot_download
 from local_hub import ALWAYS, Hub
+from packaging.version import Version
 from support import contents
 
 import vovnet  # noqa: F401  (registers the models)
@@ -127,6 +129,9 @@ def test_writing_needs_a_token_that_is_known(hub: Hub, monkeypatch: pytest.Monke
     assert hub.files(NAME) == FILES
 
 
+@pytest.mark.skipif(
+    Version(huggingface_hub.__version__) < Version("2.3"), reason="asks huggingface.co, whatever HF_ENDPOINT says"
+)
 def test_cards_are_validated(hub: Hub, token: str) -> None:
     hub.create(NAME, {})
     ModelCard("---\nlicense: apache-2.0\n---\n# Title\n").validate()

@@ -22,7 +22,7 @@ from PIL import Image
 from vovnet.hub.card_fields import CardFields, Metrics
 from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.model_card import compose_card
-from vovnet.hub.publishing import publish
+from vovnet.hub.publishing import check_card, publish
 from vovnet.hub.release import Description, describe
 
 SOURCE = PublishedFile(
@@ -259,13 +259,13 @@ def test_names_of_a_timm_folder_break_nothing(slim: Made, tmp_path: Path) -> Non
 
 
 def test_the_hub_accepts_the_cards(hub: Hub, slim: Made, run: Path, tmp_path: Path) -> None:
-    folder_card(run, tmp_path).validate()
-    folder_card(run, tmp_path, SOURCE, license="other").validate()
-    folder_card(run, tmp_path, license=None).validate()
-    ModelCard.load(slim.folder / "README.md").validate()
+    check_card(folder_card(run, tmp_path), hub.endpoint)
+    check_card(folder_card(run, tmp_path, SOURCE, license="other"), hub.endpoint)
+    check_card(folder_card(run, tmp_path, license=None), hub.endpoint)
+    check_card(ModelCard.load(slim.folder / "README.md"), hub.endpoint)
     assert [(seen.path, seen.status) for seen in hub.log()] == [("/api/validate-yaml", 200)] * 4
     with pytest.raises(ValueError, match="license"):
-        folder_card(run, tmp_path, license="My own licence").validate()
+        check_card(folder_card(run, tmp_path, license="My own licence"), hub.endpoint)
 
 
 def python_blocks(hub: Hub, name: str) -> list[str]:

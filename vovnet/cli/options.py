@@ -19,7 +19,8 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the res
 OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in --output.")]
 Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or the like. Default: a GPU if there is one.")
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1 or mps (a Mac's GPU). Default: an NVIDIA GPU if there is one."),
 ]
 Fuse = Annotated[bool, typer.Option("--fuse", help="Run the copy that vovnet.fuse makes: faster, on the CPU only.")]
 Weights = Annotated[

@@ -54,7 +54,7 @@ def register_autocast(name: str, prepare: Callable[..., tuple[object, ...]]) -> 
 
         return call
 
-    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("mps", "AutocastMPS")):
         LIBRARY.impl(name, on(device), key)
 
 
