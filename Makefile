@@ -6,7 +6,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
-# Used to make the environment, once. Give your own with `make test PYTHON=/path/to/python`.
+# Used to make the environment, once. Give your own with `make test PYTHON=/path/to/python`, or beside the one that is
+# there with `make test VENV=.venv-3.13 PYTHON=python3.13`.
 PYTHON ?=
 PYTEST_ARGS ?=
 
@@ -17,17 +18,24 @@ DEV_STAMP := $(VENV)/installed-dev-$(KEY)
 # An environment whose Python is gone (moved, upgraded) is made anew.
 $(shell $(PY) -V >/dev/null 2>&1 || rm -f $(VENV)/installed-*)
 INSTALL := $(PY) -m pip install --disable-pip-version-check --editable
+DEV_INSTALL = $(INSTALL) '.[dev]'
+ifdef FLOOR
+DEV_INSTALL = $(PY) tests/helpers/floors.py > $(VENV)/floors.txt && $(INSTALL) . --requirement $(VENV)/floors.txt
+endif
 
-.PHONY: help quickstart test prove reproduce lint format types wheel clean
+.PHONY: help quickstart test test-floor prove reproduce lint format types wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 quickstart: $(RUN_STAMP) ## set up, then train, evaluate and draw a small detector (about 5 minutes on 2 cores)
 	$(VENV)/bin/vovnet quickstart --output runs/quickstart --overwrite
 
 test: $(DEV_STAMP) ## set up, then run the tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+
+test-floor: ## set up .venv-floor with the oldest versions that pyproject.toml allows, then run the tests there
+	$(MAKE) test VENV=.venv-floor FLOOR=1 PYTHON='$(or $(PYTHON),python3.11)'
 
 prove: $(DEV_STAMP) ## run the minutes-long proofs: real data, kernels for every GPU, sanitizers over those for CPUs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
@@ -66,7 +74,7 @@ $(RUN_STAMP):
 $(DEV_STAMP):
 	$(make_venv)
 	@echo "Installing vovnet and what its tests need into $(VENV) (torch is large: about a minute or two) ..."
-	$(INSTALL) '.[dev]'
+	$(DEV_INSTALL)
 	@rm -f $(VENV)/installed-*
 	@touch $(RUN_STAMP) $@
 

@@ -1,0 +1,33 @@
+"""Prints the oldest versions that pyproject.toml allows. `make test-floor` installs exactly these."""
+
+import re
+import tomllib
+from pathlib import Path
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+EXTRAS = ("detection", "dev")  # what the tests need
+# The mirror of the Hub needs a newer pydantic than the package. Its tests skip without it.
+LEFT_OUT = {"olah"}
+
+
+def floors(pyproject: Path = PYPROJECT) -> dict[str, str]:
+    """The floor of every requirement of the package and of `EXTRAS`: `{"torch": "2.8", …}`."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    requirements = [*project["dependencies"]]
+    for extra in EXTRAS:
+        requirements += project["optional-dependencies"][extra]
+    found = {}
+    for requirement in requirements:
+        if requirement.startswith(f"{project['name']}["):
+            continue
+        parts = re.fullmatch(r"([\w.-]+)(\[[\w,]+\])?>=([\d.]+)", requirement)
+        if parts is None:
+            raise ValueError(f"pyproject.toml: expected NAME>=FLOOR, got {requirement!r}")
+        if parts[1] not in LEFT_OUT:
+            found[parts[1] + (parts[2] or "")] = parts[3]
+    return found
+
+
+if __name__ == "__main__":
+    for name, version in floors().items():
+        print(f"{name}=={version}")
