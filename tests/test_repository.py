@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from floors import LEFT_OUT, floors
+
+from vovnet.errors import SOURCE, install_advice
 
 ROOT = Path(__file__).resolve().parent.parent
 GITHUB = ROOT / ".github"
@@ -80,3 +83,25 @@ def test_blame_skips_commits_that_exist() -> None:
         assert re.fullmatch(r"[0-9a-f]{40}", commit)
         found = subprocess.run(["git", "cat-file", "-t", commit], cwd=ROOT, capture_output=True, text=True, check=False)
         assert found.stdout.strip() in ("commit", ""), found  # absent from a shallow clone
+
+
+BY_NAME = re.compile(r"pip install (-\S+ )*['\"]?vovnet\b(?!\[\w+\] @|\[\{\w+\}\] @| @)")
+
+
+def test_no_advice_names_a_package_that_no_index_has() -> None:
+    assert PROJECT["urls"]["Source"] == SOURCE
+    assert all(BY_NAME.search(f"try pip install {name}") for name in ("vovnet", "'vovnet[detection]'", "-U vovnet"))
+    assert not BY_NAME.search(install_advice("detection"))
+    pages = [path for pattern in ("*.py", "*.md", "*.yaml") for path in ROOT.rglob(pattern)]
+    ours = [path for path in pages if not {"tests", "runs", "build"} & set(path.relative_to(ROOT).parts)]
+    ours = [path for path in ours if not any(part.startswith(".venv") for part in path.relative_to(ROOT).parts)]
+    assert ours
+    assert [path.name for path in ours if BY_NAME.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_every_requirement_has_a_floor_that_can_be_installed_exactly() -> None:
+    known = floors()
+    assert {"torch", "torchvision", "timm", "numpy", "pydantic", "pytest"} <= known.keys()
+    assert known.keys() & LEFT_OUT == set()
+    requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["detection"]]
+    assert {re.split(r"\W*>=", requirement)[0] for requirement in requirements} <= known.keys()

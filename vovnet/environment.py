@@ -11,6 +11,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from vovnet.errors import install_advice
+
 _REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "jinja2", "typer")
 _DETECTION = ("pydantic", "pyyaml", "pycocotools", "matplotlib", "tqdm")
 _OPTIONAL = ("tensorboard",)
@@ -209,11 +211,11 @@ def _variables() -> list[tuple[str, str]]:
 def _missing() -> list[tuple[str, str]]:
     rows = []
     for packages, mend in (
-        (_REQUIRED, "pip install vovnet"),
-        (_DETECTION, "training and evaluation need it: pip install 'vovnet[detection]'"),
-        (_OPTIONAL, "only for TensorBoard logs: pip install tensorboard"),
+        (_REQUIRED, "vovnet needs it: pip install {}"),
+        (_DETECTION, f"training and evaluation need it: {install_advice('detection')}"),
+        (_OPTIONAL, "only for TensorBoard logs: pip install {}"),
     ):
-        rows += [(name, mend) for name in packages if _version(name) is None]
+        rows += [(name, mend.format(name)) for name in packages if _version(name) is None]
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         rows.append(("C++ compiler", "without it operators run as plain torch: apt install g++, or the like"))
     return rows or [("nothing", "")]

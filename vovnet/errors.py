@@ -16,6 +16,7 @@ from vovnet.terminal.text import printable
 if TYPE_CHECKING:
     import typer
 
+SOURCE = "https://github.com/vovnet/vovnet"
 DETECTION_EXTRA = {"pydantic", "pycocotools", "matplotlib", "tqdm", "yaml"}
 
 
@@ -60,6 +61,11 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", *, most: 
 def reason(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def install_advice(extra: str) -> str:
+    """Return how to install this package with an extra. It is on no index, so its name alone would find nothing."""
+    return f"pip install '.[{extra}]' in a clone of vovnet, or pip install 'vovnet[{extra}] @ git+{SOURCE}'"
 
 
 _REPR = reprlib.Repr()
@@ -112,7 +118,7 @@ def one_line_errors() -> Iterator[None]:
         elif isinstance(error, ModuleNotFoundError):
             if error.name not in DETECTION_EXTRA:
                 raise
-            message = f"this needs '{error.name}'; install it with: pip install 'vovnet[detection]'"
+            message = f"this needs '{error.name}': {install_advice('detection')}"
         _end_progress_bars()
         rank = os.environ.get("RANK", "0")
         print(f"{'error' if rank == '0' else f'error (rank {rank})'}: {message}", file=sys.stderr)

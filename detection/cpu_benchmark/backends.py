@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import vovnet
 from vovnet.detection.cpu_benchmark.cases import Case
-from vovnet.errors import InputError, reason
+from vovnet.errors import InputError, install_advice, reason
 
 Runner = Callable[[], Any]
 """Runs the network once and returns a backbone's list of maps or a detector's list of dictionaries. The next call may
@@ -94,7 +94,7 @@ class Backend:
             if not self.foreign:
                 raise
             if isinstance(error, ModuleNotFoundError) and error.name in EXTRA:
-                raise UnavailableError(f"{error.name} is not installed: pip install 'vovnet[benchmark]'") from error
+                raise UnavailableError(f"{error.name} is not installed: {install_advice('benchmark')}") from error
             raise UnavailableError(f"failed: {type(error).__name__}: {reason(error)}") from error
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vovnet.detection import distributed
 from vovnet.detection.data.masks import sound_segmentation, to_rle
 from vovnet.detection.inference_mode import ImageDetections
-from vovnet.errors import InputError
+from vovnet.errors import InputError, install_advice
 from vovnet.files import atomic_path
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _empty_coco() -> COCO:
         from pycocotools.coco import COCO
     except ImportError as error:
         raise InputError(
-            "evaluation needs pycocotools, which is not installed: pip install 'vovnet[detection]'"
+            f"evaluation needs pycocotools, which is not installed: {install_advice('detection')}"
         ) from error
     return COCO()
 

@@ -8,6 +8,7 @@ import torch
 
 from vovnet import environment
 from vovnet.environment import describe_machine, environment_report
+from vovnet.errors import install_advice
 
 
 def test_names_versions_devices_and_compilers():
@@ -50,7 +51,7 @@ def test_missing_packages_are_listed_with_the_mend(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", without)
     text = environment_report()
-    assert "pip install 'vovnet[detection]'" in text
+    assert install_advice("detection") in text
     assert "not installed (running from" in text
 
 
