@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+from vovnet.terminal.streams import standard_error
 
 T = TypeVar("T")
 
@@ -14,6 +15,9 @@ def progress_bar(items: Iterable[T], description: str, unit: str, *, shown: bool
     if shown:
         from tqdm import tqdm
 
-        pause = 0.1 if sys.stderr.isatty() else 10.0
-        items = tqdm(items, desc=description, unit=unit, dynamic_ncols=True, leave=False, mininterval=pause)
+        stream = standard_error()
+        pause = 0.1 if stream.isatty() else 10.0
+        items = tqdm(
+            items, desc=description, unit=unit, dynamic_ncols=True, leave=False, mininterval=pause, file=stream
+        )
     yield from items

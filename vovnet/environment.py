@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from vovnet.errors import install_advice
+from vovnet.folders.home import user_cache
 
 _REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "jinja2", "typer")
 _DETECTION = ("pydantic", "pyyaml", "pycocotools", "matplotlib", "tqdm")
@@ -174,7 +175,9 @@ def _compilers() -> list[tuple[str, str]]:
 
 def _first_version_line(path: str) -> str:
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, errors="replace", timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return _line(error)
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
@@ -183,8 +186,7 @@ def _first_version_line(path: str) -> str:
 
 
 def _folders() -> list[tuple[str, str]]:
-    home = Path.home()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    cache = user_cache()
     hub = os.environ.get("HF_HUB_CACHE") or os.path.join(os.environ.get("HF_HOME") or cache / "huggingface", "hub")
     torch_home = os.environ.get("TORCH_HOME") or str(cache / "torch")
     rows = [("Hub downloads", hub), ("torch downloads", torch_home)]

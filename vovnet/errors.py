@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from vovnet.terminal.streams import lasting_output
 from vovnet.terminal.text import printable
 
 if TYPE_CHECKING:
@@ -105,24 +106,30 @@ def one_line_errors() -> Iterator[None]:
     """End the process with one line on stderr and a non-zero exit code if the user can mend the error.
 
     These are wrong input, system errors, a missing extra, and :class:`StoppedError`. Any other error is a defect of
-    this package and keeps its traceback. With ``VOVNET_DEBUG=1`` every error does.
+    this package and keeps its traceback. With ``VOVNET_DEBUG=1`` every error does. What is printed in the ``with``
+    block never stops it: see :func:`vovnet.terminal.streams.lasting_output`.
     """
-    try:
-        yield
-    except (InputError, StoppedError, OSError, ModuleNotFoundError) as error:
-        if os.environ.get("VOVNET_DEBUG") == "1":
-            raise
-        message = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.strerror:
-            message = system_error(error)
-        elif isinstance(error, ModuleNotFoundError):
-            if error.name not in DETECTION_EXTRA:
+    with lasting_output() as output:
+        try:
+            yield
+            output.check()
+        except (InputError, StoppedError, OSError, ModuleNotFoundError) as error:
+            if os.environ.get("VOVNET_DEBUG") == "1":
                 raise
-            message = f"this needs '{error.name}': {install_advice('detection')}"
-        _end_progress_bars()
-        rank = os.environ.get("RANK", "0")
-        print(f"{'error' if rank == '0' else f'error (rank {rank})'}: {message}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
+            _end_progress_bars()
+            rank = os.environ.get("RANK", "0")
+            print(f"{'error' if rank == '0' else f'error (rank {rank})'}: {_one_line(error)}", file=sys.stderr)
+            sys.exit(getattr(error, "exit_code", 1))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return printable(system_error(error))
+    if isinstance(error, ModuleNotFoundError):
+        if error.name not in DETECTION_EXTRA:
+            raise error
+        return f"this needs '{error.name}': {install_advice('detection')}"
+    return printable(" ".join(str(error).split()))
 
 
 def run_command(app: typer.Typer, arguments: Sequence[str], prog_name: str | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from vovnet.detection.cpu_benchmark.report import draw_chart, format_machine, fo
 from vovnet.detection.cpu_benchmark.running import run_cases
 from vovnet.detection.figures import save_figure, warn_without_plot
 from vovnet.files import write_json, write_text
+from vovnet.terminal import streams
 
 __all__ = ["run_benchmark"]
 
@@ -24,7 +24,7 @@ def run_benchmark(
     *,
     threads: int | None = None,
     output: Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = streams.echo,
 ) -> None:
     """Measure every case and print its table; this is ``vovnet benchmark cpu``.
 
@@ -43,7 +43,7 @@ def run_benchmark(
     torch.set_num_threads(threads or before)
     try:
         outcomes = []
-        measured = run_cases(cases, backends, rounds, lambda text: print(text, file=sys.stderr, flush=True))
+        measured = run_cases(cases, backends, rounds, streams.say)
         for outcome in measured:
             say(format_outcome(outcome) + "\n")
             outcomes.append(outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,6 +20,7 @@ from vovnet.detection.training.optimizer import build_sgd, learning_rate_factor
 from vovnet.detection.training.rules import TrainingRules
 from vovnet.detection.training.run import Run
 from vovnet.errors import InputError
+from vovnet.terminal.streams import say
 
 
 class LegacyRules(TrainingRules):
@@ -98,7 +98,7 @@ class LegacyRules(TrainingRules):
             ids = [number for part in distributed.gather(empty) for number in part]
             run.iteration += 1
             if distributed.rank() == 0:
-                print(f"iteration {run.iteration} left out: no object is on image {ids}", file=sys.stderr)
+                say(f"iteration {run.iteration} left out: no object is on image {ids}")
             return {}
         return super().step(run, batches)
 

@@ -19,8 +19,10 @@ from vovnet.detection.data.images import read_image, to_tensor
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.inference_mode import box_converter, check_shape, image_detections, inference, to_input
 from vovnet.detection.prediction.drawing import draw_detections, prediction_sheet
-from vovnet.errors import InputError
+from vovnet.detection.prediction.names import output_names
+from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path, write_text
+from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]
@@ -65,13 +67,14 @@ def predict_files(
     *,
     device: str | torch.device | None = None,
     max_pixels: int | None = None,
-    report: Callable[[str], object] = print,
+    report: Callable[[str], object] = echo,
 ) -> list[Path]:
     """Detect objects in image files; write ``STEM.png`` (a drawing) and ``STEM.json`` (every detection) for each.
 
     Args:
         detector: as for :func:`predict`.
         paths: image files. If several have the same stem, the second gets ``STEM-2``, the third ``STEM-3``, and so on.
+            A stem that the file system refuses is replaced (:func:`vovnet.detection.prediction.names.output_names`).
         output: folder for both files; created if it does not exist.
         threshold: detections with a lower score are not drawn; the JSON file has all of them.
         device: as for :func:`predict`.
@@ -92,7 +95,8 @@ def predict_files(
     if not sources:
         raise InputError("images: no images were given")
     folder = Path(output)
-    names = distinct_stems(sources)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = output_names(sources, folder)
     _refuse_overwriting(sources, [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")])
     written: list[Path] = []
     failed: list[str] = []
@@ -104,10 +108,13 @@ def predict_files(
             except InputError as error:
                 failed.append(str(error))
                 continue
-            with atomic_path(folder / f"{name}.png") as temporary:
-                draw_detections(image, detections, threshold).save(temporary)
+            except (MemoryError, torch.OutOfMemoryError) as error:  # of one large image; smaller ones may fit
+                failed.append(f"{source}: the memory is too small for it ({reason(error)})")
+                continue
             written.append(folder / f"{name}.json")
             write_text(written[-1], json.dumps(detections, allow_nan=False) + "\n")
+            with atomic_path(folder / f"{name}.png") as temporary:
+                draw_detections(image, detections, threshold).save(temporary)
             report(
                 f"{printable(str(source))}: {_describe(detections, threshold)} -> {printable(str(folder / name))}.png"
             )
@@ -149,24 +156,9 @@ def plot_predictions(
     prediction_sheet(samples, out_png, threshold)
 
 
-def distinct_stems(paths: Sequence[Path]) -> list[str]:
-    """Return the stems of files; equal ones get a number: ``a``, ``a-2``, ``a-3``."""
-    stems = {path.stem for path in paths}
-    used: set[str] = set()
-    names = []
-    for path in paths:
-        name, number = path.stem, 1
-        while name in used or (number > 1 and name in stems):
-            number += 1
-            name = f"{path.stem}-{number}"
-        used.add(name)
-        names.append(name)
-    return names
-
-
 def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> None:
     # realpath, because Path.resolve raises an error for a link that leads to itself.
-    inputs = {os.path.realpath(source) for source in sources}
+    inputs = {os.path.realpath(source) for source in sources if "\0" not in str(source)}
     for target in targets:
         if os.path.realpath(target) in inputs:
             raise InputError(f"output: '{target}' is one of the images and would be overwritten; choose another folder")

@@ -25,8 +25,8 @@ def main() -> None:
         recipe = load_recipe(args.recipe, args.overrides)
         mode = resume_mode(args.resume, args.auto_resume)
         metrics = train(recipe, args.output, resume=mode, overwrite=args.overwrite, device=args.device)
-    if metrics and os.environ.get("RANK", "0") == "0":
-        print(format_metrics(metrics))
+        if metrics and os.environ.get("RANK", "0") == "0":
+            print(format_metrics(metrics))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import sys
 import threading
 import time
 import warnings
@@ -22,6 +21,7 @@ from vovnet.detection.training.run import Run
 from vovnet.environment import peak_memory
 from vovnet.errors import reason
 from vovnet.files import write_text
+from vovnet.terminal.streams import standard_error
 
 
 class Callback:
@@ -114,14 +114,16 @@ class ProgressBar(Callback):
         from tqdm import tqdm
 
         self.last, self.smoothed = time.monotonic(), 0.0
+        stream = standard_error()
         self.bar = tqdm(
+            file=stream,
             total=run.recipe.solver.max_iterations,
             initial=run.iteration,
             desc="train",
             unit="it",
             dynamic_ncols=True,
             # Without a terminal (a log file, CI) a line every ten seconds is enough.
-            mininterval=0.5 if sys.stderr.isatty() else 10,
+            mininterval=0.5 if stream.isatty() else 10,
             bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
         )
 
@@ -150,7 +152,7 @@ class ProgressBar(Callback):
             for name, value in flat_metrics(metrics).items()
             if name.endswith(("_ap", "_ap50"))
         )
-        self.bar.write(f"evaluation at iteration {run.iteration}: {numbers}", file=sys.stderr)
+        self.bar.write(f"evaluation at iteration {run.iteration}: {numbers}", file=self.bar.fp)
         self.last = time.monotonic()
 
     def stop(self, run: Run) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from vovnet.detection.training.run import Run, save_if_best, save_run
 from vovnet.detection.training.signals import agree_to_stop, stop_signals, stopped
 from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_text
+from vovnet.terminal.streams import say
 
 
 def train(
@@ -230,4 +230,4 @@ def _announce(run: Run, train_dataset: DetectionDataset, val_dataset: DetectionD
         lines.append(f"data left out: {dropped}")
     if run.iteration:
         lines.append(f"resumed after iteration {run.iteration}")
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    say("\n".join(lines))

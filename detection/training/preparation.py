@@ -26,6 +26,7 @@ from vovnet.detection.training.run import Run
 from vovnet.detection.training.state import load_state, restore_random_state
 from vovnet.errors import InputError
 from vovnet.memory import has_osa_blocks, memory_efficient
+from vovnet.terminal.streams import echo
 
 STATE_KEYS = {
     "recipe",
@@ -100,7 +101,7 @@ def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.devi
     if recipe.init is not None and not resumed:
         not_loaded = load_matching(detector, recipe.init, recipe.model.conventions)
         if distributed.rank() == 0:
-            print(f"init: weights from {recipe.init}; started anew: {', '.join(not_loaded) or 'nothing'}")
+            echo(f"init: weights from {recipe.init}; started anew: {', '.join(not_loaded) or 'nothing'}")
     compose_config(detector, recipe.model, categories)  # refuses before the training what could not be stored after it
     detector.to(device)
     if solver.memory != "plain" and has_osa_blocks(detector):
@@ -202,7 +203,7 @@ def _check_same_run(recipe: Recipe, state: Mapping[str, Any], output: Path) -> N
             f"resume with {output / 'recipe.yaml'}, or start a new run in another folder"
         )
     if state["processes"] != distributed.world_size() and distributed.rank() == 0:
-        print(
+        echo(
             f"resume: {distributed.world_size()} processes instead of {state['processes']}: the run continues, but its "
             "losses will differ from those of an uninterrupted run"
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,9 @@ from urllib.parse import urlsplit
 
 from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path, check_symlink
+from vovnet.folders.home import user_cache
 from vovnet.folders.temporary import remove_leftovers
+from vovnet.terminal.streams import say
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Matches ``ORG/NAME``."""
@@ -56,7 +57,10 @@ def fetch(url: str, notice: str = "", *, progress: bool = True) -> Path:
     """
     import torch
 
-    target = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlsplit(url).path).name
+    # Without a home folder torch would write below a folder that is called "~".
+    cache = Path(torch.hub.get_dir())
+    folder = user_cache() / "torch" / "hub" if cache.parts[0] == "~" else cache
+    target = folder / "checkpoints" / PurePosixPath(urlsplit(url).path).name
     if target.exists():
         return target
     remove_leftovers(target.parent)
@@ -68,7 +72,7 @@ def fetch(url: str, notice: str = "", *, progress: bool = True) -> Path:
                 f"{url} cannot be fetched ({reason(error)}): get the file by other means and put it at '{target}', or "
                 "load converted weights (`vovnet convert FILE FOLDER`)"
             ) from error
-    print(f"{target}: fetched from {url}, SHA-256 {checksum}" + (f"; {notice}" if notice else ""), file=sys.stderr)
+    say(f"{target}: fetched from {url}, SHA-256 {checksum}" + (f"; {notice}" if notice else ""))
     return target
 
 

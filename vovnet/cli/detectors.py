@@ -21,6 +21,7 @@ from vovnet.cli.options import (
     fused_if,
 )
 from vovnet.errors import InputError
+from vovnet.terminal.text import printable
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +138,7 @@ def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool,
         return read_image(path, channels, max_pixels=max_pixels)
 
     for path, classes in classify_files(model, paths, read):
-        typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in classes))
+        typer.echo(printable(f"{path}: " + ", ".join(f"{one['label']} {one['score']:.3f}" for one in classes)))
 
 
 @commands.command("check-data")

@@ -16,7 +16,7 @@ from vovnet.detection.data.images import read_image
 from vovnet.detection.figures import category_colour
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.prediction.drawing import draw_detections, draw_truth, prediction_sheet
-from vovnet.detection.prediction.predictor import distinct_stems, plot_predictions, predict, predict_files
+from vovnet.detection.prediction.predictor import plot_predictions, predict, predict_files
 from vovnet.errors import InputError
 
 CATEGORIES = [{"id": 11, "name": "disc"}, {"id": 5, "name": "bar"}]
@@ -215,10 +215,6 @@ def test_the_threshold_affects_only_the_drawing(tmp_path):
 
 
 def test_equal_stems_get_distinct_names(tmp_path):
-    from pathlib import Path
-
-    names = distinct_stems([Path(name) for name in ("x/a.png", "a-2.png", "y/a.jpg", "z/a.jpg", "b.png")])
-    assert names == ["a", "a-2", "a-3", "a-4", "b"]
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         saved(tmp_path / folder, make_image(10, 10 if folder == "x" else 20), "a.png")

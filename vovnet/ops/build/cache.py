@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vovnet.folders.home import expand_home, user_cache
 from vovnet.ops.build.compiler import Build, compile_library
 from vovnet.ops.build.sources import Library, Targets
 from vovnet.ops.build.toolchain import BuildError, Toolchain, cuda_major
+from vovnet.terminal.streams import say
 
 SCRATCH = ".building-"
 PAUSE_SECONDS = 0.2
@@ -29,9 +30,8 @@ PATIENCE_SECONDS = 120.0
 def cache_root() -> Path:
     """Return the cache folder: in ``TORCH_EXTENSIONS_DIR``, or in ``torch_extensions`` in the user's cache."""
     if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(given).expanduser() / "vovnet"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "torch_extensions" / "vovnet"
+        return expand_home(given) / "vovnet"
+    return user_cache() / "torch_extensions" / "vovnet"
 
 
 def library_folder(library: Library) -> Path:
@@ -92,7 +92,7 @@ def build_once(library: Library, targets: Targets) -> Build:
 
 def _build(library: Library, targets: Targets, folder: Path, log: Path) -> Build:
     note = f"vovnet: compiling the operators ({library.name}) for {targets.words} into {folder}; this happens once"
-    print(note, file=sys.stderr, flush=True)
+    say(note)
     with _writable(folder):
         for killed in folder.glob(f"{SCRATCH}*"):  # only the holder of the lock makes such folders
             shutil.rmtree(killed, ignore_errors=True)

@@ -92,7 +92,9 @@ def _find_nvcc(major: int) -> Path:
 def _check_nvcc_release(nvcc: Path, major: int) -> None:
     """Check the release: a library built for another major release would load a second CUDA runtime."""
     try:
-        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [nvcc, "--version"], capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{nvcc} cannot be run ({error}): install the CUDA toolkit {major}.x anew") from error
     release = re.search(r"release (\d+)\.(\d+)", done.stdout)
