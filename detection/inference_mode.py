@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
+from vovnet.detection.data.object_sizes import MEDIAN_OBJECT, SMALLEST_SIDE, resize_factor
 from vovnet.errors import InputError
 
 MASK_THRESHOLD = 0.5
@@ -68,6 +70,58 @@ def check_shape(detector: nn.Module, height: int, width: int, name: str) -> None
     if longest is not None and min(height, width) * longest < max(height, width):
         raise InputError(
             f"{name}: {width}x{height} pixels are too narrow for a detector whose longest side is {longest}; crop it"
+        )
+
+
+class LimitWarning(RuntimeWarning):
+    """A limit of a detector cut what it found, or its resize made objects too small to be found."""
+
+
+def detection_limit(detector: nn.Module) -> int | None:
+    """Return the largest number of detections in an image, or None if the detector does not say."""
+    for part in (getattr(detector, "roi_heads", None), detector):
+        limit = getattr(part, "detections_per_img", None)
+        if isinstance(limit, int):
+            return limit
+    return None
+
+
+def warn_of_limits(
+    detector: nn.Module, shapes: Sequence[tuple[int, int]], counts: Sequence[int], median_object: float | None = None
+) -> None:
+    """Warn once for all images whose detections or objects a limit of the detector affects.
+
+    Args:
+        detector: a torchvision detector.
+        shapes: height and width of each image in pixels.
+        counts: the number of detections in each image.
+        median_object: the median side in pixels of the objects of the data at hand. The training data's comes first;
+            ``config.json`` of the detector holds it if :func:`vovnet.detection.train` wrote it.
+    """
+    limit = detection_limit(detector)
+    full = 0 if limit is None else sum(count >= limit for count in counts)
+    if full:
+        warnings.warn(
+            f"{full} of {len(counts)} images reached the limit of {limit} detections, so more objects may be there: "
+            "raise model.box_detections_per_img",
+            LimitWarning,
+            stacklevel=3,
+        )
+    preprocessing: Any = getattr(detector, "preprocessing", None) or {}
+    median_object = preprocessing.get(MEDIAN_OBJECT, median_object)
+    sizes: Any = getattr(detector, "transform", None)
+    if median_object is None or not shapes or not getattr(sizes, "min_size", None):
+        return
+    factors = resize_factor(shapes, sizes.min_size[-1], sizes.max_size)
+    small = factors[(factors < 1) & (factors * median_object < SMALLEST_SIDE)]
+    if len(small):
+        warnings.warn(
+            f"{len(small)} of {len(shapes)} images are shrunk (model.min_size {sizes.min_size[-1]}, model.max_size "
+            f"{sizes.max_size}) so that an object of the data's median size, {median_object:.3g} pixels, has only "
+            f"{small.min() * median_object:.2g} pixels (below {SMALLEST_SIDE:g}); many will not be found: raise both, "
+            "or cut the images into tiles",
+            LimitWarning,
+            stacklevel=3,
         )
 
 

@@ -15,12 +15,14 @@ from vovnet.detection.config.fields import recipe_part, shown, validate
 from vovnet.detection.config.loading import check_plain
 from vovnet.detection.config.schema import CONVENTIONS, Category, ModelRecipe
 from vovnet.detection.config.validation import check_model
+from vovnet.detection.data.object_sizes import MEDIAN_OBJECT
 from vovnet.errors import InputError
 from vovnet.files import read_json
 
 FORMAT = "vovnet-detector"
 FORMAT_VERSION = 1
 
+_MAX_SIDE = 1_000_000
 _FORBIDDEN = FORBIDDEN_ARGS | {"num_classes"}  # a detector's network has no classifier
 
 
@@ -34,20 +36,25 @@ class DetectorConfig:
     categories: Annotated[list[Category], Field(max_length=20_000)]
     """Categories in label order: label k of the detector is ``categories[k - 1]``, label 0 is background."""
     preprocessing: dict[str, Any]
-    """How an image becomes the detector's input, for readers in other languages; the model part says the same."""
+    """How an image becomes the detector's input, for readers in other languages; the model part says the same. The
+    optional ``median_object`` is the median side in pixels of the training data's objects."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data in the documented form."""
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
 
 
-def compose_config(detector: nn.Module, model: ModelRecipe, categories: Sequence[Mapping[str, Any]]) -> DetectorConfig:
+def compose_config(
+    detector: nn.Module, model: ModelRecipe, categories: Sequence[Mapping[str, Any]], median_object: float | None = None
+) -> DetectorConfig:
     """Return the configuration of a detector in memory.
 
     Args:
         detector: a torchvision detector (its ``transform`` gives the normalisation).
         model: the recipe that it was built from.
         categories: the data's categories in label order; keys other than ``id`` and ``name`` are left out.
+        median_object: the median side in pixels of the training data's objects; None takes that of a detector which was
+            loaded, if it has one.
 
     Raises:
         InputError: ``model.num_classes`` is set and is not the number of categories, or a value is out of the bounds
@@ -64,7 +71,12 @@ def compose_config(detector: nn.Module, model: ModelRecipe, categories: Sequence
         backbone_args={key: value for key, value in model.backbone_args.items() if key not in _FORBIDDEN},
         pretrained=model.pretrained or "checkpoint_path" in model.backbone_args,
     )
-    config = DetectorConfig(stored, kept, _preprocessing(stored))
+    preprocessing = _preprocessing(stored)
+    loaded: Any = getattr(detector, "preprocessing", None) or {}
+    known = loaded.get(MEDIAN_OBJECT) if median_object is None else median_object
+    if known is not None:
+        preprocessing[MEDIAN_OBJECT] = float(known)
+    config = DetectorConfig(stored, kept, preprocessing)
     _check(config)
     return config
 
@@ -123,7 +135,10 @@ def _check(config: DetectorConfig) -> None:
         raise InputError(f"categories: expected model.num_classes = {model.num_classes}, got {len(config.categories)}")
     if len(ids) != len(config.categories):
         raise InputError("categories: expected different ids, but an id stands there twice")
-    expected, found = _preprocessing(model), config.preprocessing
+    expected, found = _preprocessing(model), dict(config.preprocessing)
+    median = found.pop(MEDIAN_OBJECT, 1.0)
+    if isinstance(median, bool) or not isinstance(median, int | float) or not 0 <= median <= _MAX_SIDE:
+        raise InputError(f"preprocessing.{MEDIAN_OBJECT}: expected a number of pixels, got {shown(median)}")
     for key in [*expected, *found]:
         if key not in expected:
             raise InputError(f"unknown key {shown(key)} in preprocessing; expected one of {', '.join(expected)}")

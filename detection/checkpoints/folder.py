@@ -25,7 +25,11 @@ from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, atomic_path, ch
 
 
 def save_detector(
-    folder: str | os.PathLike[str], detector: nn.Module, model: ModelRecipe, categories: Sequence[Mapping[str, Any]]
+    folder: str | os.PathLike[str],
+    detector: nn.Module,
+    model: ModelRecipe,
+    categories: Sequence[Mapping[str, Any]],
+    median_object: float | None = None,
 ) -> None:
     """Write a detector folder. On any error the files that were there do not change.
 
@@ -34,13 +38,14 @@ def save_detector(
         detector: A torchvision detector built from ``model``.
         model: The recipe; ``num_classes`` and the normalisation are filled in from the other two arguments.
         categories: ``{"id", "name"}`` in label order (label k is ``categories[k - 1]``).
+        median_object: The median side in pixels of the training data's objects, if it is known.
 
     Raises:
         InputError: The categories do not fit the model.
         OSError: The system refused to write; the error names the file.
     """
     folder = Path(folder)
-    config = compose_config(detector, model, categories)
+    config = compose_config(detector, model, categories, median_object)
     weights = safetensors_bytes(detector.state_dict())
     with ExitStack() as both:
         # Both files are complete on the disk before either replaces the old one.

@@ -18,6 +18,7 @@ from vovnet.detection.config.schema import Category, DataSource
 from vovnet.detection.data.image_folder import ImageFolder
 from vovnet.detection.data.images import ImageSizeError, UnreadableImage, example_names, read_image, to_tensor
 from vovnet.detection.data.masks import Segmentation, decode_masks
+from vovnet.detection.data.object_sizes import ObjectSizes
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
 from vovnet.detection.data.validation import (
@@ -230,6 +231,11 @@ class CocoDataset(Dataset[Any]):
         """Return (height, width) in pixels, from the annotation file."""
         height, width = self._sizes[index]
         return int(height), int(width)
+
+    def object_sizes(self) -> ObjectSizes:
+        """Return the size of each object, from the annotation files."""
+        images = np.repeat(np.arange(len(self)), np.diff(self._starts))
+        return ObjectSizes(np.sqrt(np.prod(self._boxes[:, 2:], axis=1)), images, self._sizes.astype(np.int64))
 
     def file_name(self, index: int) -> str:
         """Return an image's ``file_name`` in its annotation file."""

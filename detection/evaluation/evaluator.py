@@ -15,6 +15,7 @@ from vovnet.detection import distributed
 from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import evaluation_loader
+from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType, percent
 from vovnet.detection.evaluation.plots import plot_precision_recall
@@ -26,6 +27,7 @@ from vovnet.detection.inference_mode import (
     image_detections,
     inference,
     to_input,
+    warn_of_limits,
 )
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError, StoppedError
@@ -49,6 +51,7 @@ def evaluate(
     workers: int = 0,
     iou_types: Sequence[IouType] | None = None,
     progress: bool = False,
+    tell_limits: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Compute COCO's numbers of a detector on a dataset.
@@ -66,6 +69,7 @@ def evaluate(
         workers: loader processes of each process.
         iou_types: ``bbox``, ``segm`` or both; None evaluates boxes, and masks if detector and data have them.
         progress: show a progress bar on stderr (rank 0 only).
+        tell_limits: warn if images reach the detector's limit of detections, or are shrunk too far for their objects.
         should_stop: asked before each batch; if it returns True in one process, all stop.
 
     Returns:
@@ -109,7 +113,14 @@ def evaluate(
     if truth is None:
         evaluator.ground_truth = _join(distributed.gather(collected), dataset.categories)
     evaluator.gather()
-    return _on_main(lambda: _finish(evaluator, None if output is None else Path(output)))
+    metrics = _on_main(lambda: _finish(evaluator, None if output is None else Path(output)))
+    if tell_limits and distributed.rank() == 0:
+        found = list(evaluator.detections.values())
+        own = sizes_of_truth(evaluator.ground_truth)
+        warn_of_limits(
+            detector, [one.size for one in found], [len(one.scores) for one in found], own.median if own else None
+        )
+    return metrics
 
 
 def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:

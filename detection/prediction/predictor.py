@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
@@ -17,7 +18,16 @@ from torch import Tensor, nn
 
 from vovnet.detection.data.images import read_image, to_tensor
 from vovnet.detection.data.protocol import DetectionDataset
-from vovnet.detection.inference_mode import box_converter, check_shape, image_detections, inference, to_input
+from vovnet.detection.inference_mode import (
+    LimitWarning,
+    box_converter,
+    check_shape,
+    detection_limit,
+    image_detections,
+    inference,
+    to_input,
+    warn_of_limits,
+)
 from vovnet.detection.prediction.drawing import draw_detections, prediction_sheet
 from vovnet.detection.prediction.names import output_names
 from vovnet.errors import InputError, reason
@@ -51,11 +61,14 @@ def predict(
     """
     if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4:
         raise InputError("images: expected a list of images, got one image; write [image]")
-    found = []
+    found, shapes = [], []
     with inference(detector, device) as place:
         for position, image in enumerate(images):
             name = str(image) if isinstance(image, str | os.PathLike) else f"image {position}"
-            found.append(_detect(detector, _as_tensor(image, detector, name), place, name))
+            tensor = _as_tensor(image, detector, name)
+            found.append(_detect(detector, tensor, place, name))
+            shapes.append((int(tensor.shape[-2]), int(tensor.shape[-1])))
+    warn_of_limits(detector, shapes, list(map(len, found)))
     return found
 
 
@@ -100,6 +113,7 @@ def predict_files(
     _refuse_overwriting(sources, [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")])
     written: list[Path] = []
     failed: list[str] = []
+    limit, shapes, counts = detection_limit(detector), [], []
     with inference(detector, device) as place:
         for source, name in zip(sources, names, strict=True):
             try:
@@ -111,13 +125,15 @@ def predict_files(
             except (MemoryError, torch.OutOfMemoryError) as error:  # of one large image; smaller ones may fit
                 failed.append(f"{source}: the memory is too small for it ({reason(error)})")
                 continue
+            shapes.append((image.height, image.width))
+            counts.append(len(detections))
             written.append(folder / f"{name}.json")
             write_text(written[-1], json.dumps(detections, allow_nan=False) + "\n")
             with atomic_path(folder / f"{name}.png") as temporary:
                 draw_detections(image, detections, threshold).save(temporary)
-            report(
-                f"{printable(str(source))}: {_describe(detections, threshold)} -> {printable(str(folder / name))}.png"
-            )
+            line = f"{source}: {_describe(detections, threshold, limit)} -> {folder / name}.png"
+            report(printable(line))
+    warn_of_limits(detector, shapes, counts)
     if failed:
         listed = "; ".join(failed[:5]) + (f"; and {len(failed) - 5} more" if len(failed) > 5 else "")
         others = f" (the others are in {folder})" if written else ""
@@ -152,8 +168,12 @@ def plot_predictions(
         pil_image = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
         corners = target["boxes"].as_subclass(Tensor).tolist()
         truth = [{"bbox": [x0, y0, x1 - x0, y1 - y0]} for x0, y0, x1, y1 in corners]
-        samples.append((pil_image, predict(detector, [image.as_subclass(Tensor)])[0], truth))
-    prediction_sheet(samples, out_png, threshold)
+        samples.append((pil_image, image.as_subclass(Tensor), truth))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LimitWarning)  # it is told where all images are evaluated
+        found = predict(detector, [image for _, image, _ in samples])
+    sheet = [(drawn, one, truth) for (drawn, _, truth), one in zip(samples, found, strict=True)]
+    prediction_sheet(sheet, out_png, threshold)
 
 
 def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> None:
@@ -164,10 +184,11 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> Non
             raise InputError(f"output: '{target}' is one of the images and would be overwritten; choose another folder")
 
 
-def _describe(detections: Sequence[Mapping[str, Any]], threshold: float) -> str:
-    counts = Counter(printable(one["category"]) for one in detections if one["score"] >= threshold)
+def _describe(detections: Sequence[Mapping[str, Any]], threshold: float, limit: int | None) -> str:
+    counts = Counter(one["category"] for one in detections if one["score"] >= threshold)
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    return f"{listed or 'nothing'} with score >= {threshold:g} (of {len(detections)} detections)"
+    full = ", the limit: model.box_detections_per_img" if len(detections) == limit else ""
+    return f"{listed or 'nothing'} with score >= {threshold:g} (of {len(detections)} detections{full})"
 
 
 def _detect(detector: nn.Module, image: Tensor, device: torch.device, name: str) -> list[dict[str, Any]]:

@@ -14,12 +14,14 @@ from vovnet.detection.config.loading import recipe_to_yaml
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar, TensorBoard
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.curves import plot_curves
+from vovnet.detection.training.limits import warn_of_training_limits
 from vovnet.detection.training.optimizer import scaled_learning_rate
 from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import TrainingRules, rules_of
@@ -89,6 +91,10 @@ def train(
             write_text(output / "recipe.yaml", recipe_to_yaml(run.recipe))
             all_callbacks = [*_own_callbacks(run, progress), *callbacks]
             _announce(run, train_dataset, val_dataset)
+        if (sizes := sizes_of(train_dataset)) is not None:
+            run.median_object = sizes.median
+            if distributed.rank() == 0:
+                warn_of_training_limits(run.recipe, sizes)
         signals.run = run
         try:
             _loop(run, rules, train_dataset, val_dataset, all_callbacks)
@@ -150,6 +156,8 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
                 dataset,
                 device=run.device,
                 workers=run.recipe.data.workers,
+                # An untrained detector reaches its limits everywhere; those of the data were told at the start.
+                tell_limits=False,
                 should_stop=lambda: run.stop_signal > 0,
             )
         except EvaluationStopped:

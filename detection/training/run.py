@@ -55,6 +55,8 @@ class Run:
     """When it was written, or when the run began, in seconds of :func:`time.monotonic`."""
     saving: bool = False
     """True if all processes have agreed to write ``last.pt`` after this iteration, because the last is too old."""
+    median_object: float | None = None
+    """The median side in pixels of the training data's objects, if it is known."""
     stop_signal: int = 0
     """The signal that asked this process to stop, or 0."""
     stopping: bool = False
@@ -148,4 +150,4 @@ def save_if_best(run: Run, score: float) -> None:
 
 def publish(run: Run) -> None:
     """Write ``model.safetensors`` and ``config.json``, so that ``load_detector`` reads the run's folder."""
-    save_detector(run.output, run.eval_model, run.recipe.model, run.categories)
+    save_detector(run.output, run.eval_model, run.recipe.model, run.categories, run.median_object)

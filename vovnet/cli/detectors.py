@@ -21,7 +21,6 @@ from vovnet.cli.options import (
     fused_if,
 )
 from vovnet.errors import InputError
-from vovnet.terminal.text import printable
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +130,7 @@ def predict(
 def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool, max_pixels: int | None) -> None:
     from vovnet.classification import classify_files, load_classifier
     from vovnet.detection.data.images import read_image
+    from vovnet.terminal.text import printable
 
     model = fused_if(fuse, load_classifier(weights)).to(device)
 

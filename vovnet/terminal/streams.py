@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from vovnet.terminal.text import printable
 
@@ -86,7 +86,8 @@ class LastingStream(io.TextIOBase):
 
 def standard_error() -> TextIO:
     """Return ``sys.stderr`` as a :class:`LastingStream`, for progress bars."""
-    return sys.stderr if isinstance(sys.stderr, LastingStream) else LastingStream(sys.stderr)
+    stream: Any = sys.stderr
+    return cast("TextIO", stream if isinstance(stream, LastingStream) else LastingStream(stream))
 
 
 def say(text: str) -> None:

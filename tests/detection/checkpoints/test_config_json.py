@@ -139,3 +139,21 @@ def test_a_huge_file_of_unknown_keys_is_refused(config: dict[str, Any], tmp_path
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**config, "model": {**config["model"], **{f"k{n}": 1 for n in range(150_000)}}}))
     assert "values" in (refusal(read_config, path) or "")
+
+
+def test_the_median_object_travels_with_a_detector(config: dict[str, Any], tmp_path: Path) -> None:
+    assert "median_object" not in config["preprocessing"]
+    detector = build_detector(MODEL)
+    save_detector(tmp_path / "a", detector, MODEL, CATEGORIES, 12.5)
+    loaded = load_detector(tmp_path / "a")
+    assert loaded.preprocessing == {**config["preprocessing"], "median_object": 12.5}
+    save_detector(tmp_path / "b", loaded, MODEL, CATEGORIES)
+    assert load_detector(tmp_path / "b").preprocessing == loaded.preprocessing
+
+
+@pytest.mark.parametrize("median", [True, "5", -1, 1e9, [5], None])
+def test_a_median_object_that_is_no_size_is_refused(config: dict[str, Any], tmp_path: Path, median: object) -> None:
+    values = {**config, "preprocessing": {**config["preprocessing"], "median_object": median}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"preprocessing\.median_object"):
+        read_config(tmp_path / "config.json")

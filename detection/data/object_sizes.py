@@ -1,0 +1,90 @@
+"""The sizes of a dataset's objects, and how small a detector's resize makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST_SIDE = 8.0
+"""Objects with a smaller side, in pixels of the resized image, are hardly found: two cells of the finest map."""
+
+MEDIAN_OBJECT = "median_object"
+"""The key in ``preprocessing`` of a detector's ``config.json``: the median side of the training data's objects."""
+
+
+@dataclass(frozen=True)
+class ObjectSizes:
+    """The N objects of a dataset's images."""
+
+    sides: NDArray[np.float64]
+    """(N,): square roots of the areas of the boxes, in pixels."""
+    images: NDArray[np.int64]
+    """(N,): positions of their images."""
+    shapes: NDArray[np.int64]
+    """(I, 2): height and width of each image in pixels."""
+
+    @property
+    def median(self) -> float:
+        """The median side in pixels of the images as they are."""
+        return float(np.median(self.sides))
+
+    @property
+    def most(self) -> int:
+        """The largest number of objects in an image."""
+        return int(self.counts.max())
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(I,): the number of objects in each image."""
+        return np.bincount(self.images, minlength=len(self.shapes))
+
+    def resized_median(self, min_size: float, max_size: float) -> float:
+        """Return the median side after the resize of :func:`resize_factor`."""
+        return float(np.median(self.sides * resize_factor(self.shapes, min_size, max_size)[self.images]))
+
+
+def resize_factor(
+    shapes: NDArray[np.int64] | Sequence[Sequence[int]], min_size: float, max_size: float
+) -> NDArray[np.float64]:
+    """Return the factor (I,) by which each image is resized: its short side to ``min_size``, its long side to at most
+    ``max_size``.
+
+    Args:
+        shapes: (I, 2): height and width of each image in pixels.
+        min_size: in pixels.
+        max_size: in pixels.
+    """
+    sides = np.asarray(shapes, dtype=np.float64).reshape(-1, 2)
+    return np.minimum(min_size / sides.min(axis=1), max_size / sides.max(axis=1))
+
+
+def sizes_of(dataset: Any) -> ObjectSizes | None:
+    """Return the sizes of a dataset's objects without decoding an image, or None if that is not possible.
+
+    It is possible for :class:`~vovnet.detection.data.coco.CocoDataset`, which has the method ``object_sizes``, and for
+    any dataset with a ``ground_truth``.
+    """
+    if callable(getattr(dataset, "object_sizes", None)):
+        found: ObjectSizes = dataset.object_sizes()
+        return found if len(found.sides) else None
+    truth = getattr(dataset, "ground_truth", None)
+    return sizes_of_truth(truth) if truth else None
+
+
+def sizes_of_truth(truth: Mapping[str, Any]) -> ObjectSizes | None:
+    """Return the sizes of the objects in a COCO dictionary, or None if there are none."""
+    positions = {image["id"]: position for position, image in enumerate(truth["images"])}
+    kept = [
+        (one["bbox"][2] * one["bbox"][3], positions[one["image_id"]])
+        for one in truth["annotations"]
+        if one.get("bbox") and one["image_id"] in positions
+    ]
+    if not kept:
+        return None
+    areas, images = zip(*kept, strict=True)
+    shapes = [(image["height"], image["width"]) for image in truth["images"]]
+    return ObjectSizes(np.sqrt(np.maximum(areas, 0.0)), np.array(images), np.array(shapes))

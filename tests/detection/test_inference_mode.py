@@ -1,0 +1,93 @@
+"""One warning for all images that a limit of a detector affects."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from vovnet.detection.inference_mode import LimitWarning, detection_limit, warn_of_limits
+
+
+def detector(limit=3, median=None, min_size=100, max_size=200):
+    made = nn.Module()
+    made.roi_heads = nn.Module()
+    made.roi_heads.detections_per_img = limit
+    made.transform = nn.Module()
+    made.transform.min_size, made.transform.max_size = (min_size,), max_size
+    if median is not None:
+        made.preprocessing = {"median_object": median}
+    return made
+
+
+def told(*args):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_limits(*args)
+    assert all(one.category is LimitWarning for one in caught)
+    return [str(one.message) for one in caught]
+
+
+def test_the_limit_of_detections_is_told_once_with_its_key():
+    (line,) = told(detector(), [(50, 50)] * 4, [3, 0, 3, 2])
+    assert line.startswith("2 of 4 images")
+    assert "model.box_detections_per_img" in line
+    assert told(detector(), [(50, 50)] * 2, [2, 0]) == []
+    assert told(nn.Module(), [(50, 50)], [100]) == []
+
+
+def test_every_kind_of_detector_says_its_limit():
+    one_stage = nn.Module()
+    one_stage.detections_per_img = 300
+    assert [detection_limit(one) for one in (one_stage, detector(), nn.Module())] == [300, 3, None]
+
+
+@pytest.mark.parametrize(
+    ("known", "own", "shapes", "affected"),
+    [
+        (40, None, [(1000, 1000), (100, 100)], 1),  # a tenth: 4 pixels
+        (None, 40, [(1000, 1000)], 1),
+        (90, 40, [(1000, 1000)], 0),  # the training data's comes first: 9 pixels
+        (5, None, [(100, 100), (50, 50)], 0),  # small, but nothing shrinks
+        (None, None, [(1000, 1000)], 0),
+        (40, None, [], 0),
+    ],
+)
+def test_shrinking_below_eight_pixels_is_told_once_with_its_keys(known, own, shapes, affected):
+    lines = told(detector(median=known), shapes, [0] * len(shapes), own)
+    assert len(lines) == (affected > 0)
+    for line in lines:
+        assert line.startswith(f"{affected} of {len(shapes)} images")
+        assert all(word in line for word in ("model.min_size 100", "model.max_size 200", "40 pixels", "4 pixels"))
+
+
+def test_predict_and_evaluate_tell(tmp_path):
+    from vovnet.detection.config.schema import ModelRecipe
+    from vovnet.detection.models.build import build_detector
+    from vovnet.detection.prediction.predictor import predict, predict_files
+
+    torch.manual_seed(0)
+    model = ModelRecipe(
+        backbone="vovnet27_slim",
+        fpn_channels=8,
+        box_representation_size=16,
+        num_classes=2,
+        min_size=32,
+        max_size=64,
+        box_score_thresh=0.0,
+        box_detections_per_img=5,
+    )
+    made = build_detector(model)
+    made.preprocessing = {"median_object": 20}
+    with pytest.warns(LimitWarning) as caught:
+        predict(made, [torch.rand(3, 200, 200), torch.rand(3, 64, 64)])
+    told = [str(one.message) for one in caught if one.category is LimitWarning]
+    assert [line.split(" images")[0] for line in told] == ["2 of 2", "1 of 2"]
+    assert {one.filename for one in caught if one.category is LimitWarning} == {__file__}
+    from PIL import Image
+
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
+    lines = []
+    with pytest.warns(LimitWarning, match="1 of 1 images"):
+        predict_files(made, [tmp_path / "a.png"], tmp_path / "out", report=lines.append)
+    assert "(of 5 detections, the limit: model.box_detections_per_img)" in lines[0]
