@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,3 +142,20 @@ def test_a_finished_run_that_is_resumed_does_not_evaluate_again(killer: Killer, 
     after = contents(tmp_path / "run")
     assert {name for name in before if before[name] != after.get(name)} <= {"curves.png"}
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("box_ap50") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fifty_kills_at_random_moments_change_nothing(repository: Path, tmp_path: Path) -> None:
+    script = repository / "tests" / "helpers" / "killed_runs.py"
+    paths = os.pathsep.join(map(str, (repository, script.parent)))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path), "50", "7"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) >= 50
