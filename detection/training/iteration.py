@@ -15,7 +15,7 @@ from vovnet.detection import distributed
 from vovnet.detection.data.loader import Batch
 from vovnet.detection.training.run import Run
 from vovnet.detection.training.signals import agree_to_stop
-from vovnet.errors import StoppedError
+from vovnet.errors import InputError, StoppedError
 
 
 class NonFiniteLossError(StoppedError, ArithmeticError):
@@ -40,7 +40,7 @@ def step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
         truths = [{k: v.to(run.device, non_blocking=True) for k, v in model_targets(t).items()} for t in targets]
         with _gradients_stay_local(run, number < len(batches)):
             with _autocast(run):
-                losses = run.wrapped(inputs, truths)
+                losses = _losses(run, inputs, truths)
             loss = torch.stack([value.float() for value in losses.values()]).sum() / len(batches)
             run.scaler.scale(loss).backward()
         for name, value in losses.items():
@@ -61,6 +61,26 @@ def step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
         run.ema.update_parameters(run.detector)
     run.iteration += 1
     return means
+
+
+def _losses(run: Run, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the detector's losses.
+
+    Raises:
+        InputError: a batch norm has one value per channel, of which there is no variance.
+    """
+    try:
+        losses: dict[str, Tensor] = run.wrapped(images, targets)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        height, width = images[0].shape[-2:]
+        raise InputError(
+            f"model.norm={run.recipe.model.norm}: a batch norm got a single value per channel in iteration "
+            f"{run.iteration + 1}, from a batch of {len(images)} ({width}×{height} pixels); raise solver.batch_size, "
+            "train on larger images (data.train_min_sizes), or use group norms (model.norm=gn, model.fpn_norm=gn)"
+        ) from error
+    return losses
 
 
 def model_targets(target: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from vovnet.detection import distributed
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.initialize import load_matching
 from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
-from vovnet.detection.config.schema import Category, Recipe
+from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.rules import TrainingRules
 from vovnet.detection.training.run import Run
@@ -61,6 +61,7 @@ def prepare(
         InputError: the recipe cannot be used with these categories or processes, or the checkpoint is of another run.
     """
     _check_batch_size(recipe)
+    _check_norms(recipe.model, device)
     recipe = _with_precision(_with_classes(recipe, len(categories)), device)
     state = _load_everywhere(output / "last.pt", categories) if resume else None
     if state is not None:
@@ -119,6 +120,12 @@ def _check_batch_size(recipe: Recipe) -> None:
             f"solver.batch_size: expected a multiple of processes × solver.accumulate = {parts}, got {size}; "
             f"try {max(1, round(size / parts)) * parts}"
         )
+
+
+def _check_norms(model: ModelRecipe, device: torch.device) -> None:
+    if distributed.world_size() > 1 and device.type == "cpu" and "sync_bn" in (model.norm, model.fpn_norm):
+        key = "model.norm" if model.norm == "sync_bn" else "model.fpn_norm"
+        raise InputError(f"{key}=sync_bn: PyTorch synchronises batch norms on GPUs only; on {device} use bn or gn")
 
 
 def _with_classes(recipe: Recipe, number: int) -> Recipe:

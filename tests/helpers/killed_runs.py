@@ -21,7 +21,7 @@ from typing import Any
 import matplotlib.backends.backend_agg  # noqa: F401 (so that the children need not import them)
 import numpy as np
 import torch
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 from tiny_runs import Squares, assert_same_runs, short_recipe
 
 from vovnet.detection.training.engine import train

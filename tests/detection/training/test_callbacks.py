@@ -1,0 +1,158 @@
+"""The built-in callbacks: a broken extra costs only its own log, and damaged lines are not carried along."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import Squares, short_recipe
+
+from vovnet.detection.training import engine
+from vovnet.detection.training.callbacks import Callback, MetricsFile, TensorBoard
+from vovnet.detection.training.engine import train
+from vovnet.detection.training.metrics_log import read_metrics
+from vovnet.detection.training.run import Run
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "plot_curves", lambda log, out: None)
+
+
+class Acting(Callback):
+    """Does something after an iteration."""
+
+    def __init__(self, at: int, action: Any) -> None:
+        self.at, self.action = at, action
+
+    def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
+        if run.iteration == self.at:
+            self.action(run)
+
+
+def run_to(output: Path, *callbacks: Callback, progress: bool = False) -> list[int]:
+    """Train without validation data; the iterations in the log."""
+    train(short_recipe(), output, train_dataset=Squares(), callbacks=callbacks, progress=progress)
+    return [record["iteration"] for record in read_metrics(output / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("no protobuf"), AttributeError("np.bool8"), RuntimeError(""), SystemExit(1), OSError(5, "I/O")],
+)
+@pytest.mark.parametrize("package", ["torch.utils.tensorboard", "tqdm"])
+def test_a_package_that_fails_at_its_import_is_done_without(
+    package: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = builtins.__import__
+
+    def broken(name: str, *arguments: Any) -> Any:
+        if name == package:
+            raise error
+        return original(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    hook = threading.excepthook
+    with pytest.warns(RuntimeWarning, match=type(error).__name__) as warned:
+        assert run_to(tmp_path, progress=True) == [1, 2, 3]
+    assert len([one for one in warned if "the run goes on without it" in str(one.message)]) == 1
+    assert threading.excepthook is hook
+
+
+def delete_logs(run: Run) -> None:
+    shutil.rmtree(run.output / "tensorboard")
+
+
+def replace_logs(run: Run) -> None:
+    delete_logs(run)
+    (run.output / "tensorboard").write_text("a file")
+
+
+@pytest.mark.skipif(not TensorBoard.installed(), reason="needs tensorboard")
+@pytest.mark.parametrize("harm", [delete_logs, replace_logs])
+def test_a_run_outlives_the_folder_of_its_tensorboard(
+    harm: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hook = threading.excepthook
+    with pytest.warns(RuntimeWarning, match="TensorBoard's log"):
+        assert run_to(tmp_path, Acting(1, harm)) == [1, 2, 3]
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is hook
+
+
+@pytest.mark.skipif(not TensorBoard.installed(), reason="needs tensorboard")
+def test_a_run_outlives_a_tensorboard_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        assert run_to(tmp_path, Acting(1, lambda run: monkeypatch.setattr(LocalFileSystem, "_write", full))) == [
+            1,
+            2,
+            3,
+        ]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError(32, "Broken pipe"), ValueError("closed")])
+def test_a_progress_bar_whose_terminal_is_gone_is_done_without(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone:
+        encoding = "utf-8"
+
+        def write(self, text: str) -> None:
+            raise error
+
+        def flush(self) -> None:
+            raise error
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(engine, "_announce", lambda *arguments: monkeypatch.setattr(sys, "stderr", Gone()))
+    with pytest.warns(RuntimeWarning, match="the progress bar"):
+        assert run_to(tmp_path, progress=True) == [1, 2, 3]
+
+
+DAMAGED = [
+    b'{"iteration": 2, "lo',
+    b"\xff\xfe{}",
+    b"\0" * 40,
+    b"[1, 2]",
+    b"null",
+    b'{"loss": 1}',
+    b"",
+    b"[" * 9999,
+    b'{"iteration": "1"}',
+    b'{"iteration": true}',
+    b'{"iteration": 1.5}',
+    b'{"iteration": ' + b"9" * 5000 + b"}",
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=lambda line: ascii(line[:20]))
+def test_a_damaged_line_is_left_out(line: bytes, tmp_path: Path) -> None:
+    good = [{"iteration": 1, "loss": 0.1 + 0.2}, {"iteration": 2, "loss": float("1e-7")}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(json.dumps(good[0]).encode() + b"\n" + line + b"\n" + json.dumps(good[1]).encode() + b"\n" + line)
+    assert read_metrics(path) == good
+
+    class Resumed:
+        iteration, evaluation_due = 2, False
+
+    resumed: Any = Resumed()
+    MetricsFile(path, 1).start(resumed)
+    assert path.read_text() == "".join(json.dumps(one) + "\n" for one in good)
