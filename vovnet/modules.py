@@ -42,7 +42,8 @@ def has_hooks_or_patched_forward(module: nn.Module) -> bool:
 
     Such a module must not be replaced: the hook or the patched ``forward`` would no longer run.
     """
-    return "forward" in vars(module) or has_hooks(module)
+    # torch.compile of PyTorch 2.8 does not know vars().
+    return "forward" in module.__dict__ or has_hooks(module)
 
 
 def is_identity_in_eval(module: nn.Module | None) -> bool:

@@ -13,7 +13,7 @@ import timm
 import torch
 from hostile import Memory
 from hub_folders import sum_anew
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from strange_json import mutated, mutated_text, nested, strange_values
 from support import contents
@@ -272,7 +272,10 @@ def test_published_files(tmp_path_factory: pytest.TempPathFactory, data: st.Data
     else:
         key = data.draw(st.sampled_from(sorted(state["model"])))
         state["model"] = {**state["model"], key: data.draw(strange)}
-    torch.save(state, folder / "file.pth")
+    try:
+        torch.save(state, folder / "file.pth")
+    except RecursionError:  # nested more deeply than Python 3.12 and later let torch write
+        reject()
     whole = (folder / "file.pth").read_bytes()
     # A message may list all keys of a network that are missing.
     holds(folder, "file.pth", whole, lambda _: convert_checkpoint(folder / "file.pth", folder / "out"), longest=50_000)

@@ -34,8 +34,8 @@ def test_import_is_enough_and_loads_little(repository: Path) -> None:
 def test_help_shows_the_functions_that_are_imported_on_first_use() -> None:
     text = pydoc.plain(pydoc.render_doc(vovnet))
     functions = text[text.index("FUNCTIONS") : text.index("VERSION")]
-    assert "fuse(model" in functions
-    assert "memory_efficient(model" in functions
+    assert re.search(r"\bfuse\(\s*model", functions)  # Python 3.13 gives each argument a line
+    assert re.search(r"\bmemory_efficient\(\s*model", functions)
     names = [line.split("(")[0].strip() for line in functions.splitlines() if re.match(r"    \w+\(", line)]
     assert names == ["fuse", "memory_efficient"]
     with pytest.raises(AttributeError, match="has no attribute 'melt'"):

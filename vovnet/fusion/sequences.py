@@ -99,7 +99,7 @@ class FusedFeatureList(FusedFeatureDict, FeatureListNet):
 
 
 _STAGES = (OsaStage, timm_vovnet.OsaStage)
-_CONTAINERS = {nn.Sequential, FusedSequential, *_STAGES}
+_CONTAINERS = (nn.Sequential, FusedSequential, *_STAGES)  # torch.compile of PyTorch 2.8 cannot look into a set
 _CHAINED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Sequential: FusedSequential,
     FeatureDictNet: FusedFeatureDict,
