@@ -15,19 +15,15 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from vovnet.detection.config.schema import Category, DataSource
+from vovnet.detection.data.annotations import AnnotationFile, read_annotations
+from vovnet.detection.data.checked_images import CheckedImage, CheckedObject
 from vovnet.detection.data.image_folder import ImageFolder
 from vovnet.detection.data.images import ImageSizeError, UnreadableImage, example_names, read_image, to_tensor
 from vovnet.detection.data.masks import Segmentation, decode_masks
 from vovnet.detection.data.object_sizes import ObjectSizes
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
-from vovnet.detection.data.validation import (
-    AnnotationFile,
-    CheckedImage,
-    CheckedObject,
-    check_content,
-    read_annotations,
-)
+from vovnet.detection.data.validation import check_content
 from vovnet.errors import InputError, shown
 
 ATTEMPTS = 100
@@ -115,18 +111,15 @@ class CocoDataset(Dataset[Any]):
     def _check(self, content: AnnotationFile, source: DataSource, masks: bool) -> list[CheckedImage]:
         report = self.dropped
         report.annotation_files.append(str(source.annotations))
-        before = {kind: len(report.problems.get(kind, ())) for kind in LOST_IMAGE}
         if masks and not self.training:
             masks = content.has_masks
         found = self._usable(content, ImageFolder(source.images), masks)
         for kind in sorted(LOST_IMAGE) if not self.training else ():
-            new = report.problems.get(kind, [])[before[kind] :]
-            if new:
-                names = _file_names(content.images)
-                examples = example_names((f"{shown(names.get(one))} (id {one})" for one in new), len(new))
+            if kind in report.problems:
+                examples = example_names(report.examples[kind], len(report.problems[kind]))
                 raise InputError(
-                    f"{source.annotations}: {KINDS[kind].text}: {examples}; looked in {source.images}; an evaluation "
-                    "needs every image, `vovnet check-data` lists what is wrong"
+                    f"{source.annotations}: {KINDS[kind].text}: {examples}; an evaluation needs every image, "
+                    "`vovnet check-data` lists what is wrong"
                 )
         return found
 
@@ -275,7 +268,10 @@ def match_categories(
 
 
 def _join_categories(known: dict[int, tuple[str, str]], categories: Sequence[Category], path: str) -> None:
-    """Add a file's categories to the known ones: id to (name, file)."""
+    """Add a file's categories to the known ones: id to (name, file).
+
+    Ids and names must agree with those of the earlier files. One file may have a name twice, and so may all of them.
+    """
     ids = {name: (number, file) for number, (name, file) in known.items()}
     for entry in categories:
         number, name = entry["id"], entry["name"]
@@ -286,20 +282,12 @@ def _join_categories(known: dict[int, tuple[str, str]], categories: Sequence[Cat
                 "joined files must agree"
             )
         other, file = ids.get(name, (number, path))
-        if other != number:
+        if other != number and number not in known:
             raise InputError(
-                f"category '{shown(name)}' has id {other} in {file} but {number} in {path}; joined files must agree"
+                f"category '{shown(name)}' has id {other} in {file} but {number} in {path}; joined files must agree: "
+                "give it the same id in both"
             )
         known.setdefault(number, (name, path))
-
-
-def _file_names(entries: Sequence[Any]) -> dict[int | str, object]:
-    """Return the ``file_name`` of each image entry that has an id, for messages."""
-    return {
-        one["id"]: one.get("file_name")
-        for one in entries
-        if isinstance(one, dict) and isinstance(one.get("id"), int | str)
-    }
 
 
 def _renumber(images: Sequence[CheckedImage], taken: set[int]) -> None:

@@ -29,10 +29,11 @@ def sound_segmentation(segmentation: object, height: int, width: int) -> tuple[S
 
     Returns:
         The usable part (None if there is none) and the kind of problem (None if there is none): ``no_mask``,
-        ``bad_polygon``, ``bad_rle``, ``rle_size``, ``rle_sum`` or ``empty_mask``. A usable part together with
-        ``bad_polygon`` means that only some of the polygons are bad; with ``empty_mask``, that it covers no pixel.
+        ``bad_polygon``, ``bad_rle``, ``rle_size``, ``rle_sum`` or ``empty_mask``. A usable part
+        together with ``bad_polygon`` means that only some of the polygons are bad; with ``empty_mask``, that it covers
+        no pixel.
     """
-    if not segmentation:
+    if segmentation is None or segmentation == [] or segmentation == {}:
         return None, "no_mask"
     if isinstance(segmentation, dict):
         return _sound_rle(segmentation, height, width)
@@ -54,6 +55,8 @@ def _is_polygon(part: object, limit: float) -> bool:
     try:
         near = isfinite(sum(part)) and -limit <= min(part) and max(part) <= limit
     except (TypeError, OverflowError):  # Something in it is not a number, or is too large for one.
+        return False
+    if bool in set(map(type, part)):  # Python counts with ``true`` as with 1.
         return False
     # No outline is longer than this bound; most are far below it, so that few lengths have to be computed.
     return near and (len(part) * (max(part) - min(part)) <= _LONGEST or _length(part[::2], part[1::2]) <= _LONGEST)
@@ -103,6 +106,8 @@ def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
     being the sign; from the fourth on a number is the difference from the last but one.
     """
     if isinstance(counts, list):
+        if not {bool, str, bytes}.isdisjoint(map(type, counts)):  # NumPy reads these as numbers.
+            return None
         try:
             numbers = np.array(counts, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from vovnet.detection.config.schema import DataRecipe, DataSource
+from vovnet.detection.data import fields
+from vovnet.detection.data.annotations import AnnotationFile
+from vovnet.detection.data.checked_images import CheckedImage
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.image_folder import ImageFolder
 from vovnet.detection.data.masks import decode_masks
 from vovnet.detection.data.protocol import Target
-from vovnet.detection.data.validation import AnnotationFile, CheckedImage, check_content
+from vovnet.detection.data.validation import check_content
 from vovnet.detection.legacy.masks import Polygons
 from vovnet.detection.legacy.transform import resize_image, resized_size
 from vovnet.errors import InputError
@@ -80,7 +83,7 @@ class LegacyCocoDataset(CocoDataset):
         # evaluation=True, because the reference keeps masks that cover no pixel.
         found = check_content(content, folder, masks, report, evaluation=True)
         shapeless = {number for kind in NO_SHAPE for number in report.problems.get(kind, [])[before[kind] :]}
-        wanted = {entry["image_id"] for entry in content.annotations if _over_a_pixel(entry)}
+        wanted = {fields.whole_number(one["image_id"]) for one in content.annotations if _over_a_pixel(one)}
         images = sorted((image for image in found if image.image_id in wanted), key=lambda image: image.image_id)
         self._left_out[0] += len(found) - len(images)
         objects = [(image, one) for image in images for one in image.objects]
@@ -133,15 +136,10 @@ def _solid(corners: Any) -> Any:
 
 def _over_a_pixel(entry: Any) -> bool:
     """True if an annotation of the file has the id of an image and a box that is wider and higher than a pixel."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int | float):
+    if not isinstance(entry, dict) or fields.whole_number(entry.get("image_id")) is None:
         return False
-    box = entry.get("bbox")
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(number, int | float) for number in box)
-        and min(box[2:]) > 1
-    )
+    box = fields.box(entry.get("bbox"))
+    return box is not None and min(box[2:]) > 1
 
 
 def legacy_train_transforms(data: DataRecipe) -> Callable[[Tensor, Target], tuple[Tensor, Target]]:

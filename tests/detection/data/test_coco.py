@@ -225,7 +225,7 @@ def test_missing_images_in_evaluation(write: Write) -> None:
     source = write()
     for path in list(Path(source.images).iterdir())[:2]:
         path.unlink()
-    with pytest.raises(InputError, match=r"missing image file: \d.png \(id \d\), \d.png \(id \d\); looked in"):
+    with pytest.raises(InputError, match=r"missing image file: image \d: .*/data/\d.png, image \d: .*/data/\d.png; an"):
         CocoDataset([source], masks=False, training=False)
 
 

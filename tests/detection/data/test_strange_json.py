@@ -204,8 +204,3 @@ def test_names_that_are_not_unicode_are_refused(folder: Path, name: str) -> None
     ):
         with pytest.raises(InputError, match=r"categories\[0\]"):
             read()
-
-
-def test_crowds_are_stated_by_numbers(folder: Path) -> None:
-    source = source_of(folder, json.dumps(changed(["annotations", 0, "iscrowd"], "0")))
-    assert check_data(source.images, source.annotations).problems["bad_iscrowd"] == [1]

@@ -1,0 +1,104 @@
+"""The images that a COCO JSON file lists, as far as they can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from vovnet.detection.data import fields
+from vovnet.detection.data.image_folder import ImageFolder, OutsideRoot
+from vovnet.detection.data.images import UnreadableImage, upright_size
+from vovnet.detection.data.masks import Segmentation
+from vovnet.detection.data.missing import looked_for
+from vovnet.detection.data.report import DataReport
+from vovnet.errors import shown
+
+_NARROW = 200
+"""Images more than this many times as long as wide are too narrow for some detectors."""
+
+
+@dataclass(slots=True)
+class CheckedObject:
+    """A usable annotation."""
+
+    category_id: int
+    box: tuple[float, float, float, float]
+    """x, y, width, height in pixels as in the file, not clipped."""
+    area: float
+    crowd: bool
+    segmentation: Segmentation | None
+    """Sound polygons or run lengths; None if masks were not asked for or there is none."""
+    annotation_id: int | str
+    empty_mask: bool = False
+
+
+@dataclass(slots=True)
+class CheckedImage:
+    """A usable image with its usable annotations."""
+
+    image_id: int
+    file_name: str
+    path: str
+    width: int
+    height: int
+    objects: list[CheckedObject] = field(default_factory=list)
+
+
+def check_images(
+    entries: Sequence[Any], folder: ImageFolder, report: DataReport
+) -> tuple[dict[int, CheckedImage], set[int | None]]:
+    """Return the usable images by id, and the ids of unusable ones."""
+    images: dict[int, CheckedImage] = {}
+    lost: set[int | None] = set()
+    for position, entry in enumerate(entries):
+        report.images += 1
+        found = _check_image(entry, images, folder)
+        if isinstance(found, CheckedImage):
+            images[found.image_id] = found
+            if fields.image_size(entry) is None:
+                report.add("no_size", found.image_id)
+            if max(found.width, found.height) > _NARROW * min(found.width, found.height):
+                report.add("narrow_image", found.image_id)
+            continue
+        report.dropped_images += 1
+        report.add(found, identity(entry, position), partial(_described, entry, folder))
+        if isinstance(entry, dict):
+            lost.add(fields.whole_number(entry.get("id")))
+    return images, lost - images.keys() - {None}
+
+
+def _described(entry: Any, folder: ImageFolder) -> str:
+    """Return where the image of an entry was looked for, or the entry if it has no name."""
+    names = fields.file_names(entry) if isinstance(entry, dict) else []
+    return looked_for(folder.root, names[0]) if names else shown(entry)
+
+
+def _check_image(entry: Any, images: dict[int, CheckedImage], folder: ImageFolder) -> CheckedImage | str:
+    """Return a usable image, or the kind of problem that makes it unusable."""
+    image_id = fields.whole_number(entry.get("id")) if isinstance(entry, dict) else None
+    names = [] if image_id is None else fields.file_names(entry)
+    if image_id is None or not names:
+        return "image_entry"
+    if image_id in images:
+        return "duplicate_image_id"
+    try:
+        name, path = next(((name, path) for name in names if (path := folder.find(name)) is not None), ("", ""))
+    except OutsideRoot:
+        return "path_outside"
+    if not name:
+        return "missing_image"
+    try:
+        width, height = fields.image_size(entry) or upright_size(path)
+    except UnreadableImage:
+        return "unreadable_image"
+    return CheckedImage(image_id, name, path, width, height)
+
+
+def identity(entry: Any, position: int) -> int | str:
+    """Return the id of an entry for the report, or its position if it has none."""
+    value = entry.get("id") if isinstance(entry, dict) else None
+    if isinstance(value, float):
+        value = fields.whole_number(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else f"#{position}"
