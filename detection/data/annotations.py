@@ -74,18 +74,20 @@ def _text(path: str | Path) -> str:
             head = file.peek(4)
             if head.startswith(b"PK\x03\x04"):
                 raise InputError(f"{path}: is a ZIP archive; unpack it, and name the JSON file in it")
-            data = _unpacked(file, path) if head.startswith(b"\x1f\x8b") else file.read()
+            data: bytes | bytearray = _unpacked(file, path) if head.startswith(b"\x1f\x8b") else file.read()
     except OSError as error:
         raise InputError(f"{path}: annotations cannot be read ({error.strerror or error})") from error
-    return data.decode(json.detect_encoding(data))
+    return data.decode(json.detect_encoding(bytes(data[:4])))
 
 
-def _unpacked(file: BinaryIO, path: str | Path) -> bytes:
+def _unpacked(file: BinaryIO, path: str | Path) -> bytearray:
     """Return the contents of a gzip file, up to a limit."""
     limit = min(max(GZIP_FLOOR, GZIP_RATIO * os.fstat(file.fileno()).st_size), GZIP_CEILING)
+    data = bytearray()
     try:
         with gzip.GzipFile(fileobj=file) as unpacking:
-            data = unpacking.read(limit + 1)
+            while len(data) <= limit and (part := unpacking.read(2**20)):
+                data += part
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: the gzip file is truncated or damaged ({reason(error)})") from error
     if len(data) > limit:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
-from vovnet.errors import did_you_mean, shown
+from vovnet.errors import did_you_mean, is_text, shown
 
 _MOST_FOLDERS, _MOST_NAMES = 200, 5000
 """Limits of a search: subfolders that are looked into, and names in a folder that are compared letter by letter."""
@@ -20,8 +20,8 @@ def looked_for(root: str | Path, file_name: str) -> str:
     name. Only ``root`` and what is in it is searched.
     """
     path = shown(os.path.join(root, file_name))
-    parts = [part for part in re.split(r"[/\\]", file_name) if part not in ("", ".", "..") and "\0" not in part]
-    if not parts:
+    parts = [part for part in re.split(r"[/\\]", file_name) if part not in ("", ".", "..")]
+    if not parts or not is_text(file_name) or "\0" in file_name:
         return path
     for candidate in _candidates(root, parts):
         if (near := _follow(root, candidate)) is not None:

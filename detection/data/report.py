@@ -48,9 +48,6 @@ KINDS: dict[str, Kind] = {
     "tiny_box": Kind("box with a side below one pixel", "annotation", "kept, if scaling makes it a pixel"),
     "bad_area": Kind("area that is not a positive number", "annotation", "kept, area computed"),
     "no_mask": Kind("no segmentation, where others have one", "annotation", "left out of mask training"),
-    "bad_segmentation": Kind(
-        "segmentation that is neither polygons nor RLE", "annotation", "left out of mask training"
-    ),
     "bad_polygon": Kind("polygon without three proper points", "annotation", "polygon left out of mask training"),
     "bad_rle": Kind("run lengths (RLE) that are malformed", "annotation", "left out of mask training"),
     "rle_size": Kind("RLE whose size is not the image's", "annotation", "left out of mask training"),
