@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from vovnet.errors import InputError, reason
+from vovnet.processes.rendezvous import torchrun_store
 
 T = TypeVar("T")
 
@@ -76,7 +77,10 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = torchrun_store(dist.default_pg_timeout)
+    ranks = {} if store is None else {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    dist.init_process_group(backend, store=store, **ranks)
     try:
         yield
     finally:

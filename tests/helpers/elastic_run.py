@@ -1,0 +1,93 @@
+"""A training run for torchrun that dies at given moments: ``elastic_run.py OUTPUT ITERATIONS [MARKS [DEATH …]]``.
+
+A death is ``WHO:IMAGES``. After the process of that rank has read so many images, it is killed. If the environment
+names a ``MACHINE``, that is who dies, with its torchrun. ``MARKS`` is a folder with a file for each death that has
+happened; each happens once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+
+from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.training.engine import train
+from vovnet.errors import one_line_errors
+
+
+class Squares:
+    """A dataset of one bright square in each image; reading it kills the process at the given moments."""
+
+    categories = ({"id": 7, "name": "square"},)
+
+    def __init__(self, marks: Path | None = None, deaths: tuple[str, ...] = ()) -> None:
+        self.marks, self.deaths, self.read = marks, deaths, 0
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+        self.read += 1
+        for death in self.deaths:
+            who, images = death.split(":")
+            if who == os.environ.get("MACHINE", os.environ["RANK"]) and int(images) == self.read:
+                self._die(death)
+        pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
+        left = 4 * index
+        pixels[:, 10:42, left : left + 32] = 200
+        box = torch.tensor([[left, 10, left + 32, 42]], dtype=torch.float32)
+        boxes = tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=(64, 64))
+        return tv_tensors.Image(pixels), {"boxes": boxes, "labels": torch.tensor([1]), "image_id": 100 + index}
+
+    def _die(self, death: str) -> None:
+        assert self.marks is not None
+        mark = self.marks / death
+        if mark.exists():
+            return
+        mark.touch()
+        if "MACHINE" in os.environ:
+            os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Train with ``resume="auto"``."""
+    output, iterations, *rest = sys.argv[1:]
+    model = ModelRecipe(
+        backbone="vovnet27_slim",
+        fpn_channels=8,
+        min_size=64,
+        max_size=64,
+        box_representation_size=16,
+        rpn_pre_nms_top_n_train=50,
+        rpn_post_nms_top_n_train=20,
+        rpn_pre_nms_top_n_test=50,
+        rpn_post_nms_top_n_test=20,
+        box_batch_size_per_image=8,
+    )
+    recipe = Recipe(
+        model=model,
+        data=DataRecipe(train_min_sizes=[56, 64], train_max_size=64, workers=0),
+        solver=SolverRecipe(
+            base_lr=0.002,
+            batch_size=4,
+            reference_batch_size=2,
+            max_iterations=int(iterations),
+            steps=[],
+            warmup_iterations=1,
+        ),
+        log=LogRecipe(log_every=1, evaluate_every=4, checkpoint_every=3),
+    )
+    training = Squares(Path(rest[0]), tuple(rest[1:])) if rest else Squares()
+    with one_line_errors():
+        train(recipe, output, train_dataset=training, val_dataset=Squares(), resume="auto", progress=False)
+
+
+if __name__ == "__main__":
+    main()
