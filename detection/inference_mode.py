@@ -17,10 +17,8 @@ from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
 from vovnet.detection.data.object_sizes import MEDIAN_OBJECT, SMALLEST_SIDE, resize_factor
+from vovnet.detection.masks import encode_box_masks, encode_masks
 from vovnet.errors import InputError
-
-MASK_THRESHOLD = 0.5
-"""A pixel belongs to an object if its mask probability is above this value, as in torchvision's references."""
 
 BoxConverter = Callable[[Tensor], Tensor]
 """Converts a detector's boxes (N, 4) to COCO's x, y, width, height (N, 4)."""
@@ -170,7 +168,7 @@ def image_detections(
 
     Args:
         output: ``boxes`` (N, 4) XYXY pixels, ``labels`` (N,) from 1, ``scores`` (N,), optional ``masks``
-            (N, 1, H, W) probabilities.
+            (N, 1, H, W) probabilities, or the ``box_masks`` of :func:`vovnet.detection.masks.detect`.
         image_id: COCO's id of the image.
         size: height and width of the image.
         category_ids: label k becomes ``category_ids[k - 1]``.
@@ -195,22 +193,12 @@ def image_detections(
         boxes=to_xywh(boxes).numpy(),
         scores=scores.numpy(),
         category_ids=ids[labels - 1],
-        masks=encode_masks(output["masks"]) if "masks" in output else None,
+        masks=_encoded(output, size),
         size=size,
     )
 
 
-def encode_masks(masks: Tensor) -> list[bytes]:
-    """Return the compressed RLE counts of masks.
-
-    Args:
-        masks: (N, 1, H, W) or (N, H, W), probabilities (those above 0.5 count), bool or uint8.
-    """
-    from pycocotools import mask as coco_mask
-
-    if masks.ndim == 4:
-        masks = masks[:, 0]
-    binary = masks > MASK_THRESHOLD if masks.is_floating_point() else masks != 0
-    # pycocotools takes (H, W, N) in Fortran order, which in memory is (N, W, H) in C order.
-    columns = binary.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    return [rle["counts"] for rle in coco_mask.encode(columns.transpose(2, 1, 0))]
+def _encoded(output: Mapping[str, Tensor], size: tuple[int, int]) -> list[bytes] | None:
+    if "box_masks" in output:
+        return encode_box_masks(output["box_masks"], output["boxes"], size)
+    return encode_masks(output["masks"]) if "masks" in output else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import marshal
 import warnings
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import count, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
 from vovnet.detection.data.validation import check_content
 from vovnet.errors import InputError, shown
 
+D = TypeVar("D")
 ATTEMPTS = 100
 """Number of successive images that may fail before training stops: so many mean a broken disk, not a broken file."""
 
@@ -238,6 +240,18 @@ class CocoDataset(Dataset[Any]):
         """Return the annotation file of an image and the image's id there."""
         number, image_id = self._origins[index]
         return str(self._files[number]), image_id
+
+
+def without_masks(dataset: D) -> D:
+    """Return a dataset whose targets have no masks, if it is a :class:`CocoDataset`; others are returned as they are.
+
+    An evaluation takes the masks from ``ground_truth``; to draw those of hundreds of objects takes gigabytes.
+    """
+    if not isinstance(dataset, CocoDataset):
+        return dataset
+    without = copy.copy(dataset)
+    without.masks = False
+    return without
 
 
 def match_categories(

@@ -156,7 +156,7 @@ def decode_masks(segmentations: Sequence[Segmentation], height: int, width: int)
     """Return sound segmentations as uint8 (N, height, width) of 0 and 1, equal to pycocotools' ``COCO.annToMask``."""
     from pycocotools import mask as coco_mask
 
-    if not segmentations:
-        return torch.zeros((0, height, width), dtype=torch.uint8)
-    pixels = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    pixels = torch.empty((len(segmentations), height, width), dtype=torch.uint8)
+    for mask, segmentation in zip(pixels.numpy(), segmentations, strict=True):
+        mask[:] = coco_mask.decode(to_rle(segmentation, height, width))
+    return pixels

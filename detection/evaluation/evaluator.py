@@ -13,7 +13,7 @@ from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
 from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
-from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.coco import CocoDataset, without_masks
 from vovnet.detection.data.loader import evaluation_loader
 from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
@@ -23,12 +23,12 @@ from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import (
     box_converter,
     check_shape,
-    encode_masks,
     image_detections,
     inference,
     to_input,
     warn_of_limits,
 )
+from vovnet.detection.masks import detect, encode_masks
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_json
@@ -91,7 +91,7 @@ def evaluate(
     to_xywh = box_converter(detector)
     with inference(detector, device) as place:
         batches = evaluation_loader(
-            dataset,
+            dataset if truth is None else without_masks(dataset),
             batch_size=batch_size,
             workers=workers,
             rank=distributed.rank(),
@@ -102,7 +102,7 @@ def evaluate(
                 break
             for image, target in zip(images, targets, strict=True):
                 check_shape(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {int(target['image_id'])}")
-            outputs = detector([to_input(image, place) for image in images])
+            outputs = detect(detector, [to_input(image, place) for image in images])
             for image, target, found in zip(images, targets, outputs, strict=True):
                 size = (int(image.shape[-2]), int(image.shape[-1]))
                 evaluator.update([image_detections(found, int(target["image_id"]), size, category_ids, to_xywh)])

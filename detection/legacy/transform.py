@@ -56,6 +56,9 @@ class LegacyTransform(GeneralizedRCNNTransform):
     data/transforms/build.py:36-45, transforms.py:115-118, structures/image_list.py:49-68.
     """
 
+    pastes_as_torchvision = True
+    """What :func:`vovnet.detection.masks.detect` may rely on."""
+
     def __init__(self, min_size: int, max_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(min_size, max_size, list(mean), list(std))
 

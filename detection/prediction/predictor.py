@@ -28,6 +28,7 @@ from vovnet.detection.inference_mode import (
     to_input,
     warn_of_limits,
 )
+from vovnet.detection.masks import detect
 from vovnet.detection.prediction.drawing import draw_detections, prediction_sheet
 from vovnet.detection.prediction.names import output_names
 from vovnet.errors import InputError, reason
@@ -194,7 +195,7 @@ def _describe(detections: Sequence[Mapping[str, Any]], threshold: float, limit: 
 def _detect(detector: nn.Module, image: Tensor, device: torch.device, name: str) -> list[dict[str, Any]]:
     height, width = int(image.shape[-2]), int(image.shape[-1])
     check_shape(detector, height, width, name)
-    output = detector([to_input(image, device)])[0]
+    output = detect(detector, [to_input(image, device)])[0]
     categories = getattr(detector, "categories", None)
     if categories is None:
         labels = int(output["labels"].max()) if len(output["labels"]) else 0

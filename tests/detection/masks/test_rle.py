@@ -1,0 +1,65 @@
+"""Run lengths of masks and of parts of masks equal pycocotools'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_st
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from vovnet.detection.masks import encode_masks, encode_part
+
+
+def of_pycocotools(mask: NDArray[Any]) -> bytes:
+    return bytes(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"])
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> tuple[NDArray[np.bool_], tuple[int, int], tuple[int, int]]:
+    """A part, its corner, and the size of the mask, which often has the part at its border."""
+    shape = draw(st.tuples(st.integers(0, 7), st.integers(0, 7)))
+    border = [draw(st.integers(0, 3)) for _ in range(4)]
+    size = max(1, border[0] + shape[0] + border[1]), max(1, border[2] + shape[1] + border[3])
+    kinds = st.sampled_from([0.0, 0.5, 0.9, 1.0])
+    random = np.random.default_rng(draw(st.integers(0, 2**16)))
+    return random.random(shape) < draw(kinds), (border[0], border[2]), size
+
+
+@given(parts())
+def test_parts(case: tuple[NDArray[np.bool_], tuple[int, int], tuple[int, int]]) -> None:
+    part, (top, left), size = case
+    whole = np.zeros(size, dtype=np.uint8)
+    whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+    assert encode_part(part, (top, left), size) == of_pycocotools(whole)
+
+
+@given(
+    numpy_st.arrays(
+        np.uint8, st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 2)
+    )
+)
+def test_masks_of_every_type(masks: NDArray[np.uint8]) -> None:
+    expected = [of_pycocotools(mask != 0) for mask in masks]
+    assert encode_masks(torch.from_numpy(masks)) == expected
+    assert encode_masks(torch.from_numpy(masks != 0)) == expected
+    assert encode_masks(torch.from_numpy(masks)[:, None] * 0.51) == expected
+    assert encode_masks((torch.from_numpy(masks) * 0.51).requires_grad_()) == expected
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), -1.0])
+def test_values_that_do_not_count(value: float) -> None:
+    assert encode_masks(torch.full((1, 1, 4, 5), value)) == [of_pycocotools(np.zeros((4, 5)))]
+
+
+def test_large_numbers() -> None:
+    """The mask has more pixels than 16 bits count, and its part lies at its end."""
+    part = np.ones((3, 2), dtype=np.bool_)
+    whole = np.zeros((70_000, 40), dtype=np.uint8)
+    whole[-3:, -2:] = 1
+    assert encode_part(part, (69_997, 38), (70_000, 40)) == of_pycocotools(whole)
