@@ -39,6 +39,7 @@ def strict() -> Iterator[None]:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")
         yield
 
 
