@@ -29,11 +29,16 @@ OPERATORS = ("osa_aggregate", "osa_aggregate_backward", "conv_affine_relu", "con
 
 
 def test_everything_works_without_what_windows_lacks(tmp_path: Path, repository: Path) -> None:
-    places = os.pathsep.join([str(repository), str(repository / "tests" / "helpers")])
+    own = {
+        "PYTHONPATH": os.pathsep.join([str(repository), str(repository / "tests" / "helpers")]),
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "none"),
+        "VOVNET_OPS": "auto",
+        "TMPDIR": str(tmp_path),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "without_posix", str(tmp_path)],
         cwd=repository,
-        env=os.environ | {"PYTHONPATH": places, "TORCH_EXTENSIONS_DIR": str(tmp_path / "none"), "VOVNET_OPS": "auto"},
+        env=os.environ | own,
         capture_output=True,
         text=True,
         check=False,

@@ -3,6 +3,7 @@
 PyTorch and the others are imported first: they are made for Windows.
 """
 
+import fcntl
 import os
 import pkgutil
 import signal
@@ -61,7 +62,13 @@ FUNCTIONS = {
 
 
 def hide() -> None:
-    """Make this Python lack what Windows' Python lacks."""
+    """Make this Python lack what Windows' Python lacks, and give it a stand-in for Windows' locks."""
+    lockf, flags = fcntl.lockf, fcntl.LOCK_EX | fcntl.LOCK_NB
+
+    def locking(descriptor: int, mode: int, length: int) -> None:
+        lockf(descriptor, flags, length, 0, os.SEEK_CUR)
+
+    sys.modules["msvcrt"] = SimpleNamespace(locking=locking, LK_NBLCK=2)  # type: ignore[assignment]
     for module in MODULES:
         sys.modules[module] = None  # type: ignore[assignment]
     for owner, names in FUNCTIONS.items():
@@ -81,6 +88,7 @@ def use_everything(folder: Path) -> None:
     from vovnet.cli import app
     from vovnet.detection.data.synthetic import generate_shapes
     from vovnet.errors import run_command
+    from vovnet.folders.home import user_cache
     from vovnet.ops.build import toolchain
 
     toolchain.sys = SimpleNamespace(platform="win32")  # type: ignore[attr-defined]
@@ -105,6 +113,9 @@ def use_everything(folder: Path) -> None:
         except SystemExit as error:
             if error.code:
                 raise
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        os.environ.pop(variable, None)
+    user_cache().resolve(strict=True)
 
 
 if __name__ == "__main__":

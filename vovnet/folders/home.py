@@ -29,11 +29,12 @@ def user_cache() -> Path:
 @functools.cache
 def _cache_without_home() -> Path:
     """Return a folder of this user alone: compiled operators are loaded from the cache, and run."""
-    folder = Path(tempfile.gettempdir()) / f"vovnet-cache-{os.getuid()}"
+    user = os.getuid() if hasattr(os, "getuid") else 0  # Windows says 0 for every file's owner
+    folder = Path(tempfile.gettempdir()) / f"vovnet-cache-{user}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o022:
         return Path(tempfile.mkdtemp(prefix="vovnet-cache-"))
     return folder
 
