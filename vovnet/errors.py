@@ -21,6 +21,10 @@ SOURCE = "https://github.com/vovnet/vovnet"
 DETECTION_EXTRA = {"pydantic", "pycocotools", "matplotlib", "tqdm", "yaml"}
 
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended: 128 + SIGINT, as in shells."""
+
+
 class InputError(ValueError):
     """An argument, option or file of the user cannot be used.
 
@@ -105,24 +109,26 @@ def system_error(error: OSError) -> str:
 def one_line_errors() -> Iterator[None]:
     """End the process with one line on stderr and a non-zero exit code if the user can mend the error.
 
-    These are wrong input, system errors, a missing extra, and :class:`StoppedError`. Any other error is a defect of
-    this package and keeps its traceback. With ``VOVNET_DEBUG=1`` every error does. What is printed in the ``with``
-    block never stops it: see :func:`vovnet.terminal.streams.lasting_output`.
+    These are wrong input, system errors, a missing extra, Ctrl-C (exit code 130), and :class:`StoppedError`. Any other
+    error is a defect of this package and keeps its traceback. With ``VOVNET_DEBUG=1`` every error does. What is printed
+    in the ``with`` block never stops it: see :func:`vovnet.terminal.streams.lasting_output`.
     """
     with lasting_output() as output:
         try:
             yield
             output.check()
-        except (InputError, StoppedError, OSError, ModuleNotFoundError) as error:
+        except (InputError, StoppedError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
             if os.environ.get("VOVNET_DEBUG") == "1":
                 raise
             _end_progress_bars()
             rank = os.environ.get("RANK", "0")
             print(f"{'error' if rank == '0' else f'error (rank {rank})'}: {_one_line(error)}", file=sys.stderr)
-            sys.exit(getattr(error, "exit_code", 1))
+            sys.exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1))
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
     if isinstance(error, OSError) and error.strerror:
         return printable(system_error(error))
     if isinstance(error, ModuleNotFoundError):
@@ -144,7 +150,9 @@ def run_command(app: typer.Typer, arguments: Sequence[str], prog_name: str | Non
         except usage_error as error:
             raise UsageMistake(f"{' '.join(error.format_message().split())} (see --help)") from error
         except typer.Abort:
-            raise UsageMistake("stopped") from None
+            code = INTERRUPTED
+        if code == INTERRUPTED:  # what Typer makes of Ctrl-C; other versions raise Abort
+            raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
 
 

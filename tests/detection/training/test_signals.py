@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -250,3 +252,39 @@ def test_a_terminal_that_is_gone_does_not_lose_the_run(
     with pytest.raises(TrainingInterrupted):
         run_to(tmp_path, Closing(1, signal.SIGTERM))
     assert saved_iteration(tmp_path) == 1
+
+
+def in_two_processes(repository: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    helpers = repository / "tests" / "helpers"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    return subprocess.run(
+        [sys.executable, *launcher, "--master-port", port, str(helpers / "signalled_run.py"), str(output), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (repository, helpers)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1")
+def test_one_process_of_two_stops_both(repository: Path, tmp_path: Path) -> None:
+    done = in_two_processes(repository, tmp_path / "unbroken")
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "run"
+    for where, name, said in (
+        ("train", "SIGUSR1", "stopped by SIGUSR1 after iteration 2 of 4"),
+        ("val", "SIGTERM", "stopped by SIGTERM after iteration 2 of 4"),
+        ("val", "SIGHUP", "stopped by SIGHUP after iteration 2 of 4"),
+        ("val", "SIGKILL", ""),
+    ):
+        done = in_two_processes(repository, output, where, name)
+        assert done.returncode != 0
+        assert said in done.stderr, done.stderr  # process 0 may be ended by torchrun before its line
+    done = in_two_processes(repository, output)
+    assert done.returncode == 0, done.stderr
+    assert_same_runs(output, tmp_path / "unbroken")
