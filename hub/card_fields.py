@@ -17,6 +17,7 @@ from vovnet.detection.models.build import DETECTORS
 from vovnet.detection.models.flops import classifier_gmacs, detector_gmacs
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.detection.zoo.published import PublishedRow, published_row
+from vovnet.folders.home import expand_home
 from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.markdown import code, plain
 from vovnet.vovnet import PUBLISHED_TOP1_ERROR, default_cfgs
@@ -160,7 +161,7 @@ def network_fields(
 
 def _start_on_the_hub(run: Recipe | None) -> str | None:
     """Return the Hub repository that a training started from; None for a local path, which must not be published."""
-    if run is None or not run.init or Path(run.init).exists():
+    if run is None or not run.init or expand_home(run.init).exists():
         return None
     repository = run.init.partition("@")[0]
     return repository if HUB_NAME.fullmatch(repository) else None

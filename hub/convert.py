@@ -27,6 +27,7 @@ from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import flush_folder, flush_to_disk
 from vovnet.folders.claim import claimed_folder
+from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
 from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, infer_network, write_network
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of
@@ -87,6 +88,7 @@ def convert_checkpoint(
             values that are not finite, other anchors than the published ones, or something else than ``expect``; or
             ``out`` cannot be written to. Nothing is written then.
     """
+    path = expand_home(path)
     check_architecture(architecture)
     wanted = None if expect is None else _expected(expect)
     file = read_checkpoint_file(path)

@@ -15,6 +15,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, validate_rep
 from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink, read_json
+from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
 from vovnet.hub.manifest import CARD_FILE, MANIFEST_FILE, PUBLISHED_FILES, PublishedFile, check_sums, read_manifest
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
@@ -73,7 +74,7 @@ def publish(
         InputError: The folder cannot be loaded or was changed since its conversion, its configuration holds a local
             path, a license is missing or contradicts the source's, or the Hub refuses.
     """
-    folder = Path(folder)
+    folder = expand_home(folder)
     description = Description(repository, license, dataset, architecture)
     _check_name(repository)
     check_architecture(architecture)

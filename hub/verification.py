@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vovnet.checkpoints.hub import hub_files
 from vovnet.errors import InputError
+from vovnet.folders.home import expand_home
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMMED_FILES, check_sums, read_manifest
 from vovnet.hub.reference_outputs import compare_outputs
 from vovnet.hub.release import load_folder
@@ -44,7 +45,7 @@ def verify(name_or_folder: str | os.PathLike[str], revision: str | None = None) 
     Raises:
         InputError: Something is missing, damaged or different; the message names all of it.
     """
-    name, folder = os.fspath(name_or_folder), Path(name_or_folder)
+    name, folder = os.fspath(name_or_folder), expand_home(name_or_folder)
     if not folder.exists():
         folder = hub_files(name, PUBLISHED_FILES, revision)
     elif revision is not None:

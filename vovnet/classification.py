@@ -15,6 +15,7 @@ from vovnet.checkpoints.hub import HUB_NAME, hub_files
 from vovnet.checkpoints.timm_folder import load_timm_folder
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import CONFIG_FILE, MODEL_FILES, read_json
+from vovnet.folders.home import expand_home
 
 _BATCH = 32  # images per forward pass, so that memory does not grow with the number of images
 
@@ -89,7 +90,7 @@ def classify(
 
 def is_classifier(weights: str) -> bool:
     """True for a timm name, and for a folder or Hub repository with timm's ``config.json``."""
-    folder = Path(weights)
+    folder = expand_home(weights)
     if weights.startswith(("hf-hub:", "local-dir:")) or (not folder.exists() and timm.is_model(weights.split(".")[0])):
         return True
     if not folder.exists() and HUB_NAME.fullmatch(weights.partition("@")[0]):
@@ -153,8 +154,9 @@ def _resolve(given: str) -> tuple[str, Path | None]:
     source, _, rest = given.partition(":")
     if source == "hf-hub":
         return given, hub_files(rest, MODEL_FILES)
-    if source == "local-dir" or Path(given).is_dir():
-        return given, Path(rest if source == "local-dir" else given)
+    path = expand_home(rest if source == "local-dir" else given)
+    if source == "local-dir" or path.is_dir():
+        return given, path
     if "/" in given:
         # 'owner/name' is a repository on the Hub. Any other name with a slash is a folder.
         if given.count("/") == 1 and not given.startswith((".", "/", "~")) and not given.endswith("/"):

@@ -22,6 +22,7 @@ from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.models.build import Detector
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, atomic_path, check_symlink
+from vovnet.folders.home import expand_home
 
 
 def save_detector(
@@ -44,7 +45,7 @@ def save_detector(
         InputError: The categories do not fit the model.
         OSError: The system refused to write; the error names the file.
     """
-    folder = Path(folder)
+    folder = expand_home(folder)
     config = compose_config(detector, model, categories, median_object)
     weights = safetensors_bytes(detector.state_dict())
     with ExitStack() as both:
@@ -112,7 +113,7 @@ def find_folder(name_or_folder: str | os.PathLike[str], revision: str | None = N
         InputError: It is neither a folder nor a Hub name, a file is missing or a link out of the folder, or the files
             cannot be fetched.
     """
-    folder = Path(name_or_folder)
+    folder = expand_home(name_or_folder)
     if not folder.exists():
         return hub_files(os.fspath(name_or_folder), MODEL_FILES, revision)
     if revision is not None:

@@ -16,9 +16,10 @@ from contextlib import suppress
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 import pydantic.dataclasses
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from vovnet.errors import InputError, did_you_mean
+from vovnet.folders.home import VARIABLE
 
 T = TypeVar("T")
 
@@ -58,6 +59,15 @@ class Unquoted(str):
         return super().__repr__()[1:-1]
 
 
+class UnquotedNull(Unquoted):
+    """An unquoted ``null``, ``~`` or nothing. It is null where a field may be null, otherwise text as written."""
+
+    SPELLINGS = ("", "~", "null", "Null", "NULL")
+
+    def __repr__(self) -> str:
+        return "null"
+
+
 def _reader(convert: Callable[[str], Any]) -> Callable[[Any], Any]:
     """Return a function that converts unquoted text where that is possible and leaves other values as they are."""
 
@@ -76,9 +86,31 @@ _read_flag = _reader(lambda text: _FLAGS[text.lower()])
 
 
 def resolve(value: Any) -> Any:
-    """Return the flag or number that unquoted text reads as where no field has a type; other values unchanged."""
+    """Return the null, flag or number that unquoted text is where no field has a type; other values unchanged."""
+    if isinstance(value, UnquotedNull):
+        return None
     for read in (_read_flag, _read_integer, _read_number):
         value = read(value)
+    return value
+
+
+def _read_text(value: Any) -> Any:
+    return None if isinstance(value, UnquotedNull) and not value else value  # nothing is no text
+
+
+def _read_nulls(cls: Any, values: Any) -> Any:
+    """Return the values of a part's fields, with None for an unquoted null where the field may be null."""
+    if not isinstance(values, dict):  # the arguments of the constructor, from Python
+        return values
+    nullable = {name for name, field in cls.__pydantic_fields__.items() if type(None) in get_args(field.annotation)}
+    return {
+        key: None if isinstance(value, UnquotedNull) and key in nullable else value for key, value in values.items()
+    }
+
+
+def _without_variables(value: str) -> str:
+    if found := VARIABLE.search(value):
+        raise ValueError(f"the path itself, as variables such as {found[0]} are not replaced")
     return value
 
 
@@ -118,7 +150,9 @@ def _untyped(value: Any, depth: int = 0) -> Any:
 Integer = Annotated[int, Field(strict=True), BeforeValidator(_read_integer)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_read_number)]
 Flag = Annotated[bool, Field(strict=True), BeforeValidator(_read_flag)]
-Text = Annotated[str, Field(strict=True), AfterValidator(_unicode)]
+Text = Annotated[str, Field(strict=True), BeforeValidator(_read_text), AfterValidator(_unicode)]
+PathText = Annotated[Text, AfterValidator(_without_variables)]
+"""A path as the user wrote it: ``~`` is expanded where it is used. ``$NAME`` is refused, as ``${…}`` is everywhere."""
 Arguments = Annotated[dict[str, Any], BeforeValidator(_untyped)]
 """Keyword arguments of a function whose parameters are not known here."""
 
@@ -135,7 +169,10 @@ def recipe_part(section: str) -> Callable[[type[T]], type[T]]:
 
     def decorate(cls: type[T]) -> type[T]:
         config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-        made: Any = pydantic.dataclasses.dataclass(config=config)(cls)
+        part: Any = cls
+        read: Any = classmethod(_read_nulls)
+        part._read_nulls = model_validator(mode="before")(read)
+        made: Any = pydantic.dataclasses.dataclass(config=config)(part)
         checked = made.__init__
 
         @functools.wraps(checked)

@@ -14,15 +14,15 @@ from typing import Any
 
 import yaml
 
-from vovnet.detection.config.fields import Unquoted, resolve, validate
+from vovnet.detection.config.fields import Unquoted, UnquotedNull, resolve, validate
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.errors import InputError, did_you_mean
+from vovnet.folders.home import expand_home
 
 _MAX_BYTES = 2**16
 _MAX_DEPTH = 20
 _MAX_VALUES = 100_000
-_NULL = ("", "~", "null", "Null", "NULL")
 
 
 def recipe_names() -> list[str]:
@@ -108,9 +108,10 @@ def _find(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     names = recipe_names()
     if text.endswith((".yaml", ".yml")):
-        if not Path(text).is_file():
+        path = expand_home(text)
+        if not path.is_file():
             raise InputError(f"recipe: there is no file '{text}'; expected a YAML file or one of {', '.join(names)}")
-        return Path(text)
+        return path
     if text not in names:
         raise InputError(
             f"recipe: '{text}' is unknown; {did_you_mean(text, names)} expected one of {', '.join(names)}, or a path "
@@ -124,7 +125,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise InputError(f"{where}: larger than {_MAX_BYTES // 2**10} KiB, which no recipe is")
-        values = _parse(path.read_text(encoding="utf-8"))
+        values = resolve(_parse(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{where}: cannot be read as UTF-8 text ({error})") from error
     except yaml.YAMLError as error:
@@ -186,7 +187,7 @@ class _Loader(yaml.SafeLoader):
             return self.mapping_of(node)
         if node.style is not None:
             return node.value
-        return None if node.value in _NULL else Unquoted(node.value)
+        return (UnquotedNull if node.value in UnquotedNull.SPELLINGS else Unquoted)(node.value)
 
     def mapping_of(self, node: Any) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -200,7 +201,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parse(text: str) -> Any:
-    """Return lists, dicts, None and text; unquoted text is :class:`Unquoted`.
+    """Return lists, dicts and text; unquoted text is :class:`Unquoted`. A file of nothing is None.
 
     Raises:
         yaml.YAMLError: the text is not YAML, or has tags, duplicate keys, or far too many values.
@@ -217,7 +218,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that would be read back as something else where no field says that it is text."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        ambiguous = text in _NULL or not isinstance(resolve(Unquoted(text)), str)
+        ambiguous = text in UnquotedNull.SPELLINGS or not isinstance(resolve(Unquoted(text)), str)
         # PyYAML reads \x85 and its like back as a space unless they are escaped, which only double quotes do.
         style = "'" if text.isprintable() else '"'
         return self.represent_scalar(_Loader.DEFAULT_SCALAR_TAG, text, style if ambiguous or style == '"' else None)

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict  # pydantic reads typing's from Python 3
 
 from vovnet.adapters.fpn import ExtraLevel
 from vovnet.adapters.norms import FpnNorm, Norm
-from vovnet.detection.config.fields import Arguments, Flag, Integer, Number, Text, recipe_part
+from vovnet.detection.config.fields import Arguments, Flag, Integer, Number, PathText, Text, recipe_part
 
 ConventionName = Literal["torchvision", "legacy"]
 
@@ -150,9 +150,9 @@ class ModelRecipe:
 class DataSource:
     """One annotation file and the folder that its ``file_name`` entries are relative to."""
 
-    images: Text
+    images: PathText
     """Folder of images."""
-    annotations: Text
+    annotations: PathText
     """COCO file of annotations."""
 
 
@@ -268,7 +268,7 @@ class Recipe:
     """Length, learning rate and optimizer."""
     log: LogRecipe = field(default_factory=LogRecipe)
     """When a run writes what."""
-    init: Text | None = None
+    init: PathText | None = None
     """Weights to start from: a detector's folder or Hub name, where predictors for another number of classes start anew
     and are listed; or a backbone's folder in timm's form, as ``vovnet convert`` writes it (docs/reproduce.md), where
     everything but the backbone starts anew."""

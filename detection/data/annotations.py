@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from vovnet.detection.config.schema import Category
 from vovnet.detection.data.fields import whole_number
 from vovnet.errors import InputError, is_text, reason, shown
+from vovnet.folders.home import expand_home
 
 GZIP_FLOOR, GZIP_RATIO, GZIP_CEILING = 2**28, 100, 2**32
 """A gzip file may unpack to 256 MiB, or to 100 times its size, but to no more than 4 GiB. COCO's own files shrink to a
@@ -70,7 +71,7 @@ def read_annotations(path: str | Path) -> AnnotationFile:
 def _text(path: str | Path) -> str:
     """Return the text of a file. Its bytes are released before the text is parsed."""
     try:
-        with open(path, "rb") as file:
+        with expand_home(path).open("rb") as file:
             head = file.peek(4)
             if head.startswith(b"PK\x03\x04"):
                 raise InputError(f"{path}: is a ZIP archive; unpack it, and name the JSON file in it")

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from vovnet.detection.data.images import example_names, image_suffixes
 from vovnet.errors import InputError, is_text
+from vovnet.folders.home import expand_home
 
 
 class OutsideRoot(InputError):
@@ -30,6 +31,7 @@ def list_images(folder: str | Path, report: Callable[[str], object] | None = Non
         report: Called with one line that says which files and folders were skipped, if any were. Hidden ones are not
             mentioned.
     """
+    folder = expand_home(folder)
     suffixes = image_suffixes()
     images, others, folders = [], [], []
     try:
@@ -94,6 +96,7 @@ class ImageFolder:
     """
 
     def __init__(self, root: str | Path) -> None:
+        root = expand_home(root)
         if not os.path.isdir(root):
             what = "is not a folder" if os.path.exists(root) else "no such folder"
             raise InputError(f"{root}: {what} (expected the folder that the annotations' file_name entries are in)")

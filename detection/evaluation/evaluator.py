@@ -32,6 +32,7 @@ from vovnet.detection.masks import detect, encode_masks
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_json
+from vovnet.folders.home import expand_home
 from vovnet.terminal.text import padded, printable, shortened, width_of
 
 _MAX_NAME = 60  # characters of a category's name in a table
@@ -113,7 +114,7 @@ def evaluate(
     if truth is None:
         evaluator.ground_truth = _join(distributed.gather(collected), dataset.categories)
     evaluator.gather()
-    metrics = _on_main(lambda: _finish(evaluator, None if output is None else Path(output)))
+    metrics = _on_main(lambda: _finish(evaluator, None if output is None else expand_home(output)))
     if tell_limits and distributed.rank() == 0:
         found = list(evaluator.detections.values())
         own = sizes_of_truth(evaluator.ground_truth)

@@ -33,6 +33,7 @@ from vovnet.detection.prediction.drawing import draw_detections, prediction_shee
 from vovnet.detection.prediction.names import output_names
 from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path, write_text
+from vovnet.folders.home import expand_home
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 
@@ -105,10 +106,10 @@ def predict_files(
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
-    sources = [Path(path) for path in paths]
+    sources = [expand_home(path) for path in paths]
     if not sources:
         raise InputError("images: no images were given")
-    folder = Path(output)
+    folder = expand_home(output)
     folder.mkdir(parents=True, exist_ok=True)
     names = output_names(sources, folder)
     _refuse_overwriting(sources, [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")])
@@ -228,7 +229,7 @@ def _as_tensor(image: ImageLike, detector: nn.Module, name: str) -> Tensor:
     """Return an image of any accepted kind as a tensor (C, H, W), uint8 or float in [0, 1]."""
     channels = _channels(detector)
     if isinstance(image, str | os.PathLike):
-        return to_tensor(read_image(Path(image), channels=channels))
+        return to_tensor(read_image(expand_home(image), channels=channels))
     if isinstance(image, Image.Image):
         return to_tensor(_converted(image, channels))
     if isinstance(image, np.ndarray):

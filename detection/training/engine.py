@@ -29,6 +29,7 @@ from vovnet.detection.training.run import Run, save_if_best, save_run
 from vovnet.detection.training.signals import agree_to_stop, stop_signals, stopped
 from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_text
+from vovnet.folders.home import expand_home
 from vovnet.terminal.streams import say
 
 
@@ -75,7 +76,7 @@ def train(
     check_recipe(recipe)
     rules = rules_of(recipe.model)
     device = distributed.choose_device(device, distributed.default_device())
-    output = Path(output)
+    output = expand_home(output)
     with (
         distributed.process_group(device),
         stop_signals() as signals,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vovnet.errors import InputError, shown
+from vovnet.folders.home import output_folder
 from vovnet.folders.locks import held_lock
 from vovnet.folders.temporary import LOCK_FILE, is_leftover, remove_leftovers
 
@@ -41,7 +42,7 @@ def claimed_folder(
     """
     if overwrite and resume:
         raise InputError("--resume and --overwrite: expected one of them, got both")
-    folder = Path(folder)
+    folder = output_folder(folder)
     with _held(folder, patience):
         if not (overwrite or resume) and foreign_entries(folder):
             raise InputError(

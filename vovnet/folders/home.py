@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
 
-from vovnet.errors import InputError, reason
+from vovnet.errors import InputError
+
+VARIABLE = re.compile(r"\$[A-Za-z_{]\w*\}?")
+"""Matches ``$NAME`` and ``${NAME}``."""
 
 
 def user_cache() -> Path:
@@ -40,12 +44,25 @@ def _cache_without_home() -> Path:
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """Return a path with ``~`` and ``~user`` at its beginning replaced by the home folder.
+    """Return a path with ``~`` or ``~user`` at its beginning replaced by the home folder, as shells do.
+
+    A name that only begins with ``~`` stays as it is, such as ``~draft.jpg``. ``./~`` is a file called ``~``.
 
     Raises:
-        InputError: There is no such user, or this user has no home folder.
+        InputError: The path begins with ``~``, and this user has no home folder.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"'{path}': the home folder for '~' is not known ({reason(error)}); write it out") from error
+    expanded = os.path.expanduser(path)
+    if expanded == "~" or expanded.startswith(("~/", f"~{os.sep}")):
+        raise InputError(f"'{path}': this user has no home folder (HOME is not set); write the path out")
+    return Path(expanded)
+
+
+def output_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder that a path of results names, with ``~`` expanded.
+
+    Raises:
+        InputError: The path contains a variable such as ``$HOME``, which only a shell replaces.
+    """
+    if found := VARIABLE.search(os.fspath(path)):
+        raise InputError(f"--output '{path}': {found[0]} is not replaced here; write the path itself")
+    return expand_home(path)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,58 @@ def test_what_was_once_a_traceback_names_the_key(override: str, key: str) -> Non
     assert key in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["2024_01", "no", "1e-3", "0x10", "true", "12:30:45", "2024-01-01", "a:b", "5", ".5"])
-def test_names_of_folders_need_no_quotes(name: str) -> None:
-    recipe = load_recipe("bccd", [f"data.val=[{{images: {name}, annotations: {name}}}]", f"init={name}"])
+ODD_NAMES = ["2024_01", "0123", "1.10", "no", "1e-3", "1e3", "0x10", "true", "12:30:45", "2024-01-01", "a:b", "5", ".5"]
+ODD_NAMES += ["0o7", ".inf", "=", "<<", "~/data", "~draft", "A$10^$", "100%", "汽车", "a b", "y", "-1"]
+NULLS = ["null", "~", "Null", "NULL"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES + NULLS)
+def test_names_of_folders_need_no_quotes(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe("bccd", [f"data.val=[{{images: {name}, annotations: {name}}}]", f"model.backbone={name}"])
+    if name not in NULLS:  # init may be null
+        recipe = replace(recipe, init=load_recipe("bccd", [f"init={name}"]).init)
+        assert recipe.init == name
     assert recipe.data.val == [DataSource(images=name, annotations=name)]
-    assert recipe.init == name
+    assert recipe.model.backbone == name
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_to_yaml(recipe))
+    assert load_recipe(path) == recipe
+    # Other readers of YAML 1.1 see the same text.
+    assert yaml.safe_load(path.read_text())["data"]["val"] == [{"images": name, "annotations": name}]
+
+
+@pytest.mark.parametrize("spelling", ["", *NULLS])
+def test_null_is_null_where_a_key_may_be_null(spelling: str, tmp_path: Path) -> None:
+    keys = ["init", "solver.ema", "model.extra_level", "model.out_indices", "data.scale_jitter", "model.head_norm"]
+    recipe = load_recipe("bccd", [f"{key}={spelling}" for key in keys])
+    assert recipe.init is recipe.solver.ema is recipe.model.extra_level is recipe.model.out_indices is None
+    assert recipe.data.scale_jitter is recipe.model.head_norm is None
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_to_yaml(recipe))
+    assert load_recipe(path) == recipe
+    quoted = load_recipe("bccd", [f"init='{spelling}'", f"model.backbone_args={{a: {spelling}}}"])
+    assert (quoted.init, quoted.model.backbone_args) == (spelling, {"a": None})
+    path.write_text(recipe_to_yaml(quoted))
+    assert load_recipe(path) == quoted
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("data.train=[{images: $HOME/x, annotations: a}]", "data.train[0].images"),
+        ("data.val=[{images: x, annotations: 'a/$USER.json'}]", "data.val[0].annotations"),
+        ("init=$RUN", "init"),
+        ("init=${RUN}", "init"),
+        ("data.val=[{images: , annotations: a}]", "data.val[0].images"),
+        ("model.min_size=~", "model.min_size"),
+        ("solver=", "solver"),
+    ],
+)
+def test_variables_in_paths_and_nothing_are_refused(override: str, key: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe("bccd", [override])
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_text_is_read_by_the_type_of_its_key() -> None:
