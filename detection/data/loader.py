@@ -18,6 +18,8 @@ from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups
 from vovnet.detection.data.transforms import Sample, TransformedDataset, train_transforms
 from vovnet.errors import InputError
 
+_SECONDS_AFTER_SIGTERM = 60
+
 Batch = tuple[list[Tensor], list[Target]]
 """Images uint8 (C, H, W), each with its own size, and their targets as plain tensors."""
 
@@ -117,12 +119,17 @@ def _loader(samples: Dataset[Any], workers: int, pin_memory: bool | None, **orde
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ignore Ctrl-C in a worker, and leave the process group that torchrun signals.
+    """Ignore in a worker the signals that stop a training, and leave the process group that torchrun signals.
 
-    Training finishes its iteration after a signal, and needs its workers for that. If training itself dies, torch's
-    watchdog ends the workers.
+    Training finishes its iteration after a signal, and needs its workers for that. SLURM and systemd send a signal to
+    every process, therefore SIGTERM ends a worker only after a while. If training itself dies, torch's watchdog ends
+    the workers.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
     if hasattr(os, "setpgrp"):  # Windows has no process groups
         os.setpgrp()
 

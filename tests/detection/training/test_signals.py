@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -118,6 +119,24 @@ def test_a_signal_in_the_last_iteration_leaves_only_the_evaluation(unbroken: Pat
         run_to(tmp_path, Sending(3, signal.SIGINT))
     run_to(tmp_path, resume=True)
     assert_same_runs(tmp_path, unbroken)
+
+
+def test_signals_to_every_process_leave_the_loaders_at_work(unbroken: Path, tmp_path: Path) -> None:
+    """SLURM and systemd signal all processes; without its loaders a run could not finish its iteration."""
+
+    class ToAll(Callback):
+        def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
+            if run.iteration == 1:
+                loaders = multiprocessing.active_children()
+                assert loaders
+                for number in HERE:
+                    for loader in loaders:
+                        os.kill(loader.pid, number)
+
+    recipe = short_recipe(evaluate_every=2)
+    recipe.data.workers = 1
+    train(recipe, tmp_path, train_dataset=Squares(), val_dataset=Squares(), callbacks=[ToAll()], progress=False)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
