@@ -20,6 +20,7 @@ import timm
 import torch
 from constructions import constructions
 from huggingface_hub import ModelCard
+from processes import forked, killed, wait_for_ever
 from safetensors.torch import load_file
 from support import contents
 from torch import Tensor
@@ -31,6 +32,8 @@ from vovnet.detection.checkpoints.empty import empty_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.legacy.keys import published_detector_keys
 from vovnet.errors import InputError
+from vovnet.folders.claim import claimed_folder
+from vovnet.folders.temporary import scratch_folder
 from vovnet.hub import convert_checkpoint, load_detector, verify
 from vovnet.vovnet import published_keys
 from vovnet.vovnet_v2 import published_v2_keys
@@ -404,6 +407,23 @@ def test_a_folder_that_is_not_empty_is_kept_unless_told(tmp_path: Path) -> None:
         convert_checkpoint(path, out)
     assert (out / "config.json").read_text() == "mine"
     convert_checkpoint(path, out, overwrite=True)
+    assert {entry.name for entry in out.iterdir()} == WRITTEN
+
+
+def test_a_folder_has_one_conversion_at_a_time_and_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    path, out = save(tmp_path / "f.pth", random_slim()), tmp_path / "out"
+
+    def convert(say: int) -> None:
+        with claimed_folder(out) as folder, scratch_folder(folder) as staged:
+            (staged / "model.safetensors").write_bytes(b"half")
+            wait_for_ever(say)
+
+    with forked(convert) as (process, _):
+        with pytest.raises(InputError, match="another command"):
+            convert_checkpoint(path, out, overwrite=True)
+        killed(process)
+        assert len(list(out.iterdir())) == 2
+        convert_checkpoint(path, out)
     assert {entry.name for entry in out.iterdir()} == WRITTEN
 
 
