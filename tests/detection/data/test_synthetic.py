@@ -61,6 +61,8 @@ def test_whole_and_covered_shapes(tmp_path: Path) -> None:
 def test_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
     for name, options in (("a", {}), ("b", {}), ("c", {"seed": 1})):
         generate_shapes(tmp_path / name, train=3, val=2, size=(64, 64), **options)
+    for half in ("train/.tmp-0123456789abcdef.png", "annotations/.tmp-0123456789abcdef.json"):  # of a killed process
+        (tmp_path / "b" / half).touch()
     generate_shapes(tmp_path / "b", train=3, val=2, size=(64, 64))  # over itself
     one, two, other = (contents(tmp_path / name) for name in "abc")
     assert one == two

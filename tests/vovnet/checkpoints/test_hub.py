@@ -172,6 +172,15 @@ def test_who_comes_second_while_the_first_still_writes(
     assert [request.status for request in hub.log()] == [200, 200]
 
 
+def test_what_a_killed_download_left_is_removed_by_the_next(hub: Hub, tmp_path: Path) -> None:
+    url = hub.put_file("weights.pth", BODY)
+    half = tmp_path / "torch" / "hub" / "checkpoints" / ".tmp-0123456789abcdef.pth"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(BODY[:100])
+    fetch(url, progress=False)
+    assert list(leftovers(tmp_path)) == ["hub/checkpoints/weights.pth"]
+
+
 # The Hub's.
 
 

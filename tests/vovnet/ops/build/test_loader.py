@@ -12,7 +12,7 @@ from native_answers import answers_of_a_worker, forbid, one_warning, required
 
 from vovnet.errors import InputError
 from vovnet.ops.build import cache, loader
-from vovnet.ops.build.cache import build_once, find_builds
+from vovnet.ops.build.cache import build_once, find_builds, library_folder
 from vovnet.ops.build.compiler import compile_library
 from vovnet.ops.build.loader import available
 from vovnet.ops.build.sources import Targets, targets_for
@@ -104,6 +104,15 @@ def test_a_compiler_that_fails(tiny, gpus, compiler, compilers, monkeypatch):
     required(monkeypatch, on_the_gpu, "identifier undefined")
     assert len(fake.runs()) == 2
     assert not [entry for entry in os.listdir(os.path.dirname(log)) if entry.startswith(".building")]
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tiny, gpus, compiler):
+    compiler("exit 2")
+    killed = library_folder(tiny) / ".building-abcdefgh"
+    killed.mkdir(parents=True)
+    (killed / "half.o").touch()
+    one_warning(on_the_gpu, "nvcc failed")
+    assert not killed.exists()
 
 
 def test_a_compiler_that_cannot_run(tiny, gpus, compiler, monkeypatch):
