@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from vovnet.errors import InputError, reason
+from vovnet.errors import InputError, StoppedError, causes, reason
 from vovnet.processes.rendezvous import torchrun_store
 
 T = TypeVar("T")
+
+START_TIMEOUT = 600.0
+"""Seconds in which all processes must have joined. They may start at different times, and import slowly."""
+
+_timeout = START_TIMEOUT
+"""Seconds that processes wait for one another; :func:`process_group` sets it."""
+_patient = False
+"""True in a block of :func:`patience`."""
+
+KILLED_SILENTLY = "If it says nothing, the system may have killed it because memory ran out"
+
+
+class ProcessLostError(StoppedError, RuntimeError):
+    """Another process of this run ended, or did not answer in time."""
 
 
 def rank() -> int:
@@ -67,24 +84,147 @@ def computes_with_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     """Initialise torch.distributed for the length of a ``with`` block: NCCL on a GPU, gloo on the CPU.
 
-    Without torchrun (that is, without its environment variables), or if a group already exists, this does nothing.
+    Without torchrun (that is, without its environment variables), or if a group already exists, this initialises
+    nothing.
+
+    Args:
+        device: The device of this process.
+        timeout: Seconds that a process waits for the others in a collective operation; 0 waits forever. Work that takes
+            some processes longer than others belongs in :func:`patience`.
+
+    Raises:
+        ProcessLostError: A collective operation in the block failed because of another process.
     """
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
-        yield
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    store = torchrun_store(dist.default_pg_timeout)
-    ranks = {} if store is None else {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-    dist.init_process_group(backend, store=store, **ranks)
+    global _timeout
+    former, _timeout = _timeout, timeout
+    try:
+        with lost_processes():
+            if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
+                yield
+                return
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            start = _limit(max(timeout, START_TIMEOUT) if timeout else 0)
+            store = torchrun_store(start)
+            ranks = (
+                {} if store is None else {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+            )
+            dist.init_process_group(backend, store=store, timeout=start, **ranks)
+            try:
+                # Public since torch 2.14.
+                set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+                set_timeout(_limit(timeout), dist.group.WORLD)
+                yield
+            finally:
+                dist.destroy_process_group()
+    finally:
+        _timeout = former
+
+
+def _limit(timeout: float) -> timedelta:
+    return timedelta(seconds=timeout) if timeout else timedelta(days=3650)
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """Raise a :class:`ProcessLostError` for a collective operation that fails in a ``with`` block."""
     try:
         yield
+    except (StoppedError, InputError):
+        raise
+    except Exception as error:
+        failure = next((cause for cause in causes(error) if _is_of_a_collective(cause)), None)
+        if failure is None:
+            raise
+        text = str(failure).lower()
+        if "timed out" in text or "timeout" in text:
+            what = (
+                f"another process of this run has not answered for {_timeout:g} s (data.timeout); raise it if that "
+                "process is only slow, otherwise see what it says"
+            )
+        elif "closed by peer" in text or "reset by peer" in text:
+            what = f"another process of this run has ended; see what it says. {KILLED_SILENTLY}"
+        else:
+            what = "the processes of this run cannot communicate"
+        raise ProcessLostError(f"{what} ({reason(failure)[:200]})") from error
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    # gloo raises plain RuntimeErrors, which name its source files.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Let some processes take longer than others in a ``with`` block, at whose end all wait for the slowest.
+
+    A thread of each process shows the others that the process still runs, so that this wait has no limit. But if a
+    process is stopped or dies, the others notice it within the group's timeout.
+
+    All processes must enter the block. It may contain other collective operations, and these have the group's timeout.
+    A block within another does nothing.
+
+    Raises:
+        ProcessLostError: At the end of the block: another process died, or showed no sign of life.
+    """
+    global _patient
+    if world_size() == 1 or _patient:
+        yield
+        return
+    states = [_AT_WORK]
+    errors: list[Exception] = []
+    thread = threading.Thread(target=_show_life, args=(_life_group(), states, errors), daemon=True)
+    thread.start()
+    _patient = True
+    try:
+        yield
+    except BaseException:
+        states.append(_FAILED)
+        thread.join(1)  # The others learn of it now, or when this process ends.
+        raise
     finally:
-        dist.destroy_process_group()
+        _patient = False
+    states.append(_DONE)
+    thread.join()
+    with lost_processes():
+        for error in errors:
+            raise error
+
+
+_AT_WORK, _DONE, _FAILED = 0, 1, -1_000_000
+
+
+def _show_life(group: Any, states: list[int], errors: list[Exception]) -> None:
+    """Add up the last states of all processes again and again, until all are done or one has failed."""
+    pause, longest = 0.001, 0.25
+    try:
+        while True:
+            state = states[-1]
+            total = torch.tensor([state])
+            dist.all_reduce(total, group=group)
+            if int(total) < 0 and state != _FAILED:
+                raise ProcessLostError("another process of this run has failed; see what it says")
+            if int(total) < 0 or int(total) == dist.get_world_size(group):
+                return
+            time.sleep(pause)
+            pause = min(longest, 2 * pause)
+    except Exception as error:  # The main thread raises it.
+        errors.append(error)
+
+
+_life: tuple[Any, Any] | None = None
+
+
+def _life_group() -> Any:
+    """Return the gloo group for signs of life, which is made at its first use in each process group."""
+    global _life
+    if _life is None or _life[0] is not dist.group.WORLD:
+        _life = (dist.group.WORLD, dist.new_group(backend="gloo", timeout=_limit(_timeout)))
+    return _life[1]
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:

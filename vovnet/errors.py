@@ -73,6 +73,16 @@ def install_advice(extra: str) -> str:
     return f"pip install '.[{extra}]' in a clone of vovnet, or pip install 'vovnet[{extra}] @ git+{SOURCE}'"
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, what it was raised from, what that was raised from, and so on."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        yield current
+        current = current.__cause__ or current.__context__
+
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 120
 

@@ -1,13 +1,19 @@
-"""Load batches of a dataset in worker processes. An error in a worker keeps its one-line message."""
+"""Load batches of a dataset in worker processes, and end in one line when these fail, die or freeze."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import pickle
+import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -16,7 +22,8 @@ from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups
 from vovnet.detection.data.transforms import Sample, TransformedDataset, train_transforms
-from vovnet.errors import InputError
+from vovnet.detection.data.transport import NO_WORKERS, PREFETCH, LoaderError, Parcel, pack
+from vovnet.errors import InputError, StoppedError, causes, reason
 
 _SECONDS_AFTER_SIGTERM = 60
 
@@ -34,7 +41,7 @@ def training_loader(
     world_size: int = 1,
     start: int = 0,
     pin_memory: bool | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Return an endless iterator over training batches. ``seed`` determines their order and random transforms.
 
     Args:
@@ -49,10 +56,13 @@ def training_loader(
 
     Raises:
         InputError: The dataset is empty, or (from the iterator, also with workers) a sample cannot be used.
+        LoaderError: From the iterator: a worker died, or no batch arrived within ``data.timeout`` seconds.
     """
     groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
     stream = BatchStream(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
-    return batch_loader(dataset, train_transforms(data), stream, workers=data.workers, pin_memory=pin_memory)
+    return batch_loader(
+        dataset, train_transforms(data), stream, workers=data.workers, timeout=data.timeout, pin_memory=pin_memory
+    )
 
 
 def batch_loader(
@@ -61,11 +71,12 @@ def batch_loader(
     stream: Sampler[list[SampleKey]],
     *,
     workers: int,
+    timeout: float = 0,
     pin_memory: bool | None = None,
-) -> Iterator[Batch]:
-    """Load and transform the batches of a stream in ``workers`` processes."""
-    samples = _Caught(TransformedDataset(dataset, transforms))
-    return _batches(_loader(samples, workers, pin_memory, batch_sampler=stream))
+) -> Generator[Batch]:
+    """Load and transform the batches of a stream in ``workers`` processes; the other arguments are above."""
+    samples = TransformedDataset(dataset, transforms)
+    return _batches(samples, workers, timeout, pin_memory=pin_memory, batch_sampler=stream)
 
 
 def evaluation_loader(
@@ -73,6 +84,7 @@ def evaluation_loader(
     *,
     batch_size: int = 1,
     workers: int = 0,
+    timeout: float = 0,
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool | None = None,
@@ -83,39 +95,107 @@ def evaluation_loader(
         dataset: A dataset with the protocol of :mod:`vovnet.detection.data`.
         batch_size: The number of images in a batch.
         workers: The number of loader processes.
+        timeout: Seconds to wait for a batch from the workers; 0 waits forever.
         rank: The rank of this process.
         world_size: The number of processes that share the data.
         pin_memory: Pin the batches' memory; None does if there is a GPU.
     """
     indices = range(rank, len(dataset), world_size)
-    samples = _Caught(TransformedDataset(dataset))  # In evaluation mode the detector scales images itself.
-    return EvaluationBatches(_loader(samples, workers, pin_memory, batch_size=batch_size, sampler=indices))
+    samples = TransformedDataset(dataset)  # In evaluation mode the detector scales images itself.
+    return EvaluationBatches(
+        lambda: _batches(samples, workers, timeout, pin_memory=pin_memory, batch_size=batch_size, sampler=indices),
+        -(-len(indices) // batch_size),
+    )
 
 
 class EvaluationBatches:
     """The result of :func:`evaluation_loader`: batches that can be iterated repeatedly, with a length."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
+    def __init__(self, start: Callable[[], Generator[Batch]], length: int) -> None:
+        self._start = start
+        self._length = length
+        self._current: Generator[Batch] | None = None
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._loader)
+        self.close()
+        self._current = self._start()
+        return self._current
+
+    def close(self) -> None:
+        """End the workers of an iteration that was left early."""
+        if self._current is not None:
+            self._current.close()
 
 
-def _loader(samples: Dataset[Any], workers: int, pin_memory: bool | None, **order: Any) -> DataLoader[Any]:
-    return DataLoader(
-        samples,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_leave_interrupts_to_the_parent,
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        # The loader draws a seed when it starts. Its own generator keeps the random state of training as it is.
-        generator=torch.Generator().manual_seed(0),
-        **order,
-    )
+def _batches(
+    samples: TransformedDataset, workers: int, timeout: float, *, pin_memory: bool | None, **order: Any
+) -> Generator[Batch]:
+    before = multiprocessing.active_children()
+    pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+    batches = _started(samples, workers, timeout, {"pin_memory": pin_memory, **order})
+    processes = [process for process in multiprocessing.active_children() if process not in before]
+    try:
+        with loader_failures():
+            for batch in batches:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield _opened(batch) if isinstance(batch, Parcel) else batch
+    except FrozenLoaderError:
+        _kill(processes)  # before torch waits for each of them
+        raise
+    finally:
+        del batches  # torch asks the workers to end
+        _kill(processes)
+
+
+def _opened(parcel: Parcel) -> Batch:
+    if parcel.fallback:
+        warnings.warn(  # Python shows equal warnings of one line once
+            f"batches are sent through pipes, which is slower, because no files in memory can be used "
+            f"({parcel.fallback}); {NO_WORKERS}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    batch: Batch = parcel.unpack()
+    return batch
+
+
+def _started(samples: TransformedDataset, workers: int, timeout: float, options: dict[str, Any]) -> Iterator[Any]:
+    """Return the iterator of a DataLoader, in this process if no others can be started."""
+    # The loader draws a seed when it starts. Its own generator keeps the random state of training as it is.
+    options["generator"] = torch.Generator().manual_seed(0)
+    if workers:
+        if not multiprocessing.current_process().daemon:
+            hook = sys.unraisablehook
+            try:
+                # torch's iterator cannot be deleted without an error if only some of its workers were started.
+                sys.unraisablehook = lambda _: None
+                return iter(
+                    DataLoader(
+                        _InWorker(samples),
+                        num_workers=workers,
+                        prefetch_factor=PREFETCH,
+                        timeout=timeout,
+                        collate_fn=_packed,
+                        worker_init_fn=_leave_interrupts_to_the_parent,
+                        **options,
+                    )
+                )
+            except OSError as error:  # no semaphores in /dev/shm, too many files or processes, no memory
+                why = error.strerror or str(error)
+            finally:
+                sys.unraisablehook = hook
+        else:
+            why = "this process is daemonic, and such a process may not start others"
+        warnings.warn(
+            f"data.workers={workers}: no loader processes can be started ({why}); images are loaded in this process",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return iter(DataLoader(samples, collate_fn=_collated, **options))
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
@@ -134,8 +214,17 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
         os.setpgrp()
 
 
-class _Caught(Dataset[Any]):
-    """Return an ``InputError`` as a value. A worker's exception would arrive with its traceback in the message."""
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    """Kill the workers that still run. A stopped worker does not react to torch's SIGTERM, and would block our exit."""
+    for process in processes:
+        with contextlib.suppress(RuntimeError):  # raised by torch's handler of SIGCHLD, for the first of its workers
+            if process.is_alive():
+                process.kill()
+                process.join(5)
+
+
+class _InWorker(Dataset[Any]):
+    """The samples as a worker loads them: errors that need no traceback become values, and all can be pickled."""
 
     def __init__(self, samples: TransformedDataset) -> None:
         self.samples = samples
@@ -143,49 +232,116 @@ class _Caught(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: int | SampleKey) -> Sample | str:
+    def __getitem__(self, key: int | SampleKey) -> Sample | Exception:
         try:
             return self.samples[key]
-        except InputError as error:
-            return str(error)
+        except MemoryError:
+            return LoaderError(_NO_MEMORY)
+        except BaseException as error:
+            if isinstance(error, (InputError, StoppedError, OSError)) and _survives(error):
+                return error  # torch would put the worker's traceback into the message
+            if isinstance(error, Exception) and _survives(type(error)):
+                raise
+            # torch pickles the class in another thread, or takes the error for the end of the worker.
+            raise RuntimeError(f"the dataset raised {type(error).__name__}") from error
 
 
-def _collate(samples: Sequence[Sample | str]) -> Any:
-    """Return lists of images and targets, or the text of an error.
+def _survives(value: Any) -> bool:
+    """Return True if a value can be pickled and restored."""
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:  # whatever its methods raise
+        return False
+    return True
 
-    Small tensors are sent as arrays, by value: a shared tensor needs a file descriptor, and a process has few of them.
-    """
+
+def _packed(samples: Sequence[Sample | Exception]) -> Parcel | Exception:
+    """Return a packed batch, or the error of one of its samples."""
     for sample in samples:
-        if isinstance(sample, str):
+        if isinstance(sample, Exception):
             return sample
+    batch = _collated(samples)
+    try:
+        return pack(batch)
+    except MemoryError:
+        return LoaderError(_NO_MEMORY)
+    except Exception as error:  # whatever the values' own methods raise
+        return InputError(
+            f"{_unsendable(batch)} cannot be sent by a loader process ({reason(error)[:200]}); expected tensors, "
+            f"numbers, text, and lists and dictionaries of them; {NO_WORKERS}"
+        )
+
+
+def _unsendable(batch: Batch) -> str:
+    """Name the value of a batch that cannot be pickled."""
+    for target in batch[1]:
+        for key, value in target.items():
+            if not _survives(value):
+                return f"image {target.get('image_id')}: the target's '{key}' of type {type(value).__name__}"
+    return "dataset: a target"
+
+
+def _collated(samples: Sequence[Any]) -> Batch:
+    """Return lists of images and targets, with plain tensors."""
     images, targets = zip(*samples, strict=True)
-    return (
-        [image.as_subclass(Tensor) for image in images],
-        [{key: _packed(key, value) for key, value in target.items()} for target in targets],
-    )
+    return [_plain(image) for image in images], [
+        {key: _plain(value) for key, value in target.items()} for target in targets
+    ]
 
 
-def _packed(key: str, value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    value = value.as_subclass(Tensor)
-    return value if key == "masks" else _Small(value.numpy())
+def _plain(value: Any) -> Any:
+    return value.as_subclass(Tensor) if isinstance(value, Tensor) else value
 
 
-class _Small:
-    """An array that the loader does not move into shared memory."""
-
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.array = array
+class FrozenLoaderError(LoaderError):
+    """No batch arrived in time."""
 
 
-def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, str):
-            raise InputError(batch)
-        images, targets = batch
-        yield list(images), [{key: _unpacked(value) for key, value in target.items()} for target in targets]
+_NO_MEMORY = f"a loader process has too little memory: take fewer processes or smaller batches; {NO_WORKERS}"
+
+_TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
+_KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: (.+?)\.")
+_ENDED = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) exited unexpectedly(?: with exit code (-?\d+))?")
+_ADVICE = {
+    "SIGKILL": "the system does this if memory runs out: take fewer processes, smaller batches or more memory",
+    "SIGBUS": "a file that it reads became shorter, or shared memory is full: in Docker, a larger --shm-size",
+}
 
 
-def _unpacked(value: Any) -> Any:
-    return torch.from_numpy(value.array) if isinstance(value, _Small) else value
+@contextlib.contextmanager
+def loader_failures() -> Iterator[None]:
+    """Raise a :class:`LoaderError` for a loader process that dies or freezes during a ``with`` block.
+
+    torch reports a dead worker from a signal handler, so its error may appear anywhere in the main thread, also as the
+    cause of another error.
+    """
+    try:
+        yield
+    except StoppedError:
+        raise
+    except Exception as error:
+        found = [_failure(str(cause)) for cause in causes(error) if isinstance(cause, RuntimeError)]
+        failures = [failure for failure in found if failure is not None]
+        if not failures:
+            raise
+        raise failures[-1] from error  # the first error, which knows the signal
+
+
+def _failure(text: str) -> LoaderError | None:
+    """Return the error for torch's message about a loader process; None for any other message."""
+    if found := _TIMED_OUT.search(text):
+        return FrozenLoaderError(
+            f"no batch arrived from the loader processes within {float(found[1]):g} s (data.timeout): a disk does not "
+            f"answer, or a process is stopped; raise data.timeout if the data is only slow; {NO_WORKERS}"
+        )
+    if found := _KILLED.search(text):
+        number = next((one for one in signal.Signals if signal.strsignal(one) == found[2]), None)
+        name = found[2] if number is None else number.name
+        advice = _ADVICE.get(name, "a library in it failed")
+        return LoaderError(f"a loader process (pid {found[1]}) was killed by {name} ({advice}); {NO_WORKERS}")
+    if found := _ENDED.search(text):
+        code = f" with exit code {found[2]}" if found[2] else ""
+        return LoaderError(f"a loader process (pid {found[1]}) ended by itself{code}; {NO_WORKERS}")
+    if "Too many open files" in text:
+        return LoaderError(f"too many open files for the loader processes; raise the limit (ulimit -n); {NO_WORKERS}")
+    return None

@@ -161,7 +161,11 @@ class TransformedDataset(Dataset[Any]):
             return self._sample(index)
 
     def _sample(self, index: int) -> Sample:
-        image, target = as_protocol(self.dataset[index], self.classes, index)
+        try:
+            sample = self.dataset[index]
+        except StopIteration as error:  # would end the loop over the batches as if there were no more images
+            raise RuntimeError(f"the dataset raised StopIteration for index {index}") from error
+        image, target = as_protocol(sample, self.classes, index)
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
 

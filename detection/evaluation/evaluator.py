@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torchvision.ops import box_convert
 from vovnet.detection import distributed
 from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
 from vovnet.detection.data.coco import CocoDataset, without_masks
-from vovnet.detection.data.loader import evaluation_loader
+from vovnet.detection.data.loader import evaluation_loader, loader_failures
 from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType, percent
@@ -42,6 +43,8 @@ class EvaluationStopped(StoppedError):
     """An evaluation ended early because its caller's ``should_stop`` returned True."""
 
 
+@loader_failures()
+@distributed.lost_processes()
 def evaluate(
     detector: nn.Module,
     dataset: DetectionDataset,
@@ -50,6 +53,7 @@ def evaluate(
     device: str | torch.device | None = None,
     batch_size: int = 1,
     workers: int = 0,
+    timeout: float = 600,
     iou_types: Sequence[IouType] | None = None,
     progress: bool = False,
     tell_limits: bool = True,
@@ -68,6 +72,7 @@ def evaluate(
         device: where to run; None leaves the detector where it is.
         batch_size: images per batch in each process.
         workers: loader processes of each process.
+        timeout: seconds to wait for a batch from the loader processes; 0 waits forever.
         iou_types: ``bbox``, ``segm`` or both; None evaluates boxes, and masks if detector and data have them.
         progress: show a progress bar on stderr (rank 0 only).
         tell_limits: warn if images reach the detector's limit of detections, or are shrunk too far for their objects.
@@ -81,6 +86,8 @@ def evaluate(
         InputError: the dataset is empty, the categories differ, or the detector's output does not fit them.
         EvaluationStopped: ``should_stop`` returned True; nothing has been written.
         OSError: ``output`` cannot be written.
+        LoaderError: a loader process died, or no batch arrived within ``timeout``.
+        ProcessLostError: another process of the group ended or does not answer.
     """
     if len(dataset) == 0:
         raise InputError("evaluate: the dataset has no images; check its annotation file")
@@ -90,14 +97,15 @@ def evaluate(
     evaluator = CocoEvaluator(truth or {"images": [], "annotations": [], "categories": []}, iou_types)
     category_ids = [int(category["id"]) for category in categories]
     to_xywh = box_converter(detector)
-    with inference(detector, device) as place:
-        batches = evaluation_loader(
-            dataset if truth is None else without_masks(dataset),
-            batch_size=batch_size,
-            workers=workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+    loader = evaluation_loader(
+        dataset if truth is None else without_masks(dataset),
+        batch_size=batch_size,
+        workers=workers,
+        timeout=timeout,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    with distributed.patience(), inference(detector, device) as place, contextlib.closing(loader) as batches:
         for images, targets in progress_bar(batches, "evaluate", "batch", shown=progress and distributed.rank() == 0):
             if should_stop():
                 break
@@ -142,12 +150,13 @@ def _on_main(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Call a function on rank 0, and return its value or raise its error in every process."""
     value: dict[str, Any] = {}
     error: Exception | None = None
-    if distributed.rank() == 0:
-        try:
-            value = work()
-        except Exception as raised:
-            # The other processes wait for a message from this one; without it they would wait forever.
-            error = raised
+    with distributed.patience():
+        if distributed.rank() == 0:
+            try:
+                value = work()
+            except Exception as raised:
+                # The other processes wait for a message from this one; without it they would wait forever.
+                error = raised
     value, error = distributed.from_main((value, error))
     if error is not None:
         raise error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ class LegacyRules(TrainingRules):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """Return batches in the reference's order.
 
         If an iteration has several passes, each pass of this process stands for one of the reference's GPUs.
@@ -62,7 +62,8 @@ class LegacyRules(TrainingRules):
         stream = LegacyBatchStream(
             groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, passes=passes
         )
-        return batch_loader(dataset, legacy_train_transforms(data), stream, workers=data.workers)
+        transforms = legacy_train_transforms(data)
+        return batch_loader(dataset, transforms, stream, workers=data.workers, timeout=data.timeout)
 
     def build_optimizer(self, model: nn.Module, solver: SolverRecipe) -> SGD:
         """Return SGD with momentum over every parameter that is trained, in up to two groups: weights, biases.

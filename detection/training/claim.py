@@ -64,16 +64,17 @@ def claimed_run(output: Path, *, resume: Resume, overwrite: bool) -> Iterator[Cl
         raise InputError("--auto-resume and --overwrite: expected one of them, got both")
     claim, problem = Claim(output), None
     with contextlib.ExitStack() as stack:
-        if distributed.rank() == 0:
-            try:
-                waiting = claimed_folder(
-                    output, overwrite=overwrite, resume=bool(resume), patience=PATIENCE_SECONDS[resume]
-                )
-                stack.enter_context(waiting)
-                claim.was_empty = not foreign_entries(output)
-                claim.resumes = _goes_on(output) if resume == "auto" else resume
-            except InputError as error:
-                problem = str(error)
+        with distributed.patience():
+            if distributed.rank() == 0:
+                try:
+                    waiting = claimed_folder(
+                        output, overwrite=overwrite, resume=bool(resume), patience=PATIENCE_SECONDS[resume]
+                    )
+                    stack.enter_context(waiting)
+                    claim.was_empty = not foreign_entries(output)
+                    claim.resumes = _goes_on(output) if resume == "auto" else resume
+                except InputError as error:
+                    problem = str(error)
         problem, claim.resumes = distributed.from_main((problem, claim.resumes))
         if problem is not None:
             raise InputError(problem)

@@ -14,6 +14,7 @@ from vovnet.detection.config.loading import recipe_to_yaml
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.loader import loader_failures
 from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
@@ -72,18 +73,22 @@ def train(
         InputError: the recipe, the data, the folder or the checkpoint cannot be used.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint is intact.
         TrainingInterrupted: a signal stopped the run; the message says what is saved and how to continue.
+        LoaderError: a loader process died or did not answer within ``data.timeout``.
+        ProcessLostError: the same for another process of the run.
     """
     check_recipe(recipe)
     rules = rules_of(recipe.model)
     device = distributed.choose_device(device, distributed.default_device())
     output = expand_home(output)
     with (
-        distributed.process_group(device),
+        loader_failures(),
+        distributed.process_group(device, recipe.data.timeout),
         stop_signals() as signals,
         claimed_run(output, resume=resume, overwrite=overwrite) as claim,
     ):
         rules.check_training(recipe, claim.resumes)
-        train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
+        with distributed.patience():
+            train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
         run = prepare(recipe, rules, output, device, train_dataset.categories, claim.resumes)
         run.evaluates = val_dataset is not None
         all_callbacks: list[Callback] = []
@@ -125,9 +130,11 @@ def _loop(
         passes=solver.accumulate,
     )
     with contextlib.ExitStack() as stack:
-        for callback in callbacks:
-            callback.start(run)
-            stack.callback(callback.stop, run)
+        stack.enter_context(contextlib.closing(batches))
+        with distributed.patience():
+            for callback in callbacks:
+                callback.start(run)
+                stack.callback(callback.stop, run)
         while run.evaluation_due or not run.at_end:
             if run.stopping:
                 raise stopped(run)
@@ -157,6 +164,7 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
                 dataset,
                 device=run.device,
                 workers=run.recipe.data.workers,
+                timeout=run.recipe.data.timeout,
                 # An untrained detector reaches its limits everywhere; those of the data were told at the start.
                 tell_limits=False,
                 should_stop=lambda: run.stop_signal > 0,
@@ -166,8 +174,9 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
             return
     run.evaluated, run.metrics = run.iteration, distributed.from_main(metrics)
     save_if_best(run, run.metrics["segm" if "segm" in run.metrics else "bbox"]["AP"])
-    for callback in callbacks:
-        callback.evaluation(run, run.metrics)
+    with distributed.patience():
+        for callback in callbacks:
+            callback.evaluation(run, run.metrics)
     save_run(run)  # last: a run that is killed before this line is done evaluates again when it is resumed
     agree_to_stop(run)
 

@@ -26,6 +26,7 @@ from vovnet.detection.training.run import Run
 from vovnet.detection.training.state import load_state, restore_random_state
 from vovnet.errors import InputError
 from vovnet.memory import has_osa_blocks, memory_efficient
+from vovnet.ops.build import loader as kernels
 from vovnet.terminal.streams import echo
 
 STATE_KEYS = {
@@ -43,7 +44,7 @@ STATE_KEYS = {
 }
 """Keys of ``last.pt`` beside its format."""
 
-FREE_ON_RESUME = {"log", "data.workers", "solver.max_iterations"}
+FREE_ON_RESUME = {"log", "data.timeout", "data.workers", "solver.max_iterations"}
 """Keys of a recipe that may change when a run is resumed, because they do not change the losses."""
 
 
@@ -70,7 +71,8 @@ def prepare(
     if recipe.solver.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it for cuBLAS
         torch.use_deterministic_algorithms(True)
-    detector = _detector(recipe, categories, device, resumed=state is not None)
+    with distributed.patience():  # a process may download weights or build kernels for all
+        detector = _detector(recipe, categories, device, resumed=state is not None)
     optimizer = rules.build_optimizer(detector, recipe.solver)
     wrapped: nn.Module = detector
     if distributed.world_size() > 1:
@@ -107,6 +109,7 @@ def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.devi
     detector.to(device)
     if solver.memory != "plain" and has_osa_blocks(detector):
         memory_efficient(detector, solver.memory)
+        kernels.available(device)  # builds them now rather than in the first iteration
     if solver.channels_last:
         detector.to(memory_format=torch.channels_last)
     return detector

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from torch import nn
 from torch.optim import SGD
@@ -41,8 +41,8 @@ class TrainingRules:
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
-    ) -> Iterator[Batch]:
-        """Return batches without end.
+    ) -> Generator[Batch]:
+        """Return batches without end; closing the generator ends its loader processes.
 
         Args:
             dataset: follows the protocol of :mod:`vovnet.detection.data`.

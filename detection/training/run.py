@@ -98,6 +98,7 @@ class Run:
         return self.detector if self.ema is None else self.ema.module
 
 
+@distributed.patience()
 def save_run(run: Run) -> None:
     """Write ``last.pt``, and before the first evaluation also ``model.safetensors`` and ``config.json``."""
     states = distributed.gather(random_state())
@@ -129,6 +130,7 @@ def _write(run: Run, states: Sequence[Mapping[str, Any]]) -> None:
         publish(run)
 
 
+@distributed.patience()
 def save_if_best(run: Run, score: float) -> None:
     """If no earlier score was as good, write the weights that were evaluated to ``best.pt`` and publish them."""
     if not score > run.best:

@@ -71,6 +71,9 @@ def evaluate(
     output: Output,
     overwrite: Overwrite = False,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Number of loader processes.")] = 2,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0, help="Seconds to wait for a batch from them; 0 waits forever.")
+    ] = 600,
     device: Device = None,
     fuse: Fuse = False,
     max_pixels: MaxPixels = None,
@@ -87,7 +90,9 @@ def evaluate(
         detector = load_detector(weights)
         dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
         detector = fused_if(fuse, detector)
-        metrics = evaluate_detector(detector, dataset, output, device=place, workers=workers, progress=True)
+        metrics = evaluate_detector(
+            detector, dataset, output, device=place, workers=workers, timeout=timeout, progress=True
+        )
     typer.echo(format_metrics(metrics))
 
 

@@ -1,8 +1,13 @@
 """Batches are the same whatever the workers; errors come out of workers as one line."""
 
+import errno
+import gc
 import multiprocessing
 import os
+import re
 import signal
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,7 +18,7 @@ import torch
 
 from vovnet.detection.config.schema import DataRecipe, DataSource
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.data.loader import Batch, evaluation_loader, training_loader
+from vovnet.detection.data.loader import Batch, LoaderError, evaluation_loader, loader_failures, training_loader
 from vovnet.errors import InputError
 
 Write = Callable[..., DataSource]
@@ -119,6 +124,220 @@ def test_any_dataset(workers: int) -> None:
     assert sorted(target["image_id"] for target in targets) == [10, 11, 12]
     with pytest.raises(KeyError, match="a defect"):
         next(training_loader(Broken(), recipe(workers=workers), batch_size=1, seed=0))
+
+
+class Raises(Minimal):
+    """Raises an error in a worker."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __getitem__(self, index: int) -> Any:
+        raise self.error
+
+
+class OfTwoArguments(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class NotRestored(InputError):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("not restored")
+
+
+def local_error() -> Exception:
+    class Local(Exception):
+        pass
+
+    return Local("a class that cannot be pickled")
+
+
+ERRORS = [
+    ValueError("a defect"),
+    local_error(),
+    OfTwoArguments(1, 2),
+    NotRestored(1, 2),
+    UnicodeDecodeError("utf-8", b"x", 0, 1, "invalid"),
+    FileNotFoundError(2, "No such file or directory", "missing.png"),
+    MemoryError(),
+    RecursionError(),
+    StopIteration(),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_any_error_of_a_worker_ends_the_loading(error: BaseException) -> None:
+    expected: dict[type, type] = {
+        FileNotFoundError: FileNotFoundError,
+        MemoryError: LoaderError,
+        ValueError: ValueError,
+        RecursionError: RecursionError,
+    }
+    if isinstance(error, StopIteration):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            list(evaluation_loader(Raises(error)))
+    with pytest.raises(expected.get(type(error), Exception)) as caught:
+        list(evaluation_loader(Raises(error), workers=1))
+    if isinstance(error, FileNotFoundError):
+        assert caught.value.filename == "missing.png"
+    elif not isinstance(error, MemoryError):
+        assert type(error).__name__ in str(caught.value)  # with the worker's traceback
+
+
+class Extra(Minimal):
+    """Has a value in its targets that only this process can use."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __getitem__(self, index: int) -> Any:
+        image, target = super().__getitem__(index)
+        return image, {**target, "extra": self.value}
+
+
+@pytest.mark.parametrize(
+    "value", [lambda: None, threading.Lock(), (n for n in ())], ids=["function", "lock", "generator"]
+)
+def test_a_target_that_cannot_be_sent(value: object) -> None:
+    with pytest.raises(InputError, match=r"image 10.*'extra'.*data\.workers=0"):
+        list(evaluation_loader(Extra(value), workers=1))
+    assert len(list(evaluation_loader(Extra(value)))) == 3
+
+
+def test_no_batch_is_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container has 64 MB of it, and torch notices that it is full where nobody can catch the error."""
+
+    def full(*arguments: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_new_using_fd_cpu", full)
+    assert len(list(evaluation_loader(Minimal(), workers=1))) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory on this system")
+def test_batches_in_pipes_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> int:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        assert len(list(evaluation_loader(Minimal(), workers=1))) == 3
+    (told,) = [warning for warning in caught if "pipes" in str(warning.message)]
+    assert told.category is RuntimeWarning
+
+
+def test_a_daemonic_process_loads_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    with pytest.warns(RuntimeWarning, match=r"data\.workers=2.*daemonic"):
+        assert len(list(evaluation_loader(Minimal(), workers=2))) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EROFS, errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
+@pytest.mark.parametrize("started", [0, 1])
+def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, number: int, started: int) -> None:
+    start = multiprocessing.Process.start
+    calls = []
+
+    def refuse(process: multiprocessing.Process) -> None:
+        calls.append(process)
+        if len(calls) > started:
+            raise OSError(number, os.strerror(number))
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.Process, "start", refuse)
+    with pytest.warns(RuntimeWarning, match=re.escape(os.strerror(number))), warnings.catch_warnings():
+        warnings.simplefilter("error", pytest.PytestUnraisableExceptionWarning)
+        assert len(list(evaluation_loader(Minimal(), workers=2))) == 3
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+class Signals(Minimal):
+    """A dataset whose second image sends its process a signal."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 1:
+            if self.number < 0:
+                os._exit(-self.number)
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
+
+
+DEADLY = [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", DEADLY, ids=lambda number: signal.Signals(number).name)
+def test_a_worker_that_dies(number: int) -> None:
+    with pytest.raises(LoaderError, match=signal.Signals(number).name) as caught:
+        list(evaluation_loader(Signals(number), workers=2, timeout=60))
+    assert "\n" not in str(caught.value)
+    assert "data.workers=0" in str(caught.value)
+
+
+def test_a_worker_that_exits() -> None:
+    with pytest.raises(LoaderError, match="exit code 3"):
+        list(evaluation_loader(Signals(-3), workers=1, timeout=60))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_frozen_worker(workers: int) -> None:
+    with pytest.raises(LoaderError, match=r"data\.timeout"):
+        list(evaluation_loader(Signals(signal.SIGSTOP), workers=workers, timeout=1.5))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_workers_that_froze_do_not_delay_the_end() -> None:
+    """torch sends SIGTERM, which a stopped process does not see, and Python waits for all its children at its exit."""
+    batches = training_loader(Minimal(), recipe(workers=1, timeout=60), batch_size=1, seed=0)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+MESSAGES = {
+    "DataLoader worker (pid 7) is killed by signal: Killed. ": "SIGKILL.*memory",
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that …": "SIGBUS.*--shm-size",
+    "DataLoader worker (pid(s) 7, 8) exited unexpectedly": "7, 8",
+    "DataLoader worker (pid 7) exited unexpectedly with exit code 9. Details are …": "exit code 9",
+    "DataLoader timed out after 600 seconds": r"600 s \(data\.timeout",
+    "Too many open files. Communication with the workers is no longer possible.": "ulimit",
+}
+
+
+@pytest.mark.parametrize("text", MESSAGES)
+@pytest.mark.parametrize("wrapped", ["not", "as a cause", "as a context"])
+def test_torch_reports_a_dead_worker_anywhere(text: str, wrapped: str) -> None:
+    def fail() -> None:
+        try:
+            raise RuntimeError(text)
+        except RuntimeError as error:
+            if wrapped == "not":
+                raise
+            raise ValueError("another library's error") from (error if wrapped == "as a cause" else None)
+
+    with pytest.raises(LoaderError, match=MESSAGES[text]), loader_failures():
+        fail()
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="another"), loader_failures():
+        raise RuntimeError("another")
+    with pytest.raises(InputError, match="wrong"), loader_failures():
+        raise InputError("wrong")
 
 
 def test_an_empty_dataset() -> None:
