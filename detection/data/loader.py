@@ -143,6 +143,7 @@ def _batches(
                 if isinstance(batch, Exception):
                     raise batch
                 yield _opened(batch) if isinstance(batch, Parcel) else batch
+                _refuse_dead(processes)
     except FrozenLoaderError:
         _kill(processes)  # before torch waits for each of them
         raise
@@ -212,6 +213,14 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
     if hasattr(os, "setpgrp"):  # Windows has no process groups
         os.setpgrp()
+
+
+def _refuse_dead(processes: Iterable[BaseProcess]) -> None:
+    """Raise an error for a worker that died, which torch reports only once, and only in the main thread."""
+    for process in processes:
+        code = process.exitcode
+        if code is not None and code < 0:
+            raise _killed(process.pid, signal.Signals(-code).name)
 
 
 def _kill(processes: Iterable[BaseProcess]) -> None:
@@ -327,6 +336,11 @@ def loader_failures() -> Iterator[None]:
         raise failures[-1] from error  # the first error, which knows the signal
 
 
+def _killed(pid: int | str | None, name: str) -> LoaderError:
+    advice = _ADVICE.get(name, "a library in it failed")
+    return LoaderError(f"a loader process (pid {pid}) was killed by {name} ({advice}); {NO_WORKERS}")
+
+
 def _failure(text: str) -> LoaderError | None:
     """Return the error for torch's message about a loader process; None for any other message."""
     if found := _TIMED_OUT.search(text):
@@ -336,9 +350,7 @@ def _failure(text: str) -> LoaderError | None:
         )
     if found := _KILLED.search(text):
         number = next((one for one in signal.Signals if signal.strsignal(one) == found[2]), None)
-        name = found[2] if number is None else number.name
-        advice = _ADVICE.get(name, "a library in it failed")
-        return LoaderError(f"a loader process (pid {found[1]}) was killed by {name} ({advice}); {NO_WORKERS}")
+        return _killed(found[1], found[2] if number is None else number.name)
     if found := _ENDED.search(text):
         code = f" with exit code {found[2]}" if found[2] else ""
         return LoaderError(f"a loader process (pid {found[1]}) ended by itself{code}; {NO_WORKERS}")

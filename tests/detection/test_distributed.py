@@ -1,19 +1,30 @@
-"""``torchrun … -m vovnet.detection.train``: two processes over gloo, one run, each image evaluated once."""
+"""``torchrun … -m vovnet.detection.train``: two processes over gloo, one run, each image evaluated once.
+
+Processes that die, freeze, or take long, end the run or do not, as they should.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from PIL import Image, ImageDraw
 
-from vovnet.detection import evaluate
+from tests.helpers.processes import killed
+from vovnet.detection import distributed, evaluate
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.schema import DataSource
 from vovnet.detection.data.coco import CocoDataset
@@ -55,11 +66,15 @@ log: {{log_every: 1, evaluate_every: 0, checkpoint_every: 100}}
 """
 
 
-def torchrun(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Train in two processes; a run that hangs fails by its time limit."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+def torchrun(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Train in two processes; a run that hangs fails by its time limit."""
+    port = free_port()
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", PROCESSES, "--master-addr", "127.0.0.1"]
     return subprocess.run(
         list(map(str, [sys.executable, *launcher, "--master-port", port, "-m", "vovnet.detection.train", *arguments])),
@@ -163,3 +178,137 @@ def test_a_batch_that_cannot_be_shared_ends_all(workplace: Path, tmp_path: Path)
     told = [line for line in done.stderr.splitlines() if "solver.batch_size" in line]
     assert any(line.startswith("error: ") for line in told)
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def answers(body: Callable[[int], str], timeout: float = 60) -> list[str]:
+    """Return what a function returns, or which error it raises, in each of two forked processes of one group.
+
+    A process that says nothing until the first has answered is killed, and its answer is empty.
+    """
+    port, processes, ends = free_port(), [], []
+    for rank in range(PROCESSES):
+        read, write = os.pipe()
+        process = os.fork()
+        if process == 0:
+            try:
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(PROCESSES), MASTER_ADDR="127.0.0.1")
+                os.environ["MASTER_PORT"] = str(port)
+                try:
+                    with distributed.process_group(torch.device("cpu"), timeout):
+                        answer = body(rank)
+                except Exception as error:
+                    answer = f"{type(error).__name__}: {error}"
+                os.write(write, answer.encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        processes.append(process)
+        ends.append(read)
+    try:
+        first = os.read(ends[0], 10_000).decode()
+        if not first.startswith("done"):
+            killed(processes[1])
+        return [first, os.read(ends[1], 10_000).decode()]
+    finally:
+        for process, end in zip(processes, ends, strict=True):
+            killed(process)
+            os.close(end)
+
+
+def together() -> str:
+    return f"done {distributed.mean_over_processes(torch.tensor([2.0])).item()}"
+
+
+def test_processes_that_answer() -> None:
+    def body(rank: int) -> str:
+        with distributed.patience(), distributed.patience():  # the inner one does nothing
+            together()
+        return together()
+
+    assert answers(body) == ["done 2.0", "done 2.0"]
+
+
+ENDS: dict[str, tuple[int, str]] = {
+    "dies": (signal.SIGKILL, "ended.*memory"),
+    "is stopped": (signal.SIGSTOP, r"2 s \(data\.timeout\)"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_process_that_does_not_answer(end: str, patient: bool) -> None:
+    number, expected = ENDS[end]
+
+    def body(rank: int) -> str:
+        together()
+        with distributed.patience() if patient else contextlib.nullcontext():
+            if rank == 1:
+                os.kill(os.getpid(), number)
+        return together()
+
+    first, second = answers(body, timeout=2 if number == signal.SIGSTOP else 60)
+    assert first.startswith("ProcessLostError")
+    assert re.search(expected, first)
+    assert "\n" not in first
+    assert not second
+
+
+def test_a_process_that_fails_while_the_others_are_patient() -> None:
+    def body(rank: int) -> str:
+        with distributed.patience():
+            if rank == 1:
+                raise ValueError("a defect")
+        return together()
+
+    first, _ = answers(body, timeout=60)
+    assert first.startswith("ProcessLostError")
+
+
+@pytest.mark.slow
+def test_long_work_is_not_taken_for_a_frozen_process() -> None:
+    """Rank 0 works longer than the timeout, as it does when it evaluates or builds kernels."""
+
+    def body(rank: int) -> str:
+        with distributed.patience():
+            if rank == 0:
+                end = time.monotonic() + 12
+                while time.monotonic() < end:
+                    signal.sigtimedwait([], 0.1)
+        return together()
+
+    assert answers(body, timeout=8) == ["done 2.0", "done 2.0"]
+
+
+def test_a_group_of_the_caller_is_used_and_left(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with distributed.process_group(torch.device("cpu"), 5):
+            assert distributed.world_size() == 1
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("[…/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1"), "has ended"),
+        (RuntimeError("[…/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv"), "data.timeout"),
+        (dist.DistBackendError("NCCL communicator was aborted: Watchdog caught collective operation timeout"), "data."),
+        (dist.DistNetworkError("The server socket has failed to listen: address already in use"), "already in use"),
+    ],
+)
+def test_errors_of_collective_operations_are_one_line(error: Exception, expected: str) -> None:
+    def wrapped() -> None:
+        try:
+            raise error
+        except RuntimeError as inner:
+            raise ValueError("another library's") from inner
+
+    with pytest.raises(distributed.ProcessLostError, match=expected), distributed.lost_processes():
+        raise error
+    with pytest.raises(distributed.ProcessLostError, match=expected), distributed.lost_processes():
+        wrapped()
+    with pytest.raises(RuntimeError, match="other"), distributed.lost_processes():
+        raise RuntimeError("other")
