@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import multiprocessing
+import os
 import shutil
 import signal
 from collections.abc import Mapping
@@ -15,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.data.loader import LoaderError
 from vovnet.detection.training.callbacks import Callback
 from vovnet.detection.training.engine import train
 from vovnet.detection.training.iteration import NonFiniteLossError, step
@@ -391,3 +395,36 @@ def test_accumulated_batches_equal_one_large_batch() -> None:
     assert in_parts == pytest.approx(together, rel=1e-6)
     for ours, theirs in zip(whole.detector.parameters(), parts.detector.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+class SquaresWithAWorkerThatDies(Squares):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+        if index == 3:
+            assert get_worker_info() is not None
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS], ids=["SIGKILL", "SIGBUS"])
+@pytest.mark.parametrize("which", ["train_dataset", "val_dataset"])
+def test_a_loader_process_that_dies_ends_the_run_in_one_line(tmp_path: Path, which: str, number: int) -> None:
+    recipe = tiny_recipe(max_iterations=4)
+    recipe = replace(recipe, data=replace(recipe.data, workers=1, timeout=60))
+    datasets = {"train_dataset": Squares(), "val_dataset": Squares(), which: SquaresWithAWorkerThatDies(number)}
+    with pytest.raises(LoaderError, match=r"data\.workers=0") as caught:
+        train(recipe, tmp_path, progress=False, **datasets)
+    assert signal.Signals(number).name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
+    assert (tmp_path / "last.pt").exists() == (which == "val_dataset")
+
+
+def test_a_loader_process_that_is_stopped_ends_the_run(tmp_path: Path) -> None:
+    recipe = tiny_recipe(max_iterations=4)
+    recipe = replace(recipe, data=replace(recipe.data, workers=1, timeout=2))
+    with pytest.raises(LoaderError, match=r"2 s \(data\.timeout\)"):
+        train(recipe, tmp_path, progress=False, train_dataset=SquaresWithAWorkerThatDies(signal.SIGSTOP))
+    assert not multiprocessing.active_children()
