@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class Metrics:
     claimed_by: str | None = None
     """The source of numbers that were not measured here; :attr:`address` is its URL."""
     address: str | None = None
+    part: str | None = None
+    """The part of the dataset that was measured, such as ``validation data, val.json``."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,18 @@ class CardFields:
     True if only this package registers it."""
 
 
-def detector_fields(folder: Path, detector: Any, source: PublishedFile | None, dataset: str | None) -> CardFields:
-    """Return the facts about a detector folder, from a conversion or from a training run with recipe and metrics."""
+def detector_fields(
+    folder: Path, detector: Any, source: PublishedFile | None, dataset: str | None, evaluated_on: str | None = None
+) -> CardFields:
+    """Return the facts about a detector folder, from a conversion or from a training run with recipe and metrics.
+
+    Args:
+        folder: The detector's folder.
+        detector: The detector that it holds.
+        source: The file that it was converted from.
+        dataset: The publisher's name for the data.
+        evaluated_on: The publisher's name for the validation data, if that is another dataset.
+    """
     model, preprocessing = detector.recipe, detector.preprocessing
     row = published_row(source.name) if source else None
     published = row if row and source and source.file == row.file else None
@@ -99,7 +112,7 @@ def detector_fields(folder: Path, detector: Any, source: PublishedFile | None, d
         citations=(_network_family(model.backbone), model.detector),
         tags=tuple(sorted({"vovnet", "torchvision", "object-detection", task})),
         categories=tuple(str(category["name"]) for category in detector.categories),
-        metrics=_published_metrics(published) if published else _run_metrics(folder, run, dataset),
+        metrics=_published_metrics(published) if published else _run_metrics(folder, run, evaluated_on or dataset),
         datasets=("coco",) if published else (),
         base_model=_start_on_the_hub(run),
     )
@@ -257,8 +270,16 @@ def _run_metrics(folder: Path, run: Recipe | None, dataset: str | None) -> tuple
             if _is_counted(best.get(f"{kind}_{short}"))
         }
         if values:
-            found.append(Metrics(task, dataset or "the publisher's validation data", "custom", values))
+            name = dataset or "the publisher's data"
+            found.append(Metrics(task, name, "custom", values, part=_measured_part(run)))
     return tuple(found)
+
+
+def _measured_part(run: Recipe) -> str:
+    """Return which data a run was evaluated on: the names of the annotation files, without their folders."""
+    train, val = ([source.annotations for source in sources] for sources in (run.data.train, run.data.val))
+    kind = "training data itself" if val and set(val) <= set(train) else "validation data"
+    return ", ".join([kind, *(re.split(r"[/\\]", path)[-1] for path in val)])
 
 
 def _is_counted(value: object) -> bool:

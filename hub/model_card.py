@@ -102,6 +102,7 @@ def _card_data(fields: CardFields, repository: str, license: str | None) -> Mode
                 task_type=metrics.task,
                 dataset_type=metrics.dataset_type,
                 dataset_name=metrics.dataset,
+                dataset_split=metrics.part,
                 metric_type=name,
                 metric_name=name,
                 metric_value=value,
@@ -150,7 +151,8 @@ def _metrics(found: Sequence[Metrics]) -> str:
         claim = f" ({metrics.claimed_by}: {metrics.address})" if metrics.claimed_by else ""
         rows = (metrics.values, ["---"] * len(metrics.values), map(str, metrics.values.values()))
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        parts.append(f"{plain(metrics.dataset)}, in percent{claim}:\n\n{table}")
+        measured = ", ".join(plain(text) for text in (metrics.dataset, metrics.part) if text)
+        parts.append(f"{measured}, in percent{claim}:\n\n{table}")
     return "\n\n".join(parts)
 
 

@@ -50,6 +50,7 @@ def publish(
     private: bool = True,
     license: str | None = None,
     dataset: str | None = None,
+    evaluated_on: str | None = None,
     architecture: StoredAs = "timm",
 ) -> Publication:
     """Upload a folder's model to the Hugging Face Hub, with a model card, checksums and recorded outputs.
@@ -65,6 +66,7 @@ def publish(
         license: A license identifier of the Hub, such as ``apache-2.0``; ``other`` for weights whose authors state
             none. Required for converted weights.
         dataset: The name that the card gives to the data for training and evaluation.
+        evaluated_on: The name that the card gives to the validation data, if that is another dataset.
         architecture: As in :func:`vovnet.hub.convert_checkpoint`.
 
     Returns:
@@ -75,7 +77,7 @@ def publish(
             path, a license is missing or contradicts the source's, or the Hub refuses.
     """
     folder = expand_home(folder)
-    description = Description(repository, license, dataset, architecture)
+    description = Description(repository, license, dataset, architecture, evaluated_on)
     _check_name(repository)
     check_architecture(architecture)
     for name in MODEL_FILES:

@@ -39,8 +39,10 @@ class Description:
     repository: str = UNKNOWN_REPOSITORY
     license: str | None = None
     dataset: str | None = None
-    """The name that the card gives to the training data."""
+    """The name that the card gives to the data."""
     architecture: StoredAs = "timm"
+    evaluated_on: str | None = None
+    """The name that the card gives to the validation data, if that is another dataset."""
 
 
 def check_architecture(architecture: str) -> None:
@@ -86,7 +88,7 @@ def describe(folder: Path, out: Path, source: PublishedFile | None, description:
     model: Any = load_folder(folder)
     config = read_json(folder / CONFIG_FILE)
     if is_detector(folder):
-        fields = detector_fields(folder, model, source, description.dataset)
+        fields = detector_fields(folder, model, source, description.dataset, description.evaluated_on)
     else:
         read_timm_config(folder)
         config = stored_config(config, portable=description.architecture == "timm")

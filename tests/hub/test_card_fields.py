@@ -52,6 +52,7 @@ def test_numbers_of_a_run_are_those_of_the_weights_that_it_kept(run: Path, detec
     facts = of_run(run, detector, "my images")
     assert by_metric(facts) == {"box AP": 32.14, "box AP50": 55.0, "mask AP": 28.75, "mask AP50": 50.0}
     assert {metrics.dataset for metrics in facts.metrics} == {"my images"}
+    assert {metrics.part for metrics in facts.metrics} == {"validation data, val.json"}
     assert {metrics.task for metrics in facts.metrics} == {"object-detection", "image-segmentation"}
     assert all(metrics.claimed_by is None for metrics in facts.metrics)
     assert facts.datasets == ()
@@ -217,3 +218,27 @@ def test_a_backbone_without_a_classifier(tmp_path: Path) -> None:
     assert "without a classifier" in facts.rows["classes"]
     assert facts.citations == ("resnet",)
     assert facts.details["ours"] is False
+
+
+@pytest.mark.parametrize(
+    ("val", "part"),
+    [
+        ([], "validation data"),
+        (["a/train.json"], "training data itself, train.json"),
+        (["b/train.json"], "validation data, train.json"),
+        (["a/train.json", "/home/somebody/x.json"], "validation data, train.json, x.json"),
+        (["C:\\\\secret\\\\v.json"], "validation data, v.json"),
+    ],
+)
+def test_numbers_stand_under_the_data_that_they_were_measured_on(
+    run: Path, detector: Any, tmp_path: Path, val: list[str], part: str
+) -> None:
+    sources = ", ".join(f'{{images: a, annotations: "{path}"}}' for path in val)
+    train = "[{images: a, annotations: a/train.json}]"
+    recipe = f"model: {{detector: mask_rcnn}}\ndata:\n  train: {train}\n  val: [{sources}]\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    facts = detector_fields(tmp_path, detector, None, "cells", "other cells")
+    assert {(metrics.dataset, metrics.part) for metrics in facts.metrics} == {("other cells", part)}
+    assert "cells" in facts.training
+    assert "other cells" not in facts.training

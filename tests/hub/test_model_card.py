@@ -160,7 +160,10 @@ def test_the_card_of_a_run(run: Path, tmp_path: Path) -> None:
     results: Any = card.data.eval_results
     values = {"box AP": 32.14, "box AP50": 55.0, "mask AP": 28.75, "mask AP50": 50.0}
     assert {result.metric_name: result.metric_value for result in results} == values
-    assert {result.dataset_name for result in results} == {"my images"}
+    assert {(result.dataset_name, result.dataset_split) for result in results} == {
+        ("my images", "validation data, val.json")
+    }
+    assert "my images, validation data, val.json, in percent:" in card.text
     assert "Categories, in the order of the labels 1 to 2: cat, dog." in card.text
     assert "1,200 iterations of 4 images" in card.text
     assert headings(card)[1:] == SECTIONS

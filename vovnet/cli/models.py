@@ -40,7 +40,12 @@ def publish(
     yes: Annotated[bool, typer.Option("--yes", help="Upload. Without it, only print what would be uploaded.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     license: Annotated[str | None, typer.Option("--license", help="Such as apache-2.0, cc-by-nc-4.0 or other.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Name of the training data on the card.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Name of the data for training and validation on the card.")
+    ] = None,
+    evaluated_on: Annotated[
+        str | None, typer.Option("--evaluated-on", help="Name of the validation data, if it is another dataset.")
+    ] = None,
     architecture: Architecture = "timm",
 ) -> None:
     """Upload a model to the Hugging Face Hub: weights, configuration, model card and checksums, nothing else."""
@@ -53,6 +58,7 @@ def publish(
         private=not public,
         license=license,
         dataset=dataset,
+        evaluated_on=evaluated_on,
         architecture=cast("StoredAs", architecture),
     )
     typer.echo(done)
