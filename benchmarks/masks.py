@@ -11,11 +11,13 @@ import argparse
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import Ratio, environment
 
 RECIPES = {False: "mask_rcnn_vovnet39_fpn", True: "mask_rcnn_V_39_FPN_1x"}
+MODEL = ["model.pretrained=false", "model.norm=bn", "model.num_classes=2", "model.box_score_thresh=0"]
 WAYS = ("detector", "predict", "evaluate", "torchvision")
 GOAL = 0.7  # GiB over the detector alone
 
@@ -30,8 +32,7 @@ def peak_of(way: str, size: tuple[int, int], legacy: bool, fuse: bool, whole_ima
     from vovnet.detection.masks import detect
 
     torch.manual_seed(0)
-    model = ["model.pretrained=false", "model.norm=bn", "model.num_classes=2", "model.box_score_thresh=0"]
-    detector: Any = build_detector(load_recipe(RECIPES[legacy], model)).eval()
+    detector: Any = build_detector(load_recipe(RECIPES[legacy], MODEL)).eval()
     if fuse:
         detector = vovnet.fuse(detector)
     if whole_image:  # the largest masks that are possible
@@ -89,7 +90,7 @@ class _OneImage:
         }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the peaks and how much they are above the detector's; return 1 if that is more than the goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="4000x3000", help="width and height of the image in pixels")
@@ -98,14 +99,15 @@ def main() -> int:
     parser.add_argument("--whole-image", action="store_true", help="every box covers the whole image")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = parser.parse_args(arguments)
     width, height = map(int, given.size.split("x"))
     if given.in_this_process:
         peak_of(given.ways[0], (width, height), given.legacy, given.fuse, given.whole_image)
         return 0
     peaks: dict[str, float] = {}
     for way in dict.fromkeys(["detector", *given.ways]):
-        command = [sys.executable, "-m", "benchmarks.masks", *sys.argv[1:], "--in-this-process", "--ways", way]
+        command = [sys.executable, "-m", "benchmarks.masks", *arguments, "--in-this-process", "--ways", way]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             print(f"{way:12} ended with {done.returncode}")

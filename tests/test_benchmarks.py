@@ -20,7 +20,18 @@ def benchmarks() -> Iterator[Namespace]:
     """The benchmarks' modules, imported from the repository's root."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        names = ("common", "evaluation", "legacy", "loader", "loading", "memory", "operators", "images", "training")
+        names = (
+            "common",
+            "evaluation",
+            "legacy",
+            "loader",
+            "loading",
+            "masks",
+            "memory",
+            "operators",
+            "images",
+            "training",
+        )
         yield Namespace(**{name: import_module(f"benchmarks.{name}") for name in names})
         for name in names:
             sys.modules.pop(f"benchmarks.{name}")
@@ -343,3 +354,27 @@ def test_the_times_of_saving_memory_are_compared(benchmarks: Namespace, capsys: 
     assert [ratio.bound for ratio in ratios] == [1.0, 1.08]
     assert all(ratio.value > 0 for ratio in ratios)
     assert "seconds, timm vovnet39a, low / timm vovnet39a" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["evaluate", "torchvision"])
+def test_every_way_of_masks_runs(
+    benchmarks: Namespace, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["backbone=vovnet27_slim", "fpn_channels=8", "min_size=64", "max_size=64", "box_representation_size=16"]
+    monkeypatch.setattr(benchmarks.masks, "MODEL", [*benchmarks.masks.MODEL, *(f"model.{one}" for one in small)])
+    assert benchmarks.masks.main(["--size", "60x40", "--whole-image", "--in-this-process", "--ways", way]) == 0
+    count, peak = capsys.readouterr().out.split()[-2:]
+    assert int(count) > 50
+    assert float(peak) > 0
+
+
+@pytest.mark.parametrize(("more", "code"), [(0.5, 0), (0.9, 1)])
+def test_the_memory_of_masks_has_a_goal(
+    benchmarks: Namespace, more: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str], **options: Any) -> Any:
+        return Namespace(returncode=0, stdout=f"100 {1.0 if command[-1] == 'detector' else 1.0 + more}\n")
+
+    monkeypatch.setattr(benchmarks.masks.subprocess, "run", run)
+    assert benchmarks.masks.main(["--ways", "predict"]) == code
+    assert f"{more:+6.2f} (100 detections)" in capsys.readouterr().out

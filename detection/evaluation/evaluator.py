@@ -124,10 +124,10 @@ def evaluate(
     evaluator.gather()
     metrics = _on_main(lambda: _finish(evaluator, None if output is None else expand_home(output)))
     if tell_limits and distributed.rank() == 0:
-        found = list(evaluator.detections.values())
+        finished = list(evaluator.detections.values())
         own = sizes_of_truth(evaluator.ground_truth)
         warn_of_limits(
-            detector, [one.size for one in found], [len(one.scores) for one in found], own.median if own else None
+            detector, [one.size for one in finished], [len(one.scores) for one in finished], own.median if own else None
         )
     return metrics
 

@@ -148,7 +148,7 @@ def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Return the mask (H, W) of an RLE."""
     from pycocotools import mask as coco_mask
 
-    return np.asarray(coco_mask.decode(segmentation), dtype=bool)
+    return coco_mask.decode(segmentation).view(np.bool_)
 
 
 def _paint_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Rgb, line: int) -> None:
