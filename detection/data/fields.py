@@ -21,14 +21,16 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """True for a number of JSON, which may be infinite or NaN. ``true`` and ``false`` are not numbers."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) or type(value) is int
 
 
 def whole_number(value: object) -> int | None:
     """Return a whole number that fits 64 bits, as ids and sizes must; 3.0 is 3."""
-    if isinstance(value, float) and value.is_integer():
+    if type(value) is not int:
+        if not isinstance(value, float) or not value.is_integer():
+            return None
         value = int(value)
-    return value if type(value) is int and -(2**63) < value < 2**63 else None
+    return value if -(2**63) < value < 2**63 else None
 
 
 def flag(value: object) -> bool | None:
@@ -40,13 +42,17 @@ def flag(value: object) -> bool | None:
 
 def box(value: object) -> Box | None:
     """Return four finite numbers."""
-    if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(is_number, value)):
+    if not isinstance(value, list | tuple) or len(value) != 4:
         return None
+    for number in value:
+        if not is_number(number):
+            return None
+    x, y, width, height = value
     try:
-        x, y, width, height = map(float, value)
+        found = (float(x), float(y), float(width), float(height))
     except OverflowError:  # an integer of hundreds of digits
         return None
-    return (x, y, width, height) if math.isfinite(x + y + width + height) else None
+    return found if math.isfinite(sum(found)) else None
 
 
 def area(value: object) -> float | None:

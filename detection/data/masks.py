@@ -56,7 +56,7 @@ def _is_polygon(part: object, limit: float) -> bool:
         near = isfinite(sum(part)) and -limit <= min(part) and max(part) <= limit
     except (TypeError, OverflowError):  # Something in it is not a number, or is too large for one.
         return False
-    if bool in set(map(type, part)):  # Python counts with ``true`` as with 1.
+    if min(part) <= 1 and bool in set(map(type, part)):  # Python counts with ``true`` as with 1.
         return False
     # No outline is longer than this bound; most are far below it, so that few lengths have to be computed.
     return near and (len(part) * (max(part) - min(part)) <= _LONGEST or _length(part[::2], part[1::2]) <= _LONGEST)

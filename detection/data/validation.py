@@ -179,8 +179,8 @@ class _Rules:
             add(problem, annotation_id)
         if box is None or problem not in (None, "box_partly_outside", "tiny_box"):
             return None
-        self._check_the_rest(entry, annotation_id)
         segmentation, area, mask_problem = None, fields.area(entry.get("area")), None
+        self._check_the_rest(entry, annotation_id, area)
         if self.masks or area is None:
             segmentation, mask_problem = sound_segmentation(entry.get("segmentation"), image.height, image.width)
         if self.masks and mask_problem:
@@ -205,11 +205,11 @@ class _Rules:
             return "normalized_box"
         return box_problem(box, image.width, image.height)
 
-    def _check_the_rest(self, entry: dict[str, Any], annotation_id: int | str) -> None:
+    def _check_the_rest(self, entry: dict[str, Any], annotation_id: int | str, area: float | None) -> None:
         """Add what is wrong with the fields that an annotation can do without."""
         if entry.get("id") is not None and fields.whole_number(entry["id"]) is None:
             self.report.add("annotation_id", annotation_id)
-        if entry.get("area") is not None and fields.area(entry["area"]) is None:
+        if area is None and entry.get("area") is not None:
             self.report.add("bad_area", annotation_id, lambda: f"area {_value(entry, 'area')}")
         if entry.get("ignore") is not None and fields.flag(entry["ignore"]) is not False:
             self.report.add("ignore_set", annotation_id, lambda: f"ignore {_value(entry, 'ignore')}")
@@ -217,7 +217,7 @@ class _Rules:
 
 def box_problem(box: fields.Box, width: int, height: int) -> str | None:
     """Return the kind of problem of a box (x, y, width, height in pixels) in an image of this size, or None."""
-    if not all(-_LARGEST < number < _LARGEST for number in box):
+    if max(box) >= _LARGEST or min(box) <= -_LARGEST:
         return "bad_box"
     x, y, w, h = box
     if min(w, h) < SMALLEST:

@@ -1,4 +1,4 @@
-"""COCO's metrics by pycocotools: complete the ground truth, collect detections, name the numbers."""
+"""COCO's metrics by pycocotools: collect detections, compare them with the truth, name the numbers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
 from vovnet.detection import distributed
-from vovnet.detection.data.masks import sound_segmentation, to_rle
+from vovnet.detection.evaluation.truth import IouType as IouType
+from vovnet.detection.evaluation.truth import coco_ground_truth, empty_coco
 from vovnet.detection.inference_mode import ImageDetections
-from vovnet.errors import InputError, install_advice
+from vovnet.errors import InputError
 from vovnet.files import atomic_path
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers in pycocotools' order, each in 0..1, or -1 if there is nothing to count (as in COCO)."""
 
-IouType = Literal["bbox", "segm"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
 
 
@@ -126,58 +126,6 @@ class CocoEvaluator:
         return _precision(self.evaluated[iou_type])
 
 
-def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType) -> COCO:
-    """Return a pycocotools ``COCO`` of copies of the annotations, with every key that ``COCOeval`` reads.
-
-    Annotations get new ids if one is missing, repeated or 0 (``COCOeval`` takes a match with id 0 for no match). For
-    ``segm``, an object without a usable mask becomes a crowd region of its box, which ``COCOeval`` ignores.
-    """
-    coco = _empty_coco()
-    images = {image["id"]: image for image in ground_truth["images"]}
-    known = {category["id"] for category in ground_truth["categories"]}
-    annotations = [
-        _complete(annotation, images[annotation["image_id"]], iou_type)
-        for annotation in ground_truth["annotations"]
-        if annotation["image_id"] in images and annotation["category_id"] in known
-    ]
-    ids = {annotation.get("id") for annotation in annotations}
-    if len(ids) != len(annotations) or not ids.isdisjoint({0, None}):
-        for position, annotation in enumerate(annotations, start=1):
-            annotation["id"] = position
-    coco.dataset = {
-        "images": list(images.values()),
-        "annotations": annotations,
-        "categories": list(ground_truth["categories"]),
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
-def _complete(annotation: Mapping[str, Any], image: Mapping[str, Any], iou_type: IouType) -> dict[str, Any]:
-    from pycocotools import mask as coco_mask
-
-    filled = dict(annotation)
-    filled["iscrowd"] = int(filled.get("iscrowd") or 0)
-    if iou_type == "segm":
-        size = (image["height"], image["width"])
-        usable, _ = sound_segmentation(filled.get("segmentation"), *size)
-        if usable is None:
-            x, y, width, height = filled["bbox"]
-            usable = [[x, y, x + width, y, x + width, y + height, x, y + height]]
-            filled["iscrowd"] = 1
-        rle = to_rle(usable, *size)
-        filled["segmentation"] = rle
-        filled.setdefault("bbox", coco_mask.toBbox(rle).tolist())
-        if filled.get("area") is None:
-            filled["area"] = float(coco_mask.area(rle))
-    elif "bbox" not in filled:
-        raise InputError(f"ground truth: annotation {filled.get('id')} has no 'bbox'; boxes cannot be evaluated on it")
-    elif filled.get("area") is None:
-        filled["area"] = float(filled["bbox"][2] * filled["bbox"][3])
-    return filled
-
-
 def run_coco_eval(truth: COCO, results: list[dict[str, Any]], iou_type: IouType, image_ids: Sequence[int]) -> COCOeval:
     """Return pycocotools' ``COCOeval`` after ``summarize``, without its printing.
 
@@ -192,7 +140,7 @@ def run_coco_eval(truth: COCO, results: list[dict[str, Any]], iou_type: IouType,
 
     if unknown := [image_id for image_id in image_ids if image_id not in truth.imgs]:
         raise InputError(f"evaluation: image {unknown[0]} is not in the ground truth ({len(unknown)} such)")
-    found = _empty_coco()
+    found = empty_coco()
     boxes = iou_type == "bbox"
     for position, entry in enumerate(results):
         entry["id"] = position + 1
@@ -220,16 +168,6 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if running:
             gc.enable()
-
-
-def _empty_coco() -> COCO:
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise InputError(
-            f"evaluation needs pycocotools, which is not installed: {install_advice('detection')}"
-        ) from error
-    return COCO()
 
 
 def _numbers(evaluated: COCOeval) -> dict[str, float]:

@@ -58,6 +58,12 @@ def nested(depth: int = NESTED) -> Any:
     return value
 
 
+def flat_values() -> st.SearchStrategy[Any]:
+    """The values of :func:`strange_values` that are not nested deeply."""
+    plain = st.sampled_from((None, True, False, "0", "False", *NUMBERS, *NOT_FINITE, *TEXTS, *CONTAINERS))
+    return st.one_of(plain, st.integers(), st.floats(), st.text(max_size=20))
+
+
 def strange_values() -> st.SearchStrategy[Any]:
     """Values that are of another type, size or form than anybody expects, each as JSON can hold it."""
     plain = st.sampled_from((None, True, False, *NUMBERS, *NOT_FINITE, *TEXTS, *CONTAINERS))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from strange_json import strange_values
+from strange_json import flat_values
 
 from vovnet.detection.data import fields
 
@@ -117,7 +117,7 @@ def test_file_names(entry: dict[str, Any], names: list[str]) -> None:
     assert fields.file_names(entry) == names
 
 
-@given(strange_values())
+@given(flat_values())
 @settings(max_examples=50, deadline=None)
 def test_any_value_is_read_without_an_error(value: Any) -> None:
     value = json.loads(json.dumps(value))

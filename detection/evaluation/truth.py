@@ -1,0 +1,143 @@
+"""The ground truth for pycocotools: a COCO dictionary whose fields are read by value and completed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vovnet.detection.data import fields
+from vovnet.detection.data.masks import sound_segmentation, to_rle
+from vovnet.errors import InputError, install_advice, shown
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
+IouType = Literal["bbox", "segm"]
+
+
+def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType) -> COCO:
+    """Return a pycocotools ``COCO`` of copies of the annotations, with every key that ``COCOeval`` reads.
+
+    Annotations get new ids if one is missing, repeated or 0 (``COCOeval`` takes a match with id 0 for no match). For
+    ``segm``, an object without a usable mask becomes a crowd region of its box, which ``COCOeval`` ignores. As in
+    pycocotools, annotations of other images and categories than the listed ones do not count.
+
+    Raises:
+        InputError: An entry has a value that its field cannot have, or two images or categories have the same id.
+    """
+    coco = empty_coco()
+    images = _by_id(ground_truth["images"], "image")
+    known = _by_id(ground_truth["categories"], "category")
+    annotations = []
+    for position, annotation in enumerate(ground_truth["annotations"]):
+        where = f"annotations[{position}]"
+        image_id = _read(annotation, "image_id", fields.whole_number, "a whole number", where)
+        category_id = _read(annotation, "category_id", fields.whole_number, "a whole number", where)
+        if image_id in images and category_id in known:
+            known_ids = {"image_id": image_id, "category_id": category_id}
+            annotations.append(_complete({**annotation, **known_ids}, images[image_id], iou_type, where))
+    ids = {annotation.get("id") for annotation in annotations}
+    if len(ids) != len(annotations) or not ids.isdisjoint({0, None}):
+        for position, annotation in enumerate(annotations, start=1):
+            annotation["id"] = position
+    coco.dataset = {"images": list(images.values()), "annotations": annotations, "categories": list(known.values())}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _complete(annotation: dict[str, Any], image: Mapping[str, Any], iou_type: IouType, where: str) -> dict[str, Any]:
+    """Return an annotation of pycocotools after reading its fields by value."""
+    from pycocotools import mask as coco_mask
+
+    read = {
+        key: None if annotation.get(key) is None else _read(annotation, key, reader, expected, where)
+        for key, reader, expected in _READERS
+    }
+    filled = annotation | {key: value for key, value in read.items() if value is not None}
+    filled["iscrowd"] = int(read["iscrowd"] or False)
+    if iou_type == "segm":
+        width, height = _size_of(image)
+        usable, _ = sound_segmentation(filled.get("segmentation"), height, width)
+        if usable is None:
+            x, y, w, h = _box_of(filled, where)
+            usable = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            filled["iscrowd"] = 1
+        rle = to_rle(usable, height, width)
+        filled["segmentation"] = rle
+        if read["bbox"] is None:
+            filled["bbox"] = coco_mask.toBbox(rle).tolist()
+        if read["area"] is None:
+            filled["area"] = float(coco_mask.area(rle))
+    else:
+        *_, w, h = _box_of(filled, where)
+        if read["area"] is None:
+            filled["area"] = w * h
+    return filled
+
+
+def _box_of(annotation: dict[str, Any], where: str) -> list[float]:
+    if annotation.get("bbox") is None:
+        raise InputError(f"ground truth: {where} has no 'bbox'; boxes cannot be evaluated on it")
+    return list(annotation["bbox"])
+
+
+def _size_of(image: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the width and height of an image."""
+    size = fields.image_size({key: _plain(image.get(key)) for key in ("width", "height")})
+    if size is None:
+        raise InputError(f"ground truth: image {image['id']}: expected width and height in pixels, got {shown(image)}")
+    return size
+
+
+def _read_box(value: Any) -> list[float] | None:
+    box = fields.box([_plain(number) for number in value]) if isinstance(value, list | tuple | np.ndarray) else None
+    return None if box is None or min(box[2:]) < 0 else list(box)
+
+
+def _read_area(value: Any) -> float | None:
+    return float(value) if fields.is_number(value) and 0 <= value < 2**63 else None
+
+
+_READERS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("iscrowd", fields.flag, "0 or 1"),
+    ("bbox", _read_box, "[x, y, width, height], four finite numbers"),
+    ("area", _read_area, "a number of pixels"),
+)
+
+
+def _read(entry: Mapping[str, Any], key: str, reader: Callable[[Any], Any], expected: str, where: str) -> Any:
+    value = reader(_plain(entry.get(key)))
+    if value is None:
+        raise InputError(f"ground truth: {where}: {key}: expected {expected}, got {shown(entry.get(key))}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of NumPy as Python's, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _by_id(entries: Iterable[Mapping[str, Any]], of: str) -> dict[int, Mapping[str, Any]]:
+    found: dict[int, Mapping[str, Any]] = {}
+    for position, entry in enumerate(entries):
+        number = _read(entry, "id", fields.whole_number, "a whole number", f"{of} {position}")
+        if number in found:
+            raise InputError(f"ground truth: two entries for {of} {number}; each needs an id of its own")
+        found[number] = {**entry, "id": number}
+    return found
+
+
+def empty_coco() -> COCO:
+    """Return a ``COCO`` without a file."""
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise InputError(
+            f"evaluation needs pycocotools, which is not installed: {install_advice('detection')}"
+        ) from error
+    return COCO()
