@@ -169,7 +169,8 @@ class CocoDataset(Dataset[Any]):
     @property
     def dropped_summary(self) -> str:
         """Return one line on what was left out at the start; empty if nothing was."""
-        return self.dropped.summary()
+        # Evaluation does not clip boxes, and keeps those of objects without a mask.
+        return self.dropped.summary() if self.training or self.dropped.dropped_annotations else ""
 
     def __len__(self) -> int:
         return len(self._paths)

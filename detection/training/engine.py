@@ -243,9 +243,9 @@ def _announce(run: Run, train_dataset: DetectionDataset, val_dataset: DetectionD
         f"{solver.reference_batch_size}; {solver.max_iterations} iterations of {solver.batch_size} images "
         f"({solver.max_iterations * solver.batch_size / len(train_dataset):.1f} epochs)",
     ]
-    dropped = getattr(train_dataset, "dropped_summary", None)
-    if dropped:
-        lines.append(f"data left out: {dropped}")
+    for name, dataset in (("data", train_dataset), ("validation data", val_dataset)):
+        if dropped := getattr(dataset, "dropped_summary", None):
+            lines.append(f"{name} left out: {dropped}")
     if run.iteration:
         lines.append(f"resumed after iteration {run.iteration}")
     say("\n".join(lines))

@@ -84,11 +84,14 @@ def evaluate(
     from vovnet.detection.evaluation.evaluator import evaluation_dataset
     from vovnet.folders.claim import claimed_folder
     from vovnet.hub import load_detector
+    from vovnet.terminal.streams import say
 
     place = device_for(device, fuse)
     with claimed_folder(output, overwrite=overwrite):
         detector = load_detector(weights)
         dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
+        if dataset.dropped_summary:
+            say(f"data left out: {dataset.dropped_summary}")
         detector = fused_if(fuse, detector)
         metrics = evaluate_detector(
             detector, dataset, output, device=place, workers=workers, timeout=timeout, progress=True

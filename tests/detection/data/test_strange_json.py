@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from strange_json import mutated, mutated_text
+from strange_json import flat_values, mutated, mutated_text
 
 from vovnet.detection.config.schema import DataSource
 from vovnet.detection.data.coco import CocoDataset
@@ -193,6 +194,42 @@ def test_mutated_texts(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(("path", "value"), KNOWN, ids=map(str, range(len(KNOWN))))
 def test_known_cases(folder: Path, path: list[Any], value: Any) -> None:
     check(folder, json.dumps(changed(path, value)))
+
+
+FIELDS = [
+    *(["images", 0, key] for key in ("id", "file_name", "width", "height", "coco_url")),
+    *(["annotations", 0, key] for key in ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")),
+    *(["annotations", 0, "bbox", 2], ["annotations", 0, "segmentation"], ["annotations", 1, "segmentation", "counts"]),
+    *(["categories", 0, "id"], ["categories", 0, "name"]),
+]
+
+
+@given(path=st.sampled_from(FIELDS), value=flat_values())
+@LOAD
+def test_training_evaluation_and_the_check_agree(folder: Path, path: list[Any], value: Any) -> None:
+    """They use the same objects. After "nothing is wrong" all accept the file, and what is used is what is stated."""
+    source = source_of(folder, json.dumps(changed(path, value)))
+    report = outcome(lambda: check_data(source.images, source.annotations))
+    training = outcome(lambda: CocoDataset([source], masks=False, training=True))
+    evaluation = outcome(lambda: CocoDataset([source], masks=False, training=False))
+    if report is None:
+        assert training is None
+        assert evaluation is None
+        return
+    if report.ok:
+        assert training is not None
+        assert evaluation is not None
+        assert outcome(lambda: CocoDataset([source], masks=True, training=True)) is not None
+        assert report.annotations - report.crowds == len(training._boxes)
+    if training is not None and evaluation is not None:
+        assert np.array_equal(training._boxes, evaluation._boxes[evaluation._crowds == 0])
+        assert evaluation.ground_truth is not None
+        assert len(evaluation.ground_truth["annotations"]) == report.annotations - training.dropped.dropped_annotations
+    if path[-1] == "iscrowd" and evaluation is not None:
+        stated = {"0": 0, "False": 0, "1": 1, "5": None}.get(value) if isinstance(value, str) else value
+        expected = 0 if value is None else stated if stated in (0, 1) and not isinstance(stated, list | dict) else None
+        crowds = [one["iscrowd"] for one in evaluation.ground_truth["annotations"] if one["bbox"] == [2, 2, 8, 8.5]]
+        assert crowds == ([] if expected is None else [expected])
 
 
 @pytest.mark.parametrize("name", ["\udcff"])

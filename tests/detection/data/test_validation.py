@@ -301,6 +301,14 @@ def test_rotations(write: Write, entries: Any, orientation: int, size: tuple[int
         assert CocoDataset([source], masks=False, training=True)[0][0].shape == (3, 40, 60)
 
 
+def test_evaluation_says_what_it_leaves_out(write: Write, entries: Any) -> None:
+    annotation, _ = entries
+    clipped = write([annotation(1, 1), annotation(2, 2, bbox=[50, 10, 20, 20], segmentation=None)], name="clipped")
+    assert CocoDataset([clipped], masks=True, training=False).dropped_summary == ""
+    bad = write([annotation(1, 1), annotation(2, 2, iscrowd="maybe")], name="bad")
+    assert KINDS["bad_iscrowd"].text in CocoDataset([bad], masks=True, training=False).dropped_summary
+
+
 def test_names_that_stand_twice(write: Write, entries: Any) -> None:
     names = {7: "cat", 8: "dog", 9: "cat", 10: "Dog", 11: "hot dog", 12: "hotdog "}
     source = write(categories=[{"id": number, "name": name} for number, name in names.items()])
