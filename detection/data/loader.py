@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
@@ -24,8 +25,6 @@ from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups
 from vovnet.detection.data.transforms import Sample, TransformedDataset, train_transforms
 from vovnet.detection.data.transport import NO_WORKERS, PREFETCH, LoaderError, Parcel, pack
 from vovnet.errors import InputError, StoppedError, causes, reason
-
-_SECONDS_AFTER_SIGTERM = 60
 
 Batch = tuple[list[Tensor], list[Target]]
 """Images uint8 (C, H, W), each with its own size, and their targets as plain tensors."""
@@ -202,17 +201,25 @@ def _started(samples: TransformedDataset, workers: int, timeout: float, options:
 def _leave_interrupts_to_the_parent(worker: int) -> None:
     """Ignore in a worker the signals that stop a training, and leave the process group that torchrun signals.
 
-    Training finishes its iteration after a signal, and needs its workers for that. SLURM and systemd send a signal to
-    every process, therefore SIGTERM ends a worker only after a while. If training itself dies, torch's watchdog ends
-    the workers.
+    Training finishes its iteration after a signal, and needs its workers for that. If training itself dies, torch's
+    watchdog ends the workers.
     """
     for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
+    if hasattr(signal, "sigwaitinfo"):
+        # Blocked here, so that the thread receives it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_by_sigterm_of, args=(os.getppid(),), daemon=True).start()
     if hasattr(os, "setpgrp"):  # Windows has no process groups
         os.setpgrp()
+
+
+def _end_by_sigterm_of(parent: int) -> None:
+    """End this process if its parent sends SIGTERM. Those of SLURM and systemd reach every process of a training."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _refuse_dead(processes: Iterable[BaseProcess]) -> None:
