@@ -56,6 +56,12 @@ def to_input(image: Tensor, device: torch.device) -> Tensor:
     return image if image.is_floating_point() else image.to(torch.float32) / 255
 
 
+def input_channels(detector: nn.Module) -> int:
+    """Return the number of channels of the images that a detector takes."""
+    mean = getattr(getattr(detector, "transform", None), "image_mean", None)
+    return 3 if mean is None else len(mean)
+
+
 def check_shape(detector: nn.Module, height: int, width: int, name: str) -> None:
     """Refuse an image that would have no pixels after the detector's resize, which rounds down.
 

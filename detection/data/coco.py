@@ -233,6 +233,10 @@ class CocoDataset(Dataset[Any]):
         images = np.repeat(np.arange(len(self)), np.diff(self._starts))
         return ObjectSizes(np.sqrt(np.prod(self._boxes[:, 2:], axis=1)), images, self._sizes.astype(np.int64))
 
+    def image_id(self, index: int) -> int:
+        """Return an image's id."""
+        return int(self._ids[index])
+
     def file_name(self, index: int) -> str:
         """Return an image's ``file_name`` in its annotation file."""
         return self._names[index]

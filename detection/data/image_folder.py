@@ -33,7 +33,9 @@ def list_images(folder: str | Path, report: Callable[[str], object] | None = Non
     """
     folder = expand_home(folder)
     suffixes = image_suffixes()
-    images, others, folders = [], [], []
+    images: list[str] = []
+    others: list[str] = []
+    folders: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda one: one.name):

@@ -78,7 +78,7 @@ def _formats() -> list[str]:
 def _accepts(name: str, prefix: bytes) -> bool | str:
     """Return what Pillow's plug-in says of the first bytes of a file: its own, or not, or why it cannot read it."""
     accept = Image.OPEN[name][1] if name in Image.OPEN else None
-    return bool(accept) and accept(prefix)
+    return accept(prefix) if accept else False
 
 
 def image_suffixes() -> frozenset[str]:
@@ -240,6 +240,8 @@ def _convert(image: Image.Image, name: str, channels: int) -> Image.Image:
         )
     elif image.mode == "P":
         image = image.convert("RGBA")  # avoids a warning about transparent palettes
+    elif image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow has no way from LAB to grey
     elif image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     return image if image.mode == mode else image.convert(mode)

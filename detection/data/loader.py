@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups
-from vovnet.detection.data.transforms import Sample, TransformedDataset, train_transforms
+from vovnet.detection.data.samples import Sample
+from vovnet.detection.data.transforms import TransformedDataset, train_transforms
 from vovnet.detection.data.transport import NO_WORKERS, PREFETCH, LoaderError, Parcel, pack
 from vovnet.errors import InputError, StoppedError, causes, reason
 
 Batch = tuple[list[Tensor], list[Target]]
-"""Images uint8 (C, H, W), each with its own size, and their targets as plain tensors."""
+"""Images, uint8 or float32 in [0, 1], (C, H, W), each with its own size, and their targets as plain tensors."""
 
 
 def training_loader(
@@ -57,6 +59,7 @@ def training_loader(
         InputError: The dataset is empty, or (from the iterator, also with workers) a sample cannot be used.
         LoaderError: From the iterator: a worker died, or no batch arrived within ``data.timeout`` seconds.
     """
+    dataset = checked(dataset)
     groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
     stream = BatchStream(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
     return batch_loader(
@@ -99,6 +102,7 @@ def evaluation_loader(
         world_size: The number of processes that share the data.
         pin_memory: Pin the batches' memory; None does if there is a GPU.
     """
+    dataset = checked(dataset)
     indices = range(rank, len(dataset), world_size)
     samples = TransformedDataset(dataset)  # In evaluation mode the detector scales images itself.
     return EvaluationBatches(

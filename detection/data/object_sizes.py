@@ -69,8 +69,8 @@ def sizes_of(dataset: Any) -> ObjectSizes | None:
     any dataset with a ``ground_truth``.
     """
     if callable(getattr(dataset, "object_sizes", None)):
-        found: ObjectSizes = dataset.object_sizes()
-        return found if len(found.sides) else None
+        found: ObjectSizes | None = dataset.object_sizes()
+        return found if found is not None and len(found.sides) else None
     truth = getattr(dataset, "ground_truth", None)
     return sizes_of_truth(truth) if truth else None
 

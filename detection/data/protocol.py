@@ -15,13 +15,18 @@ class DetectionDataset(Protocol):
     """A dataset for training or evaluation. Any object with these attributes can be used; no base class is needed.
 
     ``dataset[i]`` returns ``(image, target)``. The image is a ``tv_tensors.Image``, uint8 (C, H, W), RGB or with as
-    many channels as the model takes; a plain tensor or a Pillow image is accepted, too. The target is a dict with
+    many channels as the model takes, or another kind that :func:`vovnet.detection.data.pixels.to_pixels` converts. The
+    target is a dict with
 
-    - ``boxes``: ``tv_tensors.BoundingBoxes`` or a tensor, float32 (N, 4), x0, y0, x1, y1 in absolute pixels;
+    - ``boxes``: ``tv_tensors.BoundingBoxes`` or a tensor, float32 (N, 4), x0, y0, x1, y1 in absolute pixels. Boxes are
+      clipped to the image; one that is outside, or has no width or height, is an error;
     - ``labels``: int64 (N,) in 1..K. 0 is the background, and label k means ``dataset.categories[k - 1]``;
-    - ``image_id``: int, different for each image;
+    - ``image_id``: int, different for each image; without it, the index is the id;
     - ``masks``, if there are masks: ``tv_tensors.Mask`` or a tensor, uint8 (N, H, W) of 0 and 1;
-    - ``iscrowd``, int64 (N,), and ``area``, float32 (N,) in pixels: optional. Training leaves out crowds.
+    - ``iscrowd``, 0 or 1 (N,), and ``area``, float32 (N,) in pixels: optional. Training leaves out crowds.
+
+    Other integers and floats, arrays and lists are converted. Other keys are ignored. Training and evaluation check
+    each sample in the same way (:func:`vovnet.detection.data.samples.check_sample`); an error names the sample.
 
     These attributes are optional:
 
@@ -30,6 +35,10 @@ class DetectionDataset(Protocol):
     - ``dataset.ground_truth`` is a COCO JSON object (``images``, ``annotations``, ``categories``) to evaluate against.
       Without it, evaluation uses the targets.
     - ``dataset.file_name(i)`` returns the image's name for messages.
+    - ``dataset.image_id(i)`` returns the image's id without loading it, for parts and concatenations of datasets.
+
+    ``Subset`` and ``ConcatDataset`` of torch take these attributes from the datasets in them. A concatenation needs
+    datasets with the same categories; images whose ids an earlier part has get new ones.
 
     A dataset is copied into loader processes, so it should open files when a sample is requested, not before.
     """

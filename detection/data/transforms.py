@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -22,12 +21,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from vovnet.detection.config.schema import DataRecipe
-from vovnet.detection.data.images import to_tensor
-from vovnet.detection.data.protocol import DetectionDataset, Target
-from vovnet.errors import InputError
-
-Sample = tuple[Tensor, Target]
-"""An image uint8 (C, H, W) and its target; see :mod:`vovnet.detection.data`."""
+from vovnet.detection.data.datasets import checked
+from vovnet.detection.data.protocol import DetectionDataset
+from vovnet.detection.data.samples import Sample
 
 PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd")
 """The keys of a target whose tensors have one row per object."""
@@ -143,12 +139,11 @@ class TransformedDataset(Dataset[Any]):
     transforms, and restores the random states. The sample does not depend on the number of workers or on a resumed run,
     and no other random numbers change. ``transformed[index]`` uses the current random states.
 
-    Samples are converted by :func:`as_protocol`.
+    Samples are checked by :func:`vovnet.detection.data.datasets.checked`.
     """
 
     def __init__(self, dataset: DetectionDataset, transforms: Callable[..., Any] | None = None) -> None:
-        self.dataset, self.transforms = dataset, transforms
-        self.classes = len(dataset.categories)
+        self.dataset, self.transforms = checked(dataset), transforms
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -162,10 +157,9 @@ class TransformedDataset(Dataset[Any]):
 
     def _sample(self, index: int) -> Sample:
         try:
-            sample = self.dataset[index]
+            image, target = self.dataset[index]
         except StopIteration as error:  # would end the loop over the batches as if there were no more images
             raise RuntimeError(f"the dataset raised StopIteration for index {index}") from error
-        image, target = as_protocol(sample, self.classes, index)
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
 
@@ -183,52 +177,3 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(former_python)
             np.random.set_state(former_numpy)
-
-
-def as_protocol(sample: Any, classes: int, index: int) -> Sample:
-    """Return a dataset's sample with torchvision's ``tv_tensors`` in place of plain tensors and Pillow images.
-
-    Raises:
-        InputError: The sample does not follow the protocol of :mod:`vovnet.detection.data`.
-    """
-    where = f"dataset[{index}]"
-    try:
-        image, target = sample
-        boxes, labels = target["boxes"], target["labels"]
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{where}: expected (image, {{'boxes', 'labels', 'image_id'}}), got {type(sample)}") from error
-    if isinstance(image, Image.Image):
-        image = to_tensor(image)
-    if not isinstance(image, Tensor) or image.ndim != 3:
-        raise InputError(f"{where}: expected an image tensor (C, H, W), got {_shape(image)}")
-    size = (int(image.shape[1]), int(image.shape[2]))
-    _check_target(target, classes, size, where)
-    if not isinstance(boxes, tv_tensors.BoundingBoxes):
-        boxes = tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=size)
-    target = {"image_id": index, **target, "boxes": boxes, "labels": labels.to(torch.int64)}
-    if boxes.format != tv_tensors.BoundingBoxFormat.XYXY:
-        target["boxes"] = functional.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
-    if "masks" in target:
-        target["masks"] = tv_tensors.Mask(target["masks"], dtype=torch.uint8)
-    return tv_tensors.Image(image), target
-
-
-def _check_target(target: Target, classes: int, size: tuple[int, int], where: str) -> None:
-    boxes, labels = target["boxes"], target["labels"]
-    if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise InputError(f"{where}: expected boxes (N, 4) as x0, y0, x1, y1 in pixels, got {_shape(boxes)}")
-    if not boxes.isfinite().all():
-        raise InputError(f"{where}: expected boxes of finite numbers, got NaN or infinity")
-    for key in PER_OBJECT:
-        if key in target and (not isinstance(target[key], Tensor) or len(target[key]) != len(boxes)):
-            raise InputError(f"{where}: expected {key} of {len(boxes)} objects, got {_shape(target[key])}")
-    if "masks" in target and target["masks"].shape[1:] != size:
-        raise InputError(f"{where}: expected masks (N, {size[0]}, {size[1]}), got {_shape(target['masks'])}")
-    if len(labels) and not (labels.min() >= 1 and labels.max() <= classes):
-        raise InputError(
-            f"{where}: expected labels in 1..{classes} (0 is background), got {sorted(set(labels.tolist()))}"
-        )
-
-
-def _shape(value: Any) -> str:
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -14,7 +14,8 @@ from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
 from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
-from vovnet.detection.data.coco import CocoDataset, without_masks
+from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.datasets import CheckedDataset, ImageIds, checked
 from vovnet.detection.data.loader import evaluation_loader, loader_failures
 from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
@@ -26,6 +27,7 @@ from vovnet.detection.inference_mode import (
     check_shape,
     image_detections,
     inference,
+    input_channels,
     to_input,
     warn_of_limits,
 )
@@ -89,16 +91,18 @@ def evaluate(
         LoaderError: a loader process died, or no batch arrived within ``timeout``.
         ProcessLostError: another process of the group ended or does not answer.
     """
+    dataset = checked(dataset, channels=input_channels(detector))
     if len(dataset) == 0:
         raise InputError("evaluate: the dataset has no images; check its annotation file")
     categories = _matching_categories(detector, dataset)
-    truth = getattr(dataset, "ground_truth", None)
+    truth = dataset.ground_truth
+    ids = ImageIds(dataset, truth)
     collected: list[dict[str, Any]] = []
     evaluator = CocoEvaluator(truth or {"images": [], "annotations": [], "categories": []}, iou_types)
     category_ids = [int(category["id"]) for category in categories]
     to_xywh = box_converter(detector)
     loader = evaluation_loader(
-        dataset if truth is None else without_masks(dataset),
+        dataset if truth is None else dataset.without_masks(),
         batch_size=batch_size,
         workers=workers,
         timeout=timeout,
@@ -110,15 +114,17 @@ def evaluate(
             if should_stop():
                 break
             for image, target in zip(images, targets, strict=True):
-                check_shape(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {int(target['image_id'])}")
+                ids.add(target["image_id"], distributed.rank() + len(ids.seen) * distributed.world_size())
+                check_shape(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {target['image_id']}")
             outputs = detect(detector, [to_input(image, place) for image in images])
             for image, target, found in zip(images, targets, outputs, strict=True):
                 size = (int(image.shape[-2]), int(image.shape[-1]))
-                evaluator.update([image_detections(found, int(target["image_id"]), size, category_ids, to_xywh)])
+                evaluator.update([image_detections(found, target["image_id"], size, category_ids, to_xywh)])
                 if truth is None:
                     collected.append(_truth_of_image(target, size, [int(one["id"]) for one in dataset.categories]))
     if any(distributed.gather(should_stop())):  # all together, because the others would wait for this process
         raise EvaluationStopped("the evaluation was stopped before its end")
+    ids.join(distributed.gather(ids.seen))
     if truth is None:
         evaluator.ground_truth = _join(distributed.gather(collected), dataset.categories)
     evaluator.gather()
@@ -163,7 +169,7 @@ def _on_main(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _matching_categories(detector: nn.Module, dataset: DetectionDataset) -> list[Category]:
+def _matching_categories(detector: nn.Module, dataset: CheckedDataset) -> list[Category]:
     """Return the categories in the order of the detector's labels.
 
     Raises:
@@ -224,7 +230,7 @@ def evaluation_dataset(
 
 def _truth_of_image(target: Target, size: tuple[int, int], category_ids: Sequence[int]) -> dict[str, Any]:
     """Return COCO's entries for one image, made from a target of the dataset protocol, without annotation ids."""
-    image_id = int(target["image_id"])
+    image_id = target["image_id"]
     boxes = target["boxes"].as_subclass(Tensor).to(torch.float64)
     xywh = box_convert(boxes, "xyxy", "xywh").tolist()
     annotations = [

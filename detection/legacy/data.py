@@ -17,6 +17,7 @@ from vovnet.detection.data.checked_images import CheckedImage
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.image_folder import ImageFolder
 from vovnet.detection.data.masks import decode_masks
+from vovnet.detection.data.pixels import as_bytes
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.validation import check_content
 from vovnet.detection.legacy.masks import Polygons
@@ -173,7 +174,7 @@ class LegacyTransforms:
         self.min_sizes, self.max_size, self.flip = list(min_sizes), max_size, flip
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        pixels = image.as_subclass(Tensor)
+        pixels = as_bytes(image.as_subclass(Tensor))
         height, width = pixels.shape[-2:]
         boxes, labels, polygons = _inclusive(target, height, width)
         short = self.min_sizes[int(torch.randint(len(self.min_sizes), ()))]

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vovnet.detection import distributed
 from vovnet.detection.config.schema import DataRecipe, Recipe, SolverRecipe
+from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.loader import Batch, batch_loader
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.sampler import aspect_groups
@@ -58,6 +59,7 @@ class LegacyRules(TrainingRules):
 
         If an iteration has several passes, each pass of this process stands for one of the reference's GPUs.
         """
+        dataset = checked(dataset)
         groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
         stream = LegacyBatchStream(
             groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, passes=passes

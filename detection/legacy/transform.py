@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
@@ -13,6 +12,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from vovnet.detection.data.images import to_tensor
+from vovnet.detection.data.pixels import as_bytes
 from vovnet.detection.legacy.boxes import resize_boxes
 
 PIXEL_MEAN_BGR = (102.9801, 115.9465, 122.7717)
@@ -79,7 +79,7 @@ class LegacyTransform(GeneralizedRCNNTransform):
         return (image.flip(0) * 255 - mean) / std
 
     def _resized(self, image: Tensor) -> Tensor:
-        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)  # exact for 8-bit images
+        pixels = as_bytes(image)  # exact for 8-bit images
         height, width = image.shape[-2:]
         short_sides: Any = self.min_size
         size = resized_size(height, width, short_sides[-1], self.max_size)

@@ -7,17 +7,18 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
 
-from vovnet.detection.data.images import read_image, to_tensor
+from vovnet.detection.data.images import read_image, source_name, to_tensor
+from vovnet.detection.data.pixels import ImageLike, as_bytes, to_pixels
 from vovnet.detection.data.protocol import DetectionDataset
+from vovnet.detection.data.samples import check_boxes
 from vovnet.detection.inference_mode import (
     LimitWarning,
     box_converter,
@@ -25,6 +26,7 @@ from vovnet.detection.inference_mode import (
     detection_limit,
     image_detections,
     inference,
+    input_channels,
     to_input,
     warn_of_limits,
 )
@@ -37,22 +39,26 @@ from vovnet.folders.home import expand_home
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 
-ImageLike = str | os.PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]
-
 
 def predict(
-    detector: nn.Module, images: Iterable[ImageLike], *, device: str | torch.device | None = None
+    detector: nn.Module,
+    images: Iterable[ImageLike],
+    *,
+    device: str | torch.device | None = None,
+    max_pixels: int | None = None,
 ) -> list[list[dict[str, Any]]]:
     """Detect objects in images, one image at a time.
 
     Args:
         detector: a torchvision detector. If it has ``categories``, as a detector of
             :func:`vovnet.hub.load_detector` does, results contain their ids and names, otherwise the labels.
-        images: paths; Pillow images; arrays (H, W, 3) or (H, W); tensors (C, H, W) with the detector's channels.
-            Arrays and tensors are uint8, or float in [0, 1]. Files and Pillow images are rotated as their EXIF data
-            says; boxes refer to the rotated image.
+        images: paths; open binary files; Pillow images; arrays (H, W, C) or (H, W); tensors (C, H, W) or (H, W).
+            Arrays and tensors are uint8, uint16, bool, or float in [0, 1]. Grey and colour are converted to what the
+            detector takes. Files and Pillow images are rotated as their EXIF data says; boxes refer to the rotated
+            image. :func:`vovnet.detection.data.pixels.to_pixels` describes the conversion.
         device: where to run; None leaves the detector where it is. Afterwards the detector has the mode and device
             that it had before.
+        max_pixels: files with more pixels are refused; None is Pillow's limit.
 
     Returns:
         For each image a list of all detections, best first: ``{"bbox": [x, y, width, height] in pixels, "score",
@@ -61,15 +67,19 @@ def predict(
     Raises:
         InputError: an image cannot be read, or has the wrong shape, type or range; the message names it.
     """
-    if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4:
+    single = isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read")
+    if single or getattr(images, "ndim", 4) < 4:
         raise InputError("images: expected a list of images, got one image; write [image]")
     found, shapes = [], []
     with inference(detector, device) as place:
         for position, image in enumerate(images):
-            name = str(image) if isinstance(image, str | os.PathLike) else f"image {position}"
-            tensor = _as_tensor(image, detector, name)
-            found.append(_detect(detector, tensor, place, name))
-            shapes.append((int(tensor.shape[-2]), int(tensor.shape[-1])))
+            name = f"image {position}"
+            if isinstance(image, str | bytes | os.PathLike):
+                image = expand_home(source_name(image))
+                name = str(image)
+            pixels = to_pixels(image, input_channels(detector), name, max_pixels=max_pixels)
+            found.append(_detect(detector, pixels, place, name))
+            shapes.append((int(pixels.shape[-2]), int(pixels.shape[-1])))
     warn_of_limits(detector, shapes, list(map(len, found)))
     return found
 
@@ -119,7 +129,7 @@ def predict_files(
     with inference(detector, device) as place:
         for source, name in zip(sources, names, strict=True):
             try:
-                image = read_image(source, channels=_channels(detector), max_pixels=max_pixels)
+                image = read_image(source, channels=input_channels(detector), max_pixels=max_pixels)
                 detections = _detect(detector, to_tensor(image), place, str(source))
             except InputError as error:
                 failed.append(str(error))
@@ -157,23 +167,24 @@ def plot_predictions(
 
     Args:
         detector: as for :func:`predict`.
-        dataset: follows the protocol of :mod:`vovnet.detection.data`; its images have 1 or 3 channels.
+        dataset: follows the protocol of :mod:`vovnet.detection.data`.
         out_png: written atomically.
         count: largest number of images.
         threshold: detections with a lower score are not drawn.
     """
-    count = min(count, len(dataset))
+    count, channels = min(count, len(dataset)), input_channels(detector)
     samples = []
-    for index in range(count):
-        image, target = dataset[index * len(dataset) // count]
-        pixels = image.as_subclass(Tensor).permute(1, 2, 0).numpy()
-        pil_image = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
-        corners = target["boxes"].as_subclass(Tensor).tolist()
+    for number in range(count):
+        index = number * len(dataset) // count
+        image, target = dataset[index]
+        pixels = to_pixels(image, channels, f"dataset[{index}]").cpu()
+        corners = check_boxes(target["boxes"], (int(pixels.shape[1]), int(pixels.shape[2]))).tolist()
         truth = [{"bbox": [x0, y0, x1 - x0, y1 - y0]} for x0, y0, x1, y1 in corners]
-        samples.append((pil_image, image.as_subclass(Tensor), truth))
+        drawn = functional.to_pil_image(as_bytes(pixels if channels == 3 else pixels[:1]))
+        samples.append((drawn, pixels, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LimitWarning)  # it is told where all images are evaluated
-        found = predict(detector, [image for _, image, _ in samples])
+        found = predict(detector, [pixels for _, pixels, _ in samples])
     sheet = [(drawn, one, truth) for (drawn, _, truth), one in zip(samples, found, strict=True)]
     prediction_sheet(sheet, out_png, threshold)
 
@@ -218,48 +229,3 @@ def _detect(detector: nn.Module, image: Tensor, device: torch.device, name: str)
             entry["segmentation"] = masks[position]["segmentation"]
         results.append(entry)
     return sorted(results, key=lambda one: -one["score"])
-
-
-def _channels(detector: nn.Module) -> int:
-    mean = getattr(getattr(detector, "transform", None), "image_mean", None)
-    return 3 if mean is None else len(mean)
-
-
-def _as_tensor(image: ImageLike, detector: nn.Module, name: str) -> Tensor:
-    """Return an image of any accepted kind as a tensor (C, H, W), uint8 or float in [0, 1]."""
-    channels = _channels(detector)
-    if isinstance(image, str | os.PathLike):
-        return to_tensor(read_image(expand_home(image), channels=channels))
-    if isinstance(image, Image.Image):
-        return to_tensor(_converted(image, channels))
-    if isinstance(image, np.ndarray):
-        if image.ndim == 2 and image.dtype == np.uint8:
-            return to_tensor(Image.fromarray(image).convert("RGB" if channels == 3 else "L"))
-        if image.ndim not in (2, 3):
-            raise InputError(f"{name}: expected an array (H, W, {channels}) or (H, W), got shape {image.shape}")
-        image = torch.from_numpy(np.array(image if image.ndim == 3 else image[:, :, None])).permute(2, 0, 1)
-    if not isinstance(image, Tensor):
-        raise InputError(f"{name}: expected a path, Pillow image, array or tensor, got {type(image).__name__}")
-    if image.ndim != 3 or image.shape[0] != channels:
-        raise InputError(
-            f"{name}: expected {channels} channels, (C, H, W) or an array (H, W, C); got {tuple(image.shape)}"
-        )
-    if image.is_floating_point():
-        low, high = (float(image.min()), float(image.max())) if image.numel() else (0.0, 0.0)
-        if not (low >= 0 and high <= 1):
-            raise InputError(f"{name}: float images must be in 0..1, got {low:g}..{high:g}; divide by 255")
-        return image.to(torch.float32)
-    if image.dtype != torch.uint8:
-        raise InputError(f"{name}: expected uint8 or float in 0..1, got {image.dtype}")
-    return image
-
-
-def _converted(image: Image.Image, channels: int) -> Image.Image:
-    mode = "RGB" if channels == 3 else "L"
-    if image.mode in ("RGB", "L", "CMYK", "YCbCr", "LAB", "HSV"):
-        return ImageOps.exif_transpose(image).convert(mode)
-    # read_image handles transparency, palettes and 16 bits.
-    buffer = BytesIO()
-    ImageOps.exif_transpose(image).save(buffer, format="PNG")
-    buffer.seek(0)
-    return read_image(buffer, channels=channels)

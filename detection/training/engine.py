@@ -14,6 +14,7 @@ from vovnet.detection.config.loading import recipe_to_yaml
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.loader import loader_failures
 from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
@@ -186,6 +187,10 @@ def _datasets(
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
     masks = recipe.model.detector == "mask_rcnn"
     data, channels = recipe.data, recipe.model.in_chans
+    if train_dataset is not None:
+        train_dataset = checked(train_dataset, "train_dataset", channels=channels, needs_masks=masks)
+    if val_dataset is not None:
+        val_dataset = checked(val_dataset, "val_dataset", channels=channels)
     if train_dataset is None:
         if not data.train:
             raise InputError(

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vovnet.detection import distributed
 from vovnet.detection.data.loader import Batch
+from vovnet.detection.inference_mode import to_input
 from vovnet.detection.training.run import Run
 from vovnet.detection.training.signals import agree_to_stop
 from vovnet.errors import InputError, StoppedError
@@ -36,7 +37,7 @@ def step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
     run.optimizer.zero_grad(set_to_none=True)
     summed: dict[str, Tensor] = {}
     for number, (images, targets) in enumerate(batches, start=1):
-        inputs = [image.to(run.device, non_blocking=True).float() / 255 for image in images]
+        inputs = [to_input(image, run.device) for image in images]
         truths = [{k: v.to(run.device, non_blocking=True) for k, v in model_targets(t).items()} for t in targets]
         with _gradients_stay_local(run, number < len(batches)):
             with _autocast(run):

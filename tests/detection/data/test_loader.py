@@ -198,14 +198,14 @@ class Extra(Minimal):
 
     def __getitem__(self, index: int) -> Any:
         image, target = super().__getitem__(index)
-        return image, {**target, "extra": self.value}
+        return image, {**target, "polygons": self.value}
 
 
 @pytest.mark.parametrize(
     "value", [lambda: None, threading.Lock(), (n for n in ())], ids=["function", "lock", "generator"]
 )
 def test_a_target_that_cannot_be_sent(value: object) -> None:
-    with pytest.raises(InputError, match=r"image 10.*'extra'.*data\.workers=0"):
+    with pytest.raises(InputError, match=r"image 10.*'polygons'.*data\.workers=0"):
         list(evaluation_loader(Extra(value), workers=1))
     assert len(list(evaluation_loader(Extra(value)))) == 3
 

@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
 from vovnet.detection.config.schema import DataRecipe
-from vovnet.detection.data.transforms import TransformedDataset, as_protocol, seeded, train_transforms
-from vovnet.errors import InputError
+from vovnet.detection.data.samples import check_sample
+from vovnet.detection.data.transforms import TransformedDataset, seeded, train_transforms
 
 HEIGHT, WIDTH = 60, 100
 
@@ -92,7 +91,7 @@ def test_short_sides_are_drawn() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4000), (4000, 1)])
 def test_lines_of_pixels(height: int, width: int) -> None:
     target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    start = as_protocol((torch.zeros(3, height, width, dtype=torch.uint8), target), 1, 0)
+    start = check_sample((torch.zeros(3, height, width, dtype=torch.uint8), target), 0, 1)
     image, _ = train_transforms(DataRecipe())(*start)
     assert min(image.shape) >= 1
     assert max(image.shape) <= 1333
@@ -187,35 +186,3 @@ def test_states_are_restored_after_errors() -> None:
     with pytest.raises(RuntimeError), seeded(3):
         fail()
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_pillow_images_and_other_box_formats() -> None:
-    boxes = tv_tensors.BoundingBoxes([[1.0, 2, 3, 4]], format="XYWH", canvas_size=(40, 50))
-    image, target = as_protocol((Image.new("RGB", (50, 40)), {"boxes": boxes, "labels": torch.tensor([1])}), 1, 0)
-    assert image.shape == (3, 40, 50)
-    assert target["boxes"].tolist() == [[1, 2, 4, 6]]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"boxes": torch.zeros(2, 5)}, r"boxes \(N, 4\)"),
-        ({"boxes": torch.full((2, 4), float("nan"))}, "finite"),
-        ({"boxes": [[1, 2, 3, 4]]}, r"boxes \(N, 4\)"),
-        ({"labels": torch.tensor([1])}, "labels of 2 objects"),
-        ({"labels": torch.tensor([0, 1])}, r"labels in 1..2 .* got \[0, 1\]"),
-        ({"labels": torch.tensor([1, 3])}, r"got \[1, 3\]"),
-        ({"masks": torch.zeros(2, 3, 3)}, r"masks \(N, 60, 100\)"),
-        ({"area": torch.zeros(3)}, "area of 2"),
-    ],
-)
-def test_samples_off_the_protocol(change: dict[str, Any], words: str) -> None:
-    image, target = sample()
-    with pytest.raises(InputError, match=rf"dataset\[9\].*{words}"):
-        as_protocol((image, {**target, **change}), 2, 9)
-
-
-def test_what_is_no_sample() -> None:
-    for wrong in (None, (1, 2, 3), (sample()[0], {"labels": torch.tensor([1])}), ("text", sample()[1])):
-        with pytest.raises(InputError, match=r"dataset\[0\]"):
-            as_protocol(wrong, 2, 0)

@@ -415,7 +415,8 @@ def test_a_bad_image_keeps_its_one_line(workers):
 
 def test_a_image_too_narrow_for_the_detector_is_named():
     dataset = Shapes(count=1, masks=False)
-    dataset.items[0] = (tv_tensors.Image(torch.zeros(3, 1, 5000, dtype=torch.uint8)), dataset.items[0][1])
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "image_id": 100}
+    dataset.items[0] = (tv_tensors.Image(torch.zeros(3, 1, 5000, dtype=torch.uint8)), empty)
     detector = Oracle(dataset.answers)
     detector.transform = nn.Identity()
     detector.transform.max_size = 1333

@@ -1,0 +1,160 @@
+"""Datasets of the user's own, held to the protocol in training and in evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+from vovnet.detection.data.coco import without_masks
+from vovnet.detection.data.declared import GroundTruth, check_categories, check_ground_truth
+from vovnet.detection.data.joined import Concatenation, Selection, with_attributes
+from vovnet.detection.data.object_sizes import ObjectSizes, sizes_of_truth
+from vovnet.detection.data.samples import Sample, check_sample
+from vovnet.errors import InputError, shown
+
+
+def checked(
+    dataset: Any, name: str = "dataset", *, channels: int | None = None, needs_masks: bool = False
+) -> CheckedDataset:
+    """Return a dataset whose samples are checked and have one form. A checked dataset is returned as it is.
+
+    Args:
+        dataset: Follows the protocol of :mod:`vovnet.detection.data`; or a ``Subset`` or ``ConcatDataset`` of such.
+        name: What messages call the dataset.
+        channels: The channels of a detector's input; grey and colour images are converted to it.
+        needs_masks: Refuse objects without masks.
+
+    Raises:
+        InputError: The dataset as a whole does not follow the protocol.
+    """
+    if isinstance(dataset, CheckedDataset):
+        return dataset
+    return CheckedDataset(dataset, name, channels, needs_masks)
+
+
+class CheckedDataset(Dataset[Any]):
+    """What :func:`checked` returns. An error in a sample names it by index, and by file name if the dataset knows it.
+
+    Attributes:
+        categories: ``{"id", "name"}`` in label order.
+        image_size: The dataset's own function, or None; see :class:`vovnet.detection.data.DetectionDataset`.
+    """
+
+    def __init__(self, dataset: Any, name: str, channels: int | None, needs_masks: bool) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise InputError(
+                f"{name}: expected a dataset with a length and dataset[i], got {type(dataset).__name__}; the order of "
+                "the images is drawn here"
+            )
+        self.name, self.channels, self.needs_masks = name, channels, needs_masks
+        self.dataset = with_attributes(dataset, name)
+        self.categories = check_categories(getattr(self.dataset, "categories", None), name)
+        self.image_size: Callable[[int], tuple[int, int]] | None = None
+        if getattr(self.dataset, "image_size", None) is not None:
+            self.image_size = self._image_size
+        len(self)
+
+    @property
+    def ground_truth(self) -> GroundTruth | None:
+        """The COCO JSON object to evaluate against, or None."""
+        truth = getattr(self.dataset, "ground_truth", None)
+        return None if truth is None else check_ground_truth(truth, self.categories, self.name)
+
+    def object_sizes(self) -> ObjectSizes | None:
+        """Return the size of each object, or None if the dataset does not know it without loading images."""
+        own = getattr(self.dataset, "object_sizes", None)
+        if own is not None:
+            sizes: ObjectSizes = own()
+            return sizes
+        # A part of a dataset may have to load its images for the ids in its ground truth.
+        truth = None if isinstance(self.dataset, Selection | Concatenation) else self.ground_truth
+        return None if truth is None else sizes_of_truth(truth)
+
+    @property
+    def dropped_summary(self) -> str:
+        """One line on what the dataset left out; empty if nothing was."""
+        return getattr(self.dataset, "dropped_summary", "") or ""
+
+    def __len__(self) -> int:
+        try:
+            return len(self.dataset)
+        except (TypeError, NotImplementedError) as error:
+            raise InputError(f"{self.name}: expected a dataset with a length, got one of unknown length") from error
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        try:
+            return check_sample(
+                sample, index, len(self.categories), channels=self.channels, needs_masks=self.needs_masks
+            )
+        except InputError as error:
+            raise InputError(f"{self.described(index)}: {error}") from error
+
+    def without_masks(self) -> CheckedDataset:
+        """Return the dataset without the masks of COCO files, which are drawn when a sample is loaded."""
+        without = copy.copy(self)
+        without.dataset = _without_masks(self.dataset)
+        return without
+
+    def described(self, index: int) -> str:
+        """Return the name of a sample for messages."""
+        file_name = getattr(self.dataset, "file_name", None)
+        return f"{self.name}[{index}]" + (f" ({shown(file_name(index))})" if file_name is not None else "")
+
+    def _image_size(self, index: int) -> tuple[int, int]:
+        size = self.dataset.image_size(index)
+        try:
+            height, width = (int(side) for side in size)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.name}.image_size({index}): expected (height, width), got {shown(size)}") from error
+        return height, width
+
+
+def _without_masks(dataset: Any) -> Any:
+    if not isinstance(dataset, Selection | Concatenation):
+        return without_masks(dataset)
+    without = copy.copy(dataset)
+    if isinstance(without, Selection):
+        without.inner = _without_masks(without.inner)
+    else:
+        without.parts = [_without_masks(part) for part in without.parts]
+    return without
+
+
+class ImageIds:
+    """The ids of the images that an evaluation has seen. Images that share an id would count as one.
+
+    Args:
+        dataset: The dataset of the images.
+        truth: Its ``ground_truth``, which must have each of the images.
+    """
+
+    def __init__(self, dataset: CheckedDataset, truth: GroundTruth | None) -> None:
+        self.dataset = dataset
+        self.known = None if truth is None else {image["id"] for image in truth["images"]}
+        self.seen: dict[int, int] = {}
+        """Id to index."""
+
+    def add(self, image_id: int, index: int) -> None:
+        """Add an image.
+
+        Raises:
+            InputError: Another image has the id, or the ground truth has no such image.
+        """
+        other = self.seen.setdefault(image_id, index)
+        if other != index:
+            first, second = (self.dataset.described(one) for one in sorted((other, index)))
+            raise InputError(f"image_id: expected a different one for each image; {first} and {second} have {image_id}")
+        if self.known is not None and image_id not in self.known:
+            raise InputError(
+                f"{self.dataset.described(index)}: image_id {image_id} is not in {self.dataset.name}.ground_truth"
+            )
+
+    def join(self, parts: Iterable[Mapping[int, int]]) -> None:
+        """Add the images that other processes have seen."""
+        for part in parts:
+            for image_id, index in part.items():
+                self.add(image_id, index)
