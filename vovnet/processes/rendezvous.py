@@ -15,9 +15,9 @@ _PAUSE_SECONDS = 0.02
 def torchrun_store(timeout: timedelta) -> dist.Store | None:
     """Return a store that is empty in every start of a run, or None if torchrun has not started this process.
 
-    After a restart torchrun gives the processes the store of the start before (seen with torch 2.14), in which the
-    addresses of dead processes stand. A process that reads one before it is overwritten waits for that process until
-    the time limit.
+    After a restart torchrun gives the processes the store of the start before, in which the addresses of dead processes
+    stand (https://github.com/pytorch/pytorch/issues/135712). A process that reads one before it is overwritten waits
+    for that process until the time limit. torchrun's own count of restarts differs between machines.
 
     Args:
         timeout: how long to wait for the other processes.
