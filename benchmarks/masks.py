@@ -1,4 +1,4 @@
-"""The peak memory of predicting masks: one at a time, with torchvision's pasting of all, and of the detector alone.
+"""The peak memory of predicting and drawing masks one at a time, of pasting all as torchvision does, and of neither.
 
     python -m benchmarks.masks [--size 4000x3000] [--legacy] [--fuse] [--whole-image]
 
@@ -25,11 +25,13 @@ GOAL = 0.7  # GiB over the detector alone
 def peak_of(way: str, size: tuple[int, int], legacy: bool, fuse: bool, whole_image: bool) -> None:
     """Print the peak memory of this process in GiB after one image of ``size`` (width, height)."""
     import torch
+    from PIL import Image
 
     import vovnet
     from vovnet.detection import build_detector, evaluate, load_recipe, predict
     from vovnet.detection.inference_mode import image_detections
     from vovnet.detection.masks import detect
+    from vovnet.detection.prediction.drawing import draw_detections
 
     torch.manual_seed(0)
     detector: Any = build_detector(load_recipe(RECIPES[legacy], MODEL)).eval()
@@ -41,7 +43,9 @@ def peak_of(way: str, size: tuple[int, int], legacy: bool, fuse: bool, whole_ima
     image[:, ::2] = 200
     with torch.no_grad():
         if way == "predict":
-            count = len(predict(detector, [image])[0])
+            found = predict(detector, [image])[0]
+            count = len(found)
+            draw_detections(Image.fromarray(image.permute(1, 2, 0).numpy()), found, threshold=0)
         elif way == "evaluate":
             count = 100
             evaluate(detector, _OneImage(image))

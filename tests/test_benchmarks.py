@@ -356,7 +356,7 @@ def test_the_times_of_saving_memory_are_compared(benchmarks: Namespace, capsys: 
     assert "seconds, timm vovnet39a, low / timm vovnet39a" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("way", ["evaluate", "torchvision"])
+@pytest.mark.parametrize("way", ["predict", "evaluate", "torchvision"])
 def test_every_way_of_masks_runs(
     benchmarks: Namespace, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,3 +378,10 @@ def test_the_memory_of_masks_has_a_goal(
     monkeypatch.setattr(benchmarks.masks.subprocess, "run", run)
     assert benchmarks.masks.main(["--ways", "predict"]) == code
     assert f"{more:+6.2f} (100 detections)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [[], ["--legacy"], ["--fuse"]], ids=str)
+def test_masks_of_twelve_megapixels(benchmarks: Namespace, kind: list[str]) -> None:
+    """Each process is new: ``ru_maxrss`` is its peak."""
+    assert benchmarks.masks.main(["--size", "4000x3000", "--whole-image", *kind, "--ways", "predict", "evaluate"]) == 0

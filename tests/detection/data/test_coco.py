@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from torchvision import tv_tensors
 
 from vovnet.detection.config.schema import DataSource
-from vovnet.detection.data.coco import CocoDataset, match_categories
+from vovnet.detection.data.coco import CocoDataset, match_categories, without_masks
 from vovnet.errors import InputError
 
 Write = Callable[..., DataSource]
@@ -244,6 +244,16 @@ def test_goes_to_other_processes(real: DataSource) -> None:
     assert len(pickle.dumps(dataset)) < 3 * len(
         json.dumps(json.loads(Path(real.annotations).read_text())["annotations"])
     )
+
+
+def test_without_masks(write: Write) -> None:
+    dataset = CocoDataset([write()], masks=True, training=False)
+    without = without_masks(dataset)
+    assert "masks" not in without[1][1]
+    assert "masks" in dataset[1][1]
+    assert without.ground_truth == dataset.ground_truth
+    other = [1, 2]
+    assert without_masks(other) is other
 
 
 def test_evaluation_keeps_the_boxes_of_objects_without_masks(tmp_path):
