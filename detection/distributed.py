@@ -27,8 +27,6 @@ _timeout = START_TIMEOUT
 _patient = False
 """True in a block of :func:`patience`."""
 
-KILLED_SILENTLY = "If it says nothing, the system may have killed it because memory ran out"
-
 
 class ProcessLostError(StoppedError, RuntimeError):
     """Another process of this run ended, or did not answer in time."""
@@ -110,10 +108,11 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
             backend = "nccl" if device.type == "cuda" else "gloo"
             start = _limit(max(timeout, START_TIMEOUT) if timeout else 0)
             store = torchrun_store(start)
-            ranks = (
-                {} if store is None else {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-            )
-            dist.init_process_group(backend, store=store, timeout=start, **ranks)
+            if store is None:
+                dist.init_process_group(backend, timeout=start)
+            else:
+                rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+                dist.init_process_group(backend, timeout=start, store=store, rank=rank, world_size=size)
             try:
                 # Public since torch 2.14.
                 set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
@@ -142,15 +141,18 @@ def lost_processes() -> Iterator[None]:
             raise
         text = str(failure).lower()
         if "timed out" in text or "timeout" in text:
-            what = (
-                f"another process of this run has not answered for {_timeout:g} s (data.timeout); raise it if that "
-                "process is only slow, otherwise see what it says"
+            message = (
+                f"another process of this run has not answered for {_timeout:g} s (data.timeout); raise the limit if "
+                "that process is only slow, otherwise see what it says"
             )
         elif "closed by peer" in text or "reset by peer" in text:
-            what = f"another process of this run has ended; see what it says. {KILLED_SILENTLY}"
+            message = (
+                "another process of this run has ended; see what it says; if it says nothing, the system may have "
+                "killed it because memory ran out"
+            )
         else:
-            what = "the processes of this run cannot communicate"
-        raise ProcessLostError(f"{what} ({reason(failure)[:200]})") from error
+            message = f"the processes of this run cannot communicate ({reason(failure)[:200]})"
+        raise ProcessLostError(message) from error
 
 
 def _is_of_a_collective(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import re
 import signal
 import sys
 import threading
@@ -21,12 +20,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.datasets import checked
+from vovnet.detection.data.failures import (
+    NO_MEMORY,
+    NO_WORKERS,
+    FrozenLoaderError,
+    LoaderError,
+    killed_by,
+    loader_failures,
+)
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups
 from vovnet.detection.data.samples import Sample
 from vovnet.detection.data.transforms import TransformedDataset, train_transforms
-from vovnet.detection.data.transport import NO_WORKERS, PREFETCH, LoaderError, Parcel, pack
-from vovnet.errors import InputError, StoppedError, causes, reason
+from vovnet.detection.data.transport import PREFETCH, Parcel, pack
+from vovnet.errors import InputError, StoppedError, reason
 
 Batch = tuple[list[Tensor], list[Target]]
 """Images, uint8 or float32 in [0, 1], (C, H, W), each with its own size, and their targets as plain tensors."""
@@ -231,7 +238,7 @@ def _refuse_dead(processes: Iterable[BaseProcess]) -> None:
     for process in processes:
         code = process.exitcode
         if code is not None and code < 0:
-            raise _killed(process.pid, signal.Signals(-code).name)
+            raise killed_by(process.pid, signal.Signals(-code).name)
 
 
 def _kill(processes: Iterable[BaseProcess]) -> None:
@@ -256,7 +263,7 @@ class _InWorker(Dataset[Any]):
         try:
             return self.samples[key]
         except MemoryError:
-            return LoaderError(_NO_MEMORY)
+            return LoaderError(NO_MEMORY)
         except BaseException as error:
             if isinstance(error, (InputError, StoppedError, OSError)) and _survives(error):
                 return error  # torch would put the worker's traceback into the message
@@ -284,7 +291,7 @@ def _packed(samples: Sequence[Sample | Exception]) -> Parcel | Exception:
     try:
         return pack(batch)
     except MemoryError:
-        return LoaderError(_NO_MEMORY)
+        return LoaderError(NO_MEMORY)
     except Exception as error:  # whatever the values' own methods raise
         return InputError(
             f"{_unsendable(batch)} cannot be sent by a loader process ({reason(error)[:200]}); expected tensors, "
@@ -311,60 +318,3 @@ def _collated(samples: Sequence[Any]) -> Batch:
 
 def _plain(value: Any) -> Any:
     return value.as_subclass(Tensor) if isinstance(value, Tensor) else value
-
-
-class FrozenLoaderError(LoaderError):
-    """No batch arrived in time."""
-
-
-_NO_MEMORY = f"a loader process has too little memory: take fewer processes or smaller batches; {NO_WORKERS}"
-
-_TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
-_KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: (.+?)\.")
-_ENDED = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) exited unexpectedly(?: with exit code (-?\d+))?")
-_ADVICE = {
-    "SIGKILL": "the system does this if memory runs out: take fewer processes, smaller batches or more memory",
-    "SIGBUS": "a file that it reads became shorter, or shared memory is full: in Docker, a larger --shm-size",
-}
-
-
-@contextlib.contextmanager
-def loader_failures() -> Iterator[None]:
-    """Raise a :class:`LoaderError` for a loader process that dies or freezes during a ``with`` block.
-
-    torch reports a dead worker from a signal handler, so its error may appear anywhere in the main thread, also as the
-    cause of another error.
-    """
-    try:
-        yield
-    except StoppedError:
-        raise
-    except Exception as error:
-        found = [_failure(str(cause)) for cause in causes(error) if isinstance(cause, RuntimeError)]
-        failures = [failure for failure in found if failure is not None]
-        if not failures:
-            raise
-        raise failures[-1] from error  # the first error, which knows the signal
-
-
-def _killed(pid: int | str | None, name: str) -> LoaderError:
-    advice = _ADVICE.get(name, "a library in it failed")
-    return LoaderError(f"a loader process (pid {pid}) was killed by {name} ({advice}); {NO_WORKERS}")
-
-
-def _failure(text: str) -> LoaderError | None:
-    """Return the error for torch's message about a loader process; None for any other message."""
-    if found := _TIMED_OUT.search(text):
-        return FrozenLoaderError(
-            f"no batch arrived from the loader processes within {float(found[1]):g} s (data.timeout): a disk does not "
-            f"answer, or a process is stopped; raise data.timeout if the data is only slow; {NO_WORKERS}"
-        )
-    if found := _KILLED.search(text):
-        number = next((one for one in signal.Signals if signal.strsignal(one) == found[2]), None)
-        return _killed(found[1], found[2] if number is None else number.name)
-    if found := _ENDED.search(text):
-        code = f" with exit code {found[2]}" if found[2] else ""
-        return LoaderError(f"a loader process (pid {found[1]}) ended by itself{code}; {NO_WORKERS}")
-    if "Too many open files" in text:
-        return LoaderError(f"too many open files for the loader processes; raise the limit (ulimit -n); {NO_WORKERS}")
-    return None

@@ -20,20 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vovnet.errors import StoppedError
+from vovnet.detection.data.failures import NO_WORKERS, LoaderError
 
 PREFETCH = 2
 """Batches that a worker loads in advance (``prefetch_factor`` of torch's DataLoader)."""
 
-NO_WORKERS = "data.workers=0 (for an evaluation workers=0, --workers 0) loads images without such processes"
-"""The advice that ends the messages about loader processes."""
-
 _ALIGNMENT = 64
 _SMALL = 4096
-
-
-class LoaderError(StoppedError, RuntimeError):
-    """The processes that load images died, froze, or cannot send what they load. The message says how to go on."""
 
 
 @dataclass(frozen=True)

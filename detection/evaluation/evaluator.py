@@ -16,7 +16,8 @@ from vovnet.detection import distributed
 from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import CheckedDataset, ImageIds, checked
-from vovnet.detection.data.loader import evaluation_loader, loader_failures
+from vovnet.detection.data.failures import loader_failures
+from vovnet.detection.data.loader import evaluation_loader
 from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType, percent

@@ -15,7 +15,7 @@ from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import checked
-from vovnet.detection.data.loader import loader_failures
+from vovnet.detection.data.failures import loader_failures
 from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate

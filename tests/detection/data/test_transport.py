@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torchvision import tv_tensors
 
 from vovnet.detection.data import transport
-from vovnet.detection.data.transport import PREFETCH, LoaderError, Parcel, pack
+from vovnet.detection.data.failures import LoaderError
+from vovnet.detection.data.transport import PREFETCH, Parcel, pack
 
 needs_memory_files = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory on this system")
 

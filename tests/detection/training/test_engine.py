@@ -24,7 +24,7 @@ from vovnet.detection import distributed
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
-from vovnet.detection.data.loader import LoaderError
+from vovnet.detection.data.failures import LoaderError
 from vovnet.detection.training.callbacks import Callback
 from vovnet.detection.training.engine import train
 from vovnet.detection.training.iteration import NonFiniteLossError, step
