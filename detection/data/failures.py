@@ -51,10 +51,15 @@ def loader_failures() -> Iterator[None]:
         raise failures[-1] from error  # the first error, which knows the signal
 
 
-def killed_by(pid: int | str | None, name: str) -> LoaderError:
-    """Return the error for a loader process that a signal such as ``SIGKILL`` ended."""
-    advice = _ADVICE.get(name, "a library in it failed")
-    return LoaderError(f"a loader process (pid {pid}) was killed by {name} ({advice}); {NO_WORKERS}")
+def ended(pid: int | str | None, code: int | None, name: str | None = None) -> LoaderError:
+    """Return the error for a loader process that ended with an exit code, which is negative after a signal."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+    if name is not None:
+        advice = _ADVICE.get(name, "a library in it failed")
+        return LoaderError(f"a loader process (pid {pid}) was killed by {name} ({advice}); {NO_WORKERS}")
+    with_code = "" if code is None else f" with exit code {code}"
+    return LoaderError(f"a loader process (pid {pid}) ended by itself{with_code}; {NO_WORKERS}")
 
 
 def _failure(text: str) -> LoaderError | None:
@@ -66,10 +71,9 @@ def _failure(text: str) -> LoaderError | None:
         )
     if found := _KILLED.search(text):
         number = next((one for one in signal.Signals if signal.strsignal(one) == found[2]), None)
-        return killed_by(found[1], found[2] if number is None else number.name)
+        return ended(found[1], None, found[2] if number is None else number.name)
     if found := _ENDED.search(text):
-        code = f" with exit code {found[2]}" if found[2] else ""
-        return LoaderError(f"a loader process (pid {found[1]}) ended by itself{code}; {NO_WORKERS}")
+        return ended(found[1], int(found[2]) if found[2] else None)
     if "Too many open files" in text:
         return LoaderError(f"too many open files for the loader processes; raise the limit (ulimit -n); {NO_WORKERS}")
     return None

@@ -20,14 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.datasets import checked
-from vovnet.detection.data.failures import (
-    NO_MEMORY,
-    NO_WORKERS,
-    FrozenLoaderError,
-    LoaderError,
-    killed_by,
-    loader_failures,
-)
+from vovnet.detection.data.failures import NO_MEMORY, NO_WORKERS, FrozenLoaderError, LoaderError, ended, loader_failures
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups
 from vovnet.detection.data.samples import Sample
@@ -157,6 +150,9 @@ def _batches(
     except FrozenLoaderError:
         _kill(processes)  # before torch waits for each of them
         raise
+    except LoaderError:
+        _refuse_dead(processes, wait=0.2)  # a batch of a dead worker cannot be opened; this says how it died
+        raise
     finally:
         del batches  # torch asks the workers to end
         _kill(processes)
@@ -233,12 +229,18 @@ def _end_by_sigterm_of(parent: int) -> None:
     os._exit(0)
 
 
-def _refuse_dead(processes: Iterable[BaseProcess]) -> None:
-    """Raise an error for a worker that died, which torch reports only once, and only in the main thread."""
+def _refuse_dead(processes: Iterable[BaseProcess], wait: float = 0) -> None:
+    """Raise an error for a worker that died, which torch reports only once, and only in the main thread.
+
+    Args:
+        processes: The workers.
+        wait: Seconds to wait for the end of each.
+    """
     for process in processes:
-        code = process.exitcode
-        if code is not None and code < 0:
-            raise killed_by(process.pid, signal.Signals(-code).name)
+        with contextlib.suppress(RuntimeError):  # raised by torch's handler of SIGCHLD
+            process.join(wait)
+        if process.exitcode:
+            raise ended(process.pid, process.exitcode)
 
 
 def _kill(processes: Iterable[BaseProcess]) -> None:
