@@ -83,8 +83,8 @@ def sizes_of_truth(truth: Mapping[str, Any]) -> ObjectSizes | None:
         for one in truth["annotations"]
         if one.get("bbox") and one["image_id"] in positions
     ]
-    if not kept:
+    shapes = [(image.get("height"), image.get("width")) for image in truth["images"]]
+    if not kept or not all(height and width for height, width in shapes):
         return None
     areas, images = zip(*kept, strict=True)
-    shapes = [(image["height"], image["width"]) for image in truth["images"]]
     return ObjectSizes(np.sqrt(np.maximum(areas, 0.0)), np.array(images), np.array(shapes))

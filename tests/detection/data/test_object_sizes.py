@@ -36,6 +36,7 @@ def test_sizes_of_a_coco_dictionary_and_its_dataset_agree(tmp_path):
         assert sizes.resized_median(100, 200) == 10  # 10 and 8 in the halved image, 10 in the other
     assert sizes_of(object()) is None
     assert sizes_of_truth({**TRUTH, "annotations": []}) is None
+    assert sizes_of_truth({**TRUTH, "images": [{"id": 7}, {"id": 9}]}) is None, "sizes are optional for boxes"
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (1000, 3000), (7, 7)])
