@@ -32,8 +32,17 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
     """Put a detector in evaluation mode on a device, without gradients, for the length of a ``with`` block.
 
     Afterwards the detector is on its own device again, and each of its modules in the mode that it had.
+
+    Raises:
+        InputError: its weights are not float32, or are on the meta device.
     """
-    home = next(detector.parameters()).device
+    parameter = next(detector.parameters())
+    home = parameter.device
+    check_number_type("the detector's weights are", parameter.dtype, "call detector.float()")
+    if "meta" in (home.type, torch.get_default_device().type):
+        raise InputError(
+            "device: the detector or torch's default device is 'meta', which computes nothing; set another"
+        )
     place = distributed.choose_device(device, home)
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
@@ -48,6 +57,16 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
             detector.to(home)
         for module, training in modes:
             module.training = training
+
+
+def check_number_type(what: str, dtype: torch.dtype, mend: str) -> None:
+    """Refuse another number type than float32: NMS and RoI-Align have no kernels for some of them.
+
+    Raises:
+        InputError: the type is another one.
+    """
+    if dtype != torch.float32:
+        raise InputError(f"{what} {dtype}: expected torch.float32; {mend} (torch.autocast computes in half precision)")
 
 
 def to_input(image: Tensor, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
 from vovnet.detection.figures import warn_without_plot
+from vovnet.detection.inference_mode import check_number_type
 from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar, TensorBoard
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.curves import plot_curves
@@ -78,6 +79,9 @@ def train(
         ProcessLostError: the same for another process of the run.
     """
     check_recipe(recipe)
+    check_number_type(
+        "torch's default dtype is", torch.get_default_dtype(), "call torch.set_default_dtype(torch.float32)"
+    )
     rules = rules_of(recipe.model)
     device = distributed.choose_device(device, distributed.default_device())
     output = expand_home(output)

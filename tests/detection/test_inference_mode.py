@@ -4,9 +4,11 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vovnet.detection import evaluate, load_recipe, predict, train
 from vovnet.detection.inference_mode import LimitWarning, detection_limit, warn_of_limits
+from vovnet.errors import InputError
 
 
 def detector(limit=3, median=None, min_size=100, max_size=200):
@@ -91,3 +93,44 @@ def test_predict_and_evaluate_tell(tmp_path):
     with pytest.warns(LimitWarning, match="1 of 1 images"):
         predict_files(made, [tmp_path / "a.png"], tmp_path / "out", report=lines.append)
     assert "(of 5 detections, the limit: model.box_detections_per_img)" in lines[0]
+
+
+class Weights(nn.Module):
+    def __init__(self, dtype: torch.dtype, device: str = "cpu") -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_number_types_that_detectors_cannot_compute_with(dtype: torch.dtype) -> None:
+    for use in (lambda detector: predict(detector, []), lambda detector: evaluate(detector, OneImage())):
+        with pytest.raises(InputError, match=rf"weights are {dtype}.*detector\.float\(\)"):
+            use(Weights(dtype))
+    torch.set_default_dtype(dtype)
+    try:
+        with pytest.raises(InputError, match=f"default dtype is {dtype}"):
+            train(load_recipe("bccd"), "nowhere", train_dataset=OneImage())
+        assert predict(Weights(torch.float32), []) == []
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_meta_device() -> None:
+    with pytest.raises(InputError, match=r"^device: .*meta"):
+        predict(Weights(torch.float32, "meta"), [])
+    torch.set_default_device("meta")
+    try:
+        with pytest.raises(InputError, match=r"^device: .*meta"):
+            predict(Weights(torch.float32, "cpu"), [])
+    finally:
+        torch.set_default_device(None)
+
+
+class OneImage:
+    categories = ({"id": 1, "name": "cat"},)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, list[int]]]:
+        return torch.zeros(3, 8, 8), {"boxes": [], "labels": []}
