@@ -103,7 +103,7 @@ def test_the_modern_path_names_the_legacy_one_only_where_it_is_looked_up() -> No
 def test_only_training_imports_training() -> None:
     rooms = room_graph(source_files(REPOSITORY))
     users = {room.removeprefix("vovnet.") for room, used in rooms.items() if "vovnet.detection.training" in used}
-    entries = {"detection", "detection.quickstart", "detection.train"}
+    entries = {"cli", "detection", "detection.quickstart", "detection.train"}
     assert users == {*entries, "detection.legacy", "hub"}  # hub reads metrics.jsonl for model cards
 
 
