@@ -215,7 +215,7 @@ def _fixed_affine(layer: TimmConvNormAct) -> Affine | None:
     shift = -mean * scale
     if norm.bias is not None:
         shift = norm.bias + shift
-    return Affine(scale, shift, bool(_activations(layer)))
+    return Affine(scale, shift, len(_activations(layer)) > 0)
 
 
 def _normalise(layer: TimmConvNormAct, x: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def _normalise(layer: TimmConvNormAct, x: Tensor) -> Tensor:
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     running = (norm.running_mean, norm.running_var) if tracks else (None, None)
-    return norm_relu(x, norm.weight, norm.bias, *running, momentum, norm.eps, relu=bool(_activations(layer)))
+    return norm_relu(x, norm.weight, norm.bias, *running, momentum, norm.eps, relu=len(_activations(layer)) > 0)
 
 
 def _stem(model: nn.Module) -> list[_FoldedNorm]:

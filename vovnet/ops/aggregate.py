@@ -49,7 +49,7 @@ def osa_aggregate(
     differentiable = [
         value for value in (*inputs, weight, bias, residual) if isinstance(value, Tensor) and value.requires_grad
     ]
-    needs_mask = relu and torch.is_grad_enabled() and bool(differentiable)
+    needs_mask = relu and torch.is_grad_enabled() and len(differentiable) > 0  # PyTorch 2.8 cannot compile bool(list)
     out: Tensor = torch.ops.vovnet.osa_aggregate(list(inputs), weight, bias, residual, relu, needs_mask)[0]
     return out
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image, ImageOps
 
 from vovnet.detection.data.images import (
@@ -34,6 +36,8 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_8_bit_modes(tmp_path: Path, mode: str, channels: int) -> None:
+    if mode == "YCbCr" and Version(PIL.__version__) < Version("13"):
+        pytest.skip("Pillow 12 cannot read the YCbCr file that it writes")
     image = Image.fromarray(RGB).convert(mode)
     path = saved(tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png"), image)
     read = read_image(path, channels)
