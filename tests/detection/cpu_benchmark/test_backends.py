@@ -60,7 +60,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_the_mend(
         raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
 
     monkeypatch.setattr("vovnet.detection.cpu_benchmark.backends.import_module", absent)
-    with pytest.raises(UnavailableError, match=rf"{missing} is not installed: pip install 'vovnet\[benchmark\]'"):
+    with pytest.raises(UnavailableError, match=rf"{missing} is not installed: .*\[benchmark\]"):
         BACKENDS["openvino"].set_up(task)
 
 
