@@ -1,6 +1,6 @@
 """Classify images with any timm model, with the preprocessing and class names of the model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,6 +16,7 @@ from vovnet.checkpoints.timm_folder import load_timm_folder
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import CONFIG_FILE, MODEL_FILES, read_json
 from vovnet.folders.home import expand_home
+from vovnet.images.reading import convert_image, read_image
 
 _BATCH = 32  # images per forward pass, so that memory does not grow with the number of images
 
@@ -60,7 +61,8 @@ def classify(
     Args:
         model: A timm classifier. It is put in evaluation mode. Size, crop, mean and std come from its
             ``pretrained_cfg``. A model with one input channel gets grey images.
-        images: PIL images of any size and mode.
+        images: PIL images of any size and mode. They are turned upright and converted as
+            :func:`vovnet.images.reading.read_image` does it with files.
         top: The number of classes to return, at most the number of classes of the model.
         class_names: A name for each class. The default is the model's ``label_names``, or ImageNet's names if the
             number of classes is ImageNet's, or the index as text.
@@ -80,7 +82,8 @@ def classify(
     model.eval()
     results: list[list[ClassScore]] = []
     for start in range(0, len(images), _BATCH):
-        scores, indices = _probabilities(model, images[start : start + _BATCH]).topk(min(top, classes))
+        named = [(f"images[{i}]", image) for i, image in enumerate(images[start : start + _BATCH], start)]
+        scores, indices = _probabilities(model, named).topk(min(top, classes))
         for row, row_indices in zip(scores.tolist(), indices.tolist(), strict=True):
             results.append(
                 [{"label": names[i], "index": i, "score": score} for i, score in zip(row_indices, row, strict=True)]
@@ -99,9 +102,14 @@ def is_classifier(weights: str) -> bool:
 
 
 def classify_files(
-    model: nn.Module, paths: Sequence[Path], read_image: Callable[[Path, int], Image.Image]
+    model: nn.Module, paths: Sequence[Path], *, max_pixels: int | None = None
 ) -> Iterator[tuple[Path, list[ClassScore]]]:
-    """Yield the five likeliest classes of each image file; ``read_image`` takes its path and a number of channels.
+    """Yield the five likeliest classes of each image file.
+
+    Args:
+        model: A timm classifier, as in :func:`classify`.
+        paths: The files.
+        max_pixels: Images with more pixels are refused. None is Pillow's limit.
 
     Raises:
         InputError: Some files cannot be read. It is raised after the others, and names them all.
@@ -110,7 +118,7 @@ def classify_files(
     failed = []
     for path in paths:
         try:
-            yield path, classify(model, [read_image(path, channels)])[0]
+            yield path, classify(model, [read_image(path, channels, max_pixels=max_pixels)])[0]
         except InputError as error:
             failed.append(str(error))
     if failed:
@@ -132,8 +140,8 @@ def class_labels(model: nn.Module) -> list[str]:
 
 
 @torch.inference_mode()
-def _probabilities(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
-    """Return probabilities, float32 (N, num_classes), on the CPU."""
+def _probabilities(model: nn.Module, images: Sequence[tuple[str, Image.Image]]) -> Tensor:
+    """Return probabilities, float32 (N, num_classes), on the CPU. Each image has a name for messages."""
     config = resolve_data_config(model=model)
     channels: Any = getattr(model, "in_chans", config["input_size"][0])
     if channels not in (1, 3):
@@ -144,7 +152,7 @@ def _probabilities(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
     config["input_size"] = (channels, *config["input_size"][1:])
     transform: Any = create_transform(**config, is_training=False)
     parameter = next(model.parameters())
-    batch = torch.stack([transform(image.convert("L" if channels == 1 else "RGB")) for image in images])
+    batch = torch.stack([transform(convert_image(image, channels, name)) for name, image in images])
     logits: Tensor = model(batch.to(device=parameter.device, dtype=parameter.dtype))
     return logits.float().softmax(dim=1).cpu()
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from vovnet.detection.data import fields
 from vovnet.detection.data.image_folder import ImageFolder, OutsideRoot
-from vovnet.detection.data.images import UnreadableImage, upright_size
 from vovnet.detection.data.masks import Segmentation
 from vovnet.detection.data.missing import looked_for
 from vovnet.detection.data.report import DataReport
 from vovnet.errors import shown
+from vovnet.images.reading import UnreadableImage, upright_size
 
 _NARROW = 200
 """Images more than this many times as long as wide are too narrow for some detectors."""

@@ -14,9 +14,9 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path, PurePath, PureWindowsPath
 
-from vovnet.detection.data.images import example_names, image_suffixes
 from vovnet.errors import InputError, is_text
 from vovnet.folders.home import expand_home
+from vovnet.images.reading import example_names, image_suffixes
 
 
 class OutsideRoot(InputError):

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vovnet.detection.data.images import convert_image, read_image, to_tensor
 from vovnet.errors import InputError
+from vovnet.images.reading import convert_image, read_image, to_tensor
 
 ImageLike = (
     str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes] | Image.Image | Tensor | np.ndarray[Any, Any]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vovnet.detection.data.images import example_names
 from vovnet.errors import shown
+from vovnet.images.reading import example_names
 
 
 @dataclass(frozen=True)

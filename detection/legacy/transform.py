@@ -11,9 +11,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from vovnet.detection.data.images import to_tensor
 from vovnet.detection.data.pixels import as_bytes
 from vovnet.detection.legacy.boxes import resize_boxes
+from vovnet.images.reading import to_tensor
 
 PIXEL_MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean of blue, green and red in 0..255. Reference config/defaults.py:51-55."""

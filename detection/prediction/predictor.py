@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from vovnet.detection.data.images import read_image, source_name, to_tensor
 from vovnet.detection.data.pixels import ImageLike, as_bytes, to_pixels
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.samples import check_boxes
@@ -36,6 +35,7 @@ from vovnet.detection.prediction.names import output_names
 from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path, write_text
 from vovnet.folders.home import expand_home
+from vovnet.images.reading import read_image, source_name, to_tensor
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import vovnet
-from vovnet.classification import classify, load_classifier
+from vovnet.classification import classify, classify_files, load_classifier
 from vovnet.errors import InputError
 
 assert vovnet.VoVNet  # the import registers the names
@@ -72,6 +72,21 @@ def test_top_ends_at_the_number_of_classes(model: nn.Module) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1"])
 def test_images_of_any_mode(model: nn.Module, mode: str) -> None:
     assert len(classify(model, [make_image(1, mode=mode)])[0]) == 5
+
+
+def test_an_opened_image_gives_the_answer_of_its_file(model: nn.Module, tmp_path: Path) -> None:
+    """Orientation and 16 bits are read alike by both entrances, as detectors read them."""
+    turned, deep = tmp_path / "turned.jpg", tmp_path / "deep.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to see it upright
+    make_image(2).save(turned, exif=exif)
+    Image.fromarray(np.random.default_rng(3).integers(0, 2**16, (240, 320), dtype=np.uint16)).save(deep)
+    for path in (turned, deep):
+        ((_, from_file),) = classify_files(model, [path])
+        with Image.open(path) as image:
+            assert classify(model, [image], top=5)[0] == from_file
+            pixels = Image.fromarray(np.asarray(image.convert("RGB")))
+        assert classify(model, [pixels], top=5)[0] != from_file
 
 
 def test_a_grey_model_sees_grey() -> None:

@@ -24,7 +24,6 @@ from vovnet.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 commands = typer.Typer()
 
@@ -137,15 +136,10 @@ def predict(
 
 def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool, max_pixels: int | None) -> None:
     from vovnet.classification import classify_files, load_classifier
-    from vovnet.detection.data.images import read_image
     from vovnet.terminal.text import printable
 
     model = fused_if(fuse, load_classifier(weights)).to(device)
-
-    def read(path: Path, channels: int) -> Image.Image:
-        return read_image(path, channels, max_pixels=max_pixels)
-
-    for path, classes in classify_files(model, paths, read):
+    for path, classes in classify_files(model, paths, max_pixels=max_pixels):
         typer.echo(printable(f"{path}: " + ", ".join(f"{one['label']} {one['score']:.3f}" for one in classes)))
 
 

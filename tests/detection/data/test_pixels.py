@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vovnet.detection.data.images import read_image, to_tensor
 from vovnet.detection.data.pixels import as_bytes, to_pixels
 from vovnet.errors import InputError
+from vovnet.images.reading import read_image, to_tensor
 
 RGBA = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
 MODES = ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "I;16", "LAB", "HSV", "La", "RGBa", "RGBX"]

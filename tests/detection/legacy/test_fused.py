@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import vovnet
-from vovnet.detection.data.images import read_image, to_tensor
 from vovnet.hub import load_detector
+from vovnet.images.reading import read_image, to_tensor
 from vovnet.ops.build import loader
 
 TESTED = [("frcn_v39", "synth"), ("frcn_v39", "coffee"), ("mrcn_v57", "synth")]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import DataRecipe, DataSource
-from vovnet.detection.data.images import read_image, to_tensor
 from vovnet.detection.data.transforms import TransformedDataset
 from vovnet.detection.inference_mode import image_detections
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms
@@ -28,6 +27,7 @@ from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import rules_of
 from vovnet.detection.training.run import Run
 from vovnet.hub import load_detector
+from vovnet.images.reading import read_image, to_tensor
 
 pytestmark = pytest.mark.reproduce
 

@@ -213,12 +213,20 @@ def _orient(image: Image.Image, name: str, size: tuple[int, int] | None) -> Imag
     width, height = image.size
     upright = (height, width) if turn in _SWAPS else (width, height)
     if size is None or upright == tuple(size):
-        return image if turn is None else image.transpose(turn)
+        return image if turn is None else _without_exif(image.transpose(turn))
     if image.size != tuple(size):
         raise ImageSizeError(
             f"{name}: the image is {width}x{height} but its annotations say {size[0]}x{size[1]} (width x height); "
             "correct width and height, or the image"
         )
+    return _without_exif(image)
+
+
+def _without_exif(image: Image.Image) -> Image.Image:
+    """Remove what says how to turn the image, so that nobody who gets it turns it again."""
+    for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        image.info.pop(key, None)
+    image.getexif().pop(_ORIENTATION, None)  # Pillow keeps what it has parsed
     return image
 
 

@@ -14,15 +14,16 @@ import torch
 from packaging.version import Version
 from PIL import Image, ImageOps
 
-from vovnet.detection.data.images import (
+from vovnet.errors import InputError
+from vovnet.images.reading import (
     ImageSizeError,
     UnreadableImage,
+    convert_image,
     image_suffixes,
     read_image,
     to_tensor,
     upright_size,
 )
-from vovnet.errors import InputError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -67,6 +68,14 @@ def test_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
     path = saved(tmp_path / "a.tif", Image.fromarray(np.zeros((4, 4), dtype)))
     with pytest.raises(UnreadableImage, match="32 bits"):
         read_image(path)
+
+
+@pytest.mark.parametrize("size", [None, (6, 4)])
+def test_an_image_that_was_read_is_not_turned_again(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = read_image(saved(tmp_path / "a.png", Image.new("RGB", (6, 4)), exif=exif), size=size)
+    assert convert_image(image, 3, "image").size == image.size == (size or (4, 6))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,0 +1,1 @@
+"""Image files: how classifiers, detectors and their data read them."""
