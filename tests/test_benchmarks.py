@@ -233,6 +233,12 @@ def stand_in(operators: Any) -> Any:
     return operators.Gpu(torch.device("cpu"), 0, clock)
 
 
+needs_precision = pytest.mark.skipif(
+    not hasattr(torch.backends.cudnn, "conv"), reason="the operators' benchmark needs PyTorch 2.9 or later"
+)
+
+
+@needs_precision
 @pytest.mark.usefixtures("no_compiler")
 def test_all_ways_of_the_operators_benchmark_compute_the_same(
     benchmarks: Namespace, capsys: pytest.CaptureFixture[str]
@@ -248,6 +254,7 @@ def test_all_ways_of_the_operators_benchmark_compute_the_same(
     assert shown.count("osa_aggregate (no kernel: plain PyTorch)") == 2 * 2 * 6
 
 
+@needs_precision
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("fault", ["value", "gradient", "nan"])
 def test_a_way_that_computes_something_else_is_not_measured(
@@ -274,6 +281,7 @@ def test_only_what_the_gpu_computes_with_is_measured(benchmarks: Namespace) -> N
     assert usable(kinds, (9, 0), False) == ["fp16", "bf16", "fp32"]
 
 
+@needs_precision
 def test_the_precision_is_set_and_given_back(benchmarks: Namespace) -> None:
     from vovnet.ops.cuda import _tf32
 
