@@ -475,6 +475,7 @@ def test_two_processes_equal_one(tmp_path, repository):
     finally:
         for process in processes:
             process.kill()
+    outputs = [[line for line in output if not line.startswith("[Gloo]")] for output in outputs]  # PyTorch 2.8 prints
     assert [process.returncode for process in processes] == [0, 0]
     assert [output[2] for output in outputs] == ["NotADirectoryError"] * 2, (
         "an error of rank 0 must reach every process"
