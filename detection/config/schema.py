@@ -183,7 +183,7 @@ class DataRecipe:
     """Fill each batch with only wide or only high images."""
     workers: Integer = Field(default=2, ge=0, le=1024)
     """Data loader processes of each training process."""
-    timeout: Number = Field(default=600, ge=0, le=31_536_000)
+    timeout: Number = Field(default=600.0, ge=0, le=31_536_000)
     """Seconds to wait for a batch from the loader processes, and for the other processes of a run; after that the run
     ends with an error. 0 waits forever."""
     max_pixels: Annotated[Integer, Field(ge=1, le=2**62)] | None = None

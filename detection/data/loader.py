@@ -215,8 +215,9 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # Blocked here, so that the thread receives it.
+        # Blocked, so that this thread receives it, and ignored by threads of libraries, which do not block it.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         threading.Thread(target=_end_by_sigterm_of, args=(os.getppid(),), daemon=True).start()
     if hasattr(os, "setpgrp"):  # Windows has no process groups
         os.setpgrp()

@@ -15,6 +15,7 @@ def test_every_shipped_recipe_survives_writing_and_reading(name: str, tmp_path: 
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe_to_yaml(recipe), encoding="utf-8")
     assert load_recipe(path) == recipe
+    assert recipe_to_yaml(load_recipe(path)) == path.read_text(encoding="utf-8")
     assert recipe_from_dict(recipe_to_dict(recipe), "here") == recipe
 
 
