@@ -22,9 +22,9 @@ IouType = Literal["bbox", "segm"]
 def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType) -> COCO:
     """Return a pycocotools ``COCO`` of copies of the annotations, with every key that ``COCOeval`` reads.
 
-    Annotations get new ids if one is missing, repeated or 0 (``COCOeval`` takes a match with id 0 for no match). For
-    ``segm``, an object without a usable mask becomes a crowd region of its box, which ``COCOeval`` ignores. As in
-    pycocotools, annotations of other images and categories than the listed ones do not count.
+    Annotations get new ids if one is missing, no whole number, repeated or 0 (``COCOeval`` takes a match with id 0 for
+    no match). For ``segm``, an object without a usable mask becomes a crowd region of its box, which ``COCOeval``
+    ignores. As in pycocotools, annotations of other images and categories than the listed ones do not count.
 
     Raises:
         InputError: An entry has a value that its field cannot have, or two images or categories have the same id.
@@ -40,10 +40,11 @@ def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType) -> COC
         if image_id in images and category_id in known:
             known_ids = {"image_id": image_id, "category_id": category_id}
             annotations.append(_complete({**annotation, **known_ids}, images[image_id], iou_type, where))
-    ids = {annotation.get("id") for annotation in annotations}
-    if len(ids) != len(annotations) or not ids.isdisjoint({0, None}):
-        for position, annotation in enumerate(annotations, start=1):
-            annotation["id"] = position
+    ids = [fields.whole_number(_plain(annotation.get("id"))) for annotation in annotations]
+    if len(set(ids)) != len(ids) or not {0, None}.isdisjoint(ids):
+        ids = list(range(1, len(annotations) + 1))
+    for annotation, number in zip(annotations, ids, strict=True):
+        annotation["id"] = number
     coco.dataset = {"images": list(images.values()), "annotations": annotations, "categories": list(known.values())}
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

@@ -36,7 +36,7 @@ def test_files_and_pillow_images(tmp_path: Path, mode: str, channels: int) -> No
     expected = to_pixels(image, channels, "image")
     assert expected.dtype == torch.uint8
     assert expected.shape == (channels, 6, 9)
-    if mode in ("HSV", "La", "RGBa", "RGBX", "PA"):
+    if mode in ("HSV", "La", "RGBa", "RGBX", "PA", "YCbCr"):  # no lossless file holds them in every Pillow
         return
     path = tmp_path / ("a.png" if mode in ("1", "L", "P", "RGB", "RGBA", "LA", "I;16") else "a.tif")
     image.save(path)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strange_json import flat_values
 
@@ -102,6 +102,8 @@ def test_masks_need_the_size_of_the_image(size: Any) -> None:
     value=flat_values(),
     iou_type=st.sampled_from(IOU_TYPES),
 )
+@example(key="id", value=[], iou_type="bbox")
+@example(key="id", value="False", iou_type="segm")
 @settings(max_examples=60, deadline=None)
 def test_any_value_is_evaluated_or_refused(key: str, value: Any, iou_type: IouType) -> None:
     try:
