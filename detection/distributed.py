@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from vovnet.errors import InputError, StoppedError, causes, reason
-from vovnet.processes.rendezvous import torchrun_store
+from vovnet.processes.rendezvous import joined_store
 
 T = TypeVar("T")
 
@@ -107,16 +107,10 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
                 torch.cuda.set_device(device)
             backend = "nccl" if device.type == "cuda" else "gloo"
             start = _limit(max(timeout, START_TIMEOUT) if timeout else 0)
-            store = torchrun_store(start)
-            if store is None:
-                dist.init_process_group(backend, timeout=start)
-            else:
-                rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-                dist.init_process_group(backend, timeout=start, store=store, rank=rank, world_size=size)
+            # All processes are there afterwards, and so the group can have the shorter limit from its first second on.
+            store, rank, size = joined_store(start)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_limit(timeout))
             try:
-                # Public since torch 2.14.
-                set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-                set_timeout(_limit(timeout), dist.group.WORLD)
                 yield
             finally:
                 dist.destroy_process_group()

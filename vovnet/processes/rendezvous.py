@@ -1,8 +1,7 @@
-"""Where the processes of torchrun find each other, also after torchrun has started them again."""
+"""Where the processes of a run find each other, also after torchrun has started them again."""
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from datetime import timedelta
@@ -12,8 +11,8 @@ import torch.distributed as dist
 _PAUSE_SECONDS = 0.02
 
 
-def torchrun_store(timeout: timedelta) -> dist.Store | None:
-    """Return a store that is empty in every start of a run, or None if torchrun has not started this process.
+def joined_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """Return a store that is empty in every start of a run, the rank and the number of processes; all have joined it.
 
     After a restart torchrun gives the processes the store of the start before, in which the addresses of dead processes
     stand (https://github.com/pytorch/pytorch/issues/135712). A process that reads one before it is overwritten waits
@@ -25,13 +24,12 @@ def torchrun_store(timeout: timedelta) -> dist.Store | None:
     Raises:
         DistStoreError: the other processes did not appear in time.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
     from torch.distributed.rendezvous import rendezvous  # absent where PyTorch is built without torch.distributed
 
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
-    return dist.PrefixStore(f"start/{_agree_on_start(store, rank, world_size, timeout)}", store)
+    start = _agree_on_start(store, rank, world_size, timeout)
+    return dist.PrefixStore(f"start/{start}", store), rank, world_size
 
 
 def _agree_on_start(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> int:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from vovnet.processes.rendezvous import _agree_on_start, torchrun_store
+from vovnet.processes.rendezvous import _agree_on_start
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -52,8 +52,3 @@ def test_waiting_has_an_end() -> None:
     store.set("hello/1", "of a dead process")
     with pytest.raises(dist.DistStoreError, match="rank 1"):
         _agree_on_start(store, 0, 2, timedelta(seconds=0))
-
-
-def test_without_torchrun_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert torchrun_store(TIMEOUT) is None
