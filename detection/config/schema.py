@@ -237,8 +237,8 @@ class SolverRecipe:
     channels_last: Flag = True
     """Use the channels-last memory layout."""
     memory: Literal["plain", "normal", "low"] = "normal"
-    """What backbones with OSA blocks keep for the backward pass: ``normal`` and ``low`` keep less than PyTorch
-    (docs/operators.md), with the same results up to rounding; ``plain`` keeps what PyTorch keeps."""
+    """How much memory a backbone with OSA blocks needs for the backward pass: ``plain`` as much as PyTorch, ``normal``
+    and ``low`` less (docs/operators.md), with the same results up to rounding."""
     seed: Integer = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of all random numbers."""
     deterministic: Flag = False

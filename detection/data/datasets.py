@@ -36,7 +36,9 @@ def checked(
 
 
 class CheckedDataset(Dataset[Any]):
-    """What :func:`checked` returns. An error in a sample names it by index, and by file name if the dataset knows it.
+    """A dataset whose samples are checked when they are loaded; :func:`checked` makes it.
+
+    An error in a sample names it by index, and by file name if the dataset knows it.
 
     Attributes:
         categories: ``{"id", "name"}`` in label order.

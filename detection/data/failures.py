@@ -1,4 +1,4 @@
-"""What ends a run when a process that loads images dies, freezes or runs out of memory: one line each."""
+"""Errors of one line for loader processes that die, freeze or run out of memory."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def check_content(
 
 @dataclass(slots=True)
 class _Rules:
-    """What makes an annotation of a file usable."""
+    """The rules by which the annotations of one file are usable or not."""
 
     names: dict[int, str]
     """Category id to name."""

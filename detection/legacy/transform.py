@@ -57,7 +57,7 @@ class LegacyTransform(GeneralizedRCNNTransform):
     """
 
     pastes_as_torchvision = True
-    """What :func:`vovnet.detection.masks.detect` may rely on."""
+    """:func:`vovnet.detection.masks.detect` may paste the masks itself, because the arithmetic is torchvision's."""
 
     def __init__(self, min_size: int, max_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(min_size, max_size, list(mean), list(std))

@@ -17,7 +17,7 @@ from vovnet.folders.claim import claimed_folder, foreign_entries
 Resume = bool | Literal["auto"]
 
 STARTED = {"recipe.yaml", "metrics.jsonl", "curves.png"}
-"""What a run writes before its first checkpoint, beside ``tensorboard/``. None of it holds a trained state."""
+"""The files that a run writes before its first checkpoint, beside ``tensorboard/``. They hold no trained weights."""
 
 PATIENCE_SECONDS = {False: 0.0, True: 5.0, "auto": 120.0}
 """How long a run waits until a killed process has let the folder go. A lost machine's lock on NFS lives 90 seconds."""

@@ -31,7 +31,7 @@ class TrainingInterrupted(StoppedError):
 
 
 class StopSignals:
-    """What this process was asked by signals.
+    """The stop signals that this process has received.
 
     Attributes:
         run: the run that the first signal stops after its iteration. While it is None, before the loop, the first

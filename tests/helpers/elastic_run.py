@@ -13,24 +13,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from tiny_runs import Squares, tiny_model
 from torchvision import tv_tensors
 
-from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.schema import DataRecipe, LogRecipe, Recipe, SolverRecipe
 from vovnet.detection.training.engine import train
 from vovnet.errors import one_line_errors
 
 
-class Squares:
-    """A dataset of one bright square in each image; reading it kills the process at the given moments."""
+class MortalSquares(Squares):
+    """A dataset whose reading kills the process at the given moments."""
 
-    categories = ({"id": 7, "name": "square"},)
+    count = 6
 
     def __init__(self, marks: Path | None = None, deaths: tuple[str, ...] = ()) -> None:
         self.marks, self.deaths, self.read = marks, deaths, 0
-
-    def __len__(self) -> int:
-        return 6
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
         self.read += 1
@@ -38,12 +35,7 @@ class Squares:
             who, images = death.split(":")
             if who == os.environ.get("MACHINE", os.environ["RANK"]) and int(images) == self.read:
                 self._die(death)
-        pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
-        left = 4 * index
-        pixels[:, 10:42, left : left + 32] = 200
-        box = torch.tensor([[left, 10, left + 32, 42]], dtype=torch.float32)
-        boxes = tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=(64, 64))
-        return tv_tensors.Image(pixels), {"boxes": boxes, "labels": torch.tensor([1]), "image_id": 100 + index}
+        return super().__getitem__(index)
 
     def _die(self, death: str) -> None:
         assert self.marks is not None
@@ -59,20 +51,8 @@ class Squares:
 def main() -> None:
     """Train with ``resume="auto"``."""
     output, iterations, *rest = sys.argv[1:]
-    model = ModelRecipe(
-        backbone="vovnet27_slim",
-        fpn_channels=8,
-        min_size=64,
-        max_size=64,
-        box_representation_size=16,
-        rpn_pre_nms_top_n_train=50,
-        rpn_post_nms_top_n_train=20,
-        rpn_pre_nms_top_n_test=50,
-        rpn_post_nms_top_n_test=20,
-        box_batch_size_per_image=8,
-    )
     recipe = Recipe(
-        model=model,
+        model=tiny_model("vovnet27_slim"),
         data=DataRecipe(train_min_sizes=[56, 64], train_max_size=64, workers=0),
         solver=SolverRecipe(
             base_lr=0.002,
@@ -84,9 +64,9 @@ def main() -> None:
         ),
         log=LogRecipe(log_every=1, evaluate_every=4, checkpoint_every=3),
     )
-    training = Squares(Path(rest[0]), tuple(rest[1:])) if rest else Squares()
+    training = MortalSquares(Path(rest[0]), tuple(rest[1:])) if rest else MortalSquares()
     with one_line_errors():
-        train(recipe, output, train_dataset=training, val_dataset=Squares(), resume="auto", progress=False)
+        train(recipe, output, train_dataset=training, val_dataset=MortalSquares(), resume="auto", progress=False)
 
 
 if __name__ == "__main__":

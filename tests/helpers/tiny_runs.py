@@ -16,9 +16,10 @@ class Squares:
     """A dataset that follows the protocol: one bright square in each image."""
 
     categories = ({"id": 7, "name": "square"},)
+    count = 4
 
     def __len__(self) -> int:
-        return 4
+        return self.count
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
         pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
@@ -33,24 +34,28 @@ class Squares:
         return tv_tensors.Image(pixels), target
 
 
-def short_recipe(*, evaluate_every: int = 1, checkpoint_every: int = 100, **solver: Any) -> Recipe:
-    """A recipe of three iterations of a network that timm keeps for tests."""
-    model = ModelRecipe(
-        backbone="test_resnet",
+def tiny_model(backbone: str, **settings: Any) -> ModelRecipe:
+    """A Faster R-CNN that computes little, for images of 64 pixels."""
+    return ModelRecipe(
+        backbone=backbone,
         fpn_channels=8,
         min_size=64,
         max_size=64,
         box_representation_size=16,
-        box_score_thresh=0.0,
-        box_batch_size_per_image=8,
         rpn_pre_nms_top_n_train=50,
         rpn_post_nms_top_n_train=20,
         rpn_pre_nms_top_n_test=50,
         rpn_post_nms_top_n_test=20,
+        box_batch_size_per_image=8,
+        **settings,
     )
+
+
+def short_recipe(*, evaluate_every: int = 1, checkpoint_every: int = 100, **solver: Any) -> Recipe:
+    """A recipe of three iterations of a network that timm keeps for tests."""
     settings = {"base_lr": 0.01, "batch_size": 2, "reference_batch_size": 2, "max_iterations": 3, "steps": []}
     return Recipe(
-        model=model,
+        model=tiny_model("test_resnet", box_score_thresh=0.0),
         data=DataRecipe(train_min_sizes=[56, 64], train_max_size=64, colour=0.2, workers=0),
         solver=SolverRecipe(**{**settings, "warmup_iterations": 0, "ema": 0.5, **solver}),
         log=LogRecipe(log_every=1, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every),

@@ -1,4 +1,4 @@
-"""What a model needs in a forked process: threads that exist, and locks that are free."""
+"""Processes: forked children can use models, and the processes of a distributed run find each other."""
 
 from vovnet.processes.forks import ForkSafeLock, handle_forks
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
@@ -23,7 +24,7 @@ from torchvision import tv_tensors
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.schema import DataRecipe, LogRecipe, Recipe, SolverRecipe
 from vovnet.detection.data.failures import LoaderError
 from vovnet.detection.training.callbacks import Callback
 from vovnet.detection.training.engine import train
@@ -34,43 +35,14 @@ from vovnet.detection.training.signals import TrainingInterrupted
 from vovnet.errors import InputError
 
 
-class Squares:
-    """A dataset that follows the protocol and needs no file: one bright square in each image."""
-
-    categories = ({"id": 7, "name": "square"},)
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
-        pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
-        left = 4 * index
-        pixels[:, 10:42, left : left + 32] = 200
-        boxes = torch.tensor([[left, 10, left + 32, 42]], dtype=torch.float32)
-        target = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(64, 64)),
-            "labels": torch.tensor([1]),
-            "image_id": 100 + index,
-        }
-        return tv_tensors.Image(pixels), target
+class Squares(tiny_runs.Squares):
+    count = 6
 
 
 def tiny_recipe(**solver: Any) -> Recipe:
-    model = ModelRecipe(
-        backbone="vovnet27_slim",
-        fpn_channels=8,
-        min_size=64,
-        max_size=64,
-        box_representation_size=16,
-        rpn_pre_nms_top_n_train=50,
-        rpn_post_nms_top_n_train=20,
-        rpn_pre_nms_top_n_test=50,
-        rpn_post_nms_top_n_test=20,
-        box_batch_size_per_image=8,
-    )
     settings = {"base_lr": 0.01, "batch_size": 2, "reference_batch_size": 2, "max_iterations": 5, "steps": [4]}
     return Recipe(
-        model=model,
+        model=tiny_runs.tiny_model("vovnet27_slim"),
         data=DataRecipe(train_min_sizes=[56, 64], train_max_size=64, colour=0.2, workers=0),
         solver=SolverRecipe(**{**settings, "warmup_iterations": 2, **solver}),
         log=LogRecipe(log_every=1, evaluate_every=0, checkpoint_every=100),
