@@ -11,14 +11,14 @@ from typing import Any
 import timm
 from torch import nn
 
-from vovnet.checkpoints.hub import HUB_NAME
+from vovnet.checkpoints.places import locate
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.build import DETECTORS
 from vovnet.detection.models.flops import classifier_gmacs, detector_gmacs
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.detection.zoo.published import PublishedRow, published_row
-from vovnet.folders.home import expand_home
+from vovnet.errors import InputError
 from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.markdown import code, plain
 from vovnet.vovnet import PUBLISHED_TOP1_ERROR, default_cfgs
@@ -174,10 +174,13 @@ def network_fields(
 
 def _start_on_the_hub(run: Recipe | None) -> str | None:
     """Return the Hub repository that a training started from; None for a local path, which must not be published."""
-    if run is None or not run.init or expand_home(run.init).exists():
+    if run is None or not run.init:
         return None
-    repository = run.init.partition("@")[0]
-    return repository if HUB_NAME.fullmatch(repository) else None
+    try:
+        place = locate(run.init)
+    except InputError:  # a folder that is not there any more
+        return None
+    return place.partition("@")[0] if isinstance(place, str) else None
 
 
 def _parameters(model: nn.Module) -> int:

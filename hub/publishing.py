@@ -13,9 +13,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, errors
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from vovnet.checkpoints.hub import HUB_NAME
+from vovnet.checkpoints.places import local_folder
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink, read_json
-from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
 from vovnet.hub.manifest import CARD_FILE, MANIFEST_FILE, PUBLISHED_FILES, PublishedFile, check_sums, read_manifest
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
@@ -76,7 +76,7 @@ def publish(
         InputError: The folder cannot be loaded or was changed since its conversion, its configuration holds a local
             path, a license is missing or contradicts the source's, or the Hub refuses.
     """
-    folder = expand_home(folder)
+    folder = local_folder(folder)
     description = Description(repository, license, dataset, architecture, evaluated_on)
     _check_name(repository)
     check_architecture(architecture)

@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vovnet.checkpoints.hub import hub_files
-from vovnet.errors import InputError
-from vovnet.folders.home import expand_home
+from vovnet.checkpoints.places import model_folder
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMMED_FILES, check_sums, read_manifest
 from vovnet.hub.reference_outputs import compare_outputs
 from vovnet.hub.release import load_folder
@@ -45,13 +43,7 @@ def verify(name_or_folder: str | os.PathLike[str], revision: str | None = None) 
     Raises:
         InputError: Something is missing, damaged or different; the message names all of it.
     """
-    name, folder = os.fspath(name_or_folder), expand_home(name_or_folder)
-    if not folder.exists():
-        folder = hub_files(name, PUBLISHED_FILES, revision)
-    elif revision is not None:
-        raise InputError(f"revision '{revision}' was given, but '{folder}' is a local path; revisions are the Hub's")
-    elif not folder.is_dir():
-        raise InputError(f"'{folder}' is a file; expected the folder that holds {', '.join(PUBLISHED_FILES)}")
+    name, folder = os.fspath(name_or_folder), model_folder(name_or_folder, PUBLISHED_FILES, revision)
     check_sums(folder)
     manifest = read_manifest(folder)
     model = load_folder(folder)

@@ -1,5 +1,6 @@
 """Classify images with any timm model, with the preprocessing and class names of the model."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 
-from vovnet.checkpoints.hub import HUB_NAME, hub_files
+from vovnet.checkpoints.places import is_path, model_folder
 from vovnet.checkpoints.timm_folder import load_timm_folder
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import CONFIG_FILE, MODEL_FILES, read_json
@@ -39,7 +40,7 @@ def load_classifier(name_or_folder: str | Path) -> nn.Module:
     Raises:
         InputError: The model or folder does not exist or has no weights, or the weights cannot be downloaded or loaded.
     """
-    name, folder = _resolve(str(name_or_folder))
+    name, folder = _resolve(name_or_folder)
     try:
         model = load_timm_folder(folder) if folder else timm.create_model(name, pretrained=True)
     except InputError:
@@ -92,12 +93,14 @@ def classify(
 
 
 def is_classifier(weights: str) -> bool:
-    """True for a timm name, and for a folder or Hub repository with timm's ``config.json``."""
-    folder = expand_home(weights)
-    if weights.startswith(("hf-hub:", "local-dir:")) or (not folder.exists() and timm.is_model(weights.split(".")[0])):
+    """Return True for a timm name, and for a folder or Hub repository with timm's ``config.json``.
+
+    Raises:
+        InputError: There is no such folder or timm model, or the repository's configuration cannot be fetched.
+    """
+    if _is_timm_name(weights):
         return True
-    if not folder.exists() and HUB_NAME.fullmatch(weights.partition("@")[0]):
-        folder = hub_files(weights, [CONFIG_FILE])
+    folder = model_folder(weights, [CONFIG_FILE])
     return (folder / CONFIG_FILE).is_file() and "architecture" in read_json(folder / CONFIG_FILE)
 
 
@@ -157,26 +160,29 @@ def _probabilities(model: nn.Module, images: Sequence[tuple[str, Image.Image]]) 
     return logits.float().softmax(dim=1).cpu()
 
 
-def _resolve(given: str) -> tuple[str, Path | None]:
+def _resolve(given: str | Path) -> tuple[str, Path | None]:
     """Return the timm name and, if the model is in a folder or on the Hub, the folder. Refuse what cannot be loaded."""
-    source, _, rest = given.partition(":")
-    if source == "hf-hub":
-        return given, hub_files(rest, MODEL_FILES)
-    path = expand_home(rest if source == "local-dir" else given)
-    if source == "local-dir" or path.is_dir():
-        return given, path
-    if "/" in given:
-        # 'owner/name' is a repository on the Hub. Any other name with a slash is a folder.
-        if given.count("/") == 1 and not given.startswith((".", "/", "~")) and not given.endswith("/"):
-            return given, hub_files(given, MODEL_FILES)
-        raise InputError(f"no folder {given!r}: expected timm's config.json and model.safetensors in it")
+    if isinstance(given, Path) or not _is_timm_name(given):
+        return str(given), model_folder(given, MODEL_FILES)
     architecture, _, tag = given.partition(".")
-    if not timm.is_model(architecture):
-        hint = did_you_mean(architecture, timm.list_models(), "timm.list_models() returns the names", most=3)
-        raise InputError(f"no timm model and no folder is called {given!r}: {hint}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     if not tags:
         raise InputError(f"{given!r} has no published weights: give a folder with config.json and model.safetensors")
     if tag and tag not in tags:
         raise InputError(f"{architecture!r} has no weights called {tag!r}: expected one of {', '.join(tags)}")
     return given, None
+
+
+def _is_timm_name(given: str) -> bool:
+    """Return True for the name of a timm model, False for what has to be a folder or Hub repository.
+
+    Raises:
+        InputError: It looks like a name, but there is neither a folder nor a model of that name.
+    """
+    if ":" in given or "/" in given or not given or is_path(given) or os.path.lexists(expand_home(given)):
+        return False
+    architecture = given.partition(".")[0]
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models(), "timm.list_models() returns the names", most=3)
+        raise InputError(f"no timm model and no folder is called {given!r}: {hint}")
+    return True

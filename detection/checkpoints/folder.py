@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
-from vovnet.checkpoints.hub import hub_files
+from vovnet.checkpoints.places import model_folder
 from vovnet.checkpoints.safetensors_file import open_safetensors, safetensors_bytes
 from vovnet.checkpoints.shapes import refuse_differences, shapes_of
 from vovnet.checkpoints.timm_folder import limited_building
@@ -62,7 +63,7 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
 
     Args:
         name_or_folder: A local folder with ``config.json`` and ``model.safetensors``, such as a training run's, or else
-            ``ORG/NAME`` on the Hub. Only a Hub name uses the network.
+            ``ORG/NAME`` or ``hf-hub:ORG/NAME`` on the Hub. Only a Hub name uses the network.
         revision: Branch, tag or commit of the repository; only for a Hub name.
 
     Returns:
@@ -110,18 +111,16 @@ def find_folder(name_or_folder: str | os.PathLike[str], revision: str | None = N
     """Return the local folder of a path or Hub name, after checking that it holds both files.
 
     Raises:
-        InputError: It is neither a folder nor a Hub name, a file is missing or a link out of the folder, or the files
-            cannot be fetched.
+        InputError: There is no such folder, a file is missing or a link out of the folder, or the files cannot be
+            fetched.
     """
-    folder = expand_home(name_or_folder)
-    if not folder.exists():
-        return hub_files(os.fspath(name_or_folder), MODEL_FILES, revision)
-    if revision is not None:
+    name = os.fspath(name_or_folder)
+    if "/" not in name and timm.is_model(name.partition(".")[0]) and not os.path.lexists(name):
         raise InputError(
-            f"revision '{revision}' was given, but '{folder}' is a local path; revisions exist only on the Hub"
+            f"'{name}' is a classifier's name; expected a detector's folder or Hub name (a recipe starts from this "
+            "network's weights with model.backbone and model.pretrained)"
         )
-    if not folder.is_dir():
-        raise InputError(f"'{folder}' is a file; expected the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    folder = model_folder(name_or_folder, MODEL_FILES, revision)
     for name in MODEL_FILES:
         check_symlink(folder, name)
         if not (folder / name).is_file():

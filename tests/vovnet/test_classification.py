@@ -148,7 +148,7 @@ def test_a_folder_that_timm_wrote(model: nn.Module, tmp_path: Path, prefix: str)
         ("vovnet39.imagenet", "'vovnet39' has no weights called 'imagenet': expected one of in1k"),
         ("./no/such/folder", "no folder './no/such/folder'"),
         ("/no/such", "no folder '/no/such'"),
-        ("local-dir:/no/such", "has no config.json"),
+        ("local-dir:/no/such", "no folder '/no/such'"),
     ],
 )
 def test_a_wrong_name(name: str, message: str) -> None:

@@ -49,9 +49,12 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
     A name that only begins with ``~`` stays as it is, such as ``~draft.jpg``. ``./~`` is a file called ``~``.
 
     Raises:
-        InputError: The path begins with ``~``, and this user has no home folder.
+        InputError: The path begins with ``~``, and this user has no home folder or what follows cannot be a user.
     """
-    expanded = os.path.expanduser(path)
+    try:
+        expanded = os.path.expanduser(path)
+    except ValueError as error:  # a null character, or half a character, in the user's name
+        raise InputError(f"'{os.fspath(path)}' is not a path ({error})") from error
     if expanded == "~" or expanded.startswith(("~/", f"~{os.sep}")):
         raise InputError(f"'{path}': this user has no home folder (HOME is not set); write the path out")
     return Path(expanded)

@@ -276,6 +276,13 @@ def test_a_revision_needs_the_hub(folder):
         load_detector(folder, revision="main")
 
 
+@pytest.mark.parametrize("name", ["vovnet39", "vovnet39.in1k", "resnet50"])
+def test_a_classifiers_name_is_no_detector(name, hub):
+    with pytest.raises(InputError, match=rf"'{name}' is a classifier's name.*model\.backbone"):
+        load_detector(name)
+    assert hub.log() == []
+
+
 @pytest.mark.parametrize("name", ["nothing-here", "a/b/c", "../x", "/no/such/folder", ""])
 def test_neither_a_folder_nor_a_hub_name(name, hub):
     with pytest.raises(InputError):

@@ -103,3 +103,9 @@ def test_every_entrance_expands_the_home_and_a_recipe_keeps_what_was_written(mon
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "in" / name).write_text("{}")
     assert find_folder("~/in") == tmp_path / "in"
+
+
+@pytest.mark.parametrize("path", ["~\x00", "~\ud800/a"])
+def test_what_no_user_can_be_called_is_refused(path: str) -> None:
+    with pytest.raises(InputError, match="is not a path"):
+        expand_home(path)
