@@ -85,6 +85,9 @@ class ModelRecipe:
     """Channels of an image: 3 for RGB, 1 for grey."""
     out_indices: Annotated[list[Annotated[Integer, Field(ge=-64, le=64)]], Field(max_length=64)] | None = None
     """Feature maps of the backbone; null takes those with strides 4, 8, 16 and 32."""
+    stride_in_1x1: Flag | None = None
+    """Where the blocks of a ResNet have their stride, with ``legacy``: true is the first 1×1 convolution, as in the
+    published files; false is the 3×3, as in timm's and torchvision's. null is true. Other conventions have timm's."""
     norm: Norm = "bn"
     """Norms of the backbone. ``frozen_bn`` freezes batch norms whose weights are pretrained."""
     trainable_stages: Annotated[Integer, Field(ge=0, le=64)] | None = None

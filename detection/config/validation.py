@@ -37,6 +37,8 @@ def check_model(model: ModelRecipe) -> None:
         raise InputError("model.num_classes is not set: give the number of object classes, without background")
     if model.max_size < model.min_size:
         _refuse("model.max_size", f"at least model.min_size, {model.min_size}", model.max_size)
+    if model.stride_in_1x1 and model.conventions != "legacy":
+        _refuse("model.stride_in_1x1", "null or false, as timm's networks have their stride in the 3×3", True)
     for key in ("image_mean", "image_std"):
         values = getattr(model, key)
         if values is not None and len(values) != model.in_chans:

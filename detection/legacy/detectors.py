@@ -11,6 +11,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import FpnBackbone
+from vovnet.detection.checkpoints.network_facts import bottlenecks
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.anchors import LegacyAnchorGenerator
 from vovnet.detection.legacy.boxes import boxes_to_xywh
@@ -33,11 +34,11 @@ def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
     _check_counterparts(model)
     if download and model.pretrained:
         warnings.warn(
-            "conventions: legacy: no weights are downloaded, because timm's were trained on other images and with "
-            "other strides; load a converted checkpoint (vovnet.hub.load_detector, or init in a recipe)",
+            "conventions: legacy: no weights are downloaded, because timm's are for other images; load a converted "
+            "checkpoint (vovnet.hub.load_detector, or init in a recipe)",
             stacklevel=3,
         )
-    backbone = exact_backbone(recipe_backbone(model, download=False))
+    backbone = exact_backbone(recipe_backbone(model, download=False), stride_in_1x1=model.stride_in_1x1 is not False)
     detector: Any = assemble(model, backbone)
     _initialise_heads(detector)
     strides = backbone.strides
@@ -69,19 +70,22 @@ def _check_counterparts(model: ModelRecipe) -> None:
         )
 
 
-def exact_backbone(backbone: FpnBackbone) -> FpnBackbone:
+def exact_backbone(backbone: FpnBackbone, *, stride_in_1x1: bool = True) -> FpnBackbone:
     """Change a backbone to the reference's arithmetic, in place, and return it.
 
     Frozen norms have no epsilon (reference layers/batch_norm.py:12-31; torchvision ops/misc.py:61 has 1e-5), and a
-    ResNet's stride sits in the first 1×1 convolution of a block (reference modeling/backbone/resnet.py:272-283;
-    torchvision and timm have it in the 3×3).
+    ResNet's stride sits in the first 1×1 convolution of a block (reference modeling/backbone/resnet.py:272-283, its
+    ``STRIDE_IN_1X1``; torchvision and timm have it in the 3×3).
+
+    Args:
+        backbone: the backbone of a detector.
+        stride_in_1x1: False leaves the stride in the 3×3.
     """
     for module in backbone.body.modules():
         if isinstance(module, FrozenBatchNorm2d | FrozenBatchNormAct2d):
             module.eps = 0.0
-        first, second = getattr(module, "conv1", None), getattr(module, "conv2", None)
-        if isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and hasattr(module, "conv3"):
-            first.stride, second.stride = second.stride, first.stride
+    for first, second in bottlenecks(backbone.body) if stride_in_1x1 else ():
+        first.stride, second.stride = second.stride, first.stride
     return backbone
 
 

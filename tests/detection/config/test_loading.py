@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 
 from vovnet.detection.config.loading import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict, recipe_to_yaml
 from vovnet.detection.config.schema import DataSource, Recipe
@@ -17,6 +18,14 @@ def test_every_shipped_recipe_survives_writing_and_reading(name: str, tmp_path: 
     assert load_recipe(path) == recipe
     assert recipe_to_yaml(load_recipe(path)) == path.read_text(encoding="utf-8")
     assert recipe_from_dict(recipe_to_dict(recipe), "here") == recipe
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).model.pretrained])
+def test_weights_that_a_recipe_downloads_have_an_address(name: str) -> None:
+    model = load_recipe(name).model
+    cfg = timm.get_pretrained_cfg(model.backbone)
+    assert cfg is not None
+    assert model.conventions == "legacy" or cfg.url or cfg.hf_hub_id
 
 
 def test_overrides_replace_values_and_whole_lists() -> None:

@@ -23,7 +23,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import fpn_backbone
-from vovnet.detection.config.loading import load_recipe, recipe_names
+from vovnet.detection.config.loading import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict
 from vovnet.detection.config.schema import ModelRecipe, Recipe
 from vovnet.detection.legacy.anchors import base_anchors
 from vovnet.detection.legacy.detectors import exact_backbone
@@ -153,6 +153,34 @@ def test_a_resnets_stride_is_in_the_first_convolution() -> None:
         (1, 1024, 8, 12),
         (1, 2048, 4, 6),
     ]
+
+
+@pytest.mark.parametrize("setting", [None, True, False])
+def test_a_recipe_says_where_the_stride_is(setting: bool | None) -> None:
+    """And it survives writing and reading."""
+    model = model_recipe(backbone="resnet50", stride_in_1x1=setting, norm="bn")
+    with torch.device("meta"):
+        body: Any = build_detector(model, download=False).backbone.body
+    in_1x1 = setting is not False
+    for layer in (body.layer2, body.layer3, body.layer4):
+        assert (layer[0].conv1.stride, layer[0].conv2.stride) == (((2, 2), (1, 1)) if in_1x1 else ((1, 1), (2, 2)))
+    assert recipe_from_dict(recipe_to_dict(Recipe(model=model)), "here").model.stride_in_1x1 is setting
+
+
+def test_without_the_stride_in_the_1x1_a_resnet_is_timms() -> None:
+    body: Any = built(backbone="resnet50", stride_in_1x1=False).backbone.body
+    plain: Any = timm.create_model("resnet50", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    plain.load_state_dict(body.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        for ours, theirs in zip(body(image), plain(image), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_other_conventions_have_no_stride_in_the_1x1() -> None:
+    with pytest.raises(InputError, match=r"^model\.stride_in_1x1: "):
+        build_detector(model_recipe(conventions="torchvision", stride_in_1x1=True), download=False)
+    build_detector(model_recipe(conventions="torchvision", stride_in_1x1=False), download=False)
 
 
 def test_a_resnet_without_three_convolutions_is_left_alone() -> None:
