@@ -1,5 +1,6 @@
 """What every test folder shares. No test reaches the real Hub, or the user's caches: they are set aside here, first."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Property tests draw the same examples in every run, so that a commit passes or fails for what it changes.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+# A shell starts a background job (`make test &`) with Ctrl-C ignored, and a run then keeps it ignored, as it should.
+# The tests of Ctrl-C need it to have its usual effect.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any test imports huggingface_hub, which reads where the Hub is only then.
 _HUB, _HOME = local_hub.start()

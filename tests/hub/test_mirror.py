@@ -196,6 +196,7 @@ def expect_equal(state: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 WAYS_OUT = ("HF_ENDPOINT", "give their folder")
 
 
+@pytest.mark.slow
 def test_what_is_published_comes_through_a_mirror_also_when_the_hub_is_gone(
     published: Hub, mirror: Callable[..., str], tmp_path: Path
 ) -> None:

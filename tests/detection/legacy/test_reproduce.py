@@ -185,7 +185,10 @@ RECIPES = {"frcn_v39": "faster_rcnn_V_39_FPN_2x", "mrcn_v57": "mask_rcnn_V_57_FP
 
 
 @pytest.mark.parametrize("config", RECIPES)
-@pytest.mark.parametrize("sampling", ["all", "arange", "iterations"])
+@pytest.mark.parametrize(
+    "sampling",
+    [pytest.param("all", marks=pytest.mark.slow), pytest.param("arange", marks=pytest.mark.slow), "iterations"],
+)
 def test_training(
     config: str,
     sampling: str,
