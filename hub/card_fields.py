@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,33 +14,23 @@ from vovnet.checkpoints.places import locate
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.build import DETECTORS
-from vovnet.detection.models.flops import classifier_gmacs, detector_gmacs
-from vovnet.detection.training.metrics_log import read_metrics
+from vovnet.detection.models.flops import MASKS, PROPOSALS, classifier_gmacs, detector_gmacs, working_size
 from vovnet.detection.zoo.published import PublishedRow, published_row
 from vovnet.errors import InputError
 from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.markdown import code, plain
-from vovnet.vovnet import PUBLISHED_TOP1_ERROR, default_cfgs
+from vovnet.hub.metrics import (
+    UNNAMED,
+    ClassMetrics,
+    Metrics,
+    kept_evaluation,
+    metrics_by_class,
+    published_classifier_metrics,
+    published_metrics,
+    run_metrics,
+)
 
-RECIPE_FILE, METRICS_FILE = "recipe.yaml", "metrics.jsonl"
-_AUTHORS = "the authors' table, not measured by us"
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Metrics of one task on one dataset."""
-
-    task: str
-    """The Hub's name of the task."""
-    dataset: str
-    dataset_type: str
-    values: Mapping[str, float]
-    """Values in percent, by the metric's name."""
-    claimed_by: str | None = None
-    """The source of numbers that were not measured here; :attr:`address` is its URL."""
-    address: str | None = None
-    part: str | None = None
-    """The part of the dataset that was measured, such as ``validation data, val.json``."""
+RECIPE_FILE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,8 @@ class CardFields:
     tags: tuple[str, ...]
     categories: tuple[str, ...] = ()
     metrics: tuple[Metrics, ...] = ()
+    classes: tuple[ClassMetrics, ...] = ()
+    """The metrics of each category, if they are known."""
     datasets: tuple[str, ...] = ()
     """The Hub's names of the training data, if known."""
     base_model: str | None = None
@@ -69,7 +60,11 @@ class CardFields:
 
 
 def detector_fields(
-    folder: Path, detector: Any, source: PublishedFile | None, dataset: str | None, evaluated_on: str | None = None
+    folder: Path,
+    detector: Any,
+    source: PublishedFile | None,
+    train_data: str | None = None,
+    eval_data: str | None = None,
 ) -> CardFields:
     """Return the facts about a detector folder, from a conversion or from a training run with recipe and metrics.
 
@@ -77,13 +72,16 @@ def detector_fields(
         folder: The detector's folder.
         detector: The detector that it holds.
         source: The file that it was converted from.
-        dataset: The publisher's name for the data.
-        evaluated_on: The publisher's name for the validation data, if that is another dataset.
+        train_data: The publisher's name for the data that the detector was trained on.
+        eval_data: The publisher's name for the data that its metrics were measured on.
     """
     model, preprocessing = detector.recipe, detector.preprocessing
     row = published_row(source.name) if source else None
     published = row if row and source and source.file == row.file else None
     run = load_recipe(folder / RECIPE_FILE) if source is None and (folder / RECIPE_FILE).is_file() else None
+    kept = kept_evaluation(folder, run)
+    height, width = working_size(detector)
+    counted = f"{PROPOSALS:,} proposals" + (f" and {MASKS} masks" if model.detector == "mask_rcnn" else "")
     name = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}[model.detector]
     task = "image-segmentation" if model.detector == "mask_rcnn" else "object-detection"
     inclusive = ", both corners inside" if hasattr(detector, "boxes_to_xywh") else ""
@@ -92,7 +90,7 @@ def detector_fields(
         "backbone": f"`{model.backbone}`",
         "conventions": f"{model.conventions} (of boxes, anchors and selection)",
         "parameters": f"{_parameters(detector):,}",
-        "GMACs": f"{detector_gmacs(detector):.1f} for one 800×1344 image and 1,000 proposals",
+        "GMACs": f"{detector_gmacs(detector):.1f} for one {height}×{width} image, {counted}",
         "input": "a list of RGB images (3, H, W) as floats in 0..1"
         if model.in_chans == 3
         else f"a list of images ({model.in_chans}, H, W) as floats in 0..1",
@@ -108,18 +106,23 @@ def detector_fields(
         task=task,
         library="vovnet",
         rows=rows,
-        training=_detector_training(source, published, run, dataset),
+        training=_detector_training(source, published, run, train_data),
         citations=(_network_family(model.backbone), model.detector),
         tags=tuple(sorted({"vovnet", "torchvision", "object-detection", task})),
         categories=tuple(str(category["name"]) for category in detector.categories),
-        metrics=_published_metrics(published) if published else _run_metrics(folder, run, evaluated_on or dataset),
+        metrics=published_metrics(published) if published else run_metrics(run, kept, eval_data),
+        classes=metrics_by_class(kept),
         datasets=("coco",) if published else (),
         base_model=_start_on_the_hub(run),
     )
 
 
 def network_fields(
-    config: Mapping[str, Any], model: Any, source: PublishedFile | None, architecture: str
+    config: Mapping[str, Any],
+    model: Any,
+    source: PublishedFile | None,
+    architecture: str,
+    train_data: str | None = None,
 ) -> CardFields:
     """Return the facts about a folder in timm's form.
 
@@ -128,6 +131,7 @@ def network_fields(
         model: The timm model with its weights.
         source: The file that it was converted from.
         architecture: The network's name in this package; ``config.json`` may use plain timm's name.
+        train_data: The publisher's name for the data that the network was trained on.
     """
     cfg = config.get("pretrained_cfg", {})
     classes = int(model.num_classes)
@@ -143,7 +147,7 @@ def network_fields(
         "mean, deviation": f"{_numbers(cfg.get('mean'))}; {_numbers(cfg.get('std'))}",
     }
     notes = cfg.get("notes") or []
-    known = _published_classifier(architecture, source)
+    known = published_classifier_metrics(architecture, source)
     return CardFields(
         title=f"{architecture}, {f'{classes} classes' if classes else 'backbone'}",
         summary=f"The network `{architecture}` as an ordinary timm model."
@@ -157,7 +161,7 @@ def network_fields(
             if known
             else "The file does not say how it was trained."
             if source
-            else "Its publisher has not described the training here."
+            else _said_training(train_data)
         ),
         citations=(_network_family(architecture),),
         tags=("timm", "vovnet", "image-classification" if classes else "feature-extraction"),
@@ -205,7 +209,7 @@ def _preprocessing(values: Mapping[str, Any]) -> str:
 
 
 def _detector_training(
-    source: PublishedFile | None, published: PublishedRow | None, run: Recipe | None, dataset: str | None
+    source: PublishedFile | None, published: PublishedRow | None, run: Recipe | None, train_data: str | None
 ) -> str:
     if run is not None:
         begin = (
@@ -215,16 +219,22 @@ def _detector_training(
             if run.model.pretrained
             else "random weights"
         )
-        data = plain(dataset) if dataset else "data that its publisher has not named"
+        data = plain(train_data) if train_data else UNNAMED
         return f"By `vovnet train` on {data}: {_schedule(run)}; from {begin}."
     if source is None:
-        return "Its publisher has not described the training here."
+        return _said_training(train_data)
     if source.name not in recipe_names():
         return "The file does not say how it was trained."
     recipe = _schedule(load_recipe(source.name))
     if published:
         return f"By its authors, on COCO 2014: {recipe}. The recipe is `{source.name}`."
     return f"The file does not say how it was trained. The recipe of this structure, `{source.name}`: {recipe}."
+
+
+def _said_training(train_data: str | None) -> str:
+    if train_data:
+        return f"On {plain(train_data)}. Its publisher has not described more of the training here."
+    return "Its publisher has not described the training here."
 
 
 def _schedule(recipe: Recipe) -> str:
@@ -235,69 +245,3 @@ def _schedule(recipe: Recipe) -> str:
         f"{solver.max_iterations:,} iterations of {solver.batch_size} images, SGD, learning rate "
         f"{solver.base_lr:g} ({solver.schedule}{drops}), weight decay {solver.weight_decay:g}"
     )
-
-
-def _published_metrics(row: PublishedRow) -> tuple[Metrics, ...]:
-    tables = {"object-detection": ("box", row.box), "image-segmentation": ("mask", row.mask)}
-    names = ("AP", "APs", "APm", "APl")
-    return tuple(
-        Metrics(
-            task,
-            "COCO 2014 minival",
-            "coco",
-            {f"{kind} {name}": value for name, value in zip(names, values, strict=True)},
-            _AUTHORS,
-            "https://github.com/stigma0617/maskrcnn-benchmark-vovnet",
-        )
-        for task, (kind, values) in tables.items()
-        if values
-    )
-
-
-def _run_metrics(folder: Path, run: Recipe | None, dataset: str | None) -> tuple[Metrics, ...]:
-    """Return the metrics of the evaluation whose weights the run kept: the best by mask AP, else by box AP."""
-    path = folder / METRICS_FILE
-    if run is None or not path.is_file():
-        return ()
-    key = "mask_ap" if run.model.detector == "mask_rcnn" else "box_ap"
-    rows = [row for row in read_metrics(path) if _is_counted(row.get(key))]
-    best = max(rows, key=lambda row: row[key], default=None)
-    if best is None:
-        return ()
-    names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}
-    found = []
-    for task, kind in (("object-detection", "box"), ("image-segmentation", "mask")):
-        values = {
-            f"{kind} {name}": round(100 * best[f"{kind}_{short}"], 2)
-            for short, name in names.items()
-            if _is_counted(best.get(f"{kind}_{short}"))
-        }
-        if values:
-            name = dataset or "the publisher's data"
-            found.append(Metrics(task, name, "custom", values, part=_measured_part(run)))
-    return tuple(found)
-
-
-def _measured_part(run: Recipe) -> str:
-    """Return which data a run was evaluated on: the names of the annotation files, without their folders."""
-    train, val = ([source.annotations for source in sources] for sources in (run.data.train, run.data.val))
-    kind = "training data itself" if val and set(val) <= set(train) else "validation data"
-    return ", ".join([kind, *(re.split(r"[/\\]", path)[-1] for path in val)])
-
-
-def _is_counted(value: object) -> bool:
-    """True if an entry of a run's metrics is a number; -1 means that there was nothing to count."""
-    return isinstance(value, int | float) and value >= 0
-
-
-def _published_classifier(architecture: str, source: PublishedFile | None) -> tuple[Metrics, ...]:
-    """Return the authors' top-1 accuracy if the file has the name of their file."""
-    error = PUBLISHED_TOP1_ERROR.get(architecture)
-    if source is None or error is None:
-        return ()
-    url = str(default_cfgs[architecture].default.url)
-    if source.file != url.partition("?")[0].rpartition("/")[2]:
-        return ()
-    values = {"accuracy": round(100 - error, 2)}
-    address = "https://github.com/stigma0617/VoVNet.pytorch"
-    return (Metrics("image-classification", "ImageNet-1k validation, top-1", "imagenet-1k", values, _AUTHORS, address),)

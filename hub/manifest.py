@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,9 @@ MANIFEST_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
 SUMMED_FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
 PUBLISHED_FILES = (*SUMMED_FILES, SUMS_FILE)
-"""All files of a published repository. Nothing else is uploaded or downloaded."""
+"""All files of a published repository but :data:`EXAMPLE_FILE`. Nothing else is downloaded."""
+EXAMPLE_FILE = "example.jpg"
+"""The drawn example of the card, if its publisher named an image."""
 
 FORMAT = "vovnet-manifest"
 FORMAT_VERSION = 1
@@ -108,6 +111,8 @@ def check_sums(folder: Path, names: Sequence[str] = SUMMED_FILES) -> None:
     """
     sums = _read_sums(folder)
     problems = []
+    if EXAMPLE_FILE in sums and os.path.lexists(folder / EXAMPLE_FILE):  # not downloaded with the others
+        names = (*names, EXAMPLE_FILE)
     for name in names:
         check_symlink(folder, name)
         if name not in sums:
@@ -133,7 +138,7 @@ def _read_sums(folder: Path) -> dict[str, str]:
     for line in lines:
         match = _LINE.fullmatch(line)
         # A name with a folder in it would make the check, and everyone who relies on it, read another file.
-        if match is None or match[2] not in SUMMED_FILES or match[2] in sums:
+        if match is None or match[2] not in (*SUMMED_FILES, EXAMPLE_FILE) or match[2] in sums:
             raise InputError(
                 f"{path}: expected a SHA-256 and one of {', '.join(SUMMED_FILES)} a line, got {line!r:.90}"
             )

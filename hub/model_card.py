@@ -8,9 +8,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vovnet.checkpoints.hub import V1_NOTICE, V2_NOTICE
-from vovnet.hub.card_fields import CardFields, Metrics
-from vovnet.hub.manifest import PublishedFile
+from vovnet.errors import install_command
+from vovnet.hub.card_fields import CardFields
+from vovnet.hub.example import EXAMPLE_THRESHOLD
+from vovnet.hub.manifest import EXAMPLE_FILE, PublishedFile
 from vovnet.hub.markdown import code, plain
+from vovnet.hub.metrics import ClassMetrics, Metrics
 
 UNKNOWN_REPOSITORY = "ORG/NAME"
 """The repository's name in a card before it is published."""
@@ -56,6 +59,7 @@ def compose_card(
     license: str | None,
     source: PublishedFile | None,
     version: str,
+    example: str | None = None,
 ) -> ModelCard:
     """Return the model card of a folder.
 
@@ -66,17 +70,23 @@ def compose_card(
             None if the publisher says nothing.
         source: The file that the weights were converted from.
         version: The version of this package.
+        example: Author and licence of the image in :data:`~vovnet.hub.manifest.EXAMPLE_FILE`, or ``""``; None if there
+            is no example.
     """
     return ModelCard.from_template(
         _card_data(fields, repository, license),
         template_path=str(Path(__file__).with_name("model_card.md")),
         title=plain(fields.title),
         summary=fields.summary,
+        example=example,
+        credit=plain(example or ""),
+        example_file=EXAMPLE_FILE,
+        threshold=EXAMPLE_THRESHOLD,
         loading=_loading(fields, repository),
         facts=fields.rows.items(),
         categories=[plain(name) for name in fields.categories],
         training=fields.training,
-        metrics=_metrics(fields.metrics),
+        metrics=_metrics(fields.metrics) + _class_table(fields.classes),
         licence=_licence(license, source),
         repository=repository,
         origin=None if source is None else f"{code(source.file)}, SHA-256 {code(source.sha256)}",
@@ -118,29 +128,29 @@ def _card_data(fields: CardFields, repository: str, license: str | None) -> Mode
 
 
 def _loading(fields: CardFields, repository: str) -> list[dict[str, str]]:
+    """Return the ways to load the model: a sentence, the command that installs what it needs, and code."""
     if not fields.details:
         code = (
             "from vovnet.detection import predict\nfrom vovnet.hub import load_detector\n\n"
             f'detector = load_detector("{repository}")\ndetections = predict(detector, ["photo.jpg"])'
         )
-        return [{"text": "With vovnet and what its `detection` extra installs:", "code": code}]
+        return [{"text": "With vovnet:", "install": install_command("detection"), "code": code}]
     architecture, stored = fields.details["architecture"], fields.details["stored_architecture"]
     features = f'features = timm.create_model("hf-hub:{repository}", pretrained=True, features_only=True)'
     by_name = f'import timm\n\nmodel = timm.create_model("hf-hub:{repository}", pretrained=True).eval()\n{features}'
+    ours = {"install": install_command()}
     if stored == architecture and not fields.details["ours"]:
-        return [{"text": "With timm alone:", "code": by_name}]
+        return [{"text": "With timm alone:", "install": "pip install timm", "code": by_name}]
     if stored == architecture:
-        return [{"text": "With timm and vovnet:", "code": f"import vovnet  # registers {stored}\n{by_name}"}]
+        return [ours | {"text": "With timm and vovnet:", "code": f"import vovnet  # registers {stored}\n{by_name}"}]
     classes = fields.details["num_classes"]
     overlay = f'dict(hf_hub_id="{repository}", num_classes={classes})'
     with_ours = (
         f'import timm\nimport vovnet  # registers {architecture}\n\nmodel = timm.create_model("{architecture}", '
         f"pretrained=True, num_classes={classes},\n    pretrained_cfg_overlay={overlay})"
     )
-    return [
-        {"text": "With timm alone (0.9.16 or newer):", "code": by_name},
-        {"text": "With vovnet installed, as its own class; the outputs are equal:", "code": with_ours},
-    ]
+    alone = {"text": "With timm alone (0.9.16 or newer):", "install": "pip install timm", "code": by_name}
+    return [alone, ours | {"text": "With vovnet, as its own class; the outputs are equal:", "code": with_ours}]
 
 
 def _metrics(found: Sequence[Metrics]) -> str:
@@ -154,6 +164,16 @@ def _metrics(found: Sequence[Metrics]) -> str:
         measured = ", ".join(plain(text) for text in (metrics.dataset, metrics.part) if text)
         parts.append(f"{measured}, in percent{claim}:\n\n{table}")
     return "\n\n".join(parts)
+
+
+def _class_table(classes: Sequence[ClassMetrics]) -> str:
+    if not classes:
+        return ""
+    names = list(classes[0].values)
+    rows = [["category", "objects", *names], ["---"] * (2 + len(names))]
+    for one in classes:
+        rows.append([plain(one.name), f"{one.objects:,}", *("–" if v is None else str(v) for v in one.values.values())])
+    return "\n\nBy category:\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _licence(license: str | None, source: PublishedFile | None) -> str:

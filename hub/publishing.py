@@ -16,8 +16,17 @@ from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.checkpoints.places import local_folder
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink, read_json
+from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
-from vovnet.hub.manifest import CARD_FILE, MANIFEST_FILE, PUBLISHED_FILES, PublishedFile, check_sums, read_manifest
+from vovnet.hub.manifest import (
+    CARD_FILE,
+    EXAMPLE_FILE,
+    MANIFEST_FILE,
+    PUBLISHED_FILES,
+    PublishedFile,
+    check_sums,
+    read_manifest,
+)
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 
 NONCOMMERCIAL = "cc-by-nc-4.0"
@@ -49,14 +58,16 @@ def publish(
     yes: bool = False,
     private: bool = True,
     license: str | None = None,
-    dataset: str | None = None,
-    evaluated_on: str | None = None,
+    train_data: str | None = None,
+    eval_data: str | None = None,
     architecture: StoredAs = "timm",
+    example: str | os.PathLike[str] | None = None,
+    example_credit: str | None = None,
 ) -> Publication:
     """Upload a folder's model to the Hugging Face Hub, with a model card, checksums and recorded outputs.
 
-    Only ``README.md``, ``config.json``, ``model.safetensors``, ``manifest.json`` and ``SHA256SUMS`` are uploaded, in
-    one commit. Other files of the folder stay on this machine.
+    Only ``README.md``, ``config.json``, ``model.safetensors``, ``manifest.json`` and ``SHA256SUMS`` are uploaded, and
+    ``example.jpg`` if an image is given, in one commit. Other files of the folder stay on this machine.
 
     Args:
         folder: A folder of a training run, of :func:`vovnet.hub.convert_checkpoint`, or in timm's form.
@@ -65,19 +76,25 @@ def publish(
         private: Make a new repository private. An existing repository keeps its visibility.
         license: A license identifier of the Hub, such as ``apache-2.0``; ``other`` for weights whose authors state
             none. Required for converted weights.
-        dataset: The name that the card gives to the data for training and evaluation.
-        evaluated_on: The name that the card gives to the validation data, if that is another dataset.
+        train_data: The name that the card gives to the training data.
+        eval_data: The name that the card gives to the data that the metrics were measured on.
         architecture: As in :func:`vovnet.hub.convert_checkpoint`.
+        example: An image that you may publish. The card shows it with the detector's detections. By default there is
+            none, because images of a training may be private.
+        example_credit: Author and licence of that image, for the line below it.
 
     Returns:
         Files, sizes, notes and the commit; ``str()`` gives the text for the user.
 
     Raises:
         InputError: The folder cannot be loaded or was changed since its conversion, its configuration holds a local
-            path, a license is missing or contradicts the source's, or the Hub refuses.
+            path, a license is missing or contradicts the source's, the example cannot be read, or the Hub refuses.
     """
     folder = local_folder(folder)
-    description = Description(repository, license, dataset, architecture, evaluated_on)
+    if example_credit is not None and example is None:
+        raise InputError("--example-credit: expected together with --example IMAGE")
+    image = None if example is None else expand_home(example)
+    description = Description(repository, license, train_data, eval_data, architecture, image, example_credit)
     _check_name(repository)
     check_architecture(architecture)
     for name in MODEL_FILES:
@@ -87,10 +104,12 @@ def publish(
     source = _source(folder)
     notes = _licence_notes(source, _stated_licence(folder, source), license)
     with scratch_folder() as staged:
-        describe(folder, staged, source, description)
+        notes += describe(folder, staged, source, description)
         places = {name: folder / name if name == WEIGHTS_FILE else staged / name for name in PUBLISHED_FILES}
         if not (staged / CONFIG_FILE).is_file():
             places[CONFIG_FILE] = folder / CONFIG_FILE
+        if image is not None:
+            places[EXAMPLE_FILE] = staged / EXAMPLE_FILE
         files = tuple((name, path.stat().st_size) for name, path in places.items())
         visibility = "private" if private else "public"
         if not yes:

@@ -68,9 +68,14 @@ def reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def install_command(extra: str = "") -> str:
+    """Return the command that installs this package, with an extra. It is on no index, so that it comes from git."""
+    return f"pip install 'vovnet{f'[{extra}]' if extra else ''} @ git+{SOURCE}'"
+
+
 def install_advice(extra: str) -> str:
-    """Return how to install this package with an extra. It is on no index, so its name alone would find nothing."""
-    return f"pip install '.[{extra}]' in a clone of vovnet, or pip install 'vovnet[{extra}] @ git+{SOURCE}'"
+    """Return how to install this package with an extra."""
+    return f"pip install '.[{extra}]' in a clone of vovnet, or {install_command(extra)}"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

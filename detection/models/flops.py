@@ -11,8 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 M = TypeVar("M", bound=nn.Module)
 
-CARD_SIZE = (800, 1344)
-"""Size of most COCO images after the resize: short side 800, long side up to 1333, padded to a multiple of 32."""
 PROPOSALS, MASKS = 1000, 100
 """The most proposals and masks of an image in the published detectors; torchvision counts with the same numbers."""
 
@@ -48,7 +46,20 @@ def classifier_gmacs(model: nn.Module) -> float:
     return multiply_adds(model, (1, channels, height, width)) / 1e9
 
 
-def detector_gmacs(detector: nn.Module, size: tuple[int, int] = CARD_SIZE) -> float:
+def working_size(detector: nn.Module) -> tuple[int, int]:
+    """Return height and width in pixels of the largest wide image that reaches a torchvision detector's backbone.
+
+    These are the sides that the detector scales images to, padded to a multiple of its ``size_divisible``: 800×1344 for
+    torchvision's 800 and 1333.
+    """
+    transform: Any = detector.transform
+    sides = transform.fixed_size or (transform.max_size, transform.min_size[-1])  # width and height
+    step = transform.size_divisible
+    width, height = (-(-side // step) * step for side in sides)
+    return height, width
+
+
+def detector_gmacs(detector: nn.Module, size: tuple[int, int] | None = None) -> float:
     """Return the multiply-adds (10⁹) of a torchvision ``FasterRCNN`` or ``MaskRCNN`` for one image.
 
     This counts the backbone and its pyramid, the RPN's head on every level, the box head and predictor on 1000
@@ -56,12 +67,13 @@ def detector_gmacs(detector: nn.Module, size: tuple[int, int] = CARD_SIZE) -> fl
 
     Args:
         detector: the detector; it is not changed.
-        size: height and width in pixels of the backbone's input, that is, of the resized and padded image.
+        size: height and width in pixels of the backbone's input, that is, of the resized and padded image. None is
+            the size that the detector works at (:func:`working_size`).
     """
     empty: Any = _on_meta(detector)
     backbone, heads = empty.backbone, empty.roi_heads
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        features = backbone(_empty(1, getattr(backbone, "in_chans", 3), *size))
+        features = backbone(_empty(1, getattr(backbone, "in_chans", 3), *(size or working_size(detector))))
         empty.rpn.head(list(features.values()))
         heads.box_predictor(heads.box_head(_pooled(PROPOSALS, backbone, heads.box_roi_pool)))
         if heads.has_mask():

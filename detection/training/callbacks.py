@@ -95,7 +95,8 @@ class MetricsFile(Callback):
             self._write({"iteration": run.iteration, **losses, "lr": run.last_lr})
 
     def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        self._write({"iteration": run.iteration, **flat_metrics(metrics)})
+        classes = {"per_class": metrics["per_class"]} if "per_class" in metrics else {}
+        self._write({"iteration": run.iteration, **flat_metrics(metrics), **classes})
 
     def _write(self, values: Mapping[str, Any]) -> None:
         try:

@@ -39,8 +39,8 @@ def detector(run: Path) -> Any:
     return load_detector(run)
 
 
-def of_run(run: Path, detector: Any, dataset: str | None = None) -> CardFields:
-    return detector_fields(run, detector, None, dataset)
+def of_run(run: Path, detector: Any, train_data: str | None = None, eval_data: str | None = None) -> CardFields:
+    return detector_fields(run, detector, None, train_data, eval_data)
 
 
 def by_metric(facts: CardFields) -> dict[str, float]:
@@ -49,9 +49,9 @@ def by_metric(facts: CardFields) -> dict[str, float]:
 
 def test_numbers_of_a_run_are_those_of_the_weights_that_it_kept(run: Path, detector: Any) -> None:
     """The evaluation with the best mask AP (box AP went on rising), in percent; -1 means that there was nothing."""
-    facts = of_run(run, detector, "my images")
+    facts = of_run(run, detector, "my images", "held back")
     assert by_metric(facts) == {"box AP": 32.14, "box AP50": 55.0, "mask AP": 28.75, "mask AP50": 50.0}
-    assert {metrics.dataset for metrics in facts.metrics} == {"my images"}
+    assert {metrics.dataset for metrics in facts.metrics} == {"held back"}
     assert {metrics.part for metrics in facts.metrics} == {"validation data, val.json"}
     assert {metrics.task for metrics in facts.metrics} == {"object-detection", "image-segmentation"}
     assert all(metrics.claimed_by is None for metrics in facts.metrics)
@@ -76,13 +76,13 @@ def test_the_recipe_is_told_and_no_path_of_it(run: Path, detector: Any) -> None:
     assert "has not named" in of_run(run, detector).training
 
 
-@pytest.mark.parametrize("init", ["someone/detector", "someone/detector@v2"])
+@pytest.mark.parametrize("init", ["someone/detector", "someone/detector@v2", "hf-hub:someone/detector@v2"])
 def test_a_start_on_the_hub_is_named(init: str, run: Path, detector: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RUN_RECIPE.replace("/home/somebody/secret/start", init))
     assert of_run(tmp_path, detector).base_model == "someone/detector"
 
 
-@pytest.mark.parametrize("init", ["/home/somebody/start", "runs/old/weights", "start", "~/x", "../x"])
+@pytest.mark.parametrize("init", ["/home/somebody/start", "runs/old/weights", "start", "~/x", "../x", "a/b.pth"])
 def test_a_start_on_this_machine_is_not_named(init: str, detector: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RUN_RECIPE.replace("/home/somebody/secret/start", init))
     facts = of_run(tmp_path, detector)

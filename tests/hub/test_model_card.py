@@ -19,8 +19,12 @@ from local_hub import Hub
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from vovnet.hub.card_fields import CardFields, Metrics
+from vovnet.detection.models.flops import detector_gmacs
+from vovnet.errors import SOURCE as SOURCE_ADDRESS
+from vovnet.hub import load_detector
+from vovnet.hub.card_fields import CardFields
 from vovnet.hub.manifest import PublishedFile
+from vovnet.hub.metrics import ClassMetrics, Metrics
 from vovnet.hub.model_card import compose_card
 from vovnet.hub.publishing import check_card, publish
 from vovnet.hub.release import Description, describe
@@ -156,14 +160,16 @@ def test_the_card_of_a_converted_classifier(slim: Made) -> None:
 
 
 def test_the_card_of_a_run(run: Path, tmp_path: Path) -> None:
-    card = folder_card(run, tmp_path, dataset="my images")
+    card = folder_card(run, tmp_path, train_data="my images", eval_data="held back")
     results: Any = card.data.eval_results
     values = {"box AP": 32.14, "box AP50": 55.0, "mask AP": 28.75, "mask AP50": 50.0}
     assert {result.metric_name: result.metric_value for result in results} == values
     assert {(result.dataset_name, result.dataset_split) for result in results} == {
-        ("my images", "validation data, val.json")
+        ("held back", "validation data, val.json")
     }
-    assert "my images, validation data, val.json, in percent:" in card.text
+    assert "held back, validation data, val.json, in percent:" in card.text
+    assert "my images" not in str(card).split("## Metrics")[1]
+    assert "By `vovnet train` on my images:" in card.text
     assert "Categories, in the order of the labels 1 to 2: cat, dog." in card.text
     assert "1,200 iterations of 4 images" in card.text
     assert headings(card)[1:] == SECTIONS
@@ -178,6 +184,36 @@ def test_the_card_of_a_published_detector(run: Path, tmp_path: Path) -> None:
     renamed = folder_card(run, tmp_path, dataclasses.replace(SOURCE, file="model_final.pth"), license="other")
     assert renamed.data.eval_results is None
     assert "41.0" not in renamed.text
+
+
+def test_the_card_says_how_to_install_what_loads_it(run: Path, slim: Made, tmp_path: Path) -> None:
+    detector = folder_card(run, tmp_path).text
+    assert f"pip install 'vovnet[detection] @ git+{SOURCE_ADDRESS}'" in detector
+    classifier = ModelCard.load(slim.folder / "README.md").text
+    assert classifier.index("pip install timm\n") < classifier.index(f"pip install 'vovnet @ git+{SOURCE_ADDRESS}'")
+
+
+def test_the_size_and_the_multiply_adds_are_those_of_the_detector(run: Path, tmp_path: Path) -> None:
+    """The run's detector works on images of 64 to 96 pixels: far less than at COCO's size."""
+    (row,) = re.findall(r"\| GMACs \| ([\d.]+) for one (.*) \|", folder_card(run, tmp_path).text)
+    assert row[1] == "64×96 image, 1,000 proposals and 100 masks"
+    detector = load_detector(run)
+    assert float(row[0]) == pytest.approx(detector_gmacs(detector, (64, 96)), abs=0.05)
+    assert float(row[0]) < detector_gmacs(detector, (800, 1344)) / 2
+
+
+def test_a_run_has_a_table_of_its_categories(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("config.json", "model.safetensors", "recipe.yaml"):
+        (tmp_path / "run" / name).write_bytes((run / name).read_bytes())
+    bbox = [{"id": 4, "name": "cat", "AP": 0.5, "AP50": 0.75, "objects": 3}]
+    bbox.append({"id": 2, "name": "dog", "AP": -1.0, "AP50": -1.0, "objects": 0})
+    line = {"iteration": 1, "mask_ap": 0.5, "per_class": {"bbox": bbox, "segm": bbox}}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    text = folder_card(tmp_path / "run", tmp_path).text
+    assert "| category | objects | box AP | box AP50 | mask AP | mask AP50 |" in text
+    assert "| cat | 3 | 50.0 | 75.0 | 50.0 | 75.0 |" in text
+    assert "| dog | 0 | – | – | – | – |" in text
 
 
 HOSTILE = [
@@ -232,11 +268,16 @@ def test_hostile_texts_of_the_publisher_break_nothing() -> None:
     for text in HOSTILE:
         metrics = (Metrics("object-detection", text, "custom", {"box AP": 1.5}),)
         source = dataclasses.replace(SOURCE, file=text.replace("/", ""), title=text)
-        card = ModelCard(str(compose(dataclasses.replace(FACTS, metrics=metrics, title=text), source=source)))
+        classes = (ClassMetrics(text, 1234, {"box AP": 1.5, "box AP50": None}),)
+        facts = dataclasses.replace(FACTS, metrics=metrics, classes=classes, title=text)
+        card = ModelCard(str(compose(facts, source=source, example=text)))
         results: Any = card.data.eval_results
         assert results[0].dataset_name == text
         assert card.data.license == "other"
         assert headings(card)[-7:] == SECTIONS, text
+        assert [token.attrs["src"] for token in tokens(card, "image")] == ["example.jpg"]
+        assert "| 1,234 | 1.5 | – |" in card.text
+        assert table_rows(card) == 3 + 2 + 2, text  # facts, metrics and one category, each with its header
         assert tokens(card, "html") == [], text
         assert "49" not in headings(card)[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import timm
 import torch
 from hub_folders import SECRETS, Made, edit_json, sum_anew
 from local_hub import ALWAYS, Hub
+from PIL import Image
 from support import command, contents
 
 import vovnet  # noqa: F401 (registers our models)
 from vovnet.errors import InputError
 from vovnet.hub import convert_checkpoint, publish, verify
+from vovnet.hub.release import Description, describe
 
 Copy = Callable[[Path], Path]
 FILES = {"README.md", "SHA256SUMS", "config.json", "manifest.json", "model.safetensors"}
@@ -56,9 +59,9 @@ def test_a_dry_run_says_all_and_asks_nobody(hub: Hub, run: Path) -> None:
 
 @pytest.mark.usefixtures("token")
 def test_what_arrives_is_what_was_shown(hub: Hub, run: Path) -> None:
-    shown = publish(run, "me/detector", license="apache-2.0", dataset="my images")
+    shown = publish(run, "me/detector", license="apache-2.0", train_data="my images")
     before = contents(run)
-    done = publish(run, "me/detector", yes=True, license="apache-2.0", dataset="my images")
+    done = publish(run, "me/detector", yes=True, license="apache-2.0", train_data="my images")
     assert done.files == shown.files
     files = arrived(hub, "me/detector")
     assert set(files) == FILES
@@ -353,3 +356,56 @@ def test_what_is_on_the_hub_is_not_denied(hub: Hub, slim: Made, monkeypatch: pyt
     assert set(arrived(hub, "me/it")) == FILES
     assert "no file of it is on the Hub" not in outcome.out + outcome.err
     assert "Traceback" not in outcome.err
+
+
+# The drawn example, and the names of data.
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A photo whose name and EXIF data nobody may publish."""
+    path = tmp_path / "secret name.jpg"
+    exif = Image.Exif()
+    exif[0x010E] = "at home"
+    Image.effect_noise((1600, 900), 90).convert("RGB").save(path, exif=exif)
+    return path
+
+
+@pytest.mark.usefixtures("token")
+def test_the_example_is_published_with_the_card(hub: Hub, run: Path, photo: Path, copied: Copy) -> None:
+    publish(run, "me/it", yes=True, license="mit", example=photo, example_credit="Ann [x](y) <b>, CC BY 4.0")
+    files = arrived(hub, "me/it")
+    assert set(files) == {*FILES, "example.jpg"}
+    with Image.open(io.BytesIO(files["example.jpg"])) as drawn:
+        assert drawn.size == (1280, 720)
+        assert not dict(drawn.getexif())
+    assert b"at home" not in files["example.jpg"]
+    card = files["README.md"].decode()
+    assert "](example.jpg)" in card
+    assert "secret name" not in card
+    assert "<b>" not in card.replace("\\<b\\>", "")
+    assert "example.jpg" in files["SHA256SUMS"].decode()
+    assert verify("me/it").outputs
+    publish(run, "me/without", yes=True, license="mit")
+    assert "example.jpg" not in arrived(hub, "me/without")["README.md"].decode()
+
+
+def test_a_damaged_example_is_found(run: Path, photo: Path, copied: Copy) -> None:
+    folder = copied(run)
+    describe(folder, folder, None, Description(example=photo))
+    assert verify(folder).outputs
+    (folder / "example.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"example\.jpg has SHA-256"):
+        verify(folder)
+
+
+def test_an_example_that_cannot_be_drawn(run: Path, slim: Made, photo: Path, tmp_path: Path) -> None:
+    assert "absent.jpg" in refused(run, "me/it", license="mit", example=tmp_path / "absent.jpg")
+    assert "classifier" in refused(slim.folder, "me/it", license="other", example=photo)
+    assert "--example IMAGE" in refused(run, "me/it", license="mit", example_credit="Ann")
+
+
+def test_data_without_metrics_is_noted(run: Path, slim: Made) -> None:
+    assert any("--eval-data" in note for note in publish(slim.folder, "a/b", license="other", eval_data="x").notes)
+    assert any("--eval-data" in note for note in publish(run, "a/b", license="mit", train_data="x").notes)
+    assert not any("-data" in note for note in publish(run, "a/b", license="mit", eval_data="x").notes)

@@ -40,11 +40,17 @@ def publish(
     yes: Annotated[bool, typer.Option("--yes", help="Upload. Without it, only print what would be uploaded.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     license: Annotated[str | None, typer.Option("--license", help="Such as apache-2.0, cc-by-nc-4.0 or other.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Name of the data for training and validation on the card.")
+    train_data: Annotated[
+        str | None, typer.Option("--train-data", help="Name of the training data on the card.")
     ] = None,
-    evaluated_on: Annotated[
-        str | None, typer.Option("--evaluated-on", help="Name of the validation data, if it is another dataset.")
+    eval_data: Annotated[
+        str | None, typer.Option("--eval-data", help="Name of the data that the metrics were measured on.")
+    ] = None,
+    example: Annotated[
+        Path | None, typer.Option("--example", help="Image for the card, with detections drawn; you may publish it.")
+    ] = None,
+    example_credit: Annotated[
+        str | None, typer.Option("--example-credit", help="Author and licence of that image, for the line below it.")
     ] = None,
     architecture: Architecture = "timm",
 ) -> None:
@@ -57,9 +63,11 @@ def publish(
         yes=yes,
         private=not public,
         license=license,
-        dataset=dataset,
-        evaluated_on=evaluated_on,
+        train_data=train_data,
+        eval_data=eval_data,
         architecture=cast("StoredAs", architecture),
+        example=example,
+        example_credit=example_credit,
     )
     typer.echo(done)
 

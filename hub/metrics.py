@@ -1,0 +1,154 @@
+"""The metrics on a model card: those of a training run's evaluation, or the authors' own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.training.metrics_log import read_metrics
+from vovnet.detection.zoo.published import PublishedRow
+from vovnet.errors import is_text
+from vovnet.hub.manifest import PublishedFile
+from vovnet.vovnet import PUBLISHED_TOP1_ERROR, default_cfgs
+
+METRICS_FILE = "metrics.jsonl"
+UNNAMED = "data that its publisher has not named"
+"""What a card calls data without a name."""
+
+_AUTHORS = "the authors' table, not measured by us"
+_KINDS = {"bbox": "box", "segm": "mask"}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Metrics of one task on one dataset."""
+
+    task: str
+    """The Hub's name of the task."""
+    dataset: str
+    """The name of the data that was measured, never that of the training data."""
+    dataset_type: str
+    values: Mapping[str, float]
+    """Values in percent, by the metric's name."""
+    claimed_by: str | None = None
+    """The source of numbers that were not measured here; :attr:`address` is its URL."""
+    address: str | None = None
+    part: str | None = None
+    """The part of the dataset that was measured, such as ``validation data, val.json``."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Metrics of one category."""
+
+    name: str
+    objects: int
+    """The number of its objects in the data that was measured."""
+    values: Mapping[str, float | None]
+    """Values in percent, by the metric's name; None if there was nothing to count."""
+
+
+def published_metrics(row: PublishedRow) -> tuple[Metrics, ...]:
+    """Return the authors' metrics of a published detector."""
+    tables = {"object-detection": ("box", row.box), "image-segmentation": ("mask", row.mask)}
+    names = ("AP", "APs", "APm", "APl")
+    return tuple(
+        Metrics(
+            task,
+            "COCO 2014 minival",
+            "coco",
+            {f"{kind} {name}": value for name, value in zip(names, values, strict=True)},
+            _AUTHORS,
+            "https://github.com/stigma0617/maskrcnn-benchmark-vovnet",
+        )
+        for task, (kind, values) in tables.items()
+        if values
+    )
+
+
+def kept_evaluation(folder: Path, run: Recipe | None) -> Mapping[str, Any] | None:
+    """Return the line of the evaluation whose weights a run kept: the best by mask AP, else by box AP."""
+    path = folder / METRICS_FILE
+    if run is None or not path.is_file():
+        return None
+    key = "mask_ap" if run.model.detector == "mask_rcnn" else "box_ap"
+    rows = [row for row in read_metrics(path) if _is_counted(row.get(key))]
+    return max(rows, key=lambda row: row[key], default=None)
+
+
+def run_metrics(run: Recipe | None, kept: Mapping[str, Any] | None, eval_data: str | None) -> tuple[Metrics, ...]:
+    """Return the metrics of a run's evaluation, under the publisher's name for the data that it was measured on."""
+    if run is None or kept is None:
+        return ()
+    names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}
+    found = []
+    for task, kind in (("object-detection", "box"), ("image-segmentation", "mask")):
+        values = {
+            f"{kind} {name}": _percent(kept[f"{kind}_{short}"])
+            for short, name in names.items()
+            if _is_counted(kept.get(f"{kind}_{short}"))
+        }
+        if values:
+            found.append(Metrics(task, eval_data or UNNAMED, "custom", values, part=_measured_part(run)))
+    return tuple(found)
+
+
+def metrics_by_class(kept: Mapping[str, Any] | None) -> tuple[ClassMetrics, ...]:
+    """Return AP and AP50 of each category, in the order of the labels; nothing if the run's file does not hold them."""
+    tables = kept.get("per_class") if kept else None
+    if not isinstance(tables, dict):
+        return ()
+    rows = {kind: tables[kind] for kind in _KINDS if isinstance(tables.get(kind), list)}
+    if "bbox" not in rows or not all(_is_class_row(entry) for table in rows.values() for entry in table):
+        return ()
+    if len({tuple(entry["name"] for entry in table) for table in rows.values()}) != 1:
+        return ()
+    return tuple(
+        ClassMetrics(
+            entries[0]["name"],
+            entries[0]["objects"],
+            {
+                f"{_KINDS[kind]} {name}": _percent(entry[name]) if _is_counted(entry.get(name)) else None
+                for kind, entry in zip(rows, entries, strict=True)
+                for name in ("AP", "AP50")
+            },
+        )
+        for entries in zip(*rows.values(), strict=True)
+    )
+
+
+def published_classifier_metrics(architecture: str, source: PublishedFile | None) -> tuple[Metrics, ...]:
+    """Return the authors' top-1 accuracy if the file has the name of their file."""
+    error = PUBLISHED_TOP1_ERROR.get(architecture)
+    if source is None or error is None:
+        return ()
+    url = str(default_cfgs[architecture].default.url)
+    if source.file != url.partition("?")[0].rpartition("/")[2]:
+        return ()
+    values = {"accuracy": round(100 - error, 2)}
+    address = "https://github.com/stigma0617/VoVNet.pytorch"
+    return (Metrics("image-classification", "ImageNet-1k validation, top-1", "imagenet-1k", values, _AUTHORS, address),)
+
+
+def _measured_part(run: Recipe) -> str:
+    """Return which data a run was evaluated on: the names of the annotation files, without their folders."""
+    train, val = ([source.annotations for source in sources] for sources in (run.data.train, run.data.val))
+    kind = "training data itself" if val and set(val) <= set(train) else "validation data"
+    return ", ".join([kind, *(re.split(r"[/\\]", path)[-1] for path in val)])
+
+
+def _is_class_row(entry: object) -> bool:
+    return isinstance(entry, dict) and is_text(entry.get("name")) and type(entry.get("objects")) is int
+
+
+def _percent(value: float) -> float:
+    return round(100 * value, 2)
+
+
+def _is_counted(value: object) -> bool:
+    """Return True if an entry is a number in 0..1; -1 means that there was nothing to count."""
+    return isinstance(value, int | float) and 0 <= value <= 1
