@@ -285,7 +285,7 @@ def verify_features(features: Features) -> None:
     for rows, columns in _IMAGES:
         height, width = rows * step, columns * step
         try:
-            maps = _quiet_forward(features.net, features.in_chans, height, width)
+            maps = quiet_forward(features.net, features.in_chans, height, width)
         except Exception as error:
             failures.append(error)
             continue
@@ -299,7 +299,7 @@ def verify_features(features: Features) -> None:
     ) from failures[0]
 
 
-def _quiet_forward(net: nn.Module, in_chans: int, height: int, width: int) -> Any:
+def quiet_forward(net: nn.Module, in_chans: int, height: int, width: int) -> Any:
     """Run a black image in evaluation mode; restore the modes."""
     parameter = next(net.parameters())
     image = torch.zeros(1, in_chans, height, width, device=parameter.device, dtype=parameter.dtype)

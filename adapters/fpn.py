@@ -12,6 +12,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from vovnet.adapters.features import Features, features_by_name, features_of_instance, verify_features
 from vovnet.adapters.freezing import freeze_stages
 from vovnet.adapters.norms import FpnNorm, Norm, convert_norms, norm_layer
+from vovnet.adapters.outputs import with_outputs
 from vovnet.errors import InputError
 
 _log = logging.getLogger("vovnet")
@@ -83,6 +84,8 @@ def fpn_backbone(
     backbone_args: Mapping[str, Any] | None = None,
     force_norm: bool = False,
     download: bool = True,
+    norm_eps: float | None = None,
+    out_modules: Sequence[str] | None = None,
 ) -> FpnBackbone:
     """Turn any timm model with ``features_only`` into a torchvision detection backbone with a feature pyramid.
 
@@ -112,6 +115,9 @@ def fpn_backbone(
         force_norm: allow ``gn`` to replace batch norms of pretrained weights.
         download: False does not load pretrained weights even if ``pretrained`` is set, for a caller that loads other
             weights over them; norms and stages are frozen all the same.
+        norm_eps: epsilon of the backbone's batch norms; None keeps the model's.
+        out_modules: names of modules whose outputs are the feature maps, such as ``["blocks.5.0", "blocks.6"]``, if
+            timm has none there; None takes timm's maps.
 
     Raises:
         InputError: a value is out of its range, or the model lacks the maps that a pyramid needs.
@@ -127,15 +133,19 @@ def fpn_backbone(
             in_chans=in_chans,
             backbone_args=backbone_args or {},
         )
+        if out_modules is not None:
+            features = with_outputs(features, out_modules)
     elif isinstance(model_or_name, nn.Module):
         if backbone_args:
             raise InputError("backbone_args are for a model that is made from a name; this one exists already")
+        if out_modules is not None:
+            raise InputError("out_modules are for a model that is made from a name; this one returns its own maps")
         features = features_of_instance(
             model_or_name, pretrained=pretrained, out_indices=out_indices, in_chans=in_chans
         )
     else:
         raise InputError(f"expected a timm model or its name, got {type(model_or_name).__name__}")
-    report, complete = convert_norms(features.net, norm, pretrained=features.pretrained, force=force_norm)
+    report, complete = convert_norms(features.net, norm, pretrained=features.pretrained, force=force_norm, eps=norm_eps)
     notes = [] if complete else [report]
     if trainable_stages is not None:
         notes += _freeze(features, trainable_stages)

@@ -33,7 +33,9 @@ def batch_norms(net: nn.Module) -> list[str]:
     return [name for name, module in net.named_modules() if isinstance(module, _BATCH_NORMS)]
 
 
-def convert_norms(net: nn.Module, norm: Norm, *, pretrained: bool, force: bool) -> tuple[str, bool]:
+def convert_norms(
+    net: nn.Module, norm: Norm, *, pretrained: bool, force: bool, eps: float | None = None
+) -> tuple[str, bool]:
     """Convert the batch norms of ``net``, in place. Other norms (LayerNorm, GroupNorm, …) stay as they are.
 
     Args:
@@ -41,6 +43,7 @@ def convert_norms(net: nn.Module, norm: Norm, *, pretrained: bool, force: bool) 
         norm: what to convert them to.
         pretrained: True if the weights are trained ones, or such weights will be loaded.
         force: allow ``gn`` to replace batch norms of pretrained weights.
+        eps: epsilon of these norms; None keeps the model's.
 
     Returns:
         One line that says what was done, and True if every norm became what ``norm`` says.
@@ -55,6 +58,8 @@ def convert_norms(net: nn.Module, norm: Norm, *, pretrained: bool, force: bool) 
     )
     left = "".join(f"; {n} {kind} left as they are" for kind, n in sorted(others.items()))
     complete = norm == "bn" or not others
+    for name in () if eps is None else found:
+        net.get_submodule(name).eps = eps  # every conversion but that to group norms keeps it
     if norm == "frozen_bn" and not pretrained and found:
         return f"norm 'frozen_bn': {count} not frozen, because the weights are not pretrained{left}", False
     if norm == "gn" and pretrained and found and not force:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from vovnet.checkpoints.places import model_folder
 from vovnet.checkpoints.safetensors_file import open_safetensors, safetensors_bytes
-from vovnet.checkpoints.shapes import refuse_differences, shapes_of
+from vovnet.checkpoints.shapes import Shapes, refuse_differences, shapes_of
 from vovnet.checkpoints.timm_folder import limited_building
 from vovnet.detection.checkpoints.config_json import DetectorConfig, compose_config, read_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
+from vovnet.detection.checkpoints.torchvision_detectors import TorchvisionDetector, is_torchvision, torchvision_detector
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.models.build import Detector
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, atomic_path, check_symlink
 from vovnet.folders.home import expand_home
+from vovnet.terminal.streams import say
 
 
 def save_detector(
@@ -62,8 +65,9 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
     """Load a detector from a folder or from the Hugging Face Hub, ready to predict.
 
     Args:
-        name_or_folder: A local folder with ``config.json`` and ``model.safetensors``, such as a training run's, or else
-            ``ORG/NAME`` or ``hf-hub:ORG/NAME`` on the Hub. Only a Hub name uses the network.
+        name_or_folder: A local folder with ``config.json`` and ``model.safetensors``, such as a training run's; or
+            ``ORG/NAME`` or ``hf-hub:ORG/NAME`` on the Hub; or ``torchvision:NAME``, one of torchvision's COCO
+            detectors. Only the last two use the network.
         revision: Branch, tag or commit of the repository; only for a Hub name.
 
     Returns:
@@ -76,15 +80,56 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
         InputError: The files do not exist, cannot be fetched, are damaged, have a format that this version does not
             read, or hold weights of another model.
     """
+    with stored_detector(name_or_folder, revision) as stored:
+        config, shapes = stored.config, stored.shapes
+        with limited_building(len(shapes), str(stored.path)), _input_errors(stored.path.with_name(CONFIG_FILE)):
+            detector = empty_detector(config.model)
+        refuse_differences(stored.path, shapes_of(detector.state_dict()), shapes)
+        detector = fill_detector(detector, config.model, stored.tensors())
+    return attach(detector, config).eval()
+
+
+@dataclass(frozen=True)
+class StoredDetector:
+    """A detector in a file that is open."""
+
+    config: DetectorConfig
+    path: Path
+    """The file of weights."""
+    shapes: Shapes
+    """The shape of each tensor in it."""
+    tensors: Callable[[], dict[str, Tensor]]
+    """Returns the weights; they may be views of the file, which is open as long as the ``with`` block."""
+
+
+@contextmanager
+def stored_detector(name_or_folder: str | os.PathLike[str], revision: str | None = None) -> Iterator[StoredDetector]:
+    """Open the detector of a folder, a Hub name or one of torchvision's, as for :func:`load_detector`.
+
+    Raises:
+        InputError: As for :func:`load_detector`, but the weights are not compared with the configuration.
+    """
+    if is_torchvision(name_or_folder):
+        if revision is not None:
+            raise InputError(f"revision '{revision}' was given, but '{name_or_folder}' is torchvision's and has none")
+        yield _stored_by_torchvision(torchvision_detector(name_or_folder))
+        return
     folder = find_folder(name_or_folder, revision)
     config = read_config(folder / CONFIG_FILE)
     with open_safetensors(folder / WEIGHTS_FILE) as weights:
-        shapes = weights.shapes()
-        with limited_building(len(shapes), str(weights.path)), _input_errors(folder / CONFIG_FILE):
-            detector = empty_detector(config.model)
-        refuse_differences(weights.path, shapes_of(detector.state_dict()), shapes)
-        detector = fill_detector(detector, config.model, weights.tensors())
-    return attach(detector, config).eval()
+        yield StoredDetector(config, weights.path, weights.shapes(), weights.tensors)
+
+
+def _stored_by_torchvision(source: TorchvisionDetector) -> StoredDetector:
+    detector = empty_detector(source.model)
+    config = compose_config(detector, source.model, source.categories)
+    # Frozen norms count no batches, but a file may hold their counters.
+    known = detector.state_dict()
+    tensors = {
+        key: one for key, one in source.tensors().items() if key in known or not key.endswith(".num_batches_tracked")
+    }
+    say(f"weights: {source}")
+    return StoredDetector(config, source.file, shapes_of(tensors), lambda: tensors)
 
 
 @contextmanager

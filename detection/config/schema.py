@@ -85,11 +85,16 @@ class ModelRecipe:
     """Channels of an image: 3 for RGB, 1 for grey."""
     out_indices: Annotated[list[Annotated[Integer, Field(ge=-64, le=64)]], Field(max_length=64)] | None = None
     """Feature maps of the backbone; null takes those with strides 4, 8, 16 and 32."""
+    out_modules: Annotated[list[Text], Field(min_length=1, max_length=64)] | None = None
+    """Modules of the backbone whose outputs are the feature maps, such as ``[blocks.5.0, blocks.6]``, where timm has no
+    map; null takes timm's."""
     stride_in_1x1: Flag | None = None
     """Where the blocks of a ResNet have their stride, with ``legacy``: true is the first 1×1 convolution, as in the
     published files; false is the 3×3, as in timm's and torchvision's. null is true. Other conventions have timm's."""
     norm: Norm = "bn"
     """Norms of the backbone. ``frozen_bn`` freezes batch norms whose weights are pretrained."""
+    norm_eps: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """Epsilon of the backbone's batch norms; null keeps the model's."""
     trainable_stages: Annotated[Integer, Field(ge=0, le=64)] | None = None
     """Number of the backbone's last stages that train; null trains all."""
     fpn_channels: Integer = Field(default=256, ge=1, le=_MAX_CHANNELS)
@@ -125,6 +130,8 @@ class ModelRecipe:
     """The same at test time."""
     rpn_batch_size_per_image: Integer = Field(default=256, ge=1, le=_MAX_SAMPLES)
     """Anchors of an image that are sampled for the RPN's loss."""
+    rpn_score_thresh: Number = Field(default=0.0, ge=0, le=1)
+    """Proposals with a lower objectness are dropped."""
     rpn_head_convs: Integer = Field(default=1, ge=1, le=16)
     """3×3 convolutions of the RPN's head."""
     box_head_convs: Integer = Field(default=0, ge=0, le=32)
@@ -145,8 +152,8 @@ class ModelRecipe:
     """Convolutions of the mask head."""
     mask_head_channels: Integer = Field(default=256, ge=1, le=_MAX_CHANNELS)
     """Channels of these convolutions."""
-    head_norm: Literal["gn"] | None = None
-    """Norm of the convolutions in the box and mask heads; null uses none."""
+    head_norm: FpnNorm | None = None
+    """Norms of the convolutions in the box and mask heads; null uses none."""
 
 
 @recipe_part("data")

@@ -12,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import FpnBackbone
 from vovnet.detection.checkpoints.network_facts import bottlenecks
+from vovnet.detection.config.fields import shown
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.anchors import LegacyAnchorGenerator
 from vovnet.detection.legacy.boxes import boxes_to_xywh
@@ -58,11 +59,19 @@ def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
 
 
 def _check_counterparts(model: ModelRecipe) -> None:
-    wanted = {"in_chans": (3,), "extra_level": ("pool",), "rpn_head_convs": (1,)}
-    for key, values in wanted.items():
-        if getattr(model, key) not in values:
+    wanted = {
+        "in_chans": (3,),
+        "extra_level": ("pool",),
+        "rpn_head_convs": (1,),
+        "rpn_score_thresh": (0.0,),
+        "norm_eps": (None,),
+        "out_modules": (None,),
+    }
+    for key, (value,) in wanted.items():
+        if getattr(model, key) != value:
             raise InputError(
-                f"model.{key} must be {values[0]} with conventions: legacy, got {getattr(model, key)}; leave it out"
+                f"model.{key} must be {'null' if value is None else value} with conventions: legacy, got "
+                f"{shown(getattr(model, key))}; leave it out"
             )
     if model.anchor_sizes is not None and any(len(level) != 1 for level in model.anchor_sizes):
         raise InputError(

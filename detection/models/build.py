@@ -98,6 +98,8 @@ def recipe_backbone(model: ModelRecipe, download: bool) -> FpnBackbone:
             in_chans=model.in_chans,
             backbone_args=model.backbone_args,
             download=download,
+            norm_eps=model.norm_eps,
+            out_modules=model.out_modules,
         )
     except InputError as error:
         raise InputError(f"model.backbone {model.backbone!r}: {error}") from error
@@ -122,6 +124,7 @@ def _rpn_parts(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:
         "rpn_post_nms_top_n_train": model.rpn_post_nms_top_n_train,
         "rpn_post_nms_top_n_test": model.rpn_post_nms_top_n_test,
         "rpn_batch_size_per_image": model.rpn_batch_size_per_image,
+        "rpn_score_thresh": model.rpn_score_thresh,
     }
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import fpn_backbone
-from vovnet.adapters.norms import batch_norms, norm_layer
+from vovnet.adapters.norms import Norm, batch_norms, convert_norms, norm_layer
 from vovnet.errors import InputError
 
 MODELS = ["resnet18", "ese_vovnet19b_dw"]  # with BatchNorm2d, and with timm's BatchNormAct2d
@@ -141,3 +141,11 @@ def test_the_pyramids_own_norms() -> None:
 def test_unknown_choices_are_refused(argument: str) -> None:
     with pytest.raises(InputError, match=f"{argument} must be one of .*'nothing'"):
         fpn_backbone("resnet18", **{argument: "nothing"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["bn", "frozen_bn", "sync_bn"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])  # norms alone, and norms with activations
+def test_the_epsilon_that_is_asked_for(name: str, norm: Norm) -> None:
+    net = timm.create_model(name)
+    convert_norms(net, norm, pretrained=True, force=False, eps=0.25)
+    assert {module.eps for module in net.modules() if hasattr(module, "eps")} == {0.25}

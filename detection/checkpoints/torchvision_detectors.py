@@ -1,0 +1,193 @@
+"""torchvision's COCO detectors by name, ``torchvision:maskrcnn_resnet50_fpn_v2``, rebuilt on timm's backbones.
+
+Each is a :class:`~vovnet.detection.config.schema.ModelRecipe` whose detector computes, to the last bit, what
+torchvision's own computes with the same weights (torchvision/models/detection/faster_rcnn.py and mask_rcnn.py).
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, TypeGuard
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+from torchvision.models import get_model_weights
+from torchvision.models._api import WeightsEnum
+
+from vovnet.checkpoints.pickled import read_checkpoint_file
+from vovnet.detection.config.schema import Category, ModelRecipe
+from vovnet.errors import InputError, did_you_mean, reason
+from vovnet.terminal.streams import say
+
+PREFIX = "torchvision:"
+"""What a name of these weights begins with."""
+
+_RESNET50: dict[str, Any] = {
+    "backbone": "resnet50",
+    "pretrained": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+# The files were trained with frozen norms that had no epsilon (torchvision/models/detection/_utils.py, overwrite_eps).
+_V1: dict[str, Any] = {**_RESNET50, "norm": "frozen_bn", "norm_eps": 0.0}
+_V2: dict[str, Any] = {**_RESNET50, "fpn_norm": "bn", "head_norm": "bn", "rpn_head_convs": 2, "box_head_convs": 4}
+# The pyramid takes the maps before and behind the last stage, both of stride 32, and every level has all the anchors.
+_MOBILENET_V3: dict[str, Any] = {
+    **_RESNET50,
+    "backbone": "mobilenetv3_large_100",
+    "norm": "frozen_bn",
+    "norm_eps": 1e-5,
+    "out_modules": ["blocks.5.0", "blocks.6"],
+    "anchor_sizes": [[32, 64, 128, 256, 512]] * 3,
+    "rpn_score_thresh": 0.05,
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "fasterrcnn_resnet50_fpn": _V1,
+    "fasterrcnn_resnet50_fpn_v2": _V2,
+    "maskrcnn_resnet50_fpn": {**_V1, "detector": "mask_rcnn"},
+    "maskrcnn_resnet50_fpn_v2": {**_V2, "detector": "mask_rcnn"},
+    "fasterrcnn_mobilenet_v3_large_fpn": _MOBILENET_V3,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": {
+        **_MOBILENET_V3,
+        "min_size": 320,
+        "max_size": 640,
+        "rpn_pre_nms_top_n_test": 150,
+        "rpn_post_nms_top_n_test": 150,
+    },
+}
+"""torchvision's name → the fields of the model recipe that are not the defaults."""
+
+LICENCE = "BSD-3-Clause as torchvision, trained on COCO (https://cocodataset.org/#termsofuse)"
+
+_MOBILENET = re.compile(r"backbone\.body\.(\d+)\.(?:block\.(\d)\.)?(\w+)\.(\w+)")
+_BLOCKS = (1, 2, 3, 4, 2, 3, 1)
+_PLACES = ["", *(f"blocks.{stage}.{block}." for stage, count in enumerate(_BLOCKS) for block in range(count))]
+"""timm's place of each of torchvision's ``features``: the stem, then the blocks, which timm numbers within stages."""
+_LAYERS = {0: ("conv_pw", "bn1"), 1: ("conv_dw", "bn2"), 2: ("conv_pwl", "bn3"), 3: ("conv_pwl", "bn3")}
+"""Convolution and norm of each part of a block; where there is a squeeze-and-excitation, it is part 2."""
+_LAYERS_WITHOUT_EXPANSION = {0: ("conv_dw", "bn1"), 1: ("conv_pw", "bn2")}
+_EXCITATION = {"fc1": "se.conv_reduce", "fc2": "se.conv_expand"}
+
+# In the first files the convolutions of the pyramid, the RPN's head and the mask head are not in blocks with norms.
+_OLD_NAMES = (
+    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)"), r"\1.0.\2"),
+    (re.compile(r"(rpn\.head\.conv)\.(weight|bias)"), r"\1.0.0.\2"),
+)
+_OLD_MASK_NAME = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d+)\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class TorchvisionDetector:
+    """A detector of torchvision with the weights that it offers for it."""
+
+    name: str
+    """The name for :func:`torchvision.models.get_model`."""
+    weights: WeightsEnum
+    """The member of torchvision's enum."""
+
+    @cached_property
+    def categories(self) -> list[Category]:
+        """COCO's 90 ids in order, which are the labels. The ids that COCO does not use are called ``N/A``."""
+        names = self.weights.meta["categories"]
+        return [{"id": number, "name": name} for number, name in enumerate(names) if number]
+
+    @cached_property
+    def model(self) -> ModelRecipe:
+        """The model recipe of this detector."""
+        return ModelRecipe(**NETWORKS[self.name], num_classes=len(self.categories))
+
+    @property
+    def file(self) -> Path:
+        """Where torch's cache holds the file, or will hold it."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(self.weights.url).path).name
+
+    def __str__(self) -> str:
+        """Return the whole name, the published precision and the licence."""
+        (data, metrics), *_ = self.weights.meta["_metrics"].items()
+        published = ", ".join(f"{kind.removesuffix('_map')} AP {value}" for kind, value in metrics.items())
+        return f"{PREFIX}{self.name}.{self.weights.name} ({published} on {data}, as published; {LICENCE})"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights by our keys; the file is downloaded once, into torch's cache.
+
+        Raises:
+            InputError: The file cannot be fetched, is not what torchvision published, or cannot be read.
+        """
+        self._fetch()
+        return {our_key(key): tensor for key, tensor in read_checkpoint_file(self.file).tensors.items()}
+
+    def _fetch(self) -> None:
+        """Download the file if it is not there, and compare its SHA-256 with the one in its name."""
+        if self.file.exists():
+            return
+        say(f"{self.file}: fetching {self.weights.url}")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        expected = self.file.stem.rpartition("-")[2]
+        try:
+            torch.hub.download_url_to_file(self.weights.url, str(self.file), hash_prefix=expected)
+        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, RuntimeError) as error:
+            raise InputError(
+                f"{self.weights.url} cannot be fetched ({reason(error)}): get the file by other means and put it at "
+                f"'{self.file}', or name other weights (a folder, ORG/NAME on the Hub, or {PREFIX} with another name)"
+            ) from error
+
+
+def is_torchvision(name: object) -> TypeGuard[str]:
+    """True if a name of weights is one of torchvision's: ``torchvision:…``."""
+    return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def torchvision_detector(name: str) -> TorchvisionDetector:
+    """Return the detector of ``torchvision:NAME`` or ``torchvision:NAME.WEIGHTS``; without WEIGHTS its default ones.
+
+    Raises:
+        InputError: torchvision has no such detector or weights, or the detector has no counterpart here.
+    """
+    detector, _, member = name.removeprefix(PREFIX).partition(".")
+    if detector not in NETWORKS:
+        raise InputError(
+            f"'{name}': {did_you_mean(detector, NETWORKS)} expected {PREFIX} and one of {', '.join(NETWORKS)}; "
+            "torchvision's other detectors have no counterpart here"
+        )
+    offered = get_model_weights(detector)
+    if member and member not in offered.__members__:
+        raise InputError(f"'{name}': expected {' or '.join(offered.__members__)} as the weights of {detector}")
+    return TorchvisionDetector(detector, offered[member or "DEFAULT"])
+
+
+def our_key(key: str) -> str:
+    """Return our name of a tensor in a file of torchvision."""
+    return _timm_name(_current_name(key))
+
+
+def _current_name(key: str) -> str:
+    """Return today's name of a tensor for one in the first files."""
+    for pattern, replacement in _OLD_NAMES:
+        if pattern.fullmatch(key):
+            return pattern.sub(replacement, key)
+    if old := _OLD_MASK_NAME.fullmatch(key):
+        return f"roi_heads.mask_head.{int(old[1]) - 1}.0.{old[2]}"
+    return key
+
+
+def _timm_name(key: str) -> str:
+    """Return timm's name of a tensor of torchvision's MobileNetV3-Large. Other parts, and ResNets, have the same."""
+    found = _MOBILENET.fullmatch(key)
+    if found is None:
+        return key
+    number, layer = int(found[1]), found[3]
+    place = _PLACES[number]
+    if found[2] is None:  # the first and the last convolution
+        name = {"0": "conv" if number else "conv_stem", "1": "bn1"}[layer]
+    elif layer in _EXCITATION:
+        name = _EXCITATION[layer]
+    else:
+        parts = _LAYERS_WITHOUT_EXPANSION if number == 1 else _LAYERS
+        name = parts[int(found[2])][int(layer)]
+    return f"backbone.body.{place}{name}.{found[4]}"

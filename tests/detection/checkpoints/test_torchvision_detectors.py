@@ -1,0 +1,137 @@
+"""torchvision's detectors, rebuilt on timm's backbones, compute what torchvision's own compute, to the last bit."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.models import get_model, get_model_weights, list_models
+from torchvision_files import images, in_cache, random_state, small, targets
+
+from vovnet.detection.checkpoints.folder import load_detector
+from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, our_key, torchvision_detector
+from vovnet.detection.models.build import build_detector
+from vovnet.errors import InputError
+
+OTHERS = sorted(set(list_models(module=torchvision.models.detection)) - NETWORKS.keys())
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "_320_" not in name])
+def test_detections_and_losses_are_torchvisions_own_to_the_last_bit(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = random_state(name)
+    assert len({our_key(key) for key in state}) == len(state)
+    in_cache(monkeypatch, {name: state})
+    theirs: Any = get_model(name, weights="DEFAULT")
+    ours: Any = load_detector(f"torchvision:{name}")
+    assert settings(ours) == settings(theirs)
+    theirs, ours = small(theirs), small(ours)
+    assert "BSD-3-Clause" in capsys.readouterr().err
+    batch = images()
+    with torch.no_grad():
+        expected, found = theirs.eval()(batch), ours(batch)
+    assert sum(len(one["boxes"]) for one in expected) > 5
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys() == {"boxes", "labels", "scores"} | ({"masks"} if "mask" in name else set())
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert losses(ours, batch) == losses(theirs, batch)
+
+
+def losses(detector: Any, batch: list[Tensor]) -> dict[str, float]:
+    detector.train()
+    torch.manual_seed(4)
+    with torch.no_grad():
+        return {key: float(value) for key, value in detector(batch, targets(batch)).items()}
+
+
+def settings(detector: Any) -> dict[str, Any]:
+    """Sizes, thresholds and numbers, and the norms with their epsilons."""
+    transform, rpn, heads = detector.transform, detector.rpn, detector.roi_heads
+    return {
+        "sizes": (transform.min_size, transform.max_size, transform.image_mean, transform.image_std),
+        "anchors": (rpn.anchor_generator.sizes, rpn.anchor_generator.aspect_ratios),
+        "rpn": (rpn._pre_nms_top_n, rpn._post_nms_top_n, rpn.score_thresh, rpn.nms_thresh),
+        "heads": (heads.score_thresh, heads.nms_thresh, heads.detections_per_img),
+        "samplers": [vars(sampler) for sampler in (rpn.fg_bg_sampler, heads.fg_bg_sampler)],
+        "epsilons": [module.eps for module in detector.modules() if hasattr(module, "eps")],
+    }
+
+
+def test_the_small_mobilenet_has_the_same_network_and_its_own_sizes() -> None:
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    with torch.device("meta"):
+        theirs = get_model(name, weights=None, weights_backbone=None)
+        ours = build_detector(torchvision_detector(f"torchvision:{name}").model, download=False)
+    assert settings(ours) == settings(theirs)
+    assert NETWORKS[name].items() >= NETWORKS["fasterrcnn_mobilenet_v3_large_fpn"].items()
+
+
+def test_the_first_files_have_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "maskrcnn_resnet50_fpn"
+    state = random_state(name)
+    old = {with_old_name(key): tensor for key, tensor in state.items()}
+    assert len(old) == len(state)
+    assert len(old.keys() - state.keys()) == 2 * (4 + 4 + 1 + 4)
+    with torch.device("meta"):
+        theirs = get_model(name, weights=None, weights_backbone=None)
+    missing, unexpected = theirs.load_state_dict(dict(old), strict=False, assign=True)
+    assert not unexpected  # torchvision knows these names, too
+    assert all("tracked" in key for key in missing)
+    in_cache(monkeypatch, {name: old})
+    found = load_detector(f"torchvision:{name}").state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def with_old_name(key: str) -> str:
+    key = re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", key).replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+    return re.sub(r"mask_head\.(\d)\.0\.", lambda found: f"mask_head.mask_fcn{int(found[1]) + 1}.", key)
+
+
+def test_counters_of_batches_that_frozen_norms_have_no_place_for_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "fasterrcnn_resnet50_fpn"
+    counter = {"backbone.body.bn1.num_batches_tracked": torch.tensor(3)}
+    in_cache(monkeypatch, {name: {**random_state(name), **counter}})
+    assert not any("tracked" in key for key in load_detector(f"torchvision:{name}").state_dict())
+
+
+def test_labels_are_cocos_ids_as_torchvision_numbers_them() -> None:
+    source = torchvision_detector("torchvision:fasterrcnn_resnet50_fpn")
+    assert [one["id"] for one in source.categories] == list(range(1, 91))
+    names = get_model_weights(source.name)["COCO_V1"].meta["categories"]
+    assert names == ["__background__", *(one["name"] for one in source.categories)]
+
+
+@pytest.mark.parametrize("given", ["fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2.COCO_V1"])
+def test_without_a_name_the_default_weights_are_taken(given: str) -> None:
+    source = torchvision_detector(f"torchvision:{given}")
+    assert source.weights is get_model_weights("fasterrcnn_resnet50_fpn_v2")["COCO_V1"]
+    assert "46.7" in str(source)
+
+
+@pytest.mark.parametrize("given", [*OTHERS, "", "resnet50", "maskrcnn_resnet50_fpn_v3", "../weights", "coco_v1"])
+def test_other_names_are_refused_with_the_list(given: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_detector(f"torchvision:{given}")
+    assert all(name in str(refused.value) for name in NETWORKS)
+
+
+def test_other_weights_and_revisions_are_refused() -> None:
+    with pytest.raises(InputError, match="COCO_V1"):
+        load_detector("torchvision:fasterrcnn_resnet50_fpn.IMAGENET1K_V1")
+    with pytest.raises(InputError, match="revision"):
+        load_detector("torchvision:fasterrcnn_resnet50_fpn", revision="main")
+
+
+def test_weights_of_another_network_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "fasterrcnn_resnet50_fpn"
+    state = random_state(name)
+    del state["rpn.head.cls_logits.weight"]
+    in_cache(monkeypatch, {name: state})
+    with pytest.raises(InputError, match="cls_logits"):
+        load_detector(f"torchvision:{name}")
