@@ -19,7 +19,7 @@ from timm.models._features import FeatureGetterNet, FeatureInfo
 from torch import nn
 
 from vovnet.adapters.levels import choose_levels
-from vovnet.checkpoints.pretrained import readable
+from vovnet.checkpoints.pretrained import readable, unpacked
 from vovnet.errors import InputError, did_you_mean, reason, shown
 
 _RESERVED_ARGS = ("pretrained", "features_only", "out_indices", "in_chans", "exportable", "scriptable", "no_jit")
@@ -110,7 +110,7 @@ def _weights_file(args: dict[str, Any], pretrained: bool) -> Path | None:
         return None
     if not isinstance(file, str | os.PathLike):
         raise InputError(f"backbone_args: expected the path of a file of weights as {key}, got {shown(file)}")
-    path = Path(file).expanduser()
+    path = unpacked(Path(file).expanduser())
     args["pretrained_cfg_overlay"] = {**overlay, "file": str(path), "source": "", "state_dict": None}
     return path
 

@@ -147,7 +147,7 @@ def network_fields(
         "mean, deviation": f"{_numbers(cfg.get('mean'))}; {_numbers(cfg.get('std'))}",
     }
     notes = cfg.get("notes") or []
-    known = published_classifier_metrics(architecture, source)
+    known = published_classifier_metrics(architecture, source, cfg)
     return CardFields(
         title=f"{architecture}, {f'{classes} classes' if classes else 'backbone'}",
         summary=f"The network `{architecture}` as an ordinary timm model."
@@ -157,7 +157,7 @@ def network_fields(
         library="timm",
         rows=rows,
         training=(
-            "By its authors, on ImageNet-1k."
+            "By its publisher, on ImageNet-1k."
             if known
             else "The file does not say how it was trained."
             if source

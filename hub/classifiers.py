@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from timm.models import save_for_hf
 from timm.models.vovnet import model_cfgs as timm_vovnets
 from torch import Tensor, nn
 
+from vovnet.checkpoints.archives import sha1_of_checkpoint
 from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, published_resnet_keys, shapes_of
+from vovnet.checkpoints.sources import Source, source_of_checksum
 from vovnet.errors import InputError
-from vovnet.vovnet import VoVNet, published_keys
+from vovnet.vovnet import VoVNet, published_keys, pytorchcv_keys
 from vovnet.vovnet import model_cfgs as vovnets
 from vovnet.vovnet_v2 import published_v2_keys
 
@@ -45,8 +47,12 @@ BOTTOM_UP = "backbone.bottom_up."
 BODY = "backbone.body."
 """Prefix of the network's keys in maskrcnn-benchmark's detectors."""
 
+AUTHORS, PYTORCHCV = "the authors", "pytorchcv"
+"""Whose names the tensors of a file have. ``the authors`` are those of VoVNet.pytorch, maskrcnn-benchmark(-vovnet) and
+vovnet-detectron2."""
+
 _COUNTER = ".num_batches_tracked"
-_CLASSIFIER = ("classifier.weight", "classifier.bias")
+_CLASSIFIER = ("classifier.weight", "classifier.bias", "output.weight", "output.bias")
 _MOST_CLASSES = 1_000_000
 
 _BGR = (
@@ -82,7 +88,11 @@ class PublishedNetwork:
     notes: tuple[str, ...]
     """Notes for the users of the weights."""
     licence: str
-    """``cc-by-nc-4.0``, or ``unknown`` if the authors state none."""
+    """A key of :data:`vovnet.checkpoints.sources.LICENCE_NOTICES`."""
+    named_by: str = AUTHORS
+    """Whose names the file has: :data:`AUTHORS` or :data:`PYTORCHCV`."""
+    source: Source | None = None
+    """The published file that this one is, if its checksum tells."""
 
 
 def infer_network(found: Shapes) -> PublishedNetwork:
@@ -99,26 +109,46 @@ def infer_network(found: Shapes) -> PublishedNetwork:
     """
     prefix, inside, ignored = _network_part(found)
     body = {key: shape for key, shape in inside.items() if key not in _CLASSIFIER and not key.endswith(_COUNTER)}
-    candidates = {name: _body_shapes(name) for name in NETWORKS}
-    name = closest(candidates, body)
-    if not candidates[name].keys() & body.keys():
+    candidates = {(form, name): _body_shapes(form, name) for form in FORMS for name in FORMS[form].networks}
+    form, name = closest(candidates, body)
+    if not candidates[form, name].keys() & body.keys():
         raise InputError(
             f"holds none of the published forms (its keys begin with {', '.join(list(found)[:3])}); expected a "
-            "classifier of VoVNet.pytorch, a backbone or detector of maskrcnn-benchmark, or one of vovnet-detectron2"
+            "classifier of VoVNet.pytorch or pytorchcv, a backbone or detector of maskrcnn-benchmark, or one of "
+            "vovnet-detectron2"
         )
     num_classes = _classes(inside)
     model = empty_network(name, num_classes)
-    if differences := compare_shapes(_expected_shapes(model, inside), inside):
+    if differences := compare_shapes(_expected_shapes(form, model, inside), inside):
         raise InputError(f"is nearest to {NETWORKS[name]}, but does not fit it ({differences})")
-    names = {f"{prefix}{theirs}": ours for theirs, ours in network_keys(model).items() if theirs in inside}
-    licence, notes = _particulars(name, model, num_classes)
-    return PublishedNetwork(NETWORKS[name], name, num_classes, names, ignored, notes, licence)
+    names = {f"{prefix}{theirs}": ours for theirs, ours in FORMS[form].keys(model).items() if theirs in inside}
+    licence, notes = _particulars(form, name, num_classes)
+    return PublishedNetwork(NETWORKS[name], name, num_classes, names, ignored, notes, licence, form)
+
+
+def identified(network: PublishedNetwork, path: Path) -> PublishedNetwork:
+    """Return the network with the published file that its checksum tells, and notes that say so.
+
+    Args:
+        network: The contents of the file.
+        path: The file, or the zip archive that holds it.
+    """
+    if network.named_by != PYTORCHCV:
+        return network
+    sha1 = sha1_of_checkpoint(path)
+    source = source_of_checksum(sha1)
+    if source is not None and source.network == network.name:
+        note = f"this is pytorchcv's {source.file} ({source.name}): on ImageNet-1k {source.error_text}, as it states"
+    else:
+        source = None
+        note = f"the names are pytorchcv's, but no file that it lists has this SHA-1 ({sha1}): ask where it comes from"
+    return replace(network, notes=(note, *network.notes), source=source)
 
 
 @functools.cache
-def _body_shapes(name: str) -> Shapes:
+def _body_shapes(form: str, name: str) -> Shapes:
     """Return the shapes of a network by published key, without classifier and batch counters."""
-    return _expected_shapes(empty_network(name, 0), ())
+    return _expected_shapes(form, empty_network(name, 0), ())
 
 
 def empty_network(name: str, num_classes: int) -> nn.Module:
@@ -127,10 +157,24 @@ def empty_network(name: str, num_classes: int) -> nn.Module:
 
 
 def network_keys(model: nn.Module) -> dict[str, str]:
-    """Return the published key → timm's key, for every tensor of one of :data:`NETWORKS`."""
+    """Return the authors' key → timm's key, for every tensor of one of :data:`NETWORKS`."""
     if isinstance(model, VoVNet):
         return published_keys(model)
     return published_v2_keys(model) if hasattr(model, "stages") else published_resnet_keys(model)
+
+
+@dataclass(frozen=True)
+class Form:
+    """The names that one publisher gives to the tensors of some networks."""
+
+    networks: tuple[str, ...]
+    """Keys of :data:`NETWORKS`."""
+    keys: Callable[[Any], dict[str, str]]
+    """A model → the publisher's key → timm's key, for every tensor."""
+
+
+FORMS = {AUTHORS: Form(tuple(NETWORKS), network_keys), PYTORCHCV: Form(tuple(vovnets), pytorchcv_keys)}
+"""The forms in which weights of networks are published; the first one wins if several fit equally."""
 
 
 def write_network(folder: Path, network: PublishedNetwork, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -213,12 +257,12 @@ def _network_part(found: Shapes) -> tuple[str, Shapes, dict[str, str]]:
     return "", found, {}
 
 
-def _expected_shapes(model: nn.Module, present: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Return the model's shapes by published key; of the batch counters only those that are present in the file."""
+def _expected_shapes(form: str, model: nn.Module, present: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the model's shapes by the form's keys; of the batch counters only those that are present in the file."""
     ours = shapes_of(model.state_dict())
     return {
         theirs: ours[key]
-        for theirs, key in network_keys(model).items()
+        for theirs, key in FORMS[form].keys(model).items()
         if key in ours and (theirs in present or not theirs.endswith(_COUNTER))
     }
 
@@ -234,8 +278,10 @@ def _classes(inside: Shapes) -> int:
     return 0
 
 
-def _particulars(name: str, model: nn.Module, num_classes: int) -> tuple[str, tuple[str, ...]]:
+def _particulars(form: str, name: str, num_classes: int) -> tuple[str, tuple[str, ...]]:
     """Return the licence of the weights and the notes for their users."""
+    if form == PYTORCHCV:
+        return "mit", ()
     if name.startswith("ese_"):
         every_block = (_EVERY_BLOCK.format(name.removesuffix("_all")),) if name.endswith("_all") else ()
         return "cc-by-nc-4.0", (*every_block, _BGR_V2)
@@ -246,10 +292,12 @@ def _particulars(name: str, model: nn.Module, num_classes: int) -> tuple[str, tu
 
 def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
     known: Any = timm.get_pretrained_cfg(network.name)
+    published = network.source
     return {
         "architecture": network.name,
+        **({"tag": published.name.partition(".")[2], "origin_url": published.origin} if published else {}),
         "num_classes": network.num_classes,
-        # The authors' test settings; timm's entries may belong to other weights with other sizes and statistics.
+        # The publishers' test settings; timm's entries may belong to other weights with other sizes and statistics.
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
         "crop_pct": 0.875,

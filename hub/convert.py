@@ -15,9 +15,9 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from vovnet.checkpoints.hub import V1_NOTICE, V2_NOTICE
 from vovnet.checkpoints.pickled import read_checkpoint_file, to_float32
 from vovnet.checkpoints.shapes import shapes_of
+from vovnet.checkpoints.sources import LICENCE_NOTICES
 from vovnet.detection.checkpoints.empty import fill_detector
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe, recipe_names
@@ -29,7 +29,7 @@ from vovnet.files import flush_folder, flush_to_disk
 from vovnet.folders.claim import claimed_folder
 from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
-from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, infer_network, write_network
+from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, identified, infer_network, write_network
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 
@@ -64,7 +64,7 @@ def convert_checkpoint(
     """Read a published checkpoint and write a folder that loads here.
 
     Keys and shapes alone identify the contents. A Faster or Mask R-CNN of maskrcnn-benchmark becomes a detector folder
-    (:func:`vovnet.hub.load_detector`). A classifier of VoVNet.pytorch, a detection backbone, a ResNet in
+    (:func:`vovnet.hub.load_detector`). A classifier of VoVNet.pytorch or pytorchcv, a detection backbone, a ResNet in
     maskrcnn-benchmark's names or a VoVNetV2 of vovnet-detectron2 becomes a timm folder
     (``timm.create_model("local-dir:OUT", pretrained=True)`` after ``import vovnet``). The file is a state dict, or
     ``{"model": …}`` with an optimizer and the like beside it, with ``module.`` before all keys or none.
@@ -73,7 +73,8 @@ def convert_checkpoint(
     SHA-256, and outputs for :func:`vovnet.hub.verify`) and ``SHA256SUMS``.
 
     Args:
-        path: The ``.pth`` file. Only tensors and plain values are read, so nothing in it can run.
+        path: The ``.pth`` file, or a zip archive that holds it alone. Only tensors and plain values are read, so
+            nothing in it can run.
         out: The folder for the result; created if it does not exist.
         overwrite: Replace the files of a folder that is not empty.
         expect: Name of a recipe or timm model; another content of the file is an error.
@@ -94,6 +95,8 @@ def convert_checkpoint(
     file = read_checkpoint_file(path)
     try:
         published = _infer(file.tensors)
+        if isinstance(published, PublishedNetwork):
+            published = identified(published, Path(path))
         if expect is not None and wanted is not None and not _is(published, wanted):
             raise InputError(_is_something_else(published, expect))
         check_cell_anchors(file.tensors)
@@ -114,8 +117,7 @@ def convert_checkpoint(
         stated = licence if licence != "unknown" else "other"
         describe(staged, staged, source, Description(license=stated, architecture=architecture))
         _move_files(staged, folder)
-    notice = V1_NOTICE if licence == "unknown" else V2_NOTICE
-    notes.append(f"{source.file}, SHA-256 {source.sha256}: {notice}")
+    notes.append(f"{source.file}, SHA-256 {source.sha256}: {LICENCE_NOTICES[licence]}")
     return Conversion(source.title, source.name, folder, tuple(notes), published.ignored)
 
 

@@ -44,7 +44,7 @@ class PublishedFile:
     name: str
     """The shipped recipe that trains the detector, or timm's name of the network."""
     license: str
-    """``cc-by-nc-4.0``, or ``unknown`` if the authors state none."""
+    """A key of :data:`vovnet.checkpoints.sources.LICENCE_NOTICES`; ``unknown`` if the authors state none."""
 
 
 @dataclass(frozen=True)

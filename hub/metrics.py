@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vovnet.checkpoints.sources import source_of_file
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.detection.zoo.published import PublishedRow
 from vovnet.errors import is_text
 from vovnet.hub.manifest import PublishedFile
-from vovnet.vovnet import PUBLISHED_TOP1_ERROR, default_cfgs
 
 METRICS_FILE = "metrics.jsonl"
 UNNAMED = "data that its publisher has not named"
@@ -121,17 +121,25 @@ def metrics_by_class(kept: Mapping[str, Any] | None) -> tuple[ClassMetrics, ...]
     )
 
 
-def published_classifier_metrics(architecture: str, source: PublishedFile | None) -> tuple[Metrics, ...]:
-    """Return the authors' top-1 accuracy if the file has the name of their file."""
-    error = PUBLISHED_TOP1_ERROR.get(architecture)
-    if source is None or error is None:
+def published_classifier_metrics(
+    architecture: str, source: PublishedFile | None, cfg: Mapping[str, Any]
+) -> tuple[Metrics, ...]:
+    """Return the publisher's top-1 accuracy if the file is theirs.
+
+    Args:
+        architecture: The network's name in this package.
+        source: The file that the weights were converted from.
+        cfg: timm's ``pretrained_cfg``. It has the tag of a published file whose checksum was known.
+    """
+    known = source_of_file(source.file) if source else None
+    if known is None or known.network != architecture:
         return ()
-    url = str(default_cfgs[architecture].default.url)
-    if source.file != url.partition("?")[0].rpartition("/")[2]:
+    if known.sha1 is not None and known.name != f"{architecture}.{cfg.get('tag')}":
         return ()
-    values = {"accuracy": round(100 - error, 2)}
-    address = "https://github.com/stigma0617/VoVNet.pytorch"
-    return (Metrics("image-classification", "ImageNet-1k validation, top-1", "imagenet-1k", values, _AUTHORS, address),)
+    values = {"accuracy": round(100 - known.top1_error, 2)}
+    claimed_by = _AUTHORS if known.sha1 is None else f"{known.publisher}'s table, not measured by us"
+    task, dataset = "image-classification", "ImageNet-1k validation, top-1"
+    return (Metrics(task, dataset, "imagenet-1k", values, claimed_by, known.origin),)
 
 
 def _measured_part(run: Recipe) -> str:

@@ -53,6 +53,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
 
+    from vovnet.terminal import streams
+
+    streams.said.clear()
     cache = str(tmp_path / "hub-cache")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
     monkeypatch.setenv("HF_HUB_CACHE", cache)  # for processes that the test starts

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 from vovnet.arguments import check_head, check_input, check_layers, check_rates, check_widths
 from vovnet.checkpoints.pretrained import pretrained_source
+from vovnet.checkpoints.sources import IMAGENET_SOURCES, Source
 from vovnet.errors import InputError
 
 # timm adds the entry points.
-__all__ = ["ConvNormAct", "OsaBlock", "OsaStage", "VoVNet", "checkpoint_filter_fn", "published_keys"]
+__all__ = ["ConvNormAct", "OsaBlock", "OsaStage", "VoVNet", "checkpoint_filter_fn", "published_keys", "pytorchcv_keys"]
 
 
 class ConvNormAct(TimmConvNormAct):
@@ -367,6 +368,27 @@ def published_keys(model: VoVNet) -> dict[str, str]:
     return keys | {"classifier.weight": "head.fc.weight", "classifier.bias": "head.fc.bias"}
 
 
+def pytorchcv_keys(model: VoVNet) -> dict[str, str]:
+    """Return the name in pytorchcv's files → the name here, for every tensor of ``model`` with batch norms.
+
+    Its names are ``features.init_block.conv1.conv.weight``, ``features.stage2.unit1.branches.branch1.bn.bias``,
+    ``features.stage2.unit1.concat_conv.conv.weight`` and ``output.weight`` (pytorchcv 0.0.74, models/vovnet.py).
+    """
+    layers = {f"features.init_block.conv{i + 1}": f"stem.{i}" for i in range(len(model.stem))}
+    for s, stage in enumerate(model.stages):
+        blocks: Any = stage.blocks
+        for b, block in enumerate(blocks):
+            theirs, ours = f"features.stage{s + 1}.unit{b + 1}", f"stages.{s}.blocks.{b}"
+            for i in range(len(block.conv_mid)):
+                layers[f"{theirs}.branches.branch{i + 1}"] = f"{ours}.conv_mid.{i}"
+            layers[f"{theirs}.concat_conv"] = f"{ours}.conv_concat"
+    keys = {}
+    for theirs, ours in layers.items():
+        keys[f"{theirs}.conv.weight"] = f"{ours}.conv.weight"
+        keys |= norm_keys(f"{theirs}.bn", f"{ours}.bn")
+    return keys | {"output.weight": "head.fc.weight", "output.bias": "head.fc.bias"}
+
+
 def published_layers(model: nn.Module) -> dict[str, str]:
     """Return the authors' name → the name here, for the layers that both generations of networks have."""
     net: Any = model
@@ -387,6 +409,9 @@ def published_blocks(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
             yield f"stage{s + 2}.OSA{s + 2}_{b + 1}", f"stages.{s}.blocks.{b}", block
 
 
+_COUNTER = ".num_batches_tracked"
+
+
 def norm_keys(theirs: str, ours: str) -> dict[str, str]:
     """Return the keys of a batch norm in an authors' file → the keys here."""
     leaves = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -394,7 +419,7 @@ def norm_keys(theirs: str, ours: str) -> dict[str, str]:
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VoVNet) -> dict[str, Any]:
-    """Return the state dict of an authors' ImageNet file with the keys of this model.
+    """Return the state dict of an ImageNet file of the authors or of pytorchcv with the keys of this model.
 
     ``{"state_dict": …}`` and ``{"model": …}`` wrappers and a ``module.`` in front of every key are removed. Apart from
     that, a state dict that has this model's keys already stays the same. The classifier and the first convolution may
@@ -409,9 +434,11 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VoVNet) -> dict[s
             state_dict = state_dict[wrapper]
     if state_dict and all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    names = published_keys(model)
-    if not any("/" in key or key in names for key in state_dict):
+    names = _published_names(state_dict, model)
+    if names is None:
         return dict(state_dict)
+    if not any(key.endswith(_COUNTER) for key in state_dict):  # older than the counters, which load_state_dict fills in
+        names = {theirs: ours for theirs, ours in names.items() if not theirs.endswith(_COUNTER)}
     found = {
         "missing": [key for key in names if key not in state_dict],
         "left over": [key for key in state_dict if key not in names],
@@ -419,10 +446,19 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VoVNet) -> dict[s
     }
     if problems := "; ".join(f"{what}: {', '.join(keys)}" for what, keys in found.items() if keys):
         raise InputError(
-            f"the checkpoint has the published VoVNet's names but does not fit this model ({problems}): "
+            f"the checkpoint has a published VoVNet's names but does not fit this model ({problems}): "
             "load it into the variant that it was saved from"
         )
     return {names[key]: value for key, value in state_dict.items()}
+
+
+def _published_names(state_dict: Mapping[str, Any], model: VoVNet) -> dict[str, str] | None:
+    """Return the publisher's key → this model's key, or None if the state dict has no publisher's keys."""
+    if any("/" in key or key in ("classifier.weight", "classifier.bias") for key in state_dict):
+        return published_keys(model)
+    if any(key.startswith(("features.init_block.", "features.stage")) for key in state_dict):
+        return pytorchcv_keys(model)
+    return None
 
 
 def _other_shapes(published: Mapping[str, Tensor], names: Mapping[str, str], model: VoVNet) -> list[str]:
@@ -484,32 +520,19 @@ def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
-    origin: dict[str, Any] = {
-        "license": "unknown",  # the authors' files state none
-        "origin_url": "https://github.com/stigma0617/VoVNet.pytorch",
-        "paper_name": "An Energy and GPU-Computation Efficient Backbone Network for Real-Time Object Detection",
-        "paper_ids": "arXiv:1904.09730",
-    }
-    return imagenet_cfg(url=url, interpolation="bilinear", **(origin | kwargs))
+def _cfg(source: Source) -> dict[str, Any]:
+    return imagenet_cfg(
+        url=source.url,
+        interpolation="bilinear",  # in both publishers' evaluations
+        license=source.license,
+        origin_url=source.origin,
+        description=f"ImageNet-1k, {source.error_text} at 224x224, as stated by {source.publisher}",
+        paper_name="An Energy and GPU-Computation Efficient Backbone Network for Real-Time Object Detection",
+        paper_ids="arXiv:1904.09730",
+    )
 
 
-PUBLISHED_TOP1_ERROR = {"vovnet39": 23.23, "vovnet57": 22.27}
-"""Percent on ImageNet-1k's validation images at 224×224, as reported by the authors."""
-
-default_cfgs = generate_default_cfgs(
-    {
-        "vovnet27_slim.untrained": _cfg(license="apache-2.0"),
-        "vovnet39.in1k": _cfg(
-            url="https://dl.dropbox.com/s/1lnzsgnixd8gjra/vovnet39_torchvision.pth?dl=1",
-            description=f"ImageNet-1k, top-1 error {PUBLISHED_TOP1_ERROR['vovnet39']} % at 224x224, by the authors",
-        ),
-        "vovnet57.in1k": _cfg(
-            url="https://dl.dropbox.com/s/6bfu9gstbwfw31m/vovnet57_torchvision.pth?dl=1",
-            description=f"ImageNet-1k, top-1 error {PUBLISHED_TOP1_ERROR['vovnet57']} % at 224x224, by the authors",
-        ),
-    }
-)
+default_cfgs = generate_default_cfgs({source.name: _cfg(source) for source in IMAGENET_SOURCES})
 
 
 @register_model

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.models._api import Weights, WeightsEnum
 from torchvision.transforms._presets import ObjectDetection
 
-from vovnet.checkpoints.hub import V1_NOTICE, fetch
+from vovnet.checkpoints.download import fetch
+from vovnet.checkpoints.sources import LICENCE_NOTICES
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.folder import attach
@@ -80,7 +81,21 @@ class PublishedWeights(WeightsEnum, metaclass=_ListsMembers):
         """
         from vovnet.detection.legacy.published_file import read_published
 
-        return read_published(self.meta["recipe"], fetch(self.url, V1_NOTICE, progress=progress))
+        recipe: str = self.meta["recipe"]
+        path = fetch(self.url, LICENCE_NOTICES["unknown"], otherwise=_other_sources(recipe), progress=progress)
+        return read_published(recipe, path)
+
+
+def _other_sources(recipe: str) -> str:
+    """Return other ways to a detector than a published file that cannot be fetched, with their commands."""
+    mask = recipe.startswith("mask_rcnn")
+    hosted = f"torchvision:{'maskrcnn' if mask else 'fasterrcnn'}_resnet50_fpn_v2"
+    ours = f"{'mask' if mask else 'faster'}_rcnn_vovnet39_fpn"
+    return (
+        f"convert a file (`vovnet convert FILE FOLDER`, then --weights FOLDER), take torchvision's detector of another "
+        f"network (--weights {hosted}, or init={hosted} in a recipe), or train one from ImageNet weights of VoVNet-39 "
+        f"(`vovnet train {ours}`, which starts from vovnet39.osmr_in1k)"
+    )
 
 
 def build_published(weights: PublishedWeights, settings: dict[str, Any], *, progress: bool) -> Detector:

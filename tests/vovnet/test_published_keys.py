@@ -1,8 +1,11 @@
-"""Load the published ImageNet files: every key is mapped, and the network computes the authors' numbers."""
+"""Load the published ImageNet files: every key is mapped, and the network computes the publishers' numbers."""
 
 import functools
+import hashlib
+import io
 import json
 import runpy
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +15,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+from file_server import serving
+from published_sources import publish
+from pytorchcv.models.vovnet import vovnet27s, vovnet39, vovnet57
 from torch import Tensor
+from zips import zipped
 
+from vovnet.checkpoints.sources import source_named
 from vovnet.errors import InputError
-from vovnet.vovnet import checkpoint_filter_fn, published_keys
+from vovnet.vovnet import checkpoint_filter_fn, published_keys, pytorchcv_keys
 
 NAMES = ("vovnet27_slim", "vovnet39", "vovnet57")
 SLIM = "vovnet27_slim"
+PYTORCHCV = {SLIM: vovnet27s, "vovnet39": vovnet39, "vovnet57": vovnet57}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +194,73 @@ def test_a_bad_file_names_the_keys_through_timm(tmp_path: Path) -> None:
         timm.create_model(SLIM, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
 
 
-def test_untrained_says_that_there_are_no_weights() -> None:
-    with pytest.raises(RuntimeError, match="No pretrained weights exist for vovnet27_slim"):
-        timm.create_model(SLIM, pretrained=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_pytorchcvs_keys_are_those_of_its_networks(name: str) -> None:
+    model = timm.create_model(name, device="meta")
+    with torch.device("meta"):
+        theirs = PYTORCHCV[name]().state_dict()
+    names, ours = pytorchcv_keys(model), model.state_dict()
+    assert list(names) == list(theirs)  # one order, too
+    assert list(names.values()) == list(ours)
+    assert all(theirs[key].shape == ours[names[key]].shape for key in names)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("publisher", [published_keys, pytorchcv_keys])
+def test_a_file_may_be_older_than_the_counters(
+    publisher: Callable[[torch.nn.Module], dict[str, str]], counted: bool
+) -> None:
+    model = timm.create_model(SLIM)
+    state, names = model.state_dict(), publisher(model)
+    counters = [key for key in names if key.endswith("num_batches_tracked")]
+    file = {theirs: state[ours].clone() for theirs, ours in names.items() if counted or theirs not in counters}
+    model.load_state_dict(checkpoint_filter_fn(file, model), strict=True)
+    if counted:
+        del file[counters[0]]
+        with pytest.raises(InputError, match="missing"):
+            checkpoint_filter_fn(file, model)
+
+
+@pytest.mark.parametrize(("file", "into"), [("vovnet39", "vovnet57"), ("vovnet57", "vovnet39"), ("vovnet39", SLIM)])
+def test_another_variants_file_of_pytorchcv_is_refused(file: str, into: str) -> None:
+    source = timm.create_model(file, device="meta")
+    state = source.state_dict()
+    with pytest.raises(InputError, match="does not fit this model"):
+        checkpoint_filter_fn(
+            {theirs: state[ours] for theirs, ours in pytorchcv_keys(source).items()},
+            timm.create_model(into, device="meta"),
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_pytorchcv_compute_its_logits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save its own network, zip and serve the file, load it with ``pretrained=True``, and compare the outputs."""
+    theirs = randomised(PYTORCHCV[name]().eval())
+    file = io.BytesIO()
+    torch.save(theirs.state_dict(), file)
+    source = source_named(f"{name}.osmr_in1k")
+    assert source is not None
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with serving() as server, torch.inference_mode():
+        url = server.put(f"{source.file}.zip", zipped([(source.file, file.getvalue())], zipfile.ZIP_STORED))
+        publish(monkeypatch, source.name, url, hashlib.sha1(file.getvalue()).hexdigest())
+        ours, expected = timm.create_model(name, pretrained=True).eval()(image), theirs(image)
+    assert float(expected.std()) > 0.01
+    assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-6
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """Give every batch norm statistics, weights and biases of its own, as training does."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for value, low, high in (
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 1.5),
+            ):
+                assert value is not None
+                value.uniform_(low, high, generator=generator)
+    return model

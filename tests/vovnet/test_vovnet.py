@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vovnet
+from vovnet.checkpoints.sources import IMAGENET_SOURCES
 from vovnet.errors import InputError
 from vovnet.vovnet import model_cfgs
 
@@ -137,13 +138,13 @@ def test_weights_start_with_kaiming_over_the_fan_in() -> None:
 
 def test_import_registers_the_names() -> None:
     assert set(timm.list_models("vovnet*", module="vovnet")) >= set(NAMES)
-    assert {"vovnet39.in1k", "vovnet57.in1k"} <= set(timm.list_models(pretrained=True))
-    assert [timm.is_model_pretrained(name) for name in NAMES] == [False, True, True]
+    assert set(timm.list_pretrained("vovnet*")) >= {source.name for source in IMAGENET_SOURCES}
+    assert all(timm.is_model_pretrained(name) for name in NAMES)
     assert isinstance(slim(), vovnet.VoVNet)
     assert isinstance(vovnet.__version__, str)
 
 
-@pytest.mark.parametrize("name", [SLIM, "vovnet39.in1k", "vovnet57.in1k"])
+@pytest.mark.parametrize("name", [source.name for source in IMAGENET_SOURCES])
 def test_metadata(name: str) -> None:
     cfg = timm.get_pretrained_cfg(name).to_dict()
     assert cfg["architecture"] == name.split(".")[0]
@@ -158,7 +159,8 @@ def test_metadata(name: str) -> None:
 
 
 def test_published_files() -> None:
-    urls = {name: timm.get_pretrained_cfg(name).url for name in ("vovnet39", "vovnet57")}
+    assert [timm.get_pretrained_cfg(name).tag for name in NAMES] == ["osmr_in1k"] * 3  # the default
+    urls = {name: timm.get_pretrained_cfg(f"{name}.in1k").url for name in ("vovnet39", "vovnet57")}
     assert urls == {
         "vovnet39": "https://dl.dropbox.com/s/1lnzsgnixd8gjra/vovnet39_torchvision.pth?dl=1",
         "vovnet57": "https://dl.dropbox.com/s/6bfu9gstbwfw31m/vovnet57_torchvision.pth?dl=1",

@@ -1,4 +1,4 @@
-"""Download the authors' files by URL, and files of a Hub repository by name. Nothing is downloaded at import.
+"""Files of a repository on the Hugging Face Hub, by name. Nothing is downloaded at import.
 
 huggingface_hub reads the Hub's address (``HF_ENDPOINT``), the cache (``HF_HOME``), offline mode (``HF_HUB_OFFLINE``)
 and the token (``HF_TOKEN``) from the environment.
@@ -6,101 +6,17 @@ and the token (``HF_TOKEN``) from the environment.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPResponse
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from vovnet.errors import InputError, reason
-from vovnet.files import atomic_path, check_symlink
-from vovnet.folders.home import user_cache
-from vovnet.folders.temporary import remove_leftovers
-from vovnet.terminal.streams import say
+from vovnet.files import check_symlink
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Matches ``ORG/NAME``."""
-
-V1_NOTICE = (
-    "its authors state no licence that we know of; it was trained on ImageNet "
-    "(https://www.image-net.org/download.php), a detector on COCO, too (https://cocodataset.org/#termsofuse), whose "
-    "terms are for you to judge"
-)
-"""Note on the licence of the files of VoVNet.pytorch and maskrcnn-benchmark(-vovnet)."""
-V2_NOTICE = (
-    "its licence is CC BY-NC 4.0, which forbids commercial use (https://creativecommons.org/licenses/by-nc/4.0/)"
-)
-"""The licence of the files of vovnet-detectron2."""
-
-_CHUNK = 2**20
-_TIMEOUT = 30.0  # seconds without a byte
-
-
-def fetch(url: str, notice: str = "", *, progress: bool = True) -> Path:
-    """Return the path of a file in torch's cache (``TORCH_HOME``), downloading it if it is not there.
-
-    The file is complete or absent, even if the download is interrupted or several processes run it at once. The
-    download prints the file's SHA-256 on stderr.
-
-    Args:
-        url: The address. Its last part, without the query, is the file's name in the cache.
-        notice: Text about the file, printed with the download.
-        progress: Show a progress bar on stderr.
-
-    Raises:
-        InputError: The address cannot be reached, does not return a file, or the connection breaks.
-    """
-    import torch
-
-    # Without a home folder torch would write below a folder that is called "~".
-    cache = Path(torch.hub.get_dir())
-    folder = user_cache() / "torch" / "hub" if cache.parts[0] == "~" else cache
-    target = folder / "checkpoints" / PurePosixPath(urlsplit(url).path).name
-    if target.exists():
-        return target
-    remove_leftovers(target.parent)
-    with atomic_path(target) as temporary:
-        try:
-            checksum = _download(url, temporary, progress)
-        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            raise InputError(
-                f"{url} cannot be fetched ({reason(error)}): get the file by other means and put it at '{target}', or "
-                "load converted weights (`vovnet convert FILE FOLDER`)"
-            ) from error
-    say(f"{target}: fetched from {url}, SHA-256 {checksum}" + (f"; {notice}" if notice else ""))
-    return target
-
-
-def _download(url: str, path: Path, progress: bool) -> str:
-    """Download a URL to a file and return the file's SHA-256."""
-    from huggingface_hub.utils import tqdm
-
-    digest = hashlib.sha256()
-    request = urllib.request.Request(url, headers={"User-Agent": "vovnet"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, path.open("wb") as file:
-        expected = _length(response)
-        name = PurePosixPath(urlsplit(url).path).name
-        bar: Any = tqdm(total=expected, unit="B", unit_scale=True, desc=name, disable=None if progress else True)
-        with bar:
-            while block := response.read(_CHUNK):
-                file.write(block)
-                digest.update(block)
-                bar.update(len(block))
-        if expected is not None and file.tell() != expected:  # urllib takes a closed connection as the end
-            raise ConnectionError(f"it broke off after {file.tell()} of {expected} bytes; try again")
-    return digest.hexdigest()
-
-
-def _length(response: HTTPResponse) -> int | None:
-    if response.headers.get_content_type() == "text/html":
-        raise ConnectionError("it answers with a web page instead of the file; the link may be dead")
-    length = response.headers.get("Content-Length")
-    return int(length) if length else None
 
 
 def hub_files(name: str, filenames: Sequence[str], revision: str | None = None) -> Path:

@@ -1,7 +1,11 @@
-"""Read the tensors of a published ``.pth`` file. Only tensors and plain values are unpickled, so no code can run."""
+"""Read the tensors of a published ``.pth`` file, also from a zip archive that holds it alone.
+
+Only tensors and plain values are unpickled, so no code can run.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
@@ -13,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vovnet.checkpoints.archives import is_archive, member_blocks
 from vovnet.checkpoints.safetensors_file import open_safetensors
 from vovnet.errors import InputError, reason
 
@@ -36,6 +41,9 @@ class CheckpointFile:
 
 def read_checkpoint_file(path: str | os.PathLike[str]) -> CheckpointFile:
     """Read a checkpoint in any of torch's formats: ``{"model": weights, …}``, ``{"state_dict": …}`` or weights alone.
+
+    Args:
+        path: The file, or a zip archive that holds it alone.
 
     Raises:
         InputError: The file is absent, truncated, not a checkpoint or would run code; or the weights are not all
@@ -100,10 +108,11 @@ def _load(path: Path) -> Any:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path}: {what}; expected a checkpoint file (.pth)")
     try:
+        file = io.BytesIO(b"".join(member_blocks(path))) if is_archive(path) else path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle protocols; the error below says more
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (PermissionError, InputError):
         raise
     except Exception as error:  # an unpickler may raise anything on a damaged or hostile file
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))

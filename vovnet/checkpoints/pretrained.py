@@ -13,14 +13,19 @@ from typing import Any
 from safetensors import SafetensorError
 from timm.models import PretrainedCfg, resolve_pretrained_cfg
 
-from vovnet.checkpoints.hub import V1_NOTICE, fetch, hub_errors
+from vovnet.checkpoints.archives import is_archive
+from vovnet.checkpoints.download import fetch_source, unpack_source
+from vovnet.checkpoints.hub import hub_errors
 from vovnet.checkpoints.pickled import refuse_unreadable
+from vovnet.checkpoints.sources import other_sources, source_named, source_of_file
 from vovnet.errors import InputError, reason
 from vovnet.files import WEIGHTS_FILE
+from vovnet.terminal.streams import say_once
 
 NAMESPACE_VARIABLE = "VOVNET_HUB_NAMESPACE"
-"""Environment variable with a user or organisation on the Hub whose repositories hold the weights (``vovnet39.in1k``).
-There is no default: without it the authors' files are used, and nobody can register a name that we would trust."""
+"""Environment variable with a user or organisation on the Hub whose repositories hold the weights
+(``vovnet39.osmr_in1k``). There is no default: without it the publishers' files are used, and nobody can register a name
+that we would trust."""
 
 
 @contextmanager
@@ -28,7 +33,8 @@ def pretrained_source(variant: str, kwargs: Mapping[str, Any]) -> Iterator[dict[
     """Yield arguments for ``build_model_with_cfg`` that name the weights, and turn errors of loading into InputErrors.
 
     A file, folder, repository or URL of the caller is used as it is. Otherwise the weights come from the Hub namespace
-    in ``VOVNET_HUB_NAMESPACE`` if it is set, or else from the authors' file. If one source fails, no other is tried.
+    in ``VOVNET_HUB_NAMESPACE`` if it is set, or else from the publisher's file. If one source fails, no other is tried:
+    the error names the others. The source stands in the model's ``pretrained_cfg``.
 
     Args:
         variant: timm's name of the architecture.
@@ -38,22 +44,45 @@ def pretrained_source(variant: str, kwargs: Mapping[str, Any]) -> Iterator[dict[
         InputError: The namespace is malformed, or the weights cannot be fetched or read.
     """
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-    registered = resolve_pretrained_cfg(variant, cfg.tag or None)
-    chosen = cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id or cfg.url != registered.url
-    if chosen or not cfg.url:
-        with _from(cfg):
-            yield dict(kwargs)
-        return
-    namespace = os.environ.get(NAMESPACE_VARIABLE, "")
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
-    if namespace:
-        repository = f"{_checked(namespace)}/{variant}.{cfg.tag}"
-        with _readable_on_hub(repository):
-            yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "hf_hub_id": repository}}
+    source = source_named(f"{variant}.{cfg.tag}")
+    if source is None or cfg.url != source.url or cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id:
+        if cfg.file and cfg.source != "local-dir":
+            overlay["file"] = str(unpacked(Path(cfg.file)))
+        with _from(cfg):
+            yield {**kwargs, "pretrained_cfg_overlay": overlay} if overlay else dict(kwargs)
         return
-    file = str(fetch(str(cfg.url), V1_NOTICE))
-    with readable(Path(file), f"; for that remove {file}"):
-        yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "file": file}}
+    if namespace := os.environ.get(NAMESPACE_VARIABLE, ""):
+        repository = f"{_checked(namespace)}/{source.name}"
+        with _other_sources_named(source.name), _readable_on_hub(repository):
+            # Without the address, pretrained_cfg names the source that is used.
+            yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "hf_hub_id": repository, "url": ""}}
+        say_once(repository, f"{source.name}: from the Hub repository {repository}")
+        return
+    path = fetch_source(source)
+    with readable(path, f"; for that remove {path}"):
+        yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "file": str(path)}}
+
+
+def unpacked(file: Path) -> Path:
+    """Return a file of weights itself, or for a published zip archive the path of its file in torch's cache.
+
+    Raises:
+        InputError: The archive is damaged, or none that is published of the networks of this package.
+    """
+    if not is_archive(file):
+        return file
+    if source := source_of_file(file.name):
+        return unpack_source(file, source)
+    raise InputError(f"{file}: a zip archive, and none that is published of these networks; name the .pth file in it")
+
+
+@contextmanager
+def _other_sources_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; or unset {NAMESPACE_VARIABLE}, {other_sources(name)}") from error
 
 
 def _from(cfg: PretrainedCfg) -> AbstractContextManager[None]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from vovnet.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
+_Name = TypeVar("_Name", bound=Hashable)
 
 _BRIEF = 3
 
@@ -73,7 +75,7 @@ def refuse_differences(path: Path, expected: Shapes, found: Shapes) -> None:
         )
 
 
-def closest(candidates: Mapping[str, Shapes], found: Shapes) -> str:
+def closest(candidates: Mapping[_Name, Shapes], found: Shapes) -> _Name:
     """Return the name of the candidate with the fewest differences, the first one of several."""
     return min(candidates, key=lambda name: len(compare_shapes(candidates[name], found)))
 

@@ -95,6 +95,17 @@ def say(text: str) -> None:
     print(text, file=standard_error(), flush=True)
 
 
+said: set[str] = set()
+"""What :func:`say_once` has said something about."""
+
+
+def say_once(about: str, text: str) -> None:
+    """Print a line about something on stderr, once in this process, and under torchrun once on a machine."""
+    if about not in said and os.environ.get("LOCAL_RANK", "0") == "0":
+        say(text)
+    said.add(about)
+
+
 def echo(text: str) -> None:
     """Print a line on stdout, if that is possible."""
     print(text, file=LastingStream(sys.stdout), flush=True)

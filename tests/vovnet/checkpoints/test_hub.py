@@ -1,6 +1,5 @@
-"""Files from the authors and from the Hub: whole or absent, once, and errors that show the ways out."""
+"""Files from the Hub: whole or absent, once, and errors that show the ways out."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -14,11 +13,9 @@ from huggingface_hub import constants, errors
 from local_hub import ALWAYS, Hub
 from support import contents
 
-from vovnet.checkpoints import hub as hub_module
-from vovnet.checkpoints.hub import fetch, hub_files
+from vovnet.checkpoints.hub import hub_files
 
 BODY = bytes(range(256)) * 4096
-SHA256 = hashlib.sha256(BODY).hexdigest()
 NAME = "org/model"
 FILES = {"config.json": b'{"a": 1}\n', "model.safetensors": BODY}
 WANTED = ("config.json", "model.safetensors")
@@ -26,88 +23,11 @@ WAYS_OUT = ("HF_ENDPOINT", "folder", "cache")
 """A mirror, the files in a local folder, and another machine's cache."""
 
 
-# The authors' files.
-
-
-def test_a_file_is_fetched_once_and_told_of_once(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    url = hub.put_file("weights.pth", BODY) + "?dl=1"
-    first = fetch(url, "mind its licence", progress=False)
-    assert first == tmp_path / "torch" / "hub" / "checkpoints" / "weights.pth"
-    assert first.read_bytes() == BODY
-    told = capsys.readouterr()
-    assert told.out == ""
-    (line,) = told.err.splitlines()
-    assert all(part in line for part in (str(first), url, SHA256, "mind its licence"))
-
-    hub.down()
-    assert fetch(url, "mind its licence", progress=False) == first
-    assert capsys.readouterr() == ("", "")
-    assert hub.log() == [("GET", "/files/weights.pth", 200)]
-
-
-@pytest.mark.parametrize("watched", [True, False])
-def test_a_bar_where_somebody_watches(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], watched: bool
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
-    fetch(hub.put_file("weights.pth", BODY))
-    told = capsys.readouterr().err
-    assert ("100%" in told) == watched
-    assert SHA256 in told.splitlines()[-1]
-
-
-def leftovers(tmp_path: Path) -> dict[str, bytes]:
-    return contents(tmp_path / "torch")
-
-
-def test_a_body_that_breaks_off_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
-    url = hub.put_file("weights.pth", BODY)
-    hub.cut("weights")
-    refused(lambda: fetch(url, progress=False), url, f"{len(BODY) // 2} of {len(BODY)}", "convert")
-    assert leftovers(tmp_path) == {}
-    assert fetch(url, progress=False).read_bytes() == BODY
-
-
-@pytest.mark.parametrize("fault", ["slow", "drop"])
-def test_no_answer(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setattr(hub_module, "_TIMEOUT", 0.3)
-    url = hub.put_file("weights.pth", BODY)
-    getattr(hub, fault)("weights")
-    refused(lambda: fetch(url, progress=False), url)
-    assert leftovers(tmp_path) == {}
-
-
-@pytest.mark.parametrize("status", [403, 404, 429, 500, 503])
-def test_an_answer_without_the_file(hub: Hub, tmp_path: Path, status: int) -> None:
-    url = hub.put_file("weights.pth", BODY)
-    hub.fail("weights", status=status)
-    target = tmp_path / "torch" / "hub" / "checkpoints" / "weights.pth"
-    refused(lambda: fetch(url, progress=False), url, str(status), f"put it at '{target}'", "vovnet convert")
-    assert leftovers(tmp_path) == {}
-    target.write_bytes(BODY)  # what the message says helps
-    assert fetch(url) == target
-
-
-def test_a_dead_host_and_no_host(hub: Hub, tmp_path: Path) -> None:
-    url = hub.put_file("weights.pth", BODY)
-    hub.down()
-    for address in (url, "http://host.invalid/weights.pth"):
-        refused(lambda address=address: fetch(address, progress=False), address, "put it at")  # type: ignore[misc]
-    assert leftovers(tmp_path) == {}
-
-
-def test_a_web_page_is_not_the_file(hub: Hub, tmp_path: Path) -> None:
-    """A dead link of Dropbox may answer with a page and status 200."""
-    url = hub.put_file("weights.pth", b"<!DOCTYPE html><html>This file was deleted</html>")
-    hub.fail("weights", status=200, headers={"Content-Type": "text/html; charset=utf-8"})
-    refused(lambda: fetch(url, progress=False), url, "web page", "put it at")
-    assert leftovers(tmp_path) == {}
-
-
 TWO = """
 import sys
 from pathlib import Path
-from vovnet.checkpoints.hub import fetch, hub_files
+from vovnet.checkpoints.download import fetch
+from vovnet.checkpoints.hub import hub_files
 import huggingface_hub, torch
 
 print("ready", flush=True)
@@ -146,39 +66,8 @@ def test_two_processes_at_once_both_end_well(hub: Hub, repository: Path, tmp_pat
         assert path.read_bytes() == BODY
         assert folder.name == commit
         assert {name: (folder / name).read_bytes() for name in WANTED} == FILES
-    assert list(leftovers(tmp_path)) == ["hub/checkpoints/weights.pth"]
+    assert list(contents(tmp_path / "torch")) == ["hub/checkpoints/weights.pth"]
     assert not [name for name in contents(tmp_path / "hub-cache") if name.endswith(".incomplete")]
-
-
-def test_who_comes_second_while_the_first_still_writes(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same in one process, where the order is certain: the second begins and ends within the first."""
-    url = hub.put_file("weights.pth", BODY)
-    download, paths = hub_module._download, []
-
-    def interrupted(*arguments: object) -> str:
-        checksum = download(*arguments)  # type: ignore[arg-type]
-        monkeypatch.setattr(hub_module, "_download", download)
-        if not paths:
-            paths.append(fetch(url, progress=False))
-        return checksum
-
-    monkeypatch.setattr(hub_module, "_download", interrupted)
-    paths.append(fetch(url, progress=False))
-    assert paths[0] == paths[1]
-    assert paths[0].read_bytes() == BODY
-    assert list(leftovers(tmp_path)) == ["hub/checkpoints/weights.pth"]
-    assert [request.status for request in hub.log()] == [200, 200]
-
-
-def test_what_a_killed_download_left_is_removed_by_the_next(hub: Hub, tmp_path: Path) -> None:
-    url = hub.put_file("weights.pth", BODY)
-    half = tmp_path / "torch" / "hub" / "checkpoints" / ".tmp-0123456789abcdef.pth"
-    half.parent.mkdir(parents=True)
-    half.write_bytes(BODY[:100])
-    fetch(url, progress=False)
-    assert list(leftovers(tmp_path)) == ["hub/checkpoints/weights.pth"]
 
 
 # The Hub's.

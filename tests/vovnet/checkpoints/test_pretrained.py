@@ -1,6 +1,6 @@
-"""The sources of ``pretrained=True``: the caller's, a namespace's, the authors'; never a silent second source."""
+"""The sources of ``pretrained=True``: the caller's, a namespace's, the publisher's; never a silent second one."""
 
-import dataclasses
+import hashlib
 import io
 import json
 import pickle
@@ -13,11 +13,16 @@ import timm
 import torch
 from hostile import RunsCode, refused
 from local_hub import ALWAYS, Hub
+from published_sources import publish
+from published_sources import pytorchcv_file as osmr
 from safetensors.torch import save
-from timm.models import _registry, save_for_hf
+from support import contents
+from timm.models import save_for_hf
 from torch import nn
+from zips import hostile_archives, zipped
 
 import vovnet  # noqa: F401  (registers the models)
+from vovnet.adapters import fpn_backbone
 from vovnet.checkpoints.pretrained import NAMESPACE_VARIABLE
 from vovnet.vovnet import published_keys
 
@@ -28,8 +33,9 @@ SIZES: dict[str, Any] = {
     "layer_per_block": 2,
 }
 """A vovnet39 that is quickly made and sent."""
-FILE = "vovnet39_torchvision.pth"
-REPOSITORY = "org/vovnet39.in1k"
+FILE = "vovnet39-0564-63bfa613.pth"
+AUTHORS_FILE = "vovnet39_torchvision.pth"
+REPOSITORY = "org/vovnet39.osmr_in1k"
 
 
 def small(seed: int) -> nn.Module:
@@ -38,12 +44,12 @@ def small(seed: int) -> nn.Module:
     return timm.create_model("vovnet39", **SIZES).eval()
 
 
-AUTHORS, HUB, LOCAL = range(3)
+PUBLISHED, HUB, LOCAL, AUTHORS = range(4)
 
 
 @pytest.fixture(scope="module")
 def models() -> list[nn.Module]:
-    return [small(seed) for seed in (AUTHORS, HUB, LOCAL)]
+    return [small(seed) for seed in (PUBLISHED, HUB, LOCAL, AUTHORS)]
 
 
 def published(model: nn.Module) -> bytes:
@@ -61,12 +67,11 @@ def exported(model: nn.Module, folder: Path, architecture: str = "vovnet39") -> 
 
 @pytest.fixture
 def url(hub: Hub, models: list[nn.Module], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The authors' file is at hand, where the registered configuration says."""
-    address = hub.put_file(FILE, published(models[AUTHORS])) + "?dl=1"
-    for name in ("vovnet39", "vovnet39.in1k"):
-        registered = _registry._model_pretrained_cfgs[name]
-        assert registered.url.startswith("https://dl.dropbox.com/")
-        monkeypatch.setitem(_registry._model_pretrained_cfgs, name, dataclasses.replace(registered, url=address))
+    """The file of pytorchcv is at hand, zipped, and the authors' file, where the table says."""
+    content = osmr(models[PUBLISHED])
+    address = hub.put_file(f"{FILE}.zip", zipped([(FILE, content)]))
+    publish(monkeypatch, "vovnet39.osmr_in1k", address, hashlib.sha1(content).hexdigest())
+    publish(monkeypatch, "vovnet39.in1k", hub.put_file(AUTHORS_FILE, published(models[AUTHORS])) + "?dl=1", sha1=None)
     return address
 
 
@@ -96,29 +101,42 @@ def asked(hub: Hub) -> set[str]:
     return {request.path for request in hub.log()}
 
 
-# The authors' file.
+# The publisher's file.
 
 
-def test_without_any_setting_it_is_the_authors_file(
+def test_without_any_setting_it_is_pytorchcvs_file(
+    url: str, hub: Hub, models: list[nn.Module], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = load()
+    assert same(model, models[PUBLISHED])
+    assert (model.pretrained_cfg["tag"], model.pretrained_cfg["url"]) == ("osmr_in1k", url)
+    assert model.pretrained_cfg["license"] == "mit"
+    told = capsys.readouterr().err
+    assert all(part in told for part in (url, "vovnet39.osmr_in1k", "SHA-1", "MIT"))
+    assert same(load(features_only=True), models[PUBLISHED])
+    assert same(timm.create_model("vovnet39.osmr_in1k", pretrained=True, **SIZES), models[PUBLISHED])
+    assert capsys.readouterr().err == ""
+    assert hub.log() == [("GET", f"/files/{FILE}.zip", 200)]
+    assert list(contents(tmp_path / "torch")) == [f"hub/checkpoints/{FILE}"]
+
+
+def test_the_authors_file_is_asked_for_by_its_tag(
     url: str, hub: Hub, models: list[nn.Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert same(load(), models[AUTHORS])
+    model = timm.create_model("vovnet39.in1k", pretrained=True, **SIZES)
+    assert same(model, models[AUTHORS])
+    assert model.pretrained_cfg["tag"] == "in1k"
     told = capsys.readouterr().err
-    assert url in told
-    assert "SHA-256" in told
-    assert "no licence that we know of" in told
-    assert same(load(), models[AUTHORS])
-    assert timm.create_model("vovnet39.in1k", pretrained=True, **SIZES).pretrained_cfg["tag"] == "in1k"
-    assert capsys.readouterr().err == ""
-    assert hub.log() == [("GET", f"/files/{FILE}", 200)]
+    assert all(part in told for part in (AUTHORS_FILE, "SHA-256", "no licence that we know of"))
+    assert hub.log() == [("GET", f"/files/{AUTHORS_FILE}", 200)]
 
 
-def test_the_result_computes_what_the_authors_does(url: str, models: list[nn.Module]) -> None:
+def test_the_result_computes_what_the_publishers_does(url: str, models: list[nn.Module]) -> None:
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.equal(load().eval()(image), models[AUTHORS](image))
+        assert torch.equal(load().eval()(image), models[PUBLISHED](image))
         features = load(features_only=True, out_indices=[4]).eval()(image)
-        assert torch.equal(features[0], models[AUTHORS].forward_features(image))
+        assert torch.equal(features[0], models[PUBLISHED].forward_features(image))
 
 
 def test_without_pretrained_nobody_is_asked(url: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,26 +146,62 @@ def test_without_pretrained_nobody_is_asked(url: str, hub: Hub, monkeypatch: pyt
     assert hub.log() == []
 
 
-def test_a_dead_link_is_an_error(url: str, hub: Hub, tmp_path: Path) -> None:
-    hub.fail("files", times=ALWAYS, status=404)
-    refused(load, url, "404", str(tmp_path / "torch" / "hub" / "checkpoints" / FILE))
-    assert asked(hub) == {f"/files/{FILE}"}
+OTHERS = ("vovnet39.in1k", "vovnet convert", "VOVNET_HUB_NAMESPACE", "ese_vovnet39b")
+"""What an error names beside the source that does not answer."""
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_dead_link_names_the_other_sources(url: str, hub: Hub, tmp_path: Path, status: int) -> None:
+    hub.fail("files", times=ALWAYS, status=status)
+    refused(load, url, str(status), str(tmp_path / "torch" / "hub" / "checkpoints" / FILE), *OTHERS)
+    assert asked(hub) == {f"/files/{FILE}.zip"}
+    refused(lambda: timm.create_model("vovnet39.in1k", pretrained=True, **SIZES), AUTHORS_FILE, "vovnet39.osmr_in1k")
+
+
+def test_a_backbone_names_them_too(url: str, hub: Hub) -> None:
+    hub.down()
+    refused(lambda: fpn_backbone("vovnet39", pretrained=True), url, *OTHERS)
+
+
+@pytest.mark.parametrize("kind", ["two members", "upwards", "a bomb", "nested", "the first half"])
+def test_an_archive_of_something_else_is_refused(
+    url: str, hub: Hub, models: list[nn.Module], tmp_path: Path, kind: str
+) -> None:
+    hub.put_file(f"{FILE}.zip", hostile_archives(FILE, osmr(models[PUBLISHED]))[kind])
+    refused(load, url, *OTHERS)
+    assert contents(tmp_path / "torch") == {}
+
+
+def test_another_checksum_is_refused_before_the_file_is_read(url: str, hub: Hub, tmp_path: Path) -> None:
+    hub.put_file(f"{FILE}.zip", zipped([(FILE, malicious(tmp_path / "ran"))]))
+    refused(load, url, "SHA-1", *OTHERS)
+    assert not (tmp_path / "ran").exists()
+    assert contents(tmp_path / "torch") == {}
 
 
 # A namespace.
 
 
-def test_a_namespace_takes_the_authors_place(
-    url: str, namespace: str, hub: Hub, models: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+def test_a_namespace_takes_the_publishers_place(
+    url: str,
+    namespace: str,
+    hub: Hub,
+    models: list[nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert same(load(), models[HUB])  # set after the import
+    model = load()  # set after the import
+    assert same(model, models[HUB])
+    assert model.pretrained_cfg["hf_hub_id"] == REPOSITORY
+    assert not model.pretrained_cfg["url"]
+    assert capsys.readouterr().err.count(REPOSITORY) == 1
     assert same(load(features_only=True), models[HUB])
-    assert f"/files/{FILE}" not in asked(hub)
+    assert not [path for path in asked(hub) if path.startswith("/files/")]
     assert {path for path in asked(hub) if "pytorch_model" in path} == set()
     monkeypatch.setenv(NAMESPACE_VARIABLE, "")  # as good as none
-    assert same(load(), models[AUTHORS])
+    assert same(load(), models[PUBLISHED])
     monkeypatch.delenv(NAMESPACE_VARIABLE)
-    assert same(load(), models[AUTHORS])
+    assert same(load(), models[PUBLISHED])
     monkeypatch.setenv(NAMESPACE_VARIABLE, "org")
     assert same(load(), models[HUB])
 
@@ -177,9 +231,9 @@ def test_a_namespace_that_fails_is_never_made_up_for(
     if trouble == "cut off":
         hub.cut("resolve", times=ALWAYS)
     monkeypatch.setenv(NAMESPACE_VARIABLE, "org")
-    refused(load, REPOSITORY)
+    refused(load, REPOSITORY, *OTHERS)
     assert asked(hub)
-    assert f"/files/{FILE}" not in asked(hub)
+    assert not [path for path in asked(hub) if path.startswith("/files/")]
 
 
 def test_a_namespace_with_a_pickle_in_the_weights_place(
@@ -189,7 +243,7 @@ def test_a_namespace_with_a_pickle_in_the_weights_place(
     monkeypatch.setenv(NAMESPACE_VARIABLE, "org")
     refused(load, REPOSITORY)
     assert not (tmp_path / "ran").exists()
-    assert f"/files/{FILE}" not in asked(hub)
+    assert not [path for path in asked(hub) if path.startswith("/files/")]
 
 
 def test_a_namespace_out_of_reach_shows_the_ways_out(url: str, namespace: str, hub: Hub) -> None:
@@ -212,6 +266,7 @@ def sources(hub: Hub, models: list[nn.Module], tmp_path: Path) -> dict[str, Call
     """Loaders of one and the same model by the ways in which a caller can name it."""
     files = exported(models[LOCAL], tmp_path / "folder")
     (tmp_path / "theirs.pth").write_bytes(published(models[LOCAL]))
+    (tmp_path / "osmr.pth").write_bytes(osmr(models[LOCAL]))
     commit = hub.create("me/mine", files)
     hub.commit("me/mine", {"model.safetensors": b"damaged later"})
     hub.create("me/whole", files)
@@ -224,6 +279,7 @@ def sources(hub: Hub, models: list[nn.Module], tmp_path: Path) -> dict[str, Call
 
     return {
         "a published file": by_overlay(file=str(tmp_path / "theirs.pth")),
+        "a file of pytorchcv": by_overlay(file=str(tmp_path / "osmr.pth")),
         "a safetensors file": by_overlay(file=str(tmp_path / "folder" / "model.safetensors")),
         "a folder": by_name(f"local-dir:{tmp_path / 'folder'}"),
         "a folder by overlay": by_overlay(source="local-dir", file=str(tmp_path / "folder")),
@@ -236,6 +292,7 @@ def sources(hub: Hub, models: list[nn.Module], tmp_path: Path) -> dict[str, Call
 
 SOURCES = (
     "a published file",
+    "a file of pytorchcv",
     "a safetensors file",
     "a folder",
     "a folder by overlay",
@@ -266,7 +323,7 @@ def test_what_the_caller_names_goes_first(
     assert bool(paths) == (source.startswith("a repository") or source == "an address")
 
 
-@pytest.mark.parametrize("where", ["authors", "namespace", *SOURCES])
+@pytest.mark.parametrize("where", ["publisher", "namespace", *SOURCES])
 def test_other_classes_and_grey_images(
     url: str,
     hub: Hub,
@@ -275,7 +332,7 @@ def test_other_classes_and_grey_images(
     monkeypatch: pytest.MonkeyPatch,
     where: str,
 ) -> None:
-    expected = models[AUTHORS if where == "authors" else HUB if where == "namespace" else LOCAL].state_dict()
+    expected = models[PUBLISHED if where == "publisher" else HUB if where == "namespace" else LOCAL].state_dict()
     if where == "namespace":
         hub.create(REPOSITORY, {"model.safetensors": save(dict(models[HUB].state_dict()))})
         monkeypatch.setenv(NAMESPACE_VARIABLE, "org")
@@ -293,7 +350,7 @@ def test_a_local_file_needs_no_network(
     url: str, hub: Hub, sources: dict[str, Callable[..., nn.Module]], models: list[nn.Module]
 ) -> None:
     hub.down()
-    for source in SOURCES[:4]:
+    for source in SOURCES[:5]:
         assert same(sources[source](), models[LOCAL])
 
 
@@ -327,8 +384,8 @@ def test_a_malicious_file_runs_nothing(url: str, hub: Hub, tmp_path: Path, where
     mark = tmp_path / "ran"
     content = malicious(mark) if form == "torch" else pickle.dumps({"x": RunsCode(mark)}, protocol=2)
     if where == "authors":
-        hub.put_file(FILE, content)
-        message = refused(load, FILE)
+        hub.put_file(AUTHORS_FILE, content)
+        message = refused(lambda: timm.create_model("vovnet39.in1k", pretrained=True, **SIZES), AUTHORS_FILE)
     else:
         (tmp_path / "evil.pth").write_bytes(content)
         message = refused(lambda: load(pretrained_cfg_overlay={"file": str(tmp_path / "evil.pth")}), "evil.pth")
@@ -386,13 +443,29 @@ def test_a_damaged_file_is_named(models: list[nn.Module], tmp_path: Path, name: 
     refused(lambda: load(pretrained_cfg_overlay={"file": str(tmp_path / name)}), str(tmp_path / name))
 
 
-def test_a_damaged_file_of_the_authors_is_named_with_what_to_do(url: str, hub: Hub, models: list[nn.Module]) -> None:
-    hub.put_file(FILE, published(models[AUTHORS])[:5000])
-    message = refused(load, FILE)
-    path = next(word for word in message.split() if word.endswith(FILE))
-    Path(path).unlink()
-    hub.put_file(FILE, published(models[AUTHORS]))
-    assert same(load(), models[AUTHORS])
+@pytest.mark.parametrize("name", ["vovnet39.in1k", "vovnet39.osmr_in1k"])
+def test_a_damaged_file_in_the_cache_is_named_with_what_to_do(
+    url: str, models: list[nn.Module], tmp_path: Path, name: str
+) -> None:
+    def again() -> nn.Module:
+        return timm.create_model(name, pretrained=True, **SIZES)
+
+    again()
+    path = tmp_path / "torch" / "hub" / "checkpoints" / (AUTHORS_FILE if name == "vovnet39.in1k" else FILE)
+    path.write_bytes(path.read_bytes()[:5000])
+    refused(again, str(path), "remove")
+    path.unlink()
+    assert same(again(), models[AUTHORS if name == "vovnet39.in1k" else PUBLISHED])
+
+
+def test_a_published_archive_is_a_file_too(url: str, hub: Hub, models: list[nn.Module], tmp_path: Path) -> None:
+    archive = tmp_path / f"{FILE}.zip"
+    archive.write_bytes(zipped([(FILE, osmr(models[PUBLISHED]))]))
+    hub.down()
+    assert same(load(pretrained_cfg_overlay={"file": str(archive)}), models[PUBLISHED])
+    other = tmp_path / "mine.pth.zip"
+    other.write_bytes(archive.read_bytes())
+    refused(lambda: load(pretrained_cfg_overlay={"file": str(other)}), str(other))
 
 
 @pytest.mark.parametrize("name", ["no-such-file.pth", "."])
