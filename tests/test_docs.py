@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import recipe_reference
+import weights_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +29,17 @@ def test_the_keys_of_recipes_are_those_of_the_schema() -> None:
     """Both files are generated: ``python tests/helpers/recipe_reference.py`` writes them."""
     assert recipe_reference.PAGE.read_text(encoding="utf-8") == recipe_reference.page()
     assert json.loads(recipe_reference.SCHEMA.read_text(encoding="utf-8")) == json.loads(recipe_reference.json_schema())
+
+
+def test_the_table_of_weights_is_current() -> None:
+    """It is generated: ``python tests/helpers/weights_reference.py`` writes it. A newer timm may know more networks."""
+    written, today = (
+        text.splitlines() for text in (weights_reference.PAGE.read_text("utf-8"), weights_reference.page())
+    )
+    assert [line for line in today if not line.startswith("| `ese_vovnet")] == [
+        line for line in written if not line.startswith("| `ese_vovnet")
+    ]
+    assert set(written) <= set(today)
 
 
 @pytest.mark.parametrize("section", ["model", "data", "solver", "log"])

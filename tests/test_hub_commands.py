@@ -1,5 +1,6 @@
 """The commands take names on the Hub where they take folders: prediction, evaluation and the start of a training."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 import timm
 import torch
 from local_hub import ALWAYS, Hub
+from published_sources import publish, pytorchcv_file
 from safetensors.torch import load_file
 from support import Outcome, command, contents
 from timm.models import save_for_hf
+from zips import zipped
 
 from vovnet.detection import load_recipe
 from vovnet.detection.checkpoints.folder import save_detector
@@ -203,3 +206,20 @@ def test_a_warm_cache_is_enough(
     done(run(data, image, tmp_path / "down", DETECTOR))
     offline()
     done(run(data, image, tmp_path / "offline", DETECTOR))
+
+
+def test_a_bare_name_is_downloaded_once_and_classifies(
+    hub: Hub, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a fresh install: the caches are empty, and the publisher's archive is where the table says."""
+    torch.manual_seed(0)
+    content = pytorchcv_file(timm.create_model("vovnet27_slim"))
+    file = "vovnet27s-0997-b7a5bf67.pth"
+    address = hub.put_file(f"{file}.zip", zipped([(file, content)]))
+    publish(monkeypatch, "vovnet27_slim.osmr_in1k", address, hashlib.sha1(content).hexdigest())
+    first, second = (command("predict", image, "--weights", "vovnet27_slim") for _ in range(2))
+    assert first.code == second.code == 0, first.err
+    assert first.out == second.out
+    assert first.out.startswith(f"{image}: ")
+    assert hub.log() == [("GET", f"/files/{file}.zip", 200)]
+    assert list(contents(tmp_path / "torch")) == [f"hub/checkpoints/{file}"]

@@ -52,8 +52,8 @@ def pretrained_source(variant: str, kwargs: Mapping[str, Any]) -> Iterator[dict[
         with _from(cfg):
             yield {**kwargs, "pretrained_cfg_overlay": overlay} if overlay else dict(kwargs)
         return
-    if namespace := os.environ.get(NAMESPACE_VARIABLE, ""):
-        repository = f"{_checked(namespace)}/{source.name}"
+    if namespace := hub_namespace():
+        repository = f"{namespace}/{source.name}"
         with _other_sources_named(source.name), _readable_on_hub(repository):
             # Without the address, pretrained_cfg names the source that is used.
             yield {**kwargs, "pretrained_cfg_overlay": {**overlay, "hf_hub_id": repository, "url": ""}}
@@ -92,10 +92,16 @@ def _from(cfg: PretrainedCfg) -> AbstractContextManager[None]:
     return readable(Path(cfg.file)) if cfg.file else nullcontext()
 
 
-def _checked(namespace: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", namespace):
+def hub_namespace() -> str | None:
+    """Return the Hub namespace in the environment, or None.
+
+    Raises:
+        InputError: It is malformed.
+    """
+    namespace = os.environ.get(NAMESPACE_VARIABLE, "")
+    if namespace and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", namespace):
         raise InputError(f"{NAMESPACE_VARIABLE} must be a user or organisation on the Hub, got {namespace!r}")
-    return namespace
+    return namespace or None
 
 
 @contextmanager

@@ -1,0 +1,266 @@
+"""Every published source of weights that this package knows, in one table.
+
+The facts stand elsewhere, each once: pytorchcv's and the authors' files in :mod:`vovnet.checkpoints.sources`, the
+authors' detectors in :mod:`vovnet.detection.zoo.published`, the others in timm's and torchvision's own tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import timm
+from torchvision.models import get_model_weights
+
+from vovnet.checkpoints.download import checkpoints_folder
+from vovnet.checkpoints.pretrained import hub_namespace
+from vovnet.checkpoints.sources import IMAGENET_SOURCES
+from vovnet.checkpoints.sources import Source as ImageNetFile
+from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, PREFIX
+from vovnet.detection.zoo.published import PUBLISHED_ROWS, PublishedRow
+from vovnet.errors import InputError, did_you_mean
+from vovnet.files import WEIGHTS_FILE
+
+_IMAGENET = "ImageNet-1k"
+_MINIVAL = "COCO 2014 minival"
+_BY_NAME = ("vovnet predict IMAGE --weights NAME", 'timm.create_model("NAME", pretrained=True)')
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sources that one publisher offers, and that load in the same way."""
+
+    title: str
+    load: tuple[str, ...]
+    """Commands and calls that load one of them, with ``NAME`` or ``NETWORK`` for what differs."""
+    verified: str
+    """What was tested here."""
+    unverified: str
+    """What only the publisher's file itself can show."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or repository with published weights. Its numbers are the publisher's and were not measured here."""
+
+    name: str
+    """What loads it, such as ``vovnet39.osmr_in1k`` or ``torchvision:maskrcnn_resnet50_fpn``."""
+    network: str
+    """timm's or torchvision's name of the network, without a tag."""
+    group: Group
+    publisher: str
+    license: str
+    """A short identifier such as ``mit``; ``unknown`` if the publisher states none."""
+    url: str | None = None
+    """The address of the file, or of a zip archive that holds it; None for a repository, or if nothing is published."""
+    repository: str | None = None
+    """The repository on the Hub, whose ``model.safetensors`` is loaded."""
+    data: str = _IMAGENET
+    """The data that the numbers were measured on."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """The published numbers in percent, by the metric's name."""
+    checksum: str | None = None
+    """Algorithm and digits, or the first digits, of the file's checksum."""
+    size: int | None = None
+    """The size of the weights in bytes, to 0.1 %; None if nobody states it."""
+    download: range | None = None
+    """The sizes in bytes that the download may have; None if that is not known."""
+
+    @property
+    def place(self) -> str:
+        """Where the weights are: an address, or a repository on the Hub; empty if no file is published."""
+        return self.url or (f"Hub repository {self.repository}" if self.repository else "")
+
+    @property
+    def file(self) -> str:
+        """The name of the file at the address; empty for a repository."""
+        return PurePosixPath(urlsplit(self.url or "").path).name
+
+    @property
+    def load(self) -> list[str]:
+        """Commands and calls that load it; empty if no file is published."""
+        ways = self.group.load if self.place else ()
+        return [way.replace("NAME", self.name).replace("NETWORK", self.network) for way in ways]
+
+    @property
+    def licence_text(self) -> str:
+        """The licence for people to read."""
+        return "none stated" if self.license == "unknown" else self.license
+
+    @property
+    def published_text(self) -> str:
+        """The published numbers and who states them."""
+        if not self.published:
+            return f"no numbers in {self.publisher}'s tables"
+        return f"{self.numbers} on {self.data}, as stated by {self.publisher}"
+
+    @property
+    def numbers(self) -> str:
+        """The published numbers as text, with the digits that their publisher gives."""
+        digits = {name: 2 if name.endswith("error") else 1 for name in self.published}
+        return ", ".join(f"{name} {value:.{digits[name]}f} %" for name, value in self.published.items())
+
+    def cached(self) -> Path | None:
+        """Return the file in torch's or the Hub's cache, or None. The network is not asked."""
+        if self.url is not None:
+            path = checkpoints_folder() / self.file.removesuffix(".zip")
+            return path if path.is_file() else None
+        if self.repository is None:
+            return None
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repository, WEIGHTS_FILE, cache_dir=constants.HF_HUB_CACHE)
+        return Path(found) if isinstance(found, str) else None
+
+
+def all_sources() -> tuple[Source, ...]:
+    """Return every source: those of a Hub namespace in the environment first, then the published ones.
+
+    Raises:
+        InputError: The name of the namespace (``VOVNET_HUB_NAMESPACE``) is malformed.
+    """
+    namespace = hub_namespace()
+    return (*_of_namespace(namespace), *published_sources()) if namespace else published_sources()
+
+
+def select(known: Sequence[Source], names: Iterable[str]) -> list[Source]:
+    """Return the sources with one of the names or networks, in the table's order; all of them if no name is given.
+
+    Args:
+        known: The table.
+        names: Names as in the table, names of networks, or patterns such as ``*vovnet39*``, in any case.
+
+    Raises:
+        InputError: No source has one of the names.
+    """
+    chosen: set[str] = set()
+    for name in (patterns := list(names)):
+        pattern = name.lower()
+        found = {
+            one.name for one in known if any(fnmatchcase(text.lower(), pattern) for text in (one.name, one.network))
+        }
+        if not found:
+            every = {text for one in known for text in (one.name, one.network)}
+            hint = did_you_mean(name, sorted(every), "`vovnet weights` lists all", most=3)
+            raise InputError(f"no source of weights is called {name!r}: {hint}")
+        chosen |= found
+    return [one for one in known if not patterns or one.name in chosen]
+
+
+@cache
+def published_sources() -> tuple[Source, ...]:
+    """Return every source that needs no setting of this machine."""
+    import vovnet.detection.zoo.torchvision_api  # noqa: F401 (registers the names of the authors' detectors)
+
+    imagenet = sorted(IMAGENET_SOURCES, key=lambda one: one.publisher != "pytorchcv")
+    return (*map(_imagenet, imagenet), *_timm(), *map(_detector, PUBLISHED_ROWS), *_torchvision())
+
+
+_PYTORCHCV = Group(
+    "ImageNet weights from pytorchcv, which pretrained=True loads",
+    _BY_NAME,
+    "on random weights, the networks compute what pytorchcv's own compute; archives are opened safely",
+    "the files, and their errors on ImageNet",
+)
+_AUTHORS = Group(
+    "ImageNet weights from the authors",
+    _BY_NAME,
+    "the names of the tensors, on files made here",
+    "the files; others report since December 2025 that the addresses answer 403 (forbidden)",
+)
+_TIMM = Group("ImageNet weights of VoVNetV2 from timm", _BY_NAME, "recipes build detectors over them", "the files")
+_DETECTORS = Group(
+    "COCO detectors from the authors",
+    ('import vovnet.detection; torchvision.models.get_model("NETWORK", weights="COCO_V1")',),
+    "on random weights, the detectors compute what maskrcnn-benchmark's reference computes",
+    "the files, and their AP on COCO; the addresses are on the same host as the authors' ImageNet weights",
+)
+_TORCHVISION = Group(
+    "COCO detectors from torchvision",
+    ("vovnet predict IMAGE --weights NAME --output OUT", "vovnet train RECIPE init=NAME --output RUN"),
+    "on random weights, the detectors compute what torchvision's own compute, to the last bit",
+    "the files, and their AP on COCO",
+)
+
+
+def _imagenet(file: ImageNetFile) -> Source:
+    size = file.tensor_bytes
+    return Source(
+        file.name,
+        file.network,
+        _PYTORCHCV if file.publisher == "pytorchcv" else _AUTHORS,
+        file.publisher,
+        file.license,
+        url=file.url,
+        published=_errors(file),
+        checksum=None if file.sha1 is None else f"SHA-1 {file.sha1}",
+        size=size,
+        # Zip saves a tenth of trained weights.
+        download=None if size is None else range(size // 2, size + 2**20),
+    )
+
+
+def _errors(file: ImageNetFile) -> dict[str, float]:
+    return {"top-1 error": file.top1_error} | ({} if file.top5_error is None else {"top-5 error": file.top5_error})
+
+
+def _timm() -> Iterator[Source]:
+    for name in timm.list_pretrained("ese_vovnet*"):
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is not None and cfg.hf_hub_id:
+            # timm's table leaves the name to be appended where a repository is called like its weights.
+            repository = f"{cfg.hf_hub_id}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
+            yield Source(name, name.partition(".")[0], _TIMM, "timm", cfg.license or "unknown", repository=repository)
+
+
+def _detector(row: PublishedRow) -> Source:
+    kind, family, depth = row.recipe.replace("_rcnn", "rcnn").split("_")[:3]
+    network = f"{kind}_{'vovnet' if family == 'V' else 'legacy_resnet'}{depth}_fpn"
+    published = {"box AP": row.box[0]} | ({} if row.mask is None else {"mask AP": row.mask[0]})
+    return Source(
+        f"{network}.COCO_V1",
+        network,
+        _DETECTORS,
+        "the authors",
+        "unknown",
+        url=row.url,
+        data=_MINIVAL,
+        published=published,
+    )
+
+
+def _torchvision() -> Iterator[Source]:
+    for network in NETWORKS:
+        weights = get_model_weights(network)["COCO_V1"]
+        (data, metrics), *_ = weights.meta["_metrics"].items()
+        mebibytes: float = weights.meta["_file_size"]  # to three digits behind the point
+        digits = PurePosixPath(urlsplit(weights.url).path).stem.rpartition("-")[2]
+        yield Source(
+            f"{PREFIX}{network}",
+            network,
+            _TORCHVISION,
+            "torchvision",
+            "bsd-3-clause",
+            url=weights.url,
+            data=data.replace("-", " "),
+            published={f"{kind.removesuffix('_map')} AP": value for kind, value in metrics.items()},
+            checksum=f"SHA-256 {digits}…",
+            size=round(mebibytes * 2**20),
+            download=range(int((mebibytes - 0.001) * 2**20), int((mebibytes + 0.001) * 2**20) + 1),
+        )
+
+
+def _of_namespace(namespace: str) -> Iterator[Source]:
+    group = Group(
+        f"Your Hub namespace (VOVNET_HUB_NAMESPACE={namespace}), which comes before the publishers' files",
+        _BY_NAME,
+        "nothing",
+        "everything: who fills the namespace answers for it",
+    )
+    for file in IMAGENET_SOURCES:
+        repository = f"{namespace}/{file.name}"
+        yield Source(f"hf-hub:{repository}", file.network, group, namespace, "unknown", repository=repository)
