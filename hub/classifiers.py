@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import save_for_hf
 from timm.models.vovnet import model_cfgs as timm_vovnets
 from torch import Tensor, nn
@@ -18,7 +17,10 @@ from torch import Tensor, nn
 from vovnet.checkpoints.archives import sha1_of_checkpoint
 from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, published_resnet_keys, shapes_of
 from vovnet.checkpoints.sources import Source, source_of_checksum
+from vovnet.detection.checkpoints.network_facts import NetworkFacts, NetworkInput
 from vovnet.errors import InputError
+from vovnet.hub.input_folding import DETECTRON2, IMAGENET, INPUTS
+from vovnet.hub.parts import CLASSIFIER, Part, network_part
 from vovnet.vovnet import VoVNet, published_keys, pytorchcv_keys
 from vovnet.vovnet import model_cfgs as vovnets
 from vovnet.vovnet_v2 import published_v2_keys
@@ -42,28 +44,20 @@ NETWORKS = {
 }
 """timm's name of each network with published weights → the name in text."""
 
-BOTTOM_UP = "backbone.bottom_up."
-"""Prefix of the network's keys in detectron2's detectors."""
-BODY = "backbone.body."
-"""Prefix of the network's keys in maskrcnn-benchmark's detectors."""
-
-AUTHORS, PYTORCHCV = "the authors", "pytorchcv"
+AUTHORS, PYTORCHCV, TIMM = "the authors", "pytorchcv", "timm"
 """Whose names the tensors of a file have. ``the authors`` are those of VoVNet.pytorch, maskrcnn-benchmark(-vovnet) and
-vovnet-detectron2."""
+vovnet-detectron2. torchvision's ResNets have timm's names."""
 
 _COUNTER = ".num_batches_tracked"
-_CLASSIFIER = ("classifier.weight", "classifier.bias", "output.weight", "output.bias")
 _MOST_CLASSES = 1_000_000
+
+NORM_EPS = 1e-5  # of the batch norms of every network here, in timm and where it was trained
 
 _BGR = (
     "the keys do not tell which input the weights expect; the published detection backbones take BGR pixels in 0..255 "
-    "minus (102.9801, 115.9465, 122.7717), while pretrained_cfg says RGB in 0..1 with ImageNet's mean and deviation"
+    "minus (102.9801, 115.9465, 122.7717), as pretrained_cfg says"
 )
-_BGR_V2 = (
-    "vovnet-detectron2 feeds its networks BGR pixels in 0..255 minus (103.53, 116.28, 123.675), while pretrained_cfg "
-    "says RGB in 0..1 with ImageNet's mean and deviation"
-)
-_STRIDE = (
+STRIDE_NOTE = (
     "the stride is in the 1x1 convolutions of the network that these weights are of, and in the 3x3 ones of timm's: "
     "timm.create_model alone computes something else with them; they are for recipes with conventions: legacy, which "
     "move the stride"
@@ -93,37 +87,77 @@ class PublishedNetwork:
     """Whose names the file has: :data:`AUTHORS` or :data:`PYTORCHCV`."""
     source: Source | None = None
     """The published file that this one is, if its checksum tells."""
+    input: NetworkInput = field(default_factory=lambda: IMAGENET)
+    """The images that the network takes."""
+    input_notes: tuple[str, ...] = ()
+    """Notes for the users about the input and the strides."""
+    stride_in_1x1: bool | None = None
+    """Where a ResNet has its strides; None for other networks."""
+    norm_eps: float | None = None
+    """The epsilon that a detector's frozen norms must have or make up for; None takes a detector's own, as the
+    published detection backbones do."""
+    cfg: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of timm's ``pretrained_cfg`` that the file's own ``config.json`` has."""
+
+    @property
+    def facts(self) -> NetworkFacts:
+        """Return what ``config.json`` says beside timm's keys: nothing of a network that takes RGB in 0..1."""
+        if self.input.channel_order == "rgb":
+            return NetworkFacts()
+        return NetworkFacts(self.input, self.norm_eps, self.stride_in_1x1)
 
 
-def infer_network(found: Shapes) -> PublishedNetwork:
+def infer_network(found: Shapes, part: Part | None = None) -> PublishedNetwork:
     """Infer the network in a file and map each of its keys once, or ignore it on purpose.
 
     The classifier and any of the batch counters may be absent (detectron2's frozen norms have no counters).
 
     Args:
         found: Names and shapes, without ``module.``. Of a whole detectron2 detector, the backbone is taken.
+        part: ``backbone`` takes the network of any file that holds one, without its classifier.
 
     Raises:
         InputError: The file holds none of the published networks, or a key is missing, left over or of another shape;
             the message lists all of them.
     """
-    prefix, inside, ignored = _network_part(found)
-    body = {key: shape for key, shape in inside.items() if key not in _CLASSIFIER and not key.endswith(_COUNTER)}
+    prefix, inside, ignored = network_part(found, part)
+    body = {key: shape for key, shape in inside.items() if key not in CLASSIFIER and not key.endswith(_COUNTER)}
     candidates = {(form, name): _body_shapes(form, name) for form in FORMS for name in FORMS[form].networks}
     form, name = closest(candidates, body)
     if not candidates[form, name].keys() & body.keys():
         raise InputError(
             f"holds none of the published forms (its keys begin with {', '.join(list(found)[:3])}); expected a "
-            "classifier of VoVNet.pytorch or pytorchcv, a backbone or detector of maskrcnn-benchmark, or one of "
+            "classifier of VoVNet.pytorch, pytorchcv or timm, a backbone or detector of maskrcnn-benchmark, or one of "
             "vovnet-detectron2"
         )
     num_classes = _classes(inside)
     model = empty_network(name, num_classes)
     if differences := compare_shapes(_expected_shapes(form, model, inside), inside):
-        raise InputError(f"is nearest to {NETWORKS[name]}, but does not fit it ({differences})")
+        more = not (differences.missing or differences.reshaped or part)
+        hint = "; give --part backbone to leave out what is no part of the network" if more else ""
+        raise InputError(f"is nearest to {NETWORKS[name]}, but does not fit it ({differences}){hint}")
     names = {f"{prefix}{theirs}": ours for theirs, ours in FORMS[form].keys(model).items() if theirs in inside}
-    licence, notes = _particulars(form, name, num_classes)
-    return PublishedNetwork(NETWORKS[name], name, num_classes, names, ignored, notes, licence, form)
+    licence, notes = _particulars(form, name)
+    network = PublishedNetwork(NETWORKS[name], name, num_classes, names, ignored, notes, licence, form)
+    if name.startswith("resnet"):
+        network = replace(network, stride_in_1x1=form == AUTHORS)
+    if form == AUTHORS and name.startswith("ese_"):
+        network = replace(network, input=DETECTRON2, norm_eps=NORM_EPS)
+    elif form == AUTHORS and (network.stride_in_1x1 or not num_classes):
+        stride = (STRIDE_NOTE,) if network.stride_in_1x1 else ()
+        network = replace(network, input=INPUTS["bgr255"], input_notes=(*stride, _BGR))
+    return network if part is None else without_classifier(network)
+
+
+def without_classifier(network: PublishedNetwork) -> PublishedNetwork:
+    """Return a network whose classifier's keys are left out."""
+    left_out = {theirs for theirs, ours in network.names.items() if ours in CLASSIFIER}
+    return replace(
+        network,
+        num_classes=0,
+        names={theirs: ours for theirs, ours in network.names.items() if theirs not in left_out},
+        ignored={**network.ignored, **dict.fromkeys(sorted(left_out), "a backbone has no classifier")},
+    )
 
 
 def identified(network: PublishedNetwork, path: Path) -> PublishedNetwork:
@@ -173,7 +207,15 @@ class Form:
     """A model → the publisher's key → timm's key, for every tensor."""
 
 
-FORMS = {AUTHORS: Form(tuple(NETWORKS), network_keys), PYTORCHCV: Form(tuple(vovnets), pytorchcv_keys)}
+def _own_keys(model: nn.Module) -> dict[str, str]:
+    return {key: key for key in model.state_dict()}
+
+
+FORMS = {
+    AUTHORS: Form(tuple(NETWORKS), network_keys),
+    PYTORCHCV: Form(tuple(vovnets), pytorchcv_keys),
+    TIMM: Form(tuple(NETWORKS), _own_keys),
+}
 """The forms in which weights of networks are published; the first one wins if several fit equally."""
 
 
@@ -191,7 +233,7 @@ def write_network(folder: Path, network: PublishedNetwork, tensors: Mapping[str,
     )
     counters = {key: torch.zeros_like(value) for key, value in model.state_dict().items() if key.endswith(_COUNTER)}
     model.load_state_dict({**counters, **tensors})
-    save_for_hf(model, str(folder), safe_serialization=True)
+    save_for_hf(model, str(folder), safe_serialization=True, model_config=network.facts.to_json())
 
 
 PLAIN_TIMM = "vovnet39a"
@@ -247,16 +289,6 @@ def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def _network_part(found: Shapes) -> tuple[str, Shapes, dict[str, str]]:
-    """Return the prefix of the network's keys, the shapes without it, and why other keys are ignored."""
-    if any(key.startswith(BOTTOM_UP) for key in found):
-        inside = {key.removeprefix(BOTTOM_UP): shape for key, shape in found.items() if key.startswith(BOTTOM_UP)}
-        return BOTTOM_UP, inside, {k: "not of the backbone" for k in found if not k.startswith(BOTTOM_UP)}
-    if all(key.startswith(BODY) for key in found):
-        return BODY, {key.removeprefix(BODY): shape for key, shape in found.items()}, {}
-    return "", found, {}
-
-
 def _expected_shapes(form: str, model: nn.Module, present: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Return the model's shapes by the form's keys; of the batch counters only those that are present in the file."""
     ours = shapes_of(model.state_dict())
@@ -269,7 +301,7 @@ def _expected_shapes(form: str, model: nn.Module, present: Iterable[str]) -> dic
 
 def _classes(inside: Shapes) -> int:
     """Return the number of classes, or 0 without a classifier; a weight or a bias is enough."""
-    for key in _CLASSIFIER:
+    for key in sorted(CLASSIFIER):
         shape = inside.get(key)
         if shape is not None:
             if not shape or not 1 <= shape[0] <= _MOST_CLASSES:
@@ -278,16 +310,14 @@ def _classes(inside: Shapes) -> int:
     return 0
 
 
-def _particulars(form: str, name: str, num_classes: int) -> tuple[str, tuple[str, ...]]:
+def _particulars(form: str, name: str) -> tuple[str, tuple[str, ...]]:
     """Return the licence of the weights and the notes for their users."""
     if form == PYTORCHCV:
         return "mit", ()
-    if name.startswith("ese_"):
+    if form == AUTHORS and name.startswith("ese_"):
         every_block = (_EVERY_BLOCK.format(name.removesuffix("_all")),) if name.endswith("_all") else ()
-        return "cc-by-nc-4.0", (*every_block, _BGR_V2)
-    if name.startswith("resnet"):
-        return "unknown", (_STRIDE, _BGR)
-    return "unknown", () if num_classes else (_BGR,)  # the authors' files state none
+        return "cc-by-nc-4.0", every_block
+    return ("not-stated" if form == TIMM else "unknown"), ()  # timm's files may say it in their config.json
 
 
 def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
@@ -302,11 +332,12 @@ def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
         "pool_size": (7, 7),
         "crop_pct": 0.875,
         "interpolation": "bilinear",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
+        **network.cfg,
+        "mean": tuple(network.input.mean),  # in the channels' order and the units of the input
+        "std": tuple(network.input.std),
         "first_conv": known.first_conv,
         "classifier": known.classifier,
         "license": network.licence,
         "description": f"{network.title}, converted from {source}",
-        "notes": network.notes,
+        "notes": (*network.notes, *network.input_notes),
     }

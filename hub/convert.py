@@ -15,9 +15,9 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from vovnet.checkpoints.pickled import read_checkpoint_file, to_float32
+from vovnet.checkpoints.pickled import to_float32
 from vovnet.checkpoints.shapes import shapes_of
-from vovnet.checkpoints.sources import LICENCE_NOTICES
+from vovnet.checkpoints.sources import licence_notice
 from vovnet.detection.checkpoints.empty import fill_detector
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe, recipe_names
@@ -29,9 +29,16 @@ from vovnet.files import flush_folder, flush_to_disk
 from vovnet.folders.claim import claimed_folder
 from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
-from vovnet.hub.classifiers import BOTTOM_UP, PublishedNetwork, identified, infer_network, write_network
+from vovnet.hub.classifiers import PublishedNetwork, identified, infer_network, write_network
+from vovnet.hub.input_folding import named_input
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of
+from vovnet.hub.network_inputs import described_by, with_input
+from vovnet.hub.parts import BOTTOM_UP, Part, check_part, grouped
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
+from vovnet.hub.weights_file import WeightsFile, read_weights_file
+
+_MOST_LISTED = 10
+"""Ignored keys that are listed one by one; more of them are counted by their beginnings."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,10 @@ class Conversion:
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.title} ({self.name})", *(f"note: {note}" for note in self.notes)]
-        return "\n".join([*lines, *(f"ignored: {key} ({why})" for key, why in self.ignored.items())])
+        for why in dict.fromkeys(self.ignored.values()):
+            keys = [key for key, reason in self.ignored.items() if reason == why]
+            lines += [f"ignored: {key} ({why})" for key in (keys if len(keys) <= _MOST_LISTED else grouped(keys))]
+        return "\n".join(lines)
 
 
 def convert_checkpoint(
@@ -60,6 +70,8 @@ def convert_checkpoint(
     overwrite: bool = False,
     expect: str | None = None,
     architecture: StoredAs = "timm",
+    input: str | None = None,
+    part: str | None = None,
 ) -> Conversion:
     """Read a published checkpoint and write a folder that loads here.
 
@@ -80,6 +92,9 @@ def convert_checkpoint(
         expect: Name of a recipe or timm model; another content of the file is an error.
         architecture: How ``config.json`` names a VoVNet: ``timm`` (timm's ``vovnet39a`` with arguments, which also
             loads without this package) or ``vovnet`` (its name in this package). The outputs are equal.
+        input: ``bgr255`` folds the input of ``conventions: legacy`` into the first convolution and its norm, and leaves
+            the classifier out: a start for the recipes with these conventions (docs/reproduce.md).
+        part: ``backbone`` takes the network of a file that holds more, without its classifier, and lists the rest.
 
     Returns:
         The contents of the file, notes, and the keys that were left out on purpose.
@@ -92,32 +107,35 @@ def convert_checkpoint(
     path = expand_home(path)
     check_architecture(architecture)
     wanted = None if expect is None else _expected(expect)
-    file = read_checkpoint_file(path)
+    target, part = None if input is None else named_input(input), check_part(part)
+    file = read_weights_file(path)
     try:
-        published = _infer(file.tensors)
-        if isinstance(published, PublishedNetwork):
-            published = identified(published, Path(path))
+        published = _infer(file, part)
         if expect is not None and wanted is not None and not _is(published, wanted):
             raise InputError(_is_something_else(published, expect))
         check_cell_anchors(file.tensors)
         values, notes = to_float32({theirs: file.tensors[theirs] for theirs in published.names})
+        tensors = {published.names[theirs]: value for theirs, value in values.items()}
+        if target is not None:
+            if isinstance(published, PublishedDetector):
+                raise InputError("holds a detector, and --input is for a network: give --part backbone, too")
+            published, tensors = with_input(published, tensors, target)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    tensors = {published.names[theirs]: value for theirs, value in values.items()}
     if file.beside:
         notes.append(f"not read, beside the weights: {', '.join(file.beside)}")
     licence = published.licence if isinstance(published, PublishedNetwork) else "unknown"
-    source = PublishedFile(Path(path).name, sha256_of(Path(path)), _full_title(published), published.name, licence)
+    source = PublishedFile(file.path.name, sha256_of(file.path), _full_title(published), published.name, licence)
     with claimed_folder(out, overwrite=overwrite) as folder, scratch_folder(folder) as staged:
         if isinstance(published, PublishedNetwork):
             write_network(staged, published, tensors, source.file)
-            notes = [*published.notes, *notes]
+            notes = [*published.notes, *published.input_notes, *notes]
         else:
             notes = [*_write_detector(staged, published, tensors), *notes]
-        stated = licence if licence != "unknown" else "other"
+        stated = "other" if licence in ("unknown", "not-stated") else licence
         describe(staged, staged, source, Description(license=stated, architecture=architecture))
         _move_files(staged, folder)
-    notes.append(f"{source.file}, SHA-256 {source.sha256}: {LICENCE_NOTICES[licence]}")
+    notes.append(f"{source.file}, SHA-256 {source.sha256}: {licence_notice(licence)}")
     return Conversion(source.title, source.name, folder, tuple(notes), published.ignored)
 
 
@@ -131,12 +149,12 @@ def _move_files(staged: Path, folder: Path) -> None:
     flush_folder(folder)
 
 
-def _infer(tensors: Mapping[str, Tensor]) -> PublishedDetector | PublishedNetwork:
-    shapes = shapes_of(tensors)
+def _infer(file: WeightsFile, part: Part | None) -> PublishedDetector | PublishedNetwork:
+    shapes = shapes_of(file.tensors)
     detectron2 = any(key.startswith(BOTTOM_UP) for key in shapes)
-    if not detectron2 and any(key.startswith(PARTS) for key in shapes):
+    if part is None and not detectron2 and any(key.startswith(PARTS) for key in shapes):
         return infer_detector(shapes)
-    return infer_network(shapes)
+    return described_by(identified(infer_network(shapes, part), file.path), file)
 
 
 def _write_detector(folder: Path, published: PublishedDetector, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from vovnet.checkpoints.sources import LICENCE_NOTICES
+from vovnet.checkpoints.sources import licence_notice
 from vovnet.errors import install_command
 from vovnet.hub.card_fields import CardFields
 from vovnet.hub.example import EXAMPLE_THRESHOLD
@@ -180,5 +180,5 @@ def _licence(license: str | None, source: PublishedFile | None) -> str:
     said = "The publisher states none." if license is None else f"`{license}`."
     if source is None:
         return said
-    notice = LICENCE_NOTICES.get(source.license, LICENCE_NOTICES["unknown"])
+    notice = licence_notice(source.license)
     return f"{said} Of the file that these weights come from, {notice}."

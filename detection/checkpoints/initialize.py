@@ -13,6 +13,8 @@ from vovnet.checkpoints.safetensors_file import open_safetensors
 from vovnet.checkpoints.shapes import Shapes, refuse_differences, shapes_of
 from vovnet.detection.checkpoints.config_json import read_config
 from vovnet.detection.checkpoints.folder import find_folder
+from vovnet.detection.checkpoints.network_facts import check_start, check_strides, keep_norms, read_facts
+from vovnet.detection.config.schema import ConventionName
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 
@@ -21,7 +23,7 @@ _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
 
 
 def load_matching(
-    detector: nn.Module, name_or_folder: str | os.PathLike[str], conventions: str | None = None
+    detector: nn.Module, name_or_folder: str | os.PathLike[str], conventions: ConventionName | None = None
 ) -> list[str]:
     """Load another detector's weights into a detector, or a timm model's weights into its backbone.
 
@@ -31,7 +33,9 @@ def load_matching(
         detector: The detector that receives the weights, in place.
         name_or_folder: As in :func:`vovnet.hub.load_detector`; the categories may be others. A folder in timm's form
             holds a backbone.
-        conventions: The conventions that a detector's weights must follow; None accepts any.
+        conventions: The detector's conventions, which the weights must follow: a detector's conventions must be the
+            same, a backbone must be for the same images, and a ResNet must have its strides in the same place. None
+            accepts any.
 
     Returns:
         The keys that were not loaded: box and mask predictors of other shapes, or the parts beside the backbone.
@@ -40,14 +44,24 @@ def load_matching(
         InputError: Anything but the predictors differs, or the files cannot be read.
     """
     folder = find_folder(name_or_folder, None)
-    if "architecture" in read_json(folder / CONFIG_FILE):
-        return _load_backbone(detector, folder / WEIGHTS_FILE)
-    theirs = read_config(folder / CONFIG_FILE).model.conventions
+    config = read_json(folder / CONFIG_FILE)
+    if "architecture" in config:
+        facts = read_facts(config, folder / CONFIG_FILE)
+        if conventions is not None:
+            check_start(facts, detector, conventions, str(name_or_folder))
+        fresh = _load_backbone(detector, folder / WEIGHTS_FILE)
+        if facts.norm_eps is not None:
+            keep_norms(detector.get_submodule("backbone.body"), facts.norm_eps)
+        return fresh
+    model = read_config(folder / CONFIG_FILE).model
+    theirs = model.conventions
     if conventions not in (None, theirs):
         raise InputError(
             f"init: '{name_or_folder}' is of conventions: {theirs}, whose images and boxes are not those of "
             f"conventions: {conventions}; train with model.conventions={theirs}"
         )
+    if conventions is not None:
+        check_strides(theirs == "legacy" and model.stride_in_1x1 is not False, detector, str(name_or_folder))
     expected = shapes_of(detector.state_dict())
     with open_safetensors(folder / WEIGHTS_FILE) as weights:
         found = weights.shapes()

@@ -10,7 +10,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from vovnet.detection import distributed
-from vovnet.detection.config.schema import DataRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.loader import Batch, batch_loader
 from vovnet.detection.data.protocol import DetectionDataset
@@ -32,16 +32,13 @@ class LegacyRules(TrainingRules):
     def check_training(self, recipe: Recipe, resume: bool) -> None:
         """Refuse what the reference cannot do, and a pretrained backbone without ``init``.
 
-        timm's weights were trained on other images and with other strides. The reference starts from networks that
-        were trained on BGR in 0..255 and, for ResNets, with strides in the 1×1.
+        timm's weights are for RGB images in 0..1. The reference starts from networks for BGR in 0..255;
+        ``vovnet convert --input bgr255`` makes such a start of other weights.
         """
         legacy_train_transforms(recipe.data)
         _check_norm_decay(recipe.solver)
         if recipe.model.pretrained and recipe.init is None and not resume:
-            raise InputError(
-                "init: conventions: legacy needs the published ImageNet backbone (or a detector); convert it with "
-                "`vovnet convert FILE FOLDER` and give init=FOLDER (docs/reproduce.md)"
-            )
+            raise InputError(_no_start(recipe.model))
 
     def training_batches(
         self,
@@ -104,6 +101,18 @@ class LegacyRules(TrainingRules):
                 say(f"iteration {run.iteration} left out: no object is on image {ids}")
             return {}
         return super().step(run, batches)
+
+
+def _no_start(model: ModelRecipe) -> str:
+    """Return what to say to a training without initial weights, with the way to some that can be downloaded today."""
+    resnet = model.backbone.startswith("resnet")
+    file = f"{'timm' if resnet else 'pytorchcv'}'s weights of {model.backbone}"
+    stride = " model.stride_in_1x1=false" if resnet and model.stride_in_1x1 is not False else ""
+    return (
+        f"init: conventions: legacy needs weights for BGR images in 0..255: convert {file} with `vovnet convert FILE "
+        f"OUT --input bgr255` and give init=OUT{stride}, or convert the published backbone without --input "
+        "(docs/reproduce.md has the addresses)"
+    )
 
 
 def _check_norm_decay(solver: SolverRecipe) -> None:

@@ -23,9 +23,16 @@ LICENCE_NOTICES = {
         f"its licence is MIT, Copyright (c) 2018-2026 Oleg Sémery (https://github.com/osmr/imgclsmob); it was "
         f"{_IMAGENET_TERMS}, whose terms are for you to judge"
     ),
+    "not-stated": "it states no licence; ask where it comes from",
 }
 """Licence of published weights → what its users should know. ``unknown`` are the files of VoVNet.pytorch and
-maskrcnn-benchmark(-vovnet), ``cc-by-nc-4.0`` those of vovnet-detectron2, ``mit`` those of pytorchcv."""
+maskrcnn-benchmark(-vovnet), ``cc-by-nc-4.0`` those of vovnet-detectron2, ``mit`` those of pytorchcv;
+``not-stated`` is a file in timm's or torchvision's names without a ``config.json``."""
+
+
+def licence_notice(licence: str) -> str:
+    """Return what the users of weights with a licence should know: a key of :data:`LICENCE_NOTICES`, or another one."""
+    return LICENCE_NOTICES.get(licence, f"its config.json states the licence {licence}")
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,31 @@ commands = typer.Typer()
 
 @commands.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="A published .pth file.")],
+    file: Annotated[
+        Path, typer.Argument(help="A published .pth file or a zip of it, a .safetensors file, or a folder of timm.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for config.json and model.safetensors.")],
     expect: Annotated[
         str | None, typer.Option("--expect", help="Name of the recipe or timm model that the file must hold.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in OUT.")] = False,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", help="bgr255: fold the input of conventions: legacy into the network, for init=OUT."),
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", help="backbone: take the network of a file that holds more.")
+    ] = None,
     architecture: Architecture = "timm",
 ) -> None:
     """Convert a published checkpoint (detector, classifier or backbone) into a folder that loads here."""
     from vovnet.hub import convert_checkpoint
 
+    stored_as = cast("StoredAs", architecture)
     typer.echo(
-        convert_checkpoint(file, out, overwrite=overwrite, expect=expect, architecture=cast("StoredAs", architecture))
+        convert_checkpoint(
+            file, out, overwrite=overwrite, expect=expect, architecture=stored_as, input=input, part=part
+        )
     )
 
 

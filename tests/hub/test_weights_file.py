@@ -1,0 +1,80 @@
+"""The file that is converted: a checkpoint, a safetensors file, a folder of timm or of the Hub's cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+
+from vovnet.errors import InputError
+from vovnet.hub.weights_file import read_weights_file
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return timm.create_model("vovnet27_slim", num_classes=3)
+
+
+@pytest.fixture
+def folder(model: Any, tmp_path: Path) -> Path:
+    save_for_hf(model, str(tmp_path / "timm"), safe_serialization=True)
+    return tmp_path / "timm"
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_a_folder_of_timm_and_its_weights_are_one(model: Any, folder: Path, name: str) -> None:
+    file = read_weights_file(folder / name)
+    assert file.path == folder / "model.safetensors"
+    assert file.config is not None
+    assert file.config["architecture"] == "vovnet27_slim"
+    assert file.beside == ()
+    state = model.state_dict()
+    assert file.tensors.keys() == state.keys()
+    assert all(torch.equal(file.tensors[key], value) for key, value in state.items())
+
+
+def test_a_folder_of_the_hubs_cache_has_links(model: Any, folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "models--timm--slim"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for i, name in enumerate(("config.json", "model.safetensors")):
+        (folder / name).rename(cache / "blobs" / str(i))
+        (snapshot / name).symlink_to(f"../../blobs/{i}")
+    for given in (snapshot, snapshot / "model.safetensors"):
+        file = read_weights_file(given)
+        assert file.config is not None
+        assert file.tensors.keys() == model.state_dict().keys()
+
+
+def test_weights_alone_have_no_configuration(model: Any, tmp_path: Path) -> None:
+    save_file(model.state_dict(), tmp_path / "r.safetensors")
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "r.pth")
+    assert read_weights_file(tmp_path / "r.safetensors").config is None
+    checkpoint = read_weights_file(tmp_path / "r.pth")
+    assert (checkpoint.config, checkpoint.beside, checkpoint.path) == (None, ("epoch",), tmp_path / "r.pth")
+
+
+def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    for given in ("empty", "absent.safetensors", "absent.pth", "broken.safetensors"):
+        with pytest.raises(InputError, match=given):
+            read_weights_file(tmp_path / given)
+    (folder / "config.json").write_text(json.dumps({"format": "vovnet-detector", "model": {}}))
+    for name in ("", "model.safetensors"):
+        with pytest.raises(InputError, match="holds a detector"):
+            read_weights_file(folder / name)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(InputError, match="link"):
+        read_weights_file(folder)
