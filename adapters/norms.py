@@ -58,8 +58,10 @@ def convert_norms(
     )
     left = "".join(f"; {n} {kind} left as they are" for kind, n in sorted(others.items()))
     complete = norm == "bn" or not others
-    for name in () if eps is None else found:
-        net.get_submodule(name).eps = eps  # every conversion but that to group norms keeps it
+    if eps is not None:
+        for name in found:
+            module: Any = net.get_submodule(name)
+            module.eps = eps  # every conversion but that to group norms keeps it
     if norm == "frozen_bn" and not pretrained and found:
         return f"norm 'frozen_bn': {count} not frozen, because the weights are not pretrained{left}", False
     if norm == "gn" and pretrained and found and not force:

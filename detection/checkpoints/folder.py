@@ -86,6 +86,8 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
             detector = empty_detector(config.model)
         refuse_differences(stored.path, shapes_of(detector.state_dict()), shapes)
         detector = fill_detector(detector, config.model, stored.tensors())
+        if stored.title:
+            say(f"weights: {stored.title}")
     return attach(detector, config).eval()
 
 
@@ -100,6 +102,8 @@ class StoredDetector:
     """The shape of each tensor in it."""
     tensors: Callable[[], dict[str, Tensor]]
     """Returns the weights; they may be views of the file, which is open as long as the ``with`` block."""
+    title: str = ""
+    """What is published about the weights, if something is."""
 
 
 @contextmanager
@@ -128,8 +132,7 @@ def _stored_by_torchvision(source: TorchvisionDetector) -> StoredDetector:
     tensors = {
         key: one for key, one in source.tensors().items() if key in known or not key.endswith(".num_batches_tracked")
     }
-    say(f"weights: {source}")
-    return StoredDetector(config, source.file, shapes_of(tensors), lambda: tensors)
+    return StoredDetector(config, source.file, shapes_of(tensors), lambda: tensors, str(source))
 
 
 @contextmanager

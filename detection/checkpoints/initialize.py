@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,96 @@ from torch import Tensor, nn
 
 from vovnet.checkpoints.safetensors_file import open_safetensors
 from vovnet.checkpoints.shapes import Shapes, refuse_differences, shapes_of
-from vovnet.detection.checkpoints.config_json import read_config
-from vovnet.detection.checkpoints.folder import find_folder
+from vovnet.detection.checkpoints.folder import StoredDetector, find_folder, stored_detector
 from vovnet.detection.checkpoints.network_facts import check_start, check_strides, keep_norms, read_facts
-from vovnet.detection.config.schema import ConventionName
+from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, is_torchvision, torchvision_detector
+from vovnet.detection.config.fields import shown
+from vovnet.detection.config.schema import SETTINGS, ConventionName, ModelRecipe, Recipe
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 
 # The parts whose shapes depend on the number of classes.
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
+_MASK_PARTS = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
+_COUNTER = ".num_batches_tracked"
+
+_SAME_WEIGHTS = ("frozen_bn", "bn", "sync_bn")
+"""Norms that have the same weights and compute the same in evaluation."""
+_RECIPES_OWN = {
+    *("detector", "num_classes", "trainable_stages", "backbone_args"),
+    *("image_mean", "image_std", "anchor_sizes", "aspect_ratios"),
+} | SETTINGS
+"""Keys of the model that a recipe may set beside the network of its ``init``. ``backbone_args`` are free because the
+weights' shapes show whether they fit."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a detector has received from other weights."""
+
+    source: str
+    """The weights."""
+    fresh: list[str]
+    """Tensors and parts (``backbone.fpn.*``) that keep their random weights."""
+    left_out: list[str]
+    """Parts of the other detector that this one has no place for."""
+
+    def __str__(self) -> str:
+        text = f"weights from {self.source}; started anew: {', '.join(self.fresh) or 'nothing'}"
+        return text + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
+
+
+def with_network_of_init(recipe: Recipe) -> Recipe:
+    """Return a recipe with the network of its ``init`` if that is ``torchvision:NAME``; any other recipe unchanged.
+
+    Keys that have their default take torchvision's value. Others stay if the weights fit them: sizes, thresholds,
+    numbers of boxes, anchors, normalisation, and norms of another kind with the same weights.
+
+    Raises:
+        InputError: A key of the network contradicts torchvision's; or torchvision has no such detector.
+    """
+    if not is_torchvision(recipe.init):
+        return recipe
+    theirs, default = torchvision_detector(recipe.init).model, ModelRecipe()
+    taken: dict[str, Any] = {}
+    for key in (field.name for field in fields(ModelRecipe)):
+        own, expected = getattr(recipe.model, key), getattr(theirs, key)
+        if own == expected or key in ("detector", "num_classes"):
+            continue
+        if own == getattr(default, key):
+            taken[key] = expected
+        elif not (key in _RECIPES_OWN or _has_same_weights(key, own, expected, theirs)):
+            raise InputError(
+                f"model.{key}: {shown(own)} contradicts init={recipe.init}, whose network has {shown(expected)}; give "
+                f"model.{key}={shown(expected)}, or leave it out"
+            )
+    return replace(recipe, model=replace(recipe.model, **taken))
+
+
+def network_text(recipe: Recipe) -> str:
+    """Return the keys that describe torchvision's network, as a recipe writes them; empty for other starts."""
+    if not is_torchvision(recipe.init):
+        return ""
+    keys = NETWORKS[torchvision_detector(recipe.init).name].keys() - {"detector"}
+    return ", ".join(f"model.{key}={shown(getattr(recipe.model, key))}" for key in sorted(keys))
+
+
+def _has_same_weights(key: str, own: object, expected: object, theirs: ModelRecipe) -> bool:
+    if key == "backbone":
+        return str(own).partition(".")[0] == expected  # with the tag of other weights, which are not loaded
+    if key.startswith("mask_head") and theirs.detector == "faster_rcnn":
+        return True
+    return key.endswith("norm") and own in _SAME_WEIGHTS and expected in _SAME_WEIGHTS
 
 
 def load_matching(
     detector: nn.Module, name_or_folder: str | os.PathLike[str], conventions: ConventionName | None = None
-) -> list[str]:
+) -> Start:
     """Load another detector's weights into a detector, or a timm model's weights into its backbone.
 
-    Predictors for another number of classes keep their random weights. With a backbone, all other parts keep theirs.
+    Predictors for another number of classes keep their random weights, and so does the mask head if the other detector
+    has none. The other detector's mask head is left out if this one has none. With a backbone, all other parts keep
+    theirs.
 
     Args:
         detector: The detector that receives the weights, in place.
@@ -38,44 +112,58 @@ def load_matching(
             accepts any.
 
     Returns:
-        The keys that were not loaded: box and mask predictors of other shapes, or the parts beside the backbone.
+        What was not loaded, and what was not used.
 
     Raises:
-        InputError: Anything but the predictors differs, or the files cannot be read.
+        InputError: Anything else differs, or the files cannot be read.
     """
-    folder = find_folder(name_or_folder, None)
-    config = read_json(folder / CONFIG_FILE)
-    if "architecture" in config:
-        facts = read_facts(config, folder / CONFIG_FILE)
+    place = name_or_folder
+    if not is_torchvision(name_or_folder):
+        place = find_folder(name_or_folder, None)
+        config = read_json(place / CONFIG_FILE)
+        if "architecture" in config:
+            facts = read_facts(config, place / CONFIG_FILE)
+            if conventions is not None:
+                check_start(facts, detector, conventions, str(name_or_folder))
+            fresh = _load_backbone(detector, place / WEIGHTS_FILE)
+            if facts.norm_eps is not None:
+                keep_norms(detector.get_submodule("backbone.body"), facts.norm_eps)
+            return Start(str(name_or_folder), fresh, [])
+    with stored_detector(place) as stored:
         if conventions is not None:
-            check_start(facts, detector, conventions, str(name_or_folder))
-        fresh = _load_backbone(detector, folder / WEIGHTS_FILE)
-        if facts.norm_eps is not None:
-            keep_norms(detector.get_submodule("backbone.body"), facts.norm_eps)
-        return fresh
-    model = read_config(folder / CONFIG_FILE).model
-    theirs = model.conventions
-    if conventions not in (None, theirs):
+            _check_conventions(stored.config.model, detector, conventions, str(name_or_folder))
+        return _load_detector(detector, stored, str(name_or_folder))
+
+
+def _check_conventions(theirs: ModelRecipe, detector: nn.Module, conventions: ConventionName, name: str) -> None:
+    if conventions != theirs.conventions:
         raise InputError(
-            f"init: '{name_or_folder}' is of conventions: {theirs}, whose images and boxes are not those of "
-            f"conventions: {conventions}; train with model.conventions={theirs}"
+            f"init: '{name}' is of conventions: {theirs.conventions}, whose images and boxes are not those of "
+            f"conventions: {conventions}; train with model.conventions={theirs.conventions}"
         )
-    if conventions is not None:
-        check_strides(theirs == "legacy" and model.stride_in_1x1 is not False, detector, str(name_or_folder))
-    expected = shapes_of(detector.state_dict())
-    with open_safetensors(folder / WEIGHTS_FILE) as weights:
-        found = weights.shapes()
-        fresh = [
-            key
-            for key, shape in expected.items()
-            if key.startswith(_PREDICTORS) and key in found and found[key] != shape
-        ]
-        # Frozen norms have no counters of batches and other norms do; either can start from the other.
-        counters = [key for key in {*expected, *found} if key.endswith(".num_batches_tracked")]
-        refuse_differences(weights.path, _without(expected, fresh + counters), _without(found, fresh + counters))
-        tensors = weights.tensors()
-    detector.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in fresh}, strict=False)
-    return fresh
+    check_strides(conventions == "legacy" and theirs.stride_in_1x1 is not False, detector, name)
+
+
+def _load_detector(detector: nn.Module, stored: StoredDetector, name: str) -> Start:
+    expected, found = shapes_of(detector.state_dict()), stored.shapes
+    predictors = [
+        key for key, shape in expected.items() if key.startswith(_PREDICTORS) and key in found and found[key] != shape
+    ]
+    masks, their_masks = ([key for key in keys if key.startswith(_MASK_PARTS)] for keys in (expected, found))
+    only_one = bool(masks) != bool(their_masks)
+    # Frozen norms have no counters of batches and other norms do; either can start from the other.
+    counters = [key for key in {*expected, *found} if key.endswith(_COUNTER)]
+    unequal = {*predictors, *counters, *(masks + their_masks if only_one else ())}
+    refuse_differences(stored.path, _without(expected, unequal), _without(found, unequal))
+    skipped = {*predictors, *(their_masks if only_one else ())}
+    tensors = {key: tensor for key, tensor in stored.tensors().items() if key not in skipped}
+    detector.load_state_dict(tensors, strict=False)
+    mask_parts = [f"{part}*" for part in _MASK_PARTS]
+    return Start(
+        stored.title or name,
+        predictors + (mask_parts if masks and only_one else []),
+        mask_parts if their_masks and only_one else [],
+    )
 
 
 def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
@@ -91,7 +179,7 @@ def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
         for key, tensor in file.tensors().items():
             joined = key.replace(".", "_", 1)
             tensors[joined if joined.partition(".")[0] in parts else key] = tensor
-    counters = [key for key in {*expected, *tensors} if key.endswith(".num_batches_tracked")]
+    counters = [key for key in {*expected, *tensors} if key.endswith(_COUNTER)]
     # The detector has no classifier and no stages behind its last level. Other unknown keys mean another network.
     unused = [key for key in tensors if key.partition(".")[0] not in parts]
     found = _without(shapes_of(tensors), unused + counters)

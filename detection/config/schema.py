@@ -156,6 +156,15 @@ class ModelRecipe:
     """Norms of the convolutions in the box and mask heads; null uses none."""
 
 
+SETTINGS = {
+    *("min_size", "max_size"),
+    *("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test"),
+    *("rpn_batch_size_per_image", "rpn_score_thresh"),
+    *("box_score_thresh", "box_nms_thresh", "box_detections_per_img", "box_batch_size_per_image"),
+}
+"""Keys of the model that change neither the network nor what its weights mean: sizes, thresholds, numbers of boxes."""
+
+
 @recipe_part("data")
 class DataSource:
     """One annotation file and the folder that its ``file_name`` entries are relative to."""
@@ -282,6 +291,6 @@ class Recipe:
     log: LogRecipe = field(default_factory=LogRecipe)
     """When a run writes what."""
     init: PathText | None = None
-    """Weights to start from: a detector's folder or Hub name, where predictors for another number of classes start anew
-    and are listed; or a backbone's folder in timm's form, as ``vovnet convert`` writes it (docs/reproduce.md), where
-    everything but the backbone starts anew."""
+    """Weights to start from: a detector's folder or Hub name, or ``torchvision:NAME``, whose network the recipe then
+    takes; predictors for another number of classes start anew and are listed. Or a backbone's folder in timm's form, as
+    ``vovnet convert`` writes it (docs/reproduce.md), where everything but the backbone starts anew."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from vovnet.detection import distributed
+from vovnet.detection.checkpoints.initialize import with_network_of_init
 from vovnet.detection.config.loading import recipe_to_yaml
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
@@ -82,6 +83,7 @@ def train(
     check_number_type(
         "torch's default dtype is", torch.get_default_dtype(), "call torch.set_default_dtype(torch.float32)"
     )
+    recipe = with_network_of_init(recipe)
     rules = rules_of(recipe.model)
     device = distributed.choose_device(device, distributed.default_device())
     output = expand_home(output)

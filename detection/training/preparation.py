@@ -17,7 +17,7 @@ from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.config_json import compose_config
-from vovnet.detection.checkpoints.initialize import load_matching
+from vovnet.detection.checkpoints.initialize import load_matching, network_text
 from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
 from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
 from vovnet.detection.models.build import build_detector
@@ -102,9 +102,11 @@ def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.devi
     # A resumed run has its backbone's weights in the checkpoint, and one with `init` gets others.
     detector = build_detector(recipe.model, download=not resumed and recipe.init is None)
     if recipe.init is not None and not resumed:
-        not_loaded = load_matching(detector, recipe.init, recipe.model.conventions)
+        start = load_matching(detector, recipe.init, recipe.model.conventions)
         if distributed.rank() == 0:
-            echo(f"init: weights from {recipe.init}; started anew: {', '.join(not_loaded) or 'nothing'}")
+            echo(f"init: {start}")
+            if network := network_text(recipe):
+                echo(f"init: the network is torchvision's: {network}")
     compose_config(detector, recipe.model, categories)  # refuses before the training what could not be stored after it
     detector.to(device)
     if solver.memory != "plain" and has_osa_blocks(detector):

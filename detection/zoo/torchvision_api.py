@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from vovnet.adapters import fpn_backbone
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.schema import SETTINGS, ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.zoo.weights import (
     FasterRCNN_Legacy_ResNet50_FPN_Weights,
@@ -43,20 +43,7 @@ STAGES = 5
 DEFAULT_TRAINABLE = 3
 """Stages that torchvision's ResNet detectors train if the backbone is pretrained."""
 
-_FREE = {
-    "min_size",
-    "max_size",
-    "rpn_pre_nms_top_n_train",
-    "rpn_pre_nms_top_n_test",
-    "rpn_post_nms_top_n_train",
-    "rpn_post_nms_top_n_test",
-    "rpn_batch_size_per_image",
-    "box_score_thresh",
-    "box_nms_thresh",
-    "box_detections_per_img",
-    "box_batch_size_per_image",
-    "trainable_stages",
-}
+_FREE = SETTINGS | {"trainable_stages"}
 """Fields of a model recipe that may be changed for published weights. Most are also torchvision's arguments."""
 
 

@@ -53,7 +53,7 @@ def detector(backbone: str, **settings: Any) -> Any:
 
 def started(folder: Path, backbone: str, **settings: Any) -> Any:
     found = detector(backbone, **settings)
-    assert load_matching(found, folder, "legacy") == ["backbone.fpn.*", "roi_heads.*", "rpn.*"]
+    assert load_matching(found, folder, "legacy").fresh == ["backbone.fpn.*", "roi_heads.*", "rpn.*"]
     return found
 
 

@@ -112,6 +112,7 @@ def predict(
 ) -> None:
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or classify them with a classifier's weights."""
     from vovnet.classification import is_classifier
+    from vovnet.detection.checkpoints.torchvision_detectors import is_torchvision
     from vovnet.detection.data.image_folder import list_images
 
     def report(line: str) -> None:
@@ -119,7 +120,7 @@ def predict(
 
     paths = [path for entry in images for path in (list_images(entry, report) if folder else [entry])]
     place = device_for(device, fuse)
-    if is_classifier(weights):
+    if not is_torchvision(weights) and is_classifier(weights):
         _classify(weights, paths, place, fuse, max_pixels)
         return
     if output is None:

@@ -34,7 +34,13 @@ Device = Annotated[
 ]
 Fuse = Annotated[bool, typer.Option("--fuse", help="Run the copy that vovnet.fuse makes: faster, on the CPU only.")]
 Weights = Annotated[
-    str, typer.Option("--weights", "-w", help="Folder of a detector (a run), or ORG/NAME[@REVISION] on the Hub.")
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Folder of a detector (a run), ORG/NAME[@REVISION] on the Hub, or torchvision:NAME, such as "
+        "torchvision:maskrcnn_resnet50_fpn_v2.",
+    ),
 ]
 Images = Annotated[Path, typer.Option("--images", help="Folder that the file_name entries are relative to.")]
 MaxPixels = Annotated[

@@ -12,10 +12,13 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torchvision_files import in_cache, random_state
 
 from vovnet.detection.checkpoints.folder import save_detector
-from vovnet.detection.checkpoints.initialize import load_matching
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.checkpoints.initialize import load_matching, network_text, with_network_of_init
+from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS
+from vovnet.detection.config.loading import load_recipe, recipe_names
+from vovnet.detection.config.schema import ModelRecipe, Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 
@@ -30,6 +33,7 @@ MODEL = ModelRecipe(
     min_size=64,
     max_size=96,
 )
+CATEGORIES = [{"id": 4, "name": "cat"}, {"id": 2, "name": "dog"}]
 PREDICTORS = [
     "roi_heads.box_predictor.cls_score.weight",
     "roi_heads.box_predictor.cls_score.bias",
@@ -61,14 +65,14 @@ def detector() -> Any:
 @pytest.fixture(scope="module")
 def saved(detector: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    save_detector(folder, detector, MODEL, [{"id": 4, "name": "cat"}, {"id": 2, "name": "dog"}])
+    save_detector(folder, detector, MODEL, CATEGORIES)
     return folder
 
 
 def test_fine_tuning_starts_everything_but_the_predictors(detector: Any, saved: Path) -> None:
     other = built(num_classes=5)
     before = copied(other)
-    assert load_matching(other, saved) == PREDICTORS
+    assert load_matching(other, saved).fresh == PREDICTORS
     theirs = detector.state_dict()
     for key, value in other.state_dict().items():
         assert torch.equal(value, before[key] if key in PREDICTORS else theirs[key])
@@ -76,7 +80,7 @@ def test_fine_tuning_starts_everything_but_the_predictors(detector: Any, saved: 
 
 def test_fine_tuning_with_the_same_classes_starts_everything(detector: Any, saved: Path) -> None:
     other = built()
-    assert load_matching(other, saved) == []
+    assert load_matching(other, saved).fresh == []
     assert unchanged(other, detector.state_dict())
 
 
@@ -94,7 +98,7 @@ def test_frozen_norms_start_from_others_and_others_from_them(frozen_first: bool,
     first, second = (frozen, {}) if frozen_first else ({}, frozen)
     save_detector(tmp_path, built(**first), MODEL, [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
     other = built(seed=2, **second)
-    assert load_matching(other, tmp_path) == []
+    assert load_matching(other, tmp_path).fresh == []
     theirs = load_file(tmp_path / "model.safetensors")
     for key, value in other.state_dict().items():
         assert key.endswith(".num_batches_tracked") or torch.equal(value, theirs[key])
@@ -119,7 +123,7 @@ def test_a_backbone_starts_the_backbone_alone(name: str, conventions: str, norm:
     theirs = timm_folder(tmp_path, name)
     other = built(backbone=name, conventions=conventions, norm=norm, pretrained=norm == "frozen_bn")
     before = copied(other)
-    assert load_matching(other, tmp_path) == ["backbone.fpn.*", "roi_heads.*", "rpn.*"]
+    assert load_matching(other, tmp_path).fresh == ["backbone.fpn.*", "roi_heads.*", "rpn.*"]
     joined = {**theirs, **{key.replace(".", "_", 1): value for key, value in theirs.items()}}
     body = other.backbone.body.state_dict()
     for key, value in body.items():
@@ -186,4 +190,129 @@ def test_weights_for_other_images_are_refused(theirs: str, ours: str, tmp_path: 
     with pytest.raises(InputError, match=f"conventions: {theirs}.*model.conventions={theirs}"):
         load_matching(ready, tmp_path, ours)
     assert unchanged(ready, before)
-    assert load_matching(built(conventions=theirs), tmp_path, theirs) == []
+    assert load_matching(built(conventions=theirs), tmp_path, theirs).fresh == []
+
+
+MASK_PARTS = ["roi_heads.mask_head.*", "roi_heads.mask_predictor.*"]
+
+
+def test_a_mask_rcnn_starts_a_faster_rcnn_without_its_mask_head(detector: Any, saved: Path) -> None:
+    other = built(detector="faster_rcnn")
+    start = load_matching(other, saved)
+    assert (start.fresh, start.left_out) == ([], MASK_PARTS)
+    assert f"left out: {', '.join(MASK_PARTS)}" in str(start)
+    theirs = detector.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in other.state_dict().items())
+
+
+def test_a_faster_rcnn_starts_a_mask_rcnn_with_a_new_mask_head(tmp_path: Path) -> None:
+    faster = built(seed=0, detector="faster_rcnn")
+    save_detector(tmp_path, faster, dataclasses.replace(MODEL, detector="faster_rcnn"), CATEGORIES)
+    other = built(num_classes=5)
+    before = copied(other)
+    start = load_matching(other, tmp_path)
+    assert (start.fresh, start.left_out) == ([*PREDICTORS[:4], *MASK_PARTS], [])
+    theirs = faster.state_dict()
+    for key, value in other.state_dict().items():
+        new = key in PREDICTORS or ".mask_" in key
+        assert torch.equal(value, before[key] if new else theirs[key]), key
+
+
+def test_half_a_mask_head_is_refused(detector: Any, tmp_path: Path) -> None:
+    save_detector(tmp_path, detector, MODEL, CATEGORIES)
+    file = tmp_path / "model.safetensors"
+    tensors = {key: value for key, value in load_file(file).items() if ".mask_predictor." not in key}
+    save_file(tensors, file)
+    with pytest.raises(InputError, match="mask_predictor"):
+        load_matching(built(), tmp_path)
+
+
+NAMES = ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn"]
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_takes_torchvisions_network_and_keeps_its_own_settings(name: str, kind: Any) -> None:
+    own = {"min_size": 500, "box_score_thresh": 0.2, "trainable_stages": 2, "num_classes": 3}
+    recipe = Recipe(model=ModelRecipe(detector=kind, **own), init=f"torchvision:{name}")
+    found = with_network_of_init(recipe)
+    assert found.model == ModelRecipe(**{**NETWORKS[name], **own, "detector": kind})
+    assert with_network_of_init(found) == found  # recipe.yaml repeats the run
+    assert (found.data, found.solver, found.init) == (recipe.data, recipe.solver, recipe.init)
+    assert all(f"model.{key}=" in network_text(found) for key in NETWORKS[name].keys() - {"detector"})
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"norm": "frozen_bn"},
+        {"norm": "sync_bn", "fpn_norm": "sync_bn", "head_norm": "sync_bn"},
+        {"backbone": "resnet50.a1_in1k"},
+        {"backbone_args": {"drop_path_rate": 0.1}},
+        {"anchor_sizes": [[16], [32], [64], [128], [256]], "aspect_ratios": [0.7, 1.0, 1.4]},
+        {"image_mean": [0.2, 0.2, 0.2], "image_std": [0.1, 0.1, 0.1]},
+    ],
+)
+def test_values_that_fit_the_same_weights_stay_the_recipes(own: dict[str, Any]) -> None:
+    name = "maskrcnn_resnet50_fpn_v2"
+    found = with_network_of_init(Recipe(model=ModelRecipe(**own), init=f"torchvision:{name}"))
+    assert found.model == ModelRecipe(**{**NETWORKS[name], **own, "detector": "faster_rcnn"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("backbone", "vovnet57"),
+        ("norm", "gn"),
+        ("norm_eps", 0.001),
+        ("fpn_norm", "gn"),
+        ("head_norm", "gn"),
+        ("fpn_channels", 128),
+        ("extra_level", None),
+        ("in_chans", 1),
+        ("out_indices", [1, 2, 3, 4]),
+        ("rpn_head_convs", 3),
+        ("box_head_convs", 2),
+        ("box_representation_size", 512),
+        ("mask_head_channels", 128),
+        ("conventions", "legacy"),
+    ],
+)
+def test_a_value_that_contradicts_torchvisions_network_is_refused(key: str, value: Any) -> None:
+    recipe = Recipe(model=ModelRecipe(**{key: value}), init="torchvision:maskrcnn_resnet50_fpn_v2")
+    with pytest.raises(InputError, match=rf"model\.{key}\b.*torchvision:maskrcnn_resnet50_fpn_v2"):
+        with_network_of_init(recipe)
+
+
+def test_the_mask_head_is_the_recipes_if_torchvisions_detector_has_none() -> None:
+    model = ModelRecipe(detector="mask_rcnn", mask_head_channels=64, mask_head_convs=2)
+    found = with_network_of_init(Recipe(model=model, init="torchvision:fasterrcnn_resnet50_fpn")).model
+    assert (found.mask_head_channels, found.mask_head_convs, found.backbone) == (64, 2, "resnet50")
+
+
+@pytest.mark.parametrize("init", [None, "runs/mine", "ORG/NAME"])
+def test_other_starts_do_not_change_a_recipe(init: str | None) -> None:
+    recipe = Recipe(init=init)
+    assert with_network_of_init(recipe) is recipe
+    assert network_text(recipe) == ""
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("finetune_")])
+def test_recipes_for_fine_tuning_describe_their_network_in_full(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.init is not None
+    assert with_network_of_init(recipe) == recipe
+    expected = {"detector": "faster_rcnn", **NETWORKS[recipe.init.removeprefix("torchvision:")], "norm": "frozen_bn"}
+    assert {key: getattr(recipe.model, key) for key in expected} == expected
+
+
+def test_torchvisions_weights_start_other_classes_and_the_other_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = random_state("maskrcnn_resnet50_fpn_v2")
+    in_cache(monkeypatch, {"maskrcnn_resnet50_fpn_v2": state})
+    recipe = Recipe(model=ModelRecipe(num_classes=4), init="torchvision:maskrcnn_resnet50_fpn_v2")
+    other = build_detector(with_network_of_init(recipe), download=False)
+    start = load_matching(other, str(recipe.init), "torchvision")
+    assert (start.fresh, start.left_out) == (PREDICTORS[:4], MASK_PARTS)
+    assert "47.4" in str(start)
+    found = other.state_dict()
+    assert all(torch.equal(found[key], state[key]) for key in found if key not in PREDICTORS)
