@@ -6,24 +6,22 @@ torchvision's own computes with the same weights (torchvision/models/detection/f
 
 from __future__ import annotations
 
+import hashlib
 import re
-import urllib.error
 from dataclasses import dataclass
 from functools import cached_property
-from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
-import torch
 from torch import Tensor
 from torchvision.models import get_model_weights
 from torchvision.models._api import WeightsEnum
 
+from vovnet.checkpoints.download import checkpoints_folder, fetch
 from vovnet.checkpoints.pickled import read_checkpoint_file
 from vovnet.detection.config.schema import Category, ModelRecipe
-from vovnet.errors import InputError, did_you_mean, reason
-from vovnet.terminal.streams import say
+from vovnet.errors import InputError, did_you_mean
 
 PREFIX = "torchvision:"
 """What a name of these weights begins with."""
@@ -105,7 +103,7 @@ class TorchvisionDetector:
     @property
     def file(self) -> Path:
         """Where torch's cache holds the file, or will hold it."""
-        return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(self.weights.url).path).name
+        return checkpoints_folder() / PurePosixPath(urlsplit(self.weights.url).path).name
 
     def __str__(self) -> str:
         """Return the whole name, the published precision and the licence."""
@@ -119,23 +117,26 @@ class TorchvisionDetector:
         Raises:
             InputError: The file cannot be fetched, is not what torchvision published, or cannot be read.
         """
-        self._fetch()
-        return {our_key(key): tensor for key, tensor in read_checkpoint_file(self.file).tensors.items()}
+        path = self._fetch()
+        return {our_key(key): tensor for key, tensor in read_checkpoint_file(path).tensors.items()}
 
-    def _fetch(self) -> None:
-        """Download the file if it is not there, and compare its SHA-256 with the one in its name."""
-        if self.file.exists():
-            return
-        say(f"{self.file}: fetching {self.weights.url}")
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        expected = self.file.stem.rpartition("-")[2]
-        try:
-            torch.hub.download_url_to_file(self.weights.url, str(self.file), hash_prefix=expected)
-        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, RuntimeError) as error:
+    def _fetch(self) -> Path:
+        """Return the path of the file, after comparing its SHA-256 with the beginning of it that its name ends in."""
+        path = fetch(
+            self.weights.url,
+            f"its licence is {LICENCE}",
+            name=f"{PREFIX}{self.name}.{self.weights.name}",
+            otherwise=f"or name other weights: a folder, ORG/NAME on the Hub, or {PREFIX} with another detector",
+        )
+        expected = path.stem.rpartition("-")[2]
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(expected):
             raise InputError(
-                f"{self.weights.url} cannot be fetched ({reason(error)}): get the file by other means and put it at "
-                f"'{self.file}', or name other weights (a folder, ORG/NAME on the Hub, or {PREFIX} with another name)"
-            ) from error
+                f"{path}: damaged, or another file: its SHA-256 is {found}, expected {expected}…; remove it to fetch "
+                "it again"
+            )
+        return path
 
 
 def is_torchvision(name: object) -> TypeGuard[str]:

@@ -56,7 +56,7 @@ def in_cache(monkeypatch: pytest.MonkeyPatch, states: Mapping[str, Mapping[str, 
         return next(state for file, state in by_file.items() if weights.url.endswith(file.name))
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
-    monkeypatch.setattr(torchvision_detectors.TorchvisionDetector, "_fetch", lambda self: None)
+    monkeypatch.setattr(torchvision_detectors.TorchvisionDetector, "_fetch", lambda self: self.file)
     monkeypatch.setattr(
         torchvision_detectors, "read_checkpoint_file", lambda path: CheckpointFile(dict(by_file[path]), ())
     )

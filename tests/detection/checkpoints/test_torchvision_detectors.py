@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import pickle
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from file_server import FileServer, Served, serving
 from torch import Tensor
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision_files import images, in_cache, random_state, small, targets
 
 from vovnet.detection.checkpoints.folder import load_detector
-from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, our_key, torchvision_detector
+from vovnet.detection.checkpoints.torchvision_detectors import (
+    NETWORKS,
+    TorchvisionDetector,
+    our_key,
+    torchvision_detector,
+)
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
+from vovnet.terminal import streams
 
 OTHERS = sorted(set(list_models(module=torchvision.models.detection)) - NETWORKS.keys())
 
@@ -40,6 +54,15 @@ def test_detections_and_losses_are_torchvisions_own_to_the_last_bit(
         assert one.keys() == other.keys() == {"boxes", "labels", "scores"} | ({"masks"} if "mask" in name else set())
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert losses(ours, batch) == losses(theirs, batch)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server of files, and an empty cache of torch."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(streams, "said", set())
+    with serving() as server:
+        yield server
 
 
 def losses(detector: Any, batch: list[Tensor]) -> dict[str, float]:
@@ -135,3 +158,48 @@ def test_weights_of_another_network_are_refused(monkeypatch: pytest.MonkeyPatch)
     in_cache(monkeypatch, {name: state})
     with pytest.raises(InputError, match="cls_logits"):
         load_detector(f"torchvision:{name}")
+
+
+def stored(content: dict[str, Tensor]) -> tuple[bytes, str]:
+    """Return a small file of weights, and its name with its checksum, as torchvision's are called."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    return data, f"small_coco-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+
+
+def published_at(url: str) -> TorchvisionDetector:
+    source = torchvision_detector("torchvision:maskrcnn_resnet50_fpn")
+    weights: Any = SimpleNamespace(url=url, name="COCO_V1", meta=source.weights.meta)
+    return TorchvisionDetector(source.name, weights)
+
+
+def test_the_file_is_downloaded_once_and_checked_each_time(files: FileServer, capsys: Any) -> None:
+    content = {"roi_heads.mask_head.mask_fcn1.weight": torch.ones(2, 3)}
+    data, name = stored(content)
+    source = published_at(files.put(name, data))
+    for _ in range(2):
+        (key, tensor), *_ = source.tensors().items()
+        assert key == "roi_heads.mask_head.0.0.weight"
+        assert torch.equal(tensor, torch.ones(2, 3))
+    assert [(seen.path, seen.status) for seen in files.log] == [(f"/{name}", 200)]
+    assert "BSD-3-Clause" in capsys.readouterr().err
+    source.file.write_bytes(data + b"x")
+    with pytest.raises(InputError, match=re.escape(str(source.file))):
+        source.tensors()
+
+
+@pytest.mark.parametrize("status", [200, 403, 404, 503])
+def test_a_source_that_does_not_answer_with_the_file_ends_in_one_line(files: FileServer, status: int) -> None:
+    url = files.put("small_coco-01234567.pth", Served(b"something else", status=status))
+    with pytest.raises(InputError) as refused:
+        published_at(url).tensors()
+    assert "\n" not in str(refused.value)
+    assert ("SHA-256" if status == 200 else url) in str(refused.value)
+
+
+def test_a_pickle_that_would_run_code_is_refused(files: FileServer) -> None:
+    data = pickle.dumps({"weight": os.system})
+    url = files.put(f"small_coco-{hashlib.sha256(data).hexdigest()[:8]}.pth", data)
+    with pytest.raises(InputError):
+        published_at(url).tensors()
