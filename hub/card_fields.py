@@ -11,6 +11,7 @@ import timm
 from torch import nn
 
 from vovnet.checkpoints.places import locate
+from vovnet.detection.checkpoints.torchvision_detectors import is_torchvision
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.build import DETECTORS
@@ -187,6 +188,11 @@ def _start_on_the_hub(run: Recipe | None) -> str | None:
     return place.partition("@")[0] if isinstance(place, str) else None
 
 
+def _public_start(run: Recipe) -> str | None:
+    """Return the name of the published weights that a training started from; None for a local path."""
+    return run.init if is_torchvision(run.init) else _start_on_the_hub(run)
+
+
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -212,8 +218,11 @@ def _detector_training(
     source: PublishedFile | None, published: PublishedRow | None, run: Recipe | None, train_data: str | None
 ) -> str:
     if run is not None:
+        public = _public_start(run)
         begin = (
-            "other weights (`init`)"
+            f"the weights {code(public)}"
+            if public
+            else "other weights (`init`)"
             if run.init
             else "an ImageNet backbone"
             if run.model.pretrained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 import urllib.error
@@ -190,7 +191,7 @@ def _length(response: HTTPResponse) -> int | None:
 def _cause(error: BaseException, timeout: float = TIMEOUT) -> str:
     inner: Any = getattr(error, "reason", None)
     cause = inner if isinstance(inner, BaseException) else error
-    return _too_slow(timeout) if isinstance(cause, TimeoutError) else reason(cause)
+    return _too_slow(timeout) if isinstance(cause, TimeoutError) else re.sub(r"^\[Errno -?\d+\] ", "", reason(cause))
 
 
 def _too_slow(timeout: float) -> str:

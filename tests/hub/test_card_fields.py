@@ -79,7 +79,17 @@ def test_the_recipe_is_told_and_no_path_of_it(run: Path, detector: Any) -> None:
 @pytest.mark.parametrize("init", ["someone/detector", "someone/detector@v2", "hf-hub:someone/detector@v2"])
 def test_a_start_on_the_hub_is_named(init: str, run: Path, detector: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RUN_RECIPE.replace("/home/somebody/secret/start", init))
-    assert of_run(tmp_path, detector).base_model == "someone/detector"
+    facts = of_run(tmp_path, detector)
+    assert facts.base_model == "someone/detector"
+    assert "from the weights `someone/detector`" in facts.training
+
+
+def test_a_start_from_torchvisions_weights_is_named(detector: Any, tmp_path: Path) -> None:
+    init = "torchvision:maskrcnn_resnet50_fpn_v2"
+    (tmp_path / "recipe.yaml").write_text(RUN_RECIPE.replace("/home/somebody/secret/start", init))
+    facts = of_run(tmp_path, detector)
+    assert facts.base_model is None
+    assert f"from the weights `{init}`" in facts.training
 
 
 @pytest.mark.parametrize("init", ["/home/somebody/start", "runs/old/weights", "start", "~/x", "../x", "a/b.pth"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from vovnet.checkpoints.hub import HUB_NAME, hub_files
@@ -51,8 +53,8 @@ def locate(name_or_folder: str | os.PathLike[str]) -> Path | str:
     if given == text and not isinstance(name_or_folder, os.PathLike) and not is_path(text):
         if HUB_NAME.fullmatch(name):
             return text
-        raise InputError(f"no folder '{text}' here, and it is not a Hub name ORG/NAME{_near(folder)}; check the path")
-    raise InputError(f"no folder '{text}' here{_near(folder)}{_ways_out(name)}")
+        raise InputError(f"no folder '{text}' here, and it is not a Hub name ORG/NAME; {_near(folder)}")
+    raise InputError(f"no folder '{text}' here{_ways_out(name)}; {_near(folder)}")
 
 
 def is_path(text: str) -> bool:
@@ -100,7 +102,7 @@ def local_folder(folder: str | os.PathLike[str]) -> Path:
     place = locate(folder)
     if isinstance(place, str):
         given = os.fspath(folder)
-        raise InputError(f"no folder '{given}' here{_near(Path(given))}; expected a folder on this machine")
+        raise InputError(f"no folder '{given}' here; expected a folder on this machine; {_near(Path(given))}")
     return place
 
 
@@ -118,24 +120,21 @@ def _existing(path: Path) -> Path:
 
 
 def _near(path: Path) -> str:
-    """Return a suggestion: an entry with a similar name in the deepest folder of the path that exists."""
+    """Return what to check: an entry with a similar name in the deepest folder of the path that exists, if any."""
     missing = path
     while missing.parent != missing and not os.path.lexists(missing.parent):
         missing = missing.parent
-    try:
-        with os.scandir(missing.parent) as entries:
-            names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
-    except OSError:
-        return ""
-    hint = did_you_mean(str(missing), [str(missing.parent / name) for name in names if not name.startswith(".")])
-    return f"; {hint}" if hint else ""
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(missing.parent) as entries:
+        names = [entry.name for entry in islice(entries, _MOST_ENTRIES) if not entry.name.startswith(".")]
+    return did_you_mean(str(missing), [str(missing.parent / name) for name in names], "check the path")
 
 
 def _ways_out(name: str) -> str:
     """Return how to reach what the user may have meant."""
-    ways = []
+    ways = ""
     if _CONVERTED.search(name):
-        ways.append("`vovnet convert FILE FOLDER` makes a folder of a published file")
+        ways += "; `vovnet convert FILE FOLDER` makes a folder of a published file"
     if HUB_NAME.fullmatch(name):
-        ways.append(f"the repository on the Hub is '{HUB_PREFIX}{name}'")
-    return "; " + "; ".join(ways) if ways else "; check the path"
+        ways += f"; a repository of that name on the Hub is '{HUB_PREFIX}{name}'"
+    return ways
