@@ -175,7 +175,10 @@ def identified(network: PublishedNetwork, path: Path) -> PublishedNetwork:
         note = f"this is pytorchcv's {source.file} ({source.name}): on ImageNet-1k {source.error_text}, as it states"
     else:
         source = None
-        note = f"the names are pytorchcv's, but no file that it lists has this SHA-1 ({sha1}): ask where it comes from"
+        note = (
+            f"the names are pytorchcv's, but no file that it lists has this SHA-1 ({sha1}): find out where the file "
+            "comes from, and whether pytorchcv's licence is that of these weights"
+        )
     return replace(network, notes=(note, *network.notes), source=source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -21,12 +22,16 @@ import torch
 from constructions import constructions
 from huggingface_hub import ModelCard
 from processes import forked, killed, wait_for_ever
+from pytorchcv.models.vovnet import vovnet27s
 from safetensors.torch import load_file
 from support import contents
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
+from zips import hostile_archives, zipped
 
+from vovnet.checkpoints import sources
 from vovnet.checkpoints.shapes import published_resnet_keys
+from vovnet.checkpoints.sources import source_named
 from vovnet.cli import main
 from vovnet.detection.checkpoints.empty import empty_detector
 from vovnet.detection.config.loading import load_recipe
@@ -35,7 +40,8 @@ from vovnet.errors import InputError
 from vovnet.folders.claim import claimed_folder
 from vovnet.folders.temporary import scratch_folder
 from vovnet.hub import convert_checkpoint, load_detector, verify
-from vovnet.vovnet import published_keys
+from vovnet.hub.classifiers import empty_network, infer_network
+from vovnet.vovnet import published_keys, pytorchcv_keys
 from vovnet.vovnet_v2 import published_v2_keys
 
 SLIM = "vovnet27_slim"
@@ -191,6 +197,54 @@ def test_a_golden_classifier_gives_the_golden_logits(shared: Path, make: MAKE, t
     assert [entry.metric_value for entry in card.data.eval_results] == [76.77]  # the file has the authors' name
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == WRITTEN
     assert verify(tmp_path / "out").difference == 0
+
+
+@pytest.mark.parametrize("form", ["file", "legacy file", "archive"])
+def test_a_file_of_pytorchcv_is_told_by_its_names_and_its_checksum(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Convert a file with the checksum of the table and one with another; both keep every value."""
+    torch.manual_seed(0)
+    theirs = vovnet27s().state_dict()
+    source = source_named("vovnet27_slim.osmr_in1k")
+    assert source is not None
+    path = save(tmp_path / source.file, theirs, _use_new_zipfile_serialization=form != "legacy file")
+    sha1 = hashlib.sha1(path.read_bytes()).hexdigest()
+    if form == "archive":
+        path = path.with_name(f"{source.file}.zip")
+        path.write_bytes(zipped([(source.file, path.with_suffix("").read_bytes())]))
+    unknown = convert_checkpoint(path, tmp_path / "unknown")
+    assert any(sha1 in note for note in unknown.notes)
+    monkeypatch.setattr(sources, "IMAGENET_SOURCES", (dataclasses.replace(source, sha1=sha1),))
+    known = convert_checkpoint(path, tmp_path / "known", expect=SLIM)
+    assert known.name == SLIM
+    assert any(source.name in note and "29.78 %" in note for note in known.notes)
+    assert any("MIT" in note and "Oleg Sémery" in note for note in known.notes)
+
+    model = timm.create_model(SLIM, num_classes=1000)
+    names, ours = pytorchcv_keys(model), load_file(tmp_path / "known" / "model.safetensors")
+    assert set(ours) == {names[key] for key in theirs}
+    assert all(torch.equal(value, ours[names[key]]) for key, value in theirs.items())
+    cards = {out: ModelCard.load(tmp_path / out / "README.md") for out in ("known", "unknown")}
+    assert cards["known"].data.license == cards["unknown"].data.license == "mit"
+    assert "70.22" in cards["known"].text  # 100 - 29.78
+    assert "70.22" not in cards["unknown"].text
+    manifest = json.loads((tmp_path / "known" / "manifest.json").read_text())
+    assert (manifest["source"]["license"], manifest["source"]["file"]) == ("mit", path.name)
+    config = json.loads((tmp_path / "known" / "config.json").read_text())["pretrained_cfg"]
+    assert (config["license"], config["tag"], config["origin_url"]) == ("mit", "osmr_in1k", source.origin)
+    verify(tmp_path / "known")
+
+
+@pytest.mark.parametrize("name", ["vovnet39", "vovnet57"])
+def test_the_larger_files_of_pytorchcv_are_told_by_their_shapes(name: str) -> None:
+    model = empty_network(name, 1000)
+    shapes = {theirs: tuple(model.state_dict()[ours].shape) for theirs, ours in pytorchcv_keys(model).items()}
+    found = infer_network(shapes)
+    assert (found.name, found.num_classes, found.licence) == (name, 1000, "mit")
+    bare = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
+    assert infer_network(bare).name == name
+    assert infer_network({key: shape for key, shape in bare.items() if "output" not in key}).num_classes == 0
 
 
 @pytest.mark.parametrize("name", [SLIM, "vovnet57"])
@@ -363,6 +417,14 @@ def test_a_file_that_would_run_code(zipped: bool, tmp_path: Path) -> None:
     path = save(tmp_path / "evil.pth", file, _use_new_zipfile_serialization=zipped)
     assert "refused: it holds '" in refused(path, tmp_path)
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("kind", ["two members", "upwards", "a link", "encrypted", "a bomb that announces less"])
+def test_archives_that_hold_something_else(kind: str, tmp_path: Path) -> None:
+    content = save(tmp_path / "vovnet.pth", random_slim()).read_bytes()
+    path = tmp_path / "vovnet.pth.zip"
+    path.write_bytes(hostile_archives("vovnet.pth", content)[kind])
+    assert str(path) in refused(path, tmp_path)
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def _other_sources_named(name: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{error}; or unset {NAMESPACE_VARIABLE}, {other_sources(name)}") from error
+        raise InputError(f"{error}; or {other_sources(name, on_the_hub=True)}") from error
 
 
 def _from(cfg: PretrainedCfg) -> AbstractContextManager[None]:

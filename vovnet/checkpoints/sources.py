@@ -150,11 +150,12 @@ def source_of_checksum(sha1: str) -> Source | None:
     return next((source for source in IMAGENET_SOURCES if source.sha1 == sha1), None)
 
 
-def other_sources(name: str) -> str:
-    """Return the other sources of a network's weights, with the commands for them, for a source that does not answer.
+def other_sources(name: str, *, on_the_hub: bool = False) -> str:
+    """Return the other sources of a network's weights, with the commands for them, for one that does not answer.
 
     Args:
-        name: The name of the source that does not answer.
+        name: The name of the source.
+        on_the_hub: The copy in a namespace on the Hub does not answer, and not the publisher's file.
     """
     network = name.partition(".")[0]
     ways = [
@@ -163,12 +164,16 @@ def other_sources(name: str) -> str:
         for source in IMAGENET_SOURCES
         if source.network == network and source.name != name
     ]
-    ways += [
+    ways.append(
         "convert a file (`vovnet convert FILE FOLDER`, then timm.create_model('local-dir:FOLDER', pretrained=True), or "
-        "init=FOLDER in a recipe)",
-        f"name a namespace on the Hub that has {name} (VOVNET_HUB_NAMESPACE=ORG)",
-        f"or take a VoVNetV2 that timm hosts ({_TIMM_NETWORKS[network]})",
-    ]
+        "init=FOLDER in a recipe)"
+    )
+    if on_the_hub:
+        ways.insert(0, "unset VOVNET_HUB_NAMESPACE to load the publisher's file")
+    else:
+        ways.append(f"name a namespace on the Hub that has {name} (VOVNET_HUB_NAMESPACE=ORG)")
+    hosted = _TIMM_NETWORKS[network]
+    ways.append(f"or take a VoVNetV2 that timm hosts (timm.create_model('{hosted}', pretrained=True))")
     return ", ".join(ways)
 
 

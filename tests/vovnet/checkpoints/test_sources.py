@@ -52,8 +52,10 @@ def test_a_source_is_found_by_its_file_and_checksum(source: Source) -> None:
 
 
 @pytest.mark.parametrize("source", IMAGENET_SOURCES, ids=lambda source: source.name)
-def test_the_other_sources_are_named_with_commands_that_exist(source: Source) -> None:
-    text = other_sources(source.name)
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_the_other_sources_are_named_with_commands_that_exist(source: Source, on_the_hub: bool) -> None:
+    text = other_sources(source.name, on_the_hub=on_the_hub)
+    assert ("VOVNET_HUB_NAMESPACE=ORG" in text) != ("unset VOVNET_HUB_NAMESPACE" in text) == on_the_hub
     for other in IMAGENET_SOURCES:
         is_other = other.network == source.network and other != source
         assert (f"'{other.name}'" in text) == (f"backbone={other.name} " in text) == is_other
