@@ -151,7 +151,7 @@ def _stated_licence(folder: Path, source: PublishedFile | None) -> str | None:
 def _licence_notes(source: PublishedFile | None, stated: str | None, license: str | None) -> list[str]:
     if license is None:
         if source is not None:
-            known = NONCOMMERCIAL if source.license == NONCOMMERCIAL else "other"
+            known = "other" if source.license == "unknown" else source.license
             raise InputError(
                 f"--license: these weights were converted from '{source.file}', which others published; say under what "
                 f"licence you may pass them on (of this file: --license {known})"

@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused, and that they come back unchanged."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def test_weights_that_a_recipe_downloads_have_an_address(name: str) -> None:
     cfg = timm.get_pretrained_cfg(model.backbone)
     assert cfg is not None
     assert model.conventions == "legacy" or cfg.url or cfg.hf_hub_id
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if re.fullmatch(r"\w+_rcnn_vovnet\d\d_fpn", name)])
+def test_the_vovnet_recipes_start_from_weights_with_a_licence(name: str) -> None:
+    model = load_recipe(name).model
+    cfg = timm.get_pretrained_cfg(model.backbone)
+    assert model.pretrained
+    assert (cfg.tag, cfg.license) == ("osmr_in1k", "mit")
 
 
 def test_overrides_replace_values_and_whole_lists() -> None:
