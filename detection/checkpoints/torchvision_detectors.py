@@ -6,7 +6,6 @@ torchvision's own computes with the same weights (torchvision/models/detection/f
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 from torchvision.models._api import WeightsEnum
 
-from vovnet.checkpoints.download import checkpoints_folder, fetch
+from vovnet.checkpoints.download import Checksum, checkpoints_folder, fetch
 from vovnet.checkpoints.pickled import read_checkpoint_file
 from vovnet.detection.config.schema import Category, ModelRecipe
 from vovnet.errors import InputError, did_you_mean
@@ -122,21 +121,14 @@ class TorchvisionDetector:
 
     def _fetch(self) -> Path:
         """Return the path of the file, after comparing its SHA-256 with the beginning of it that its name ends in."""
-        path = fetch(
+        digits = PurePosixPath(urlsplit(self.weights.url).path).stem.rpartition("-")[2]
+        return fetch(
             self.weights.url,
             f"its licence is {LICENCE}",
             name=f"{PREFIX}{self.name}.{self.weights.name}",
             otherwise=f"or name other weights: a folder, ORG/NAME on the Hub, or {PREFIX} with another detector",
+            checksum=Checksum("sha256", digits),
         )
-        expected = path.stem.rpartition("-")[2]
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not found.startswith(expected):
-            raise InputError(
-                f"{path}: damaged, or another file: its SHA-256 is {found}, expected {expected}…; remove it to fetch "
-                "it again"
-            )
-        return path
 
 
 def is_torchvision(name: object) -> TypeGuard[str]:

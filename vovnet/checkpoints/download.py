@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 from urllib.parse import urlsplit
 
 from vovnet.checkpoints.archives import MOST_BYTES, member_blocks
@@ -18,6 +20,32 @@ from vovnet.folders.temporary import remove_leftovers
 from vovnet.terminal.streams import say_once
 
 _MARGIN = 2**20  # bytes beside the tensors: names and pickle, 0.13 MB in pytorchcv's largest VoVNet; or what a zip adds
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """The checksum of a file that its publisher states."""
+
+    algorithm: Literal["sha1", "sha256"]
+    digits: str
+    """All hexadecimal digits, or the first ones."""
+
+    def check(self, path: Path, found: str, mend: str = "") -> None:
+        """Raise an error if a file has another checksum.
+
+        Args:
+            path: The file.
+            found: Its checksum.
+            mend: What the user can do.
+
+        Raises:
+            InputError: The file has another checksum.
+        """
+        if not found.startswith(self.digits):
+            expected = f"{self.digits}{'…' if len(self.digits) < len(found) else ''}"
+            raise InputError(
+                f"{path}: damaged, or another file: its {_named(self.algorithm)} is {found}, expected {expected}{mend}"
+            )
 
 
 def fetch_source(source: Source, *, progress: bool = True) -> Path:
@@ -35,7 +63,7 @@ def fetch_source(source: Source, *, progress: bool = True) -> Path:
         LICENCE_NOTICES[source.license],
         name=source.name,
         otherwise=other_sources(source.name),
-        sha1=source.sha1,
+        checksum=_checksum_of(source),
         most=_most_bytes(source),
         progress=progress,
     )
@@ -47,7 +75,7 @@ def fetch(
     *,
     name: str = "",
     otherwise: str = "or load converted weights (`vovnet convert FILE FOLDER`)",
-    sha1: str | None = None,
+    checksum: Checksum | None = None,
     most: int = MOST_BYTES,
     progress: bool = True,
 ) -> Path:
@@ -63,7 +91,7 @@ def fetch(
         notice: Text about the file's licence.
         name: The name of the weights for the line; empty means the file's name.
         otherwise: Other ways to such weights, for the error message.
-        sha1: The file's SHA-1, which is checked before the file is placed in the cache, and each time.
+        checksum: Checked before the file is placed in the cache, and each time.
         most: Largest size of the file, in bytes.
         progress: Show a progress bar on stderr.
 
@@ -75,15 +103,15 @@ def fetch(
     remote = PurePosixPath(urlsplit(url).path).name
     target = checkpoints_folder() / remote.removesuffix(".zip")
     name = name or target.name
-    if not _is_whole(target, sha1):
+    if not _is_whole(target, checksum):
         _refuse_offline(url, target, otherwise)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent)
         with claimed_partial_file(target.with_name(f"{remote}.part"), url) as partial:
-            if not _is_whole(target, sha1):  # else another process has fetched it meanwhile
+            if not _is_whole(target, checksum):  # else another process has fetched it meanwhile
                 ways = f"get {target.name} by other means and put it at '{target}', {otherwise}"
-                checksum = _download(partial, target, ways, sha1=sha1, most=most, progress=progress)
-                said = f"{name}: fetched from {url} to {target}, {checksum}"
+                found = _download(partial, target, ways, checksum=checksum, most=most, progress=progress)
+                said = f"{name}: fetched from {url} to {target}, {found}"
                 say_once(str(target), f"{said}; {notice}" if notice else said)
                 return target
     say_once(str(target), f"{name}: {target}, from {url}")
@@ -97,8 +125,8 @@ def unpack_source(archive: Path, source: Source) -> Path:
         InputError: The archive is damaged or holds something else, or the file in the cache is damaged.
     """
     target = checkpoints_folder() / source.file
-    if not _is_whole(target, source.sha1):
-        _unpack(archive, target, sha1=source.sha1, most=_most_bytes(source))
+    if not _is_whole(target, _checksum_of(source)):
+        _unpack(archive, target, checksum=_checksum_of(source), most=_most_bytes(source))
     return target
 
 
@@ -115,22 +143,28 @@ def _most_bytes(source: Source) -> int:
     return MOST_BYTES if source.tensor_bytes is None else source.tensor_bytes + _MARGIN
 
 
-def _is_whole(target: Path, sha1: str | None) -> bool:
-    """Return True if a file is in the cache, after checking its SHA-1.
+def _checksum_of(source: Source) -> Checksum | None:
+    return None if source.sha1 is None else Checksum("sha1", source.sha1)
+
+
+def _named(algorithm: str) -> str:
+    return algorithm.upper().replace("SHA", "SHA-")
+
+
+def _is_whole(target: Path, checksum: Checksum | None) -> bool:
+    """Return True if a file is in the cache, after checking it.
 
     Raises:
-        InputError: The file has another SHA-1.
+        InputError: The file has another checksum.
     """
     if not target.exists():
         return False
-    if sha1 is not None and (found := _checksum(target, "sha1")) != sha1:
-        raise InputError(
-            f"{target}: damaged, or another file: its SHA-1 is {found}, expected {sha1}; remove it to fetch it again"
-        )
+    if checksum is not None:
+        checksum.check(target, _digits(target, checksum.algorithm), "; remove it to fetch it again")
     return True
 
 
-def _checksum(path: Path, algorithm: str) -> str:
+def _digits(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
@@ -145,22 +179,26 @@ def _refuse_offline(url: str, target: Path, otherwise: str) -> None:
         )
 
 
-def _download(partial: PartialFile, target: Path, ways: str, *, sha1: str | None, most: int, progress: bool) -> str:
+def _download(
+    partial: PartialFile, target: Path, ways: str, *, checksum: Checksum | None, most: int, progress: bool
+) -> str:
     """Download a file, place it in the cache, and return its checksum as text.
 
     Args:
         partial: Where the file is while it comes.
         target: Its place in the cache.
         ways: The end of error messages.
-        sha1: The expected SHA-1.
+        checksum: The expected one.
         most: Largest size of the file, in bytes.
         progress: Show a progress bar.
     """
     url = partial.url
     try:
         receive(url, partial, most=most + _MARGIN, progress=progress)
-        place = _unpack if urlsplit(url).path.endswith(".zip") else _move
-        checksum = place(partial.path, target, sha1=sha1, most=most)
+        if urlsplit(url).path.endswith(".zip"):
+            found = _unpack(partial.path, target, checksum=checksum, most=most)
+        else:
+            found = _move(partial.path, target, checksum)
     except TransferError as error:
         kept = f"{partial.kept:,} bytes are kept, and the next try goes on from there; or " if partial.kept else ""
         raise InputError(f"{url} cannot be fetched ({error}): {kept}{ways}") from error
@@ -172,39 +210,38 @@ def _download(partial: PartialFile, target: Path, ways: str, *, sha1: str | None
             raise
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error  # such as a full disk
     partial.discard()
-    return checksum
+    return found
 
 
-def _move(source: Path, target: Path, *, sha1: str | None, most: int) -> str:
+def _move(source: Path, target: Path, checksum: Checksum | None) -> str:
     """Move a downloaded file to its place and return its checksum as text.
 
     Raises:
         InputError: The file has another checksum.
     """
-    checksum = _checksum(source, "sha1" if sha1 else "sha256")
-    _refuse_other_checksum(source, checksum, sha1)
+    algorithm = checksum.algorithm if checksum else "sha256"
+    found = _digits(source, algorithm)
+    if checksum:
+        checksum.check(source, found)
     flush_to_disk(source)
     os.replace(source, target)
     flush_folder(target.parent)
-    return f"{'SHA-1' if sha1 else 'SHA-256'} {checksum}"
+    return f"{_named(algorithm)} {found}"
 
 
-def _unpack(archive: Path, target: Path, *, sha1: str | None, most: int) -> str:
+def _unpack(archive: Path, target: Path, *, checksum: Checksum | None, most: int) -> str:
     """Write the only file of an archive to its place and return its checksum as text.
 
     Raises:
         InputError: The archive holds something else, or the file has another checksum.
     """
-    digest = hashlib.sha1() if sha1 else hashlib.sha256()
+    algorithm = checksum.algorithm if checksum else "sha256"
+    digest = hashlib.new(algorithm)
     with atomic_path(target) as temporary:
         with temporary.open("wb") as file:
             for block in member_blocks(archive, name=target.name, most=most):
                 file.write(block)
                 digest.update(block)
-        _refuse_other_checksum(archive, digest.hexdigest(), sha1)
-    return f"{'SHA-1' if sha1 else 'SHA-256'} {digest.hexdigest()}"
-
-
-def _refuse_other_checksum(path: Path, found: str, expected: str | None) -> None:
-    if expected is not None and found != expected:
-        raise InputError(f"{path}: the weights have SHA-1 {found}, expected {expected}: damaged, or another file")
+        if checksum:
+            checksum.check(archive, digest.hexdigest())
+    return f"{_named(algorithm)} {digest.hexdigest()}"

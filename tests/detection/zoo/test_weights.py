@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from hostile import refused
 from local_hub import Hub
 from PIL import Image
+from published_sources import publish
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_builder, get_model_weights, get_weight
 from torchvision.models._api import WeightsEnum
@@ -326,6 +328,20 @@ def test_a_file_of_something_else_under_the_published_name(content: Any, message
         get_model(V39, weights="COCO_V1")
     assert str(error.value).startswith(str(cache / V39_FILE))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["faster", "mask"])
+def test_a_dead_link_names_other_sources(hub: Hub, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    name = f"{kind}rcnn_vovnet39_fpn"
+    member = get_model_weights(name).DEFAULT
+    monkeypatch.setattr(member.value, "url", f"{hub.endpoint}/files/{V39_FILE}?dl=1")
+    others = (f"torchvision:{kind}rcnn_resnet50_fpn_v2", f"vovnet train {kind}_rcnn_vovnet39_fpn", "vovnet convert")
+    refused(lambda: get_model(name, weights="COCO_V1", progress=False), V39_FILE, "404", *others)
+
+
+def test_a_dead_link_of_the_backbone_names_other_sources(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, "vovnet39.osmr_in1k", f"{hub.endpoint}/files/none.pth.zip", sha1=None)
+    refused(lambda: get_model(V39, weights_backbone=True), "none.pth.zip", "404", "vovnet39.in1k", "vovnet convert")
 
 
 def test_a_dead_link_says_where_the_file_goes(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from support import contents
 from zips import HOSTILE, hostile_archives, zipped
 
 from vovnet.checkpoints import download, partial_file, transfer
-from vovnet.checkpoints.download import fetch, fetch_source, unpack_source
+from vovnet.checkpoints.download import Checksum, fetch, fetch_source, unpack_source
 from vovnet.checkpoints.sources import IMAGENET_SOURCES, Source
 from vovnet.terminal import streams
 
@@ -46,8 +46,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
-def get(url: str, **options: Any) -> Path:
-    return fetch(url, progress=False, otherwise=OTHERWISE, **options)
+def get(url: str, *, sha1: str | None = None, **options: Any) -> Path:
+    checksum = None if sha1 is None else Checksum("sha1", sha1)
+    return fetch(url, progress=False, otherwise=OTHERWISE, checksum=checksum, **options)
 
 
 def failed(call: Callable[[], object], url: str, *words: str) -> str:
@@ -63,24 +64,25 @@ def statuses(server: FileServer) -> list[int]:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("sha1", [None, SHA1])
+@pytest.mark.parametrize("checksum", [None, Checksum("sha1", SHA1), Checksum("sha256", SHA256[:8])], ids=str)
 def test_a_file_is_fetched_once_and_told_of_once(
-    server: FileServer, cache: Path, capsys: pytest.CaptureFixture[str], packed: bool, sha1: str | None
+    server: FileServer, cache: Path, capsys: pytest.CaptureFixture[str], packed: bool, checksum: Checksum | None
 ) -> None:
     url = server.put(f"{NAME}.zip", zipped([(NAME, BODY)])) if packed else server.put(NAME, BODY) + "?dl=1"
-    path = fetch(url, "mind its licence", name="net.tag", sha1=sha1, progress=False)
+    path = fetch(url, "mind its licence", name="net.tag", checksum=checksum, progress=False)
     assert path == cache / NAME
     assert path.read_bytes() == BODY
     told = capsys.readouterr()
     assert told.out == ""
+    digits = SHA1 if checksum and checksum.algorithm == "sha1" else SHA256
     (line,) = told.err.splitlines()
-    assert all(part in line for part in ("net.tag", str(path), url, sha1 or SHA256, "mind its licence"))
+    assert all(part in line for part in ("net.tag", str(path), url, digits, "mind its licence"))
     server.stop()
-    assert fetch(url, sha1=sha1, progress=False) == path
+    assert fetch(url, checksum=checksum, progress=False) == path
     assert capsys.readouterr().err == ""
     streams.said.clear()  # as in another process
     for expected in (1, 0):
-        assert fetch(url, sha1=sha1, progress=False) == path
+        assert fetch(url, checksum=checksum, progress=False) == path
         told_again = capsys.readouterr().err
         assert told_again.count(url) == told_again.count(str(path)) == expected
     assert statuses(server) == [200]
@@ -110,6 +112,14 @@ def test_a_redirect_is_followed(server: FileServer) -> None:
     server.put("elsewhere", BODY)
     url = server.put(NAME, Served(status=302, headers={"Location": "/elsewhere"}))
     assert get(url, sha1=SHA1).read_bytes() == BODY
+
+
+def test_a_redirect_is_followed_by_the_next_connection_too(server: FileServer, cache: Path) -> None:
+    server.put("elsewhere", Served(BODY, cuts=[1000] * 6))
+    url = server.put(NAME, Served(status=302, headers={"Location": "/elsewhere"}))
+    failed(lambda: get(url), url, "5,000 bytes are kept")
+    assert get(url, sha1=SHA1).read_bytes() == BODY
+    assert server.log[-1] == ("/elsewhere", "bytes=6000-", 206)
 
 
 def test_a_redirect_stays_encrypted() -> None:
