@@ -325,7 +325,8 @@ def _particulars(form: str, name: str) -> tuple[str, tuple[str, ...]]:
 
 def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
     known: Any = timm.get_pretrained_cfg(network.name)
-    published = network.source
+    # What was folded or lacks the classifier is not what the publisher measured.
+    published = network.source if network.num_classes and network.input == IMAGENET else None
     return {
         "architecture": network.name,
         **({"tag": published.name.partition(".")[2], "origin_url": published.origin} if published else {}),

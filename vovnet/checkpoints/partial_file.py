@@ -56,6 +56,8 @@ class PartialFile:
 
     def read_state(self) -> None:
         """Take the version from the state file, unless that is damaged or of another address."""
+        if self.path.is_symlink() or not self.path.is_file():
+            self.path.unlink(missing_ok=True)  # nothing is written through a link
         if self.descriptor is None:
             return
         os.lseek(self.descriptor, 0, os.SEEK_SET)

@@ -343,6 +343,16 @@ def test_a_damaged_state_begins_again(server: FileServer, cache: Path, state: by
     assert server.log[-1].range is None
 
 
+def test_nothing_is_written_through_a_link(server: FileServer, cache: Path, tmp_path: Path) -> None:
+    url = server.put(NAME, Served(BODY, cuts=[1000] * 5))
+    failed(lambda: get(url), url)
+    (cache / f"{NAME}.part").rename(tmp_path / "elsewhere")
+    (cache / f"{NAME}.part").symlink_to(tmp_path / "elsewhere")
+    assert get(url, sha1=SHA1).read_bytes() == BODY
+    assert (tmp_path / "elsewhere").read_bytes() == BODY[:5000]
+    assert not (cache / NAME).is_symlink()
+
+
 @pytest.mark.parametrize("part", ["bytes 0-199999/200000", "bytes 1000-199999/*", "nonsense", ""])
 def test_another_part_than_the_missing_one(server: FileServer, part: str) -> None:
     url = server.put(NAME, Served(BODY, headers={"Content-Range": part}, cuts=[1000]))
