@@ -11,6 +11,7 @@ import timm
 from torch import nn
 
 from vovnet.checkpoints.places import locate
+from vovnet.detection.checkpoints.network_facts import read_facts
 from vovnet.detection.checkpoints.torchvision_detectors import is_torchvision
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
@@ -18,6 +19,7 @@ from vovnet.detection.models.build import DETECTORS
 from vovnet.detection.models.flops import MASKS, PROPOSALS, classifier_gmacs, detector_gmacs, working_size
 from vovnet.detection.zoo.published import PublishedRow, published_row
 from vovnet.errors import InputError
+from vovnet.files import CONFIG_FILE
 from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.markdown import code, plain
 from vovnet.hub.metrics import (
@@ -137,6 +139,7 @@ def network_fields(
     cfg = config.get("pretrained_cfg", {})
     classes = int(model.num_classes)
     size = tuple(cfg.get("input_size", (3, 224, 224)))
+    images = read_facts(config, Path(CONFIG_FILE)).preprocessing
     rows = {
         "architecture": f"`{architecture}`"
         + (f", stored as timm's `{config['architecture']}`" if config["architecture"] != architecture else ""),
@@ -144,7 +147,7 @@ def network_fields(
         "GMACs": f"{classifier_gmacs(model):.2f} at {size[1]}×{size[2]}",
         "classes": str(classes) if classes else "none: a backbone without a classifier",
         "input": f"{size[0]}×{size[1]}×{size[2]}, crop {plain(cfg.get('crop_pct', 0.875))}, "
-        f"{plain(cfg.get('interpolation'))}",
+        f"{plain(cfg.get('interpolation'))}" + (f", {images.images}" if images else ""),
         "mean, deviation": f"{_numbers(cfg.get('mean'))}; {_numbers(cfg.get('std'))}",
     }
     notes = cfg.get("notes") or []

@@ -85,8 +85,8 @@ def convert_checkpoint(
     SHA-256, and outputs for :func:`vovnet.hub.verify`) and ``SHA256SUMS``.
 
     Args:
-        path: The ``.pth`` file, or a zip archive that holds it alone. Only tensors and plain values are read, so
-            nothing in it can run.
+        path: The ``.pth`` file, a zip archive that holds it alone, a ``.safetensors`` file, or a folder or Hub
+            repository in timm's form. Only tensors and plain values are read, so nothing in it can run.
         out: The folder for the result; created if it does not exist.
         overwrite: Replace the files of a folder that is not empty.
         expect: Name of a recipe or timm model; another content of the file is an error.

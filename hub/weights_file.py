@@ -1,4 +1,4 @@
-"""Read the file that is converted: a checkpoint, a safetensors file, or a folder in timm's form."""
+"""Read the file that is converted: a checkpoint, a safetensors file, or a folder or Hub repository in timm's form."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.checkpoints.pickled import read_checkpoint_file
+from vovnet.checkpoints.places import HUB_PREFIX, is_path, model_folder
 from vovnet.checkpoints.safetensors_file import open_safetensors
 from vovnet.checkpoints.timm_folder import read_timm_config
 from vovnet.errors import InputError
-from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, check_symlink
+from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink
 from vovnet.folders.home import expand_home
 
 
@@ -35,10 +37,14 @@ class WeightsFile:
 def read_weights_file(given: str | os.PathLike[str]) -> WeightsFile:
     """Read a ``.pth`` file, a zip archive of one, a ``.safetensors`` file, or a folder in timm's form.
 
+    Args:
+        given: The file or folder; or ``ORG/NAME[@REVISION]`` on the Hub, whose ``config.json`` and
+            ``model.safetensors`` are downloaded if they are not in the cache.
+
     Raises:
-        InputError: It does not exist, cannot be read, would run code, or is a folder of another kind.
+        InputError: It does not exist, cannot be fetched or read, would run code, or is a folder of another kind.
     """
-    path = expand_home(given)
+    path = _on_this_machine(os.fspath(given))
     if path.is_dir():
         if not (path / WEIGHTS_FILE).is_file():
             raise InputError(f"{path}: is a folder without {WEIGHTS_FILE}; expected a checkpoint file or a timm folder")
@@ -54,3 +60,9 @@ def read_weights_file(given: str | os.PathLike[str]) -> WeightsFile:
         tensors = stored.tensors()
     config = read_timm_config(path.parent) if (path.parent / CONFIG_FILE).is_file() else None
     return WeightsFile(path, tensors, config=config)
+
+
+def _on_this_machine(given: str) -> Path:
+    path = expand_home(given)
+    named = given.startswith(HUB_PREFIX) or (HUB_NAME.fullmatch(given.partition("@")[0]) and not is_path(given))
+    return model_folder(given, MODEL_FILES) if named and not path.exists() else path

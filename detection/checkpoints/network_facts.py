@@ -37,9 +37,14 @@ class NetworkInput:
     std: Annotated[list[_Positive], Field(min_length=3, max_length=3)]
     """Standard deviation of each channel, likewise."""
 
+    @property
+    def images(self) -> str:
+        """Return the images before normalisation as text, such as ``BGR images in 0..255``."""
+        return _images(self.channel_order, self.range)
+
     def __str__(self) -> str:
         mean, std = (", ".join(f"{value:.7g}" for value in values) for values in (self.mean, self.std))
-        return f"{_images(self.channel_order, self.range)} less ({mean}), over ({std})"
+        return f"{self.images} less ({mean}), over ({std})"
 
 
 @recipe_part("")

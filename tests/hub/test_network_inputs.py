@@ -121,7 +121,9 @@ def says_its_input_and_classifies_nothing(folder: Path) -> None:
     assert (config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]) == (BGR255["mean"], BGR255["std"])
     assert (config["num_classes"], config["norm_eps"]) == (0, 1e-5)
     assert any("BGR" in note for note in config["pretrained_cfg"]["notes"])
-    assert "BGR" in ModelCard.load(folder / "README.md").text
+    assert (
+        "| input | 3×224×224, crop 0.875, bilinear, BGR images in 0..255 |" in ModelCard.load(folder / "README.md").text
+    )
     with pytest.raises(InputError, match="no classifier"):
         load_classifier(folder)
 

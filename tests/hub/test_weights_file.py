@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from local_hub import Hub
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
@@ -51,6 +52,23 @@ def test_a_folder_of_the_hubs_cache_has_links(model: Any, folder: Path, tmp_path
         file = read_weights_file(given)
         assert file.config is not None
         assert file.tensors.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["timm/slim", "hf-hub:timm/slim", "timm/slim@main"])
+def test_a_repository_of_the_hub(name: str, model: Any, folder: Path, hub: Hub) -> None:
+    hub.create("timm/slim", {file.name: file.read_bytes() for file in folder.iterdir()})
+    file = read_weights_file(Path(name))
+    assert file.config is not None
+    assert file.tensors.keys() == model.state_dict().keys()
+
+
+def test_a_path_never_asks_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    for given in ("files/nope", "nope.pth", "some/nope.safetensors", "./nope/b", "nope"):
+        with pytest.raises(InputError, match="nope"):
+            read_weights_file(given)
+    assert not hub.log()
 
 
 def test_weights_alone_have_no_configuration(model: Any, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ commands = typer.Typer()
 @commands.command()
 def convert(
     file: Annotated[
-        Path, typer.Argument(help="A published .pth file or a zip of it, a .safetensors file, or a folder of timm.")
+        Path,
+        typer.Argument(help="A published .pth file or a zip of it, a .safetensors file, or timm's folder or Hub name."),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for config.json and model.safetensors.")],
     expect: Annotated[
