@@ -110,7 +110,7 @@ def detector_fields(
         library="vovnet",
         rows=rows,
         training=_detector_training(source, published, run, train_data),
-        citations=(_network_family(model.backbone), model.detector),
+        citations=(*_network_family(model.backbone), model.detector),
         tags=tuple(sorted({"vovnet", "torchvision", "object-detection", task})),
         categories=tuple(str(category["name"]) for category in detector.categories),
         metrics=published_metrics(published) if published else run_metrics(run, kept, eval_data),
@@ -167,7 +167,7 @@ def network_fields(
             if source
             else _said_training(train_data)
         ),
-        citations=(_network_family(architecture),),
+        citations=_network_family(architecture),
         tags=("timm", "vovnet", "image-classification" if classes else "feature-extraction"),
         metrics=known,
         datasets=("imagenet-1k",) if known else (),
@@ -200,9 +200,10 @@ def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _network_family(name: str) -> str:
-    family = name.partition("_")[0]
-    return "ese" if family == "ese" else "resnet" if family.startswith("resnet") else "vovnet"
+def _network_family(name: str) -> tuple[str, ...]:
+    """Return the keys of the papers about a network; none for one whose paper this package does not know."""
+    families = {"ese_vovnet": "ese", "eca_vovnet": "vovnet", "vovnet": "vovnet", "resnet": "resnet"}
+    return tuple(key for family, key in families.items() if name.startswith(family))
 
 
 def _numbers(values: Any) -> str:
