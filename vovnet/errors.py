@@ -70,7 +70,8 @@ def reason(error: BaseException) -> str:
 
 def install_command(extra: str = "") -> str:
     """Return the command that installs this package, with an extra. It is on no index, so that it comes from git."""
-    return f"pip install 'vovnet{f'[{extra}]' if extra else ''} @ git+{SOURCE}'"
+    name = f"vovnet[{extra}]" if extra else "vovnet"
+    return f"pip install '{name} @ git+{SOURCE}'"
 
 
 def install_advice(extra: str) -> str:
