@@ -85,11 +85,17 @@ def in_child(output: Path, kill_at: int, log: Path) -> tuple[int, int]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(text or 0)
 
 
+def text_of(log: Path) -> str:
+    """Return the end of what the attempts wrote to stderr; nothing if a signal came before that."""
+    return log.read_text()[-3000:] if log.exists() else "no log"
+
+
 def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
     log, unbroken = folder / "log.txt", folder / "unbroken"
     code, total = in_child(unbroken, 0, log)
-    assert code == 0, log.read_text()
+    assert code == 0, f"exit code {code}: {text_of(log)}"
     draw = random.Random(seed)
     killed = runs = resumed = 0
     while killed < kills:
@@ -99,7 +105,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
             code, _ = in_child(run, draw.randrange(1, total), log)
             if code == 0:
                 break
-            assert code == -signal.SIGKILL, f"exit code {code}: {log.read_text()[-3000:]}"
+            assert code == -signal.SIGKILL, f"exit code {code}: {text_of(log)}"
             killed += 1
             resumed += (run / "last.pt").exists()
         assert_same_runs(run, unbroken)
