@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vovnet.adapters.features import Features, quiet_forward
@@ -21,16 +23,16 @@ class _Outputs:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self.found: dict[str, Tensor] = {}
+        self.found: dict[int, dict[str, Tensor]] = {}
+        """The maps of each thread that is in the network, because a server may run it in several at once."""
 
     def keep(self, name: str) -> _Keeper:
         return _Keeper(self, name)
 
     def maps(self, module: nn.Module, images: Any, output: Any) -> list[Tensor]:
         """Return the collected maps in place of the network's output."""
-        maps = [self.found[name] for name in self.names]
-        self.found.clear()
-        return maps
+        found = self.found.pop(_thread())
+        return [found[name] for name in self.names]
 
 
 class _Keeper:
@@ -40,7 +42,12 @@ class _Keeper:
         self.outputs, self.name = outputs, name
 
     def __call__(self, module: nn.Module, images: Any, output: Tensor) -> None:
-        self.outputs.found[self.name] = output
+        self.outputs.found.setdefault(_thread(), {})[self.name] = output
+
+
+def _thread() -> int:
+    """Return the number of this thread; in a graph that is being compiled, a constant."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def with_outputs(features: Features, names: Sequence[str]) -> Features:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import reprlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,8 +65,14 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", *, most: 
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of another library's message, or the error's class if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of another library's message, or the error's class if the message is empty.
+
+    urllib wraps the error of a connection, and the system's errors begin with a number; neither helps a user.
+    """
+    inner = getattr(error, "reason", None)
+    cause = inner if isinstance(inner, BaseException) else error
+    first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return re.sub(r"^\[Errno -?\d+\] ", "", first)
 
 
 def install_command(extra: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 import time
 import urllib.error
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO, Any
+from typing import IO
 
 from vovnet.detection.zoo.listing import megabytes
 from vovnet.detection.zoo.sources import Source
@@ -189,9 +188,8 @@ def _length(response: HTTPResponse) -> int | None:
 
 
 def _cause(error: BaseException, timeout: float = TIMEOUT) -> str:
-    inner: Any = getattr(error, "reason", None)
-    cause = inner if isinstance(inner, BaseException) else error
-    return _too_slow(timeout) if isinstance(cause, TimeoutError) else re.sub(r"^\[Errno -?\d+\] ", "", reason(cause))
+    slow = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
+    return _too_slow(timeout) if slow else reason(error)
 
 
 def _too_slow(timeout: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -57,6 +59,19 @@ def test_a_copy_has_maps_of_its_own() -> None:
         second(IMAGES)
         assert all(torch.equal(value, before[level]) for level, value in first(IMAGES).items())
         assert not second.body(IMAGES)[0].any()
+
+
+def test_threads_do_not_mix_their_maps() -> None:
+    """Both threads have passed the first module before either returns from the network."""
+    network = backbone("layer3", "layer4.0")
+    batches = [IMAGES, 1 - IMAGES]
+    with torch.no_grad():
+        expected = [network(batch) for batch in batches]
+        barrier = threading.Barrier(2, timeout=60)
+        network.body.get_submodule("layer4.0").register_forward_hook(lambda *_: (barrier.wait(), None)[1])
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(torch.no_grad()(network), batches))
+    assert all(torch.equal(a[level], b[level]) for a, b in zip(found, expected, strict=True) for level in b)
 
 
 @pytest.mark.parametrize(

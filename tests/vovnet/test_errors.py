@@ -1,9 +1,12 @@
 """What errors offer to users: the nearest names."""
 
+from socket import gaierror
+from urllib.error import URLError
+
 import pytest
 import typer
 
-from vovnet.errors import did_you_mean, one_line_errors, run_command
+from vovnet.errors import did_you_mean, one_line_errors, reason, run_command
 
 
 def test_the_closest_names_are_suggested():
@@ -12,6 +15,20 @@ def test_the_closest_names_are_suggested():
     assert did_you_mean("step", ["steps", "stops"], most=3) == "did you mean 'steps' or 'stops'?"
     assert did_you_mean("x", known) == ""
     assert did_you_mean("x", known, "see the docs") == "see the docs"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (URLError(gaierror(-2, "Name or service not known")), "Name or service not known"),
+        (URLError(TimeoutError()), "TimeoutError"),
+        (FileNotFoundError(2, "No such file or directory", "a.pth"), "No such file or directory: 'a.pth'"),
+        (ValueError("first\nsecond"), "first"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_a_reason_is_a_line_without_numbers_and_wrappers(error: Exception, text: str) -> None:
+    assert reason(error) == text
 
 
 def test_ctrl_c_ends_a_command_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
