@@ -13,10 +13,12 @@ from torch import Tensor
 
 from vovnet.detection.checkpoints.network_facts import NetworkInput, read_facts
 from vovnet.errors import InputError
+from vovnet.files import CONFIG_FILE
 from vovnet.hub.classifiers import NORM_EPS, STRIDE_NOTE, TIMM, PublishedNetwork, own_architecture, without_classifier
 from vovnet.hub.input_folding import IMAGENET, fold_input
 from vovnet.hub.parts import CLASSIFIER
 from vovnet.hub.weights_file import WeightsFile
+from vovnet.vovnet import model_cfgs as vovnets
 
 _BGR_V2 = "the input is {}, as pretrained_cfg says"
 _RGB = "the file does not tell its input: taken as RGB in 0..1 with ImageNet's mean and deviation"
@@ -43,10 +45,10 @@ def described_by(network: PublishedNetwork, file: WeightsFile) -> PublishedNetwo
     network = replace(
         network,
         input=NetworkInput(
-            network.input.channel_order,
-            network.input.range,
-            network.input.mean if mean is None else _decimals(mean),
-            network.input.std if std is None else _decimals(std),
+            channel_order=network.input.channel_order,
+            range=network.input.range,
+            mean=network.input.mean if mean is None else _decimals(mean),
+            std=network.input.std if std is None else _decimals(std),
         ),
     )
     return replace(network, input_notes=(_BGR_V2.format(network.input),))
@@ -61,20 +63,34 @@ def _described_by_config(network: PublishedNetwork, config: Mapping[str, Any], p
     name = own_architecture(config)
     if name != network.name:
         raise InputError(f"config.json beside it says {name}, and these are the keys and shapes of {network.name}")
-    cfg, facts = config.get("pretrained_cfg", {}), read_facts(config, path.parent / "config.json")
+    if others := sorted(config.get("model_args", {}).keys() - _SAME_NETWORK):
+        raise InputError(f"config.json beside it makes another network of {name}: model_args has {', '.join(others)}")
+    cfg, facts = config.get("pretrained_cfg", {}), read_facts(config, path.parent / CONFIG_FILE)
     licence = cfg.get("license")
     plain = isinstance(licence, str) and re.fullmatch(r"[\w.-]{1,40}", licence)
-    network = replace(
-        network, licence=str(licence) if plain else "not-stated", cfg={key: cfg[key] for key in _KEPT if key in cfg}
-    )
+    network = replace(network, licence=str(licence) if plain else "not-stated", cfg=_kept(cfg))
     if facts.preprocessing is not None:
         stride = network.stride_in_1x1 if facts.stride_in_1x1 is None else facts.stride_in_1x1
         return replace(network, input=facts.preprocessing, norm_eps=facts.norm_eps, stride_in_1x1=stride)
     mean, std = cfg.get("mean", IMAGENET.mean), cfg.get("std", IMAGENET.std)
-    return replace(network, input=NetworkInput("rgb", [0.0, 1.0], list(mean), list(std)))
+    return replace(network, input=NetworkInput(channel_order="rgb", range=[0.0, 1.0], mean=list(mean), std=list(std)))
 
 
-_KEPT = ("tag", "input_size", "pool_size", "crop_pct", "interpolation", "origin_url", "paper_name", "paper_ids")
+_SAME_NETWORK = {"num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "residual"} | {
+    key for shape in vovnets.values() for key in shape
+}
+"""Arguments of a timm model that do not change what given tensors compute, and those of a VoVNet's shape."""
+
+
+def _kept(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a ``pretrained_cfg`` that stay true, if they are what timm writes."""
+    texts = ("tag", "interpolation", "origin_url", "paper_name", "paper_ids")
+    kept: dict[str, Any] = {key: cfg[key] for key in texts if isinstance(cfg.get(key), str)}
+    if isinstance(cfg.get("input_size"), list):  # its numbers were checked when the file was read
+        kept["input_size"], kept["pool_size"] = tuple(cfg["input_size"]), None
+    if isinstance(cfg.get("crop_pct"), float) and 0 < cfg["crop_pct"] <= 1:
+        kept["crop_pct"] = cfg["crop_pct"]
+    return kept
 
 
 def with_input(

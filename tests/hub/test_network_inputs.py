@@ -256,6 +256,47 @@ def test_a_configuration_of_another_network_is_refused(tmp_path: Path) -> None:
         convert_checkpoint(tmp_path / "timm", tmp_path / "out", input="bgr255")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("model_args", {"act_layer": "silu"}, "act_layer"),
+        ("model_args", {"output_stride": 8}, "output_stride"),
+        ("stride_in_1x1", "maybe", "stride_in_1x1"),
+        ("preprocessing", {"channel_order": "bgr"}, "preprocessing"),
+        ("pretrained_cfg", {"mean": [0.5], "std": [0.5]}, "mean"),
+        ("pretrained_cfg", {"std": [0.5, 0.5, 0.0]}, "std"),
+    ],
+)
+def test_a_configuration_that_says_something_else_is_refused(key: str, value: Any, named: str, tmp_path: Path) -> None:
+    """An argument can change what the same tensors compute."""
+    save_for_hf(timm.create_model(SLIM, num_classes=3), str(tmp_path / "timm"), safe_serialization=True)
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    (tmp_path / "timm" / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(InputError, match=named) as caught:
+        convert_checkpoint(tmp_path / "timm", tmp_path / "out", input="bgr255")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_strange_entries_of_a_configuration_are_not_kept(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model(SLIM, num_classes=3), str(tmp_path / "timm"), safe_serialization=True)
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    strange = {
+        "crop_pct": {"a": 1},
+        "tag": [1],
+        "pool_size": "x",
+        "license": "a\nb",
+        "paper_ids": 3,
+        "notes": "/root/x",
+    }
+    config["pretrained_cfg"] |= strange
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    convert_checkpoint(tmp_path / "timm", tmp_path / "out", input="bgr255")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert written["license"] == "not-stated"
+    assert not any(written.get(key) == value for key, value in strange.items())
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = network("ese_vovnet19b_slim_dw", num_classes=0)
     torch.save({"model": dd3d(model)}, tmp_path / "dd3d.pth")
