@@ -128,9 +128,12 @@ def _check_batch_size(recipe: Recipe) -> None:
 
 
 def _check_norms(model: ModelRecipe, device: torch.device) -> None:
-    if distributed.world_size() > 1 and device.type == "cpu" and "sync_bn" in (model.norm, model.fpn_norm):
-        key = "model.norm" if model.norm == "sync_bn" else "model.fpn_norm"
-        raise InputError(f"{key}=sync_bn: PyTorch synchronises batch norms on GPUs only; on {device} use bn or gn")
+    if distributed.world_size() > 1 and device.type == "cpu":
+        for key in ("norm", "fpn_norm", "head_norm"):
+            if getattr(model, key) == "sync_bn":
+                raise InputError(
+                    f"model.{key}=sync_bn: PyTorch synchronises batch norms on GPUs only; on {device} use bn or gn"
+                )
 
 
 def _with_classes(recipe: Recipe, number: int) -> Recipe:
