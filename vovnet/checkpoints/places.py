@@ -19,7 +19,7 @@ HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
 
 _FILE_ENDING = re.compile(r"\.(pth|pt|zip|safetensors|json|onnx|xml|pt2)$", re.IGNORECASE)
 _CONVERTED = re.compile(r"\.(pth|pt|zip|pkl|bin|ckpt)$", re.IGNORECASE)
-_LOCAL_START = (".", "/", "~", "\\")
+_LOCAL_START = (".", "/", "~")
 _MOST_ENTRIES = 1000  # of a folder, to look for a similar name
 
 
