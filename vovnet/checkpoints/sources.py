@@ -159,14 +159,14 @@ def other_sources(name: str, *, on_the_hub: bool = False) -> str:
     """
     network = name.partition(".")[0]
     ways = [
-        f"take {source.name} of {source.publisher} (timm.create_model('{source.name}', pretrained=True), or "
-        f"model.backbone={source.name} in a recipe)"
+        f"take {source.name} of {source.publisher} (timm.create_model('{source.name}', pretrained=True), --weights "
+        f"{source.name} or model.backbone={source.name})"
         for source in IMAGENET_SOURCES
         if source.network == network and source.name != name
     ]
     ways.append(
-        "convert a file (`vovnet convert FILE FOLDER`, then timm.create_model('local-dir:FOLDER', pretrained=True), or "
-        "init=FOLDER in a recipe)"
+        "convert a file (`vovnet convert FILE FOLDER`, then timm.create_model('local-dir:FOLDER', pretrained=True), "
+        "--weights FOLDER or init=FOLDER)"
     )
     if on_the_hub:
         ways.insert(0, "unset VOVNET_HUB_NAMESPACE to load the publisher's file")

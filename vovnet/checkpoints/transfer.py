@@ -46,7 +46,11 @@ def receive(url: str, partial: PartialFile, *, most: int, progress: bool) -> Non
     for attempt in range(_ATTEMPTS):
         try:
             response = _ask(url, partial)
-        except (urllib.error.URLError, *_BREAKS) as error:
+        except urllib.error.HTTPError as error:
+            raise TransferError(reason(error)) from error
+        except urllib.error.URLError as error:  # its own text has "<urlopen error …>" around the reason
+            raise TransferError(str(error.reason)) from error
+        except _BREAKS as error:
             raise TransferError(reason(error)) from error
         if response is None:
             return

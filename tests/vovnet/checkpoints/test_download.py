@@ -217,10 +217,17 @@ def test_another_checksum_is_refused_and_nothing_is_kept(server: FileServer, cac
     assert [seen.range for seen in server.log] == [None, None]
 
 
+@pytest.fixture(scope="module")
+def archives() -> dict[str, bytes]:
+    return hostile_archives(NAME, BODY)
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_an_archive_of_something_else_leaves_nothing(server: FileServer, tmp_path: Path, kind: str) -> None:
+def test_an_archive_of_something_else_leaves_nothing(
+    server: FileServer, tmp_path: Path, archives: dict[str, bytes], kind: str
+) -> None:
     before = contents(tmp_path)
-    url = server.put(f"{NAME}.zip", hostile_archives(NAME, BODY)[kind])
+    url = server.put(f"{NAME}.zip", archives[kind])
     failed(lambda: get(url, sha1=SHA1, most=len(BODY)), url)
     assert contents(tmp_path) == before
 

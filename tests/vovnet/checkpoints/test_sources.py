@@ -58,6 +58,6 @@ def test_the_other_sources_are_named_with_commands_that_exist(source: Source, on
     assert ("VOVNET_HUB_NAMESPACE=ORG" in text) != ("unset VOVNET_HUB_NAMESPACE" in text) == on_the_hub
     for other in IMAGENET_SOURCES:
         is_other = other.network == source.network and other != source
-        assert (f"'{other.name}'" in text) == (f"backbone={other.name} " in text) == is_other
+        assert (f"'{other.name}'" in text) == (f"backbone={other.name})" in text) == is_other
     (hosted,) = (name for name in timm.list_pretrained("ese_vovnet*") if name in text)
     assert timm.get_pretrained_cfg(hosted).hf_hub_id.startswith("timm/")
