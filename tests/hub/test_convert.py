@@ -199,7 +199,7 @@ def test_a_golden_classifier_gives_the_golden_logits(shared: Path, make: MAKE, t
     assert verify(tmp_path / "out").difference == 0
 
 
-@pytest.mark.parametrize("form", ["file", "legacy file", "archive"])
+@pytest.mark.parametrize("form", ["file", "archive of the old format"])
 def test_a_file_of_pytorchcv_is_told_by_its_names_and_its_checksum(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,9 +208,9 @@ def test_a_file_of_pytorchcv_is_told_by_its_names_and_its_checksum(
     theirs = vovnet27s().state_dict()
     source = source_named("vovnet27_slim.osmr_in1k")
     assert source is not None
-    path = save(tmp_path / source.file, theirs, _use_new_zipfile_serialization=form != "legacy file")
+    path = save(tmp_path / source.file, theirs, _use_new_zipfile_serialization=form == "file")
     sha1 = hashlib.sha1(path.read_bytes()).hexdigest()
-    if form == "archive":
+    if form != "file":
         path = path.with_name(f"{source.file}.zip")
         path.write_bytes(zipped([(source.file, path.with_suffix("").read_bytes())]))
     unknown = convert_checkpoint(path, tmp_path / "unknown")
