@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -76,6 +75,9 @@ def network_part(found: Shapes, part: Part | None) -> tuple[str, Shapes, dict[st
 
 
 def grouped(keys: Iterable[str]) -> list[str]:
-    """Return keys by their beginnings, each with the number of its tensors, such as ``fcos2d_head.* (54 tensors)``."""
-    groups = Counter(re.sub(r"\d+$", "", re.match(r"(?:\w*backbone\.)?[^.]*", key)[0]) for key in keys)  # type: ignore[index]
-    return [f"{group}* ({count} tensor{'' if count == 1 else 's'})" for group, count in groups.items()]
+    """Return keys by their beginnings with the number of tensors, such as ``fcos2d_head* (54 tensors)``."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        beginning = re.match(r"(?:\w*backbone\.)?[^.]*", key)
+        groups.setdefault(beginning[0].rstrip("0123456789") if beginning else key, []).append(key)
+    return [same[0] if len(same) == 1 else f"{group}* ({len(same)} tensors)" for group, same in groups.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 from published_forms import dd3d, network, renamed
 from safetensors.torch import load_file
 from timm.models import save_for_hf
+from tiny_runs import Squares
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,11 +25,14 @@ from vovnet.checkpoints.shapes import published_resnet_keys
 from vovnet.classification import load_classifier
 from vovnet.cli import main
 from vovnet.detection.checkpoints.initialize import load_matching
+from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.keys import published_detector_keys
 from vovnet.detection.models.build import build_detector
+from vovnet.detection.training.engine import train
+from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.errors import InputError
-from vovnet.hub import convert_checkpoint, verify
+from vovnet.hub import convert_checkpoint, load_detector, verify
 from vovnet.vovnet import published_keys, pytorchcv_keys
 from vovnet.vovnet_v2 import published_v2_keys
 
@@ -237,6 +242,43 @@ def test_a_published_detector_has_its_input(tmp_path: Path) -> None:
     torch.save({key: torch.full((1,), 2.0**-10).expand(shape) for key, shape in shapes.items()}, tmp_path / "frcn.pth")
     with pytest.raises(InputError, match=r"holds a detector.*--part backbone"):
         convert_checkpoint(tmp_path / "frcn.pth", tmp_path / "out", input="bgr255")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "backbone", "settings"),
+    [
+        ("faster_rcnn_V_39_FPN_1x", "vovnet39", []),
+        ("faster_rcnn_R_50_FPN_1x", "resnet50", ["model.stride_in_1x1=false"]),
+    ],
+)
+def test_a_published_schedule_trains_from_a_live_file(
+    recipe: str, backbone: str, settings: list[str], tmp_path: Path
+) -> None:
+    model = network(backbone)
+    with torch.no_grad():
+        for module in model.modules():
+            module.momentum = None  # norms average what they see
+        model.train()(torch.rand(4, 3, 128, 128))
+    path = tmp_path / "file.pth"
+    torch.save(renamed(model, pytorchcv_keys(model)) if backbone == "vovnet39" else model.state_dict(), path)
+    path = zipped(path) if backbone == "vovnet39" else path
+    convert_checkpoint(path, tmp_path / "start", input="bgr255")
+    small = ["data.train_min_sizes=[64]", "data.train_max_size=64", "model.min_size=64", "model.max_size=64"]
+    short = ["solver.batch_size=2", "solver.max_iterations=2", "solver.steps=[]", "data.workers=0", "log.log_every=1"]
+    init = f"init={tmp_path / 'start'}"
+    ready = load_recipe(recipe, ["data.train=[]", "data.val=[]", init, *settings, *small, *short])
+    train(ready, tmp_path / "run", train_dataset=Squares())
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    trained: Any = load_detector(tmp_path / "run")
+    assert trained.recipe.stride_in_1x1 is (False if settings else None)
+    first = trained.backbone.body.get_submodule("stem_0.bn" if backbone == "vovnet39" else "bn1")
+    assert first.eps == 0  # and the epsilon is in the variance
+    torch.testing.assert_close(
+        first.running_var, model.get_submodule("stem.0.bn" if backbone == "vovnet39" else "bn1").running_var + 1e-5
+    )
 
 
 def test_an_option_that_there_is_not(tmp_path: Path) -> None:
