@@ -234,6 +234,11 @@ def _describe(
             f"{name} has no pretrained_cfg with mean and std, so its input normalisation is unknown; set "
             "model.pretrained_cfg = {'mean': (...), 'std': (...)} for images in 0..1"
         )
+    if pretrained and max(cfg["mean"]) > 1:
+        raise InputError(
+            f"{name} takes images in 0..255 (the mean in its pretrained_cfg is {list(cfg['mean'])}), and a detector "
+            "gives its backbone images in 0..1; name such weights as init of a recipe with conventions: legacy"
+        )
     in_chans = getattr(net, "in_chans", None) or _first_conv_channels(net, name)
     return Features(
         net=net,

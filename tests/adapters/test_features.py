@@ -201,6 +201,14 @@ def test_an_instance_without_normalisation_is_refused() -> None:
         fpn_backbone(net, norm="bn")
 
 
+def test_weights_for_images_in_0_to_255_are_refused() -> None:
+    """As `vovnet convert --input bgr255` leaves them; nothing would show that the backbone sees other images."""
+    net: Any = timm.create_model("resnet18", features_only=True)
+    net.pretrained_cfg = {**net.pretrained_cfg, "mean": (102.9801, 115.9465, 122.7717), "std": (1.0, 1.0, 1.0)}
+    with pytest.raises(InputError, match=r"0\.\.255.*legacy"):
+        fpn_backbone(net, pretrained=True)
+
+
 def test_building_leaves_mode_and_statistics_as_they_are() -> None:
     net = timm.create_model("resnet18", features_only=True)
     net.layer1.eval()
