@@ -106,7 +106,8 @@ class LegacyRules(TrainingRules):
 def _no_start(model: ModelRecipe) -> str:
     """Return what to say to a training without initial weights, with the way to some that can be downloaded today."""
     resnet = model.backbone.startswith("resnet")
-    file = f"{'timm' if resnet else 'pytorchcv'}'s weights of {model.backbone}"
+    owner = "timm's " if resnet else "pytorchcv's " if model.backbone.startswith("vovnet") else ""
+    file = f"{owner}weights of {model.backbone}"
     stride = " model.stride_in_1x1=false" if resnet and model.stride_in_1x1 is not False else ""
     return (
         f"init: conventions: legacy needs weights for BGR images in 0..255: convert {file} with `vovnet convert FILE "

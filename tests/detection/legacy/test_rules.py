@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import SolverRecipe
 from vovnet.detection.legacy.rules import LegacyRules
 from vovnet.errors import InputError
@@ -91,3 +92,20 @@ def test_the_rate_follows_the_batch() -> None:
 def test_norms_decay_like_other_weights() -> None:
     with pytest.raises(InputError, match="norm_weight_decay"):
         LegacyRules().build_optimizer(nn.Linear(2, 2), recipe(norm_weight_decay=0.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "way"),
+    [
+        ("faster_rcnn_V_39_FPN_1x", [], "pytorchcv's weights of vovnet39"),
+        ("faster_rcnn_R_50_FPN_1x", [], "init=OUT model.stride_in_1x1=false"),
+        ("faster_rcnn_R_50_FPN_1x", ["model.stride_in_1x1=false"], "init=OUT, or"),
+        ("faster_rcnn_V_39_FPN_1x", ["model.backbone=ese_vovnet39b_all"], "convert weights of ese_vovnet39b_all"),
+    ],
+)
+def test_a_training_without_a_start_says_the_way_to_one(name: str, overrides: list[str], way: str) -> None:
+    with pytest.raises(InputError, match=r"^init: ") as caught:
+        LegacyRules().check_training(load_recipe(name, overrides), resume=False)
+    assert way in str(caught.value)
+    assert "--input bgr255" in str(caught.value)
+    LegacyRules().check_training(load_recipe(name, [*overrides, "init=somewhere"]), resume=False)
