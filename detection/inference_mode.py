@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from vovnet.detection import distributed
 from vovnet.detection.data.object_sizes import MEDIAN_OBJECT, SMALLEST_SIDE, resize_factor
 from vovnet.detection.masks import encode_box_masks, encode_masks
 from vovnet.errors import InputError
+from vovnet.processes.devices import choose_device
 
 BoxConverter = Callable[[Tensor], Tensor]
 """Converts a detector's boxes (N, 4) to COCO's x, y, width, height (N, 4)."""
@@ -43,7 +43,7 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
         raise InputError(
             "device: the detector or torch's default device is 'meta', which computes nothing; set another"
         )
-    place = distributed.choose_device(device, home)
+    place = choose_device(device, home)
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
     if place != home:

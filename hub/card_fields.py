@@ -10,9 +10,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from vovnet.checkpoints.places import locate
+from vovnet.checkpoints.places import is_torchvision, locate
 from vovnet.detection.checkpoints.network_facts import read_facts
-from vovnet.detection.checkpoints.torchvision_detectors import is_torchvision
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.build import DETECTORS

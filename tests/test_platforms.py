@@ -18,11 +18,11 @@ from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data import loader
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.synthetic import generate_shapes
-from vovnet.detection.distributed import choose_device, computes_with_bf16, default_device
 from vovnet.detection.training import state
 from vovnet.detection.training.callbacks import memory_in_use
 from vovnet.environment import environment_report, peak_memory
 from vovnet.errors import InputError
+from vovnet.processes.devices import choose_device, computes_with_bf16, default_device
 
 MPS = torch.device("mps")
 OPERATORS = ("osa_aggregate", "osa_aggregate_backward", "conv_affine_relu", "conv_affine_relu_backward")

@@ -14,13 +14,13 @@ import timm
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-from vovnet.checkpoints.places import model_folder
+from vovnet.checkpoints.places import is_torchvision, model_folder
 from vovnet.checkpoints.safetensors_file import open_safetensors, safetensors_bytes
 from vovnet.checkpoints.shapes import Shapes, refuse_differences, shapes_of
 from vovnet.checkpoints.timm_folder import limited_building
 from vovnet.detection.checkpoints.config_json import DetectorConfig, compose_config, read_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
-from vovnet.detection.checkpoints.torchvision_detectors import TorchvisionDetector, is_torchvision, torchvision_detector
+from vovnet.detection.checkpoints.torchvision_detectors import TorchvisionDetector, torchvision_detector
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.models.build import Detector
 from vovnet.errors import InputError

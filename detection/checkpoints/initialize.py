@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vovnet.checkpoints.places import is_torchvision
 from vovnet.checkpoints.safetensors_file import open_safetensors
 from vovnet.checkpoints.shapes import Shapes, refuse_differences, shapes_of
 from vovnet.detection.checkpoints.folder import StoredDetector, find_folder, stored_detector
 from vovnet.detection.checkpoints.network_facts import check_start, check_strides, keep_norms, read_facts
-from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, is_torchvision, torchvision_detector
+from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, torchvision_detector
 from vovnet.detection.config.fields import shown
 from vovnet.detection.config.schema import SETTINGS, ConventionName, ModelRecipe, Recipe
 from vovnet.errors import InputError

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import urlsplit
 
 from torch import Tensor
@@ -19,11 +19,9 @@ from torchvision.models._api import WeightsEnum
 
 from vovnet.checkpoints.download import Checksum, checkpoints_folder, fetch
 from vovnet.checkpoints.pickled import read_checkpoint_file
+from vovnet.checkpoints.places import TORCHVISION_PREFIX
 from vovnet.detection.config.schema import Category, ModelRecipe
 from vovnet.errors import InputError, did_you_mean
-
-PREFIX = "torchvision:"
-"""What a name of these weights begins with."""
 
 _RESNET50: dict[str, Any] = {
     "backbone": "resnet50",
@@ -108,7 +106,7 @@ class TorchvisionDetector:
         """Return the whole name, the published precision and the licence."""
         (data, metrics), *_ = self.weights.meta["_metrics"].items()
         published = ", ".join(f"{kind.removesuffix('_map')} AP {value}" for kind, value in metrics.items())
-        return f"{PREFIX}{self.name}.{self.weights.name} ({published} on {data}, as published; {LICENCE})"
+        return f"{TORCHVISION_PREFIX}{self.name}.{self.weights.name} ({published} on {data}, as published; {LICENCE})"
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights by our keys; the file is downloaded once, into torch's cache.
@@ -125,15 +123,11 @@ class TorchvisionDetector:
         return fetch(
             self.weights.url,
             f"its licence is {LICENCE}",
-            name=f"{PREFIX}{self.name}.{self.weights.name}",
-            otherwise=f"or name other weights: a folder, ORG/NAME on the Hub, or {PREFIX} with another detector",
+            name=f"{TORCHVISION_PREFIX}{self.name}.{self.weights.name}",
+            otherwise="or name other weights: a folder, ORG/NAME on the Hub, or another of torchvision's detectors "
+            f"({TORCHVISION_PREFIX}NAME)",
             checksum=Checksum("sha256", digits),
         )
-
-
-def is_torchvision(name: object) -> TypeGuard[str]:
-    """True if a name of weights is one of torchvision's: ``torchvision:…``."""
-    return isinstance(name, str) and name.startswith(PREFIX)
 
 
 def torchvision_detector(name: str) -> TorchvisionDetector:
@@ -142,11 +136,11 @@ def torchvision_detector(name: str) -> TorchvisionDetector:
     Raises:
         InputError: torchvision has no such detector or weights, or the detector has no counterpart here.
     """
-    detector, _, member = name.removeprefix(PREFIX).partition(".")
+    detector, _, member = name.removeprefix(TORCHVISION_PREFIX).partition(".")
     if detector not in NETWORKS:
         raise InputError(
-            f"'{name}': {did_you_mean(detector, NETWORKS)} expected {PREFIX} and one of {', '.join(NETWORKS)}; "
-            "torchvision's other detectors have no counterpart here"
+            f"'{name}': {did_you_mean(detector, NETWORKS)} expected {TORCHVISION_PREFIX} and one of "
+            f"{', '.join(NETWORKS)}; torchvision's other detectors have no counterpart here"
         )
     offered = get_model_weights(detector)
     if member and member not in offered.__members__:

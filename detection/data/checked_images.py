@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from vovnet.detection.data import fields
-from vovnet.detection.data.image_folder import ImageFolder, OutsideRoot
 from vovnet.detection.data.masks import Segmentation
 from vovnet.detection.data.missing import looked_for
 from vovnet.detection.data.report import DataReport
 from vovnet.errors import shown
+from vovnet.images.folder import ImageFolder, OutsideRoot
 from vovnet.images.reading import UnreadableImage, upright_size
 
 _NARROW = 200

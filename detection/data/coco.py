@@ -18,13 +18,13 @@ from torchvision import tv_tensors
 from vovnet.detection.config.schema import Category, DataSource
 from vovnet.detection.data.annotations import AnnotationFile, read_annotations
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject
-from vovnet.detection.data.image_folder import ImageFolder
 from vovnet.detection.data.masks import Segmentation, decode_masks
 from vovnet.detection.data.object_sizes import ObjectSizes
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
 from vovnet.detection.data.validation import check_content
 from vovnet.errors import InputError, shown
+from vovnet.images.folder import ImageFolder
 from vovnet.images.reading import ImageSizeError, UnreadableImage, example_names, read_image, to_tensor
 
 D = TypeVar("D")

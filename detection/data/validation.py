@@ -11,11 +11,11 @@ from vovnet.detection.config.schema import Category
 from vovnet.detection.data import fields
 from vovnet.detection.data.annotations import AnnotationFile, has_segmentation, read_annotations
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject, check_images, identity
-from vovnet.detection.data.image_folder import ImageFolder
 from vovnet.detection.data.masks import mask_area, sound_segmentation
 from vovnet.detection.data.report import DataReport
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import shown
+from vovnet.images.folder import ImageFolder
 from vovnet.images.reading import ImageSizeError, UnreadableImage, read_image, upright_size
 
 TOLERANCE = 0.5

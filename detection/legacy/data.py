@@ -15,7 +15,6 @@ from vovnet.detection.data import fields
 from vovnet.detection.data.annotations import AnnotationFile
 from vovnet.detection.data.checked_images import CheckedImage
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.data.image_folder import ImageFolder
 from vovnet.detection.data.masks import decode_masks
 from vovnet.detection.data.pixels import as_bytes
 from vovnet.detection.data.protocol import Target
@@ -23,6 +22,7 @@ from vovnet.detection.data.validation import check_content
 from vovnet.detection.legacy.masks import Polygons
 from vovnet.detection.legacy.transform import resize_image, resized_size
 from vovnet.errors import InputError
+from vovnet.images.folder import ImageFolder
 
 NO_SHAPE = ("no_mask", "bad_rle", "rle_size", "rle_sum")
 """Problems (of :data:`vovnet.detection.data.report.KINDS`) after which an object has no mask."""

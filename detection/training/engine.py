@@ -34,6 +34,7 @@ from vovnet.detection.training.signals import agree_to_stop, stop_signals, stopp
 from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_text
 from vovnet.folders.home import expand_home
+from vovnet.processes.devices import choose_device, default_device
 from vovnet.terminal.streams import say
 
 
@@ -85,7 +86,7 @@ def train(
     )
     recipe = with_network_of_init(recipe)
     rules = rules_of(recipe.model)
-    device = distributed.choose_device(device, distributed.default_device())
+    device = choose_device(device, default_device())
     output = expand_home(output)
     with (
         loader_failures(),

@@ -27,6 +27,7 @@ from vovnet.detection.training.state import load_state, restore_random_state
 from vovnet.errors import InputError
 from vovnet.memory import has_osa_blocks, memory_efficient
 from vovnet.ops.build import loader as kernels
+from vovnet.processes.devices import computes_with_bf16
 from vovnet.terminal.streams import echo
 
 STATE_KEYS = {
@@ -151,7 +152,7 @@ def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
     """Return the recipe with its meaning on this device for ``amp: auto``, so that recipe.yaml repeats the run."""
     if recipe.solver.amp != "auto":
         return recipe
-    amp: Literal["bf16", "none"] = "bf16" if distributed.computes_with_bf16(device) else "none"
+    amp: Literal["bf16", "none"] = "bf16" if computes_with_bf16(device) else "none"
     return replace(recipe, solver=replace(recipe.solver, amp=amp))
 
 

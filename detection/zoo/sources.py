@@ -17,10 +17,11 @@ import timm
 from torchvision.models import get_model_weights
 
 from vovnet.checkpoints.download import checkpoints_folder
+from vovnet.checkpoints.places import TORCHVISION_PREFIX
 from vovnet.checkpoints.pretrained import hub_namespace
 from vovnet.checkpoints.sources import IMAGENET_SOURCES
 from vovnet.checkpoints.sources import Source as ImageNetFile
-from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, PREFIX
+from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS
 from vovnet.detection.zoo.published import PUBLISHED_ROWS, PublishedRow
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import WEIGHTS_FILE
@@ -240,7 +241,7 @@ def _torchvision() -> Iterator[Source]:
         mebibytes: float = weights.meta["_file_size"]  # to three digits behind the point
         digits = PurePosixPath(urlsplit(weights.url).path).stem.rpartition("-")[2]
         yield Source(
-            f"{PREFIX}{network}",
+            f"{TORCHVISION_PREFIX}{network}",
             network,
             _TORCHVISION,
             "torchvision",

@@ -429,6 +429,23 @@ def test_a_classifiers_weights_print_the_five_likeliest_classes(
     assert refused.out == outcome.out
 
 
+def test_classifying_needs_only_the_base_install(tmp_path: Path) -> None:
+    model = timm.create_model("vovnet27_slim", num_classes=7)
+    save_for_hf(model, str(tmp_path / "slim"), safe_serialization=True)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30), (200, 90, 10)).save(tmp_path / "images" / "a.png")
+    # vovnet.detection needs what its extra installs.
+    hidden = "import sys; sys.modules.update(dict.fromkeys(('vovnet.detection', 'pycocotools', 'matplotlib')))\n"
+    run = "from vovnet.cli import main; main()"
+    options = ["predict", str(tmp_path / "images"), "--folder", "--weights", str(tmp_path / "slim"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + run, *options], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "a.png: " in done.stdout
+
+
 def test_sound_data_pass_the_check(workplace: Path) -> None:
     outcome = command("check-data", "--images", workplace / "images", "--annotations", workplace / "instances.json")
     assert outcome.code == 0

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeGuard
 
 from vovnet.checkpoints.hub import HUB_NAME, hub_files
 from vovnet.errors import InputError, did_you_mean
@@ -16,6 +17,8 @@ from vovnet.folders.home import expand_home
 
 HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
 """What timm, and every entrance here, takes in front of a name that shall be a repository, or a folder."""
+TORCHVISION_PREFIX = "torchvision:"
+"""What stands in front of a name of torchvision's detectors (detection/checkpoints/torchvision_detectors.py)."""
 
 _FILE_ENDING = re.compile(r"\.(pth|pt|zip|safetensors|json|onnx|xml|pt2)$", re.IGNORECASE)
 _CONVERTED = re.compile(r"\.(pth|pt|zip|pkl|bin|ckpt)$", re.IGNORECASE)
@@ -55,6 +58,11 @@ def locate(name_or_folder: str | os.PathLike[str]) -> Path | str:
             return text
         raise InputError(f"no folder '{text}' here, and it is not a Hub name ORG/NAME; {_near(folder)}")
     raise InputError(f"no folder '{text}' here{_ways_out(name)}; {_near(folder)}")
+
+
+def is_torchvision(name: object) -> TypeGuard[str]:
+    """Return True if a name of weights is one of torchvision's: ``torchvision:…``."""
+    return isinstance(name, str) and name.startswith(TORCHVISION_PREFIX)
 
 
 def is_path(text: str) -> bool:

@@ -111,9 +111,9 @@ def predict(
     max_pixels: MaxPixels = None,
 ) -> None:
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or classify them with a classifier's weights."""
+    from vovnet.checkpoints.places import is_torchvision
     from vovnet.classification import is_classifier
-    from vovnet.detection.checkpoints.torchvision_detectors import is_torchvision
-    from vovnet.detection.data.image_folder import list_images
+    from vovnet.images.folder import list_images
 
     def report(line: str) -> None:
         typer.echo(line, err=True)

@@ -55,7 +55,7 @@ Architecture = Annotated[
 
 def device_for(device: str | None, fuse: bool) -> torch.device:
     """Return the device that ``--device`` names. A fused copy runs on the CPU."""
-    from vovnet.detection.distributed import choose_device, default_device
+    from vovnet.processes.devices import choose_device, default_device
 
     if fuse and device not in (None, "cpu"):
         raise InputError(f"--device {device}: --fuse is for the CPU; leave one of the two out")

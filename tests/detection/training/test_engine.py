@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
-from vovnet.detection import distributed
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import DataRecipe, LogRecipe, Recipe, SolverRecipe
@@ -33,6 +32,7 @@ from vovnet.detection.training.optimizer import build_optimizer, build_schedule
 from vovnet.detection.training.run import RUN_FILES, Run
 from vovnet.detection.training.signals import TrainingInterrupted
 from vovnet.errors import InputError
+from vovnet.processes.devices import computes_with_bf16
 
 
 class Squares(tiny_runs.Squares):
@@ -281,7 +281,7 @@ def test_every_way_of_training_runs(settings: dict[str, Any], tmp_path: Path) ->
 
 def test_automatic_precision_is_written_down_as_what_it_was(tmp_path: Path) -> None:
     train(tiny_recipe(max_iterations=1, amp="auto"), tmp_path / "run", train_dataset=Squares(), progress=False)
-    expected = "bf16" if distributed.computes_with_bf16(torch.device("cpu")) else "none"
+    expected = "bf16" if computes_with_bf16(torch.device("cpu")) else "none"
     assert load_recipe(tmp_path / "run" / "recipe.yaml").solver.amp == expected
 
 

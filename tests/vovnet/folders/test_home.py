@@ -71,11 +71,11 @@ def test_every_entrance_expands_the_home_and_a_recipe_keeps_what_was_written(mon
     from vovnet.detection.checkpoints.folder import find_folder
     from vovnet.detection.config.loading import load_recipe, recipe_to_yaml
     from vovnet.detection.data.coco import CocoDataset
-    from vovnet.detection.data.image_folder import list_images
     from vovnet.detection.data.validation import check_data
     from vovnet.detection.prediction.predictor import predict, predict_files
     from vovnet.files import write_json
     from vovnet.folders.claim import claimed_folder
+    from vovnet.images.folder import list_images
 
     class Nothing(nn.Linear):
         def forward(self, images):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vovnet.detection.data.image_folder import ImageFolder, OutsideRoot, list_images, resolve_inside
 from vovnet.errors import InputError
+from vovnet.images.folder import ImageFolder, OutsideRoot, list_images, resolve_inside
 
 
 def test_list_images(tmp_path: Path) -> None:
