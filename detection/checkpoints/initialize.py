@@ -133,7 +133,10 @@ def load_matching(
     with stored_detector(place) as stored:
         if conventions is not None:
             _check_conventions(stored.config.model, detector, conventions, str(name_or_folder))
-        return _load_detector(detector, stored, str(name_or_folder))
+        start = _load_detector(detector, stored, str(name_or_folder))
+        if stored.config.model.norm_eps is not None:
+            keep_norms(detector.get_submodule("backbone.body"), stored.config.model.norm_eps)
+        return start
 
 
 def _check_conventions(theirs: ModelRecipe, detector: nn.Module, conventions: ConventionName, name: str) -> None:

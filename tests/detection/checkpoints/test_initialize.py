@@ -165,6 +165,22 @@ def test_another_backbone_is_refused(ours: str, theirs: str, tmp_path: Path) -> 
     assert unchanged(other, before)
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_frozen_norms_with_another_epsilon_compute_the_same(eps: float, tmp_path: Path) -> None:
+    frozen = {"norm": "frozen_bn", "pretrained": True}
+    theirs, ours = built(seed=0, norm_eps=eps, **frozen).eval(), built(**frozen).eval()
+    for module in theirs.modules():
+        if isinstance(getattr(module, "running_var", None), Tensor):
+            module.running_var.uniform_(0, max(eps / 10, 1e-5))
+    save_detector(tmp_path, theirs, dataclasses.replace(MODEL, norm_eps=eps, **frozen), CATEGORIES)
+    load_matching(ours, tmp_path)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = theirs.backbone(images), ours.backbone(images)
+    for level, value in expected.items():
+        torch.testing.assert_close(found[level], value, rtol=1e-3, atol=float(1e-4 * value.abs().max()))
+
+
 def test_a_backbone_without_a_part_is_refused(tmp_path: Path) -> None:
     state = timm_folder(tmp_path, "vovnet27_slim")
     gone = next(key for key in state if key.endswith("running_var"))
