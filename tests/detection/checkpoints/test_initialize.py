@@ -165,7 +165,7 @@ def test_another_backbone_is_refused(ours: str, theirs: str, tmp_path: Path) -> 
     assert unchanged(other, before)
 
 
-@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize("eps", [0.1])
 def test_frozen_norms_with_another_epsilon_compute_the_same(eps: float, tmp_path: Path) -> None:
     frozen = {"norm": "frozen_bn", "pretrained": True}
     theirs, ours = built(seed=0, norm_eps=eps, **frozen).eval(), built(**frozen).eval()
