@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
-from vovnet.checkpoints.archives import MOST_BYTES, member_blocks
+from vovnet.checkpoints.archives import MOST_BYTES, member_blocks, sha1_of_checkpoint
 from vovnet.checkpoints.partial_file import PartialFile, claimed_partial_file
 from vovnet.checkpoints.sources import LICENCE_NOTICES, Source, other_sources
 from vovnet.checkpoints.transfer import TransferError, receive
@@ -121,12 +121,25 @@ def fetch(
 def unpack_source(archive: Path, source: Source) -> Path:
     """Return the path of a source's ``.pth`` file in torch's cache, taking it from an archive if it is not there.
 
+    Args:
+        archive: A zip archive of the user that has the name of the source's. Its checksum is compared each time, also
+            if the file is in the cache, because the user asks for the weights in the archive.
+        source: The source.
+
     Raises:
-        InputError: The archive is damaged or holds something else, or the file in the cache is damaged.
+        InputError: The source states no SHA-1, so nothing tells whether the archive holds its file; the archive is
+            damaged or holds something else; or the file in the cache is damaged.
     """
+    checksum = _checksum_of(source)
+    if checksum is None:
+        raise InputError(
+            f"{archive}: a zip archive with the name of {source.file}, whose publisher states no checksum to know it "
+            "by; name the .pth file in it"
+        )
+    checksum.check(archive, sha1_of_checkpoint(archive))
     target = checkpoints_folder() / source.file
-    if not _is_whole(target, _checksum_of(source)):
-        _unpack(archive, target, checksum=_checksum_of(source), most=_most_bytes(source))
+    if not _is_whole(target, checksum):
+        _unpack(archive, target, checksum=checksum, most=_most_bytes(source))
     return target
 
 

@@ -68,7 +68,7 @@ def unpacked(file: Path) -> Path:
     """Return a file of weights itself, or for a published zip archive the path of its file in torch's cache.
 
     Raises:
-        InputError: The archive is damaged, or none that is published of the networks of this package.
+        InputError: The archive is damaged, or none that is known by its checksum as a published one of these networks.
     """
     if not is_archive(file):
         return file

@@ -517,8 +517,19 @@ def test_a_sources_archive_of_the_user_is_unpacked_once(source: Source, cache: P
     for _ in range(2):
         assert unpack_source(archive, source) == cache / NAME
         assert (cache / NAME).read_bytes() == BODY
+    before = contents(cache)
     archive.write_bytes(zipped([(NAME, b"another")]))
-    assert unpack_source(archive, source) == cache / NAME
+    refused(lambda: unpack_source(archive, source), str(archive), SHA1)  # and not ignored for the file in the cache
+    assert contents(cache) == before
     (cache / NAME).unlink()
     refused(lambda: unpack_source(archive, source), str(archive), SHA1)
+    assert contents(cache) == {}
+
+
+@pytest.mark.parametrize("one", IMAGENET_SOURCES, ids=lambda one: one.name)
+def test_only_what_a_checksum_tells_gets_into_the_cache_from_the_user(one: Source, cache: Path, tmp_path: Path) -> None:
+    """The name of an archive is no proof that its file is the publisher's, and the next user would get it as theirs."""
+    archive = tmp_path / f"{one.file}.zip"
+    archive.write_bytes(zipped([(one.file, BODY)]))
+    refused(lambda: unpack_source(archive, one), str(archive), *([one.sha1] if one.sha1 else ["name the .pth file"]))
     assert contents(cache) == {}

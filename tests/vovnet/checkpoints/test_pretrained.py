@@ -468,6 +468,18 @@ def test_a_published_archive_is_a_file_too(url: str, hub: Hub, models: list[nn.M
     refused(lambda: load(pretrained_cfg_overlay={"file": str(other)}), str(other))
 
 
+def test_an_archive_that_only_has_the_authors_name_is_not_their_file(
+    url: str, models: list[nn.Module], tmp_path: Path
+) -> None:
+    """It would be loaded for vovnet39.in1k from then on, and by the next archive of this name."""
+    archive = tmp_path / f"{AUTHORS_FILE}.zip"
+    archive.write_bytes(zipped([(AUTHORS_FILE, published(models[LOCAL]))]))
+    refused(lambda: load(pretrained_cfg_overlay={"file": str(archive)}), str(archive), "name the .pth file in it")
+    refused(lambda: fpn_backbone("vovnet39", backbone_args={**SIZES, "checkpoint_path": str(archive)}), str(archive))
+    assert same(timm.create_model("vovnet39.in1k", pretrained=True, **SIZES), models[AUTHORS])
+    refused(lambda: load(pretrained_cfg_overlay={"file": str(archive)}), str(archive))
+
+
 @pytest.mark.parametrize("name", ["no-such-file.pth", "."])
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     refused(lambda: load(pretrained_cfg_overlay={"file": str(tmp_path / name)}), str(tmp_path / name))
