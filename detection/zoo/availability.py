@@ -43,8 +43,10 @@ class Answer:
         return self.answers and self.size is not None and known is not None and self.size not in known
 
     def __str__(self) -> str:
+        if not self.source.place:
+            return f"{self.source.name}: {self.reason}"
         if not self.answers:
-            return f"{self.source.name}: does not answer ({self.reason}): {self.source.place or 'no address'}"
+            return f"{self.source.name}: does not answer ({self.reason}): {self.source.place}"
         size = "of a size that it does not say" if self.size is None else megabytes(self.size)
         if self.differs and self.source.size is not None:
             size += f", which differs from the published file: {megabytes(self.source.size)}"
@@ -63,7 +65,7 @@ def check_sources(sources: Sequence[Source], *, timeout: float = TIMEOUT) -> Ite
     ``HF_TOKEN`` count. Offline, nothing is asked.
 
     Args:
-        sources: The sources. Those without a file are left out.
+        sources: The sources. For those without a file, the answer says so.
         timeout: Seconds that each has to answer.
 
     Raises:
@@ -73,14 +75,17 @@ def check_sources(sources: Sequence[Source], *, timeout: float = TIMEOUT) -> Ite
         raise InputError(f"timeout: expected a positive number of seconds, got {timeout}")
     asked = [source for source in sources if source.place]
     waiting: queue.SimpleQueue[tuple[Source, Future[Answer]]] = queue.SimpleQueue()
-    answers: list[Future[Answer]] = [Future() for _ in asked]
-    for pair in zip(asked, answers, strict=True):
-        waiting.put(pair)
+    answers: list[Future[Answer]] = [Future() for _ in sources]
+    for source, answer in zip(sources, answers, strict=True):
+        if source.place:
+            waiting.put((source, answer))
+        else:
+            answer.set_result(Answer(source, False, reason="no file is published"))
     # Threads of a pool would keep the process from ending while one waits for a name server, which has no timeout.
     for _ in range(min(_AT_ONCE, len(asked))):
         threading.Thread(target=_work, args=(waiting, timeout), daemon=True).start()
     latest = time.monotonic() + timeout * (1 + -(-len(asked) // _AT_ONCE))
-    for source, answer in zip(asked, answers, strict=True):
+    for source, answer in zip(sources, answers, strict=True):
         try:
             yield answer.result(max(0.0, latest - time.monotonic()))
         except TimeoutError:

@@ -21,7 +21,10 @@ class _ListsByDefault(TyperGroup):
 
 
 commands = typer.Typer()
-weights = typer.Typer(cls=_ListsByDefault, help="List every published source of weights, or ask which ones answer.")
+weights = typer.Typer(
+    cls=_ListsByDefault,
+    help="List every published source of weights, or ask which ones answer (needs the extra detection).",
+)
 commands.add_typer(weights, name="weights")
 
 
@@ -43,13 +46,17 @@ def check(
     names: Names = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds that each source has to answer.")] = 10.0,
 ) -> None:
-    """Ask each source whether it answers, without downloading it. The exit code is 1 if one does not."""
+    """Ask each source whether it answers, without downloading it. The exit code is 1 if one does not.
+
+    Without NAMES, those of which no file is published are left out.
+    """
     from vovnet.detection.zoo.availability import check_sources
     from vovnet.detection.zoo.sources import all_sources, select
     from vovnet.terminal.text import printable
 
+    chosen = select(all_sources(), names or [])
     silent = False
-    for answer in check_sources(select(all_sources(), names or []), timeout=timeout):
+    for answer in check_sources(chosen if names else [one for one in chosen if one.place], timeout=timeout):
         typer.echo(printable(str(answer)))
         silent |= not answer.answers
     raise typer.Exit(1 if silent else 0)

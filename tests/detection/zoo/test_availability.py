@@ -187,8 +187,14 @@ def test_many_are_asked_at_once_and_answer_in_order(server: Server) -> None:
     assert [answer.source.url for answer in answers] == [f"{server.address}/{name}" for name in names]
 
 
-def test_what_has_no_file_is_not_asked() -> None:
-    assert list(check_sources([source()])) == []
+def test_of_what_no_file_is_published_the_answer_says_so(server: Server) -> None:
+    answers = list(check_sources([source(), source(f"{server.address}/ok.pth"), source()], timeout=TIMEOUT))
+    assert [answer.answers for answer in answers] == [False, True, False]
+    assert str(answers[0]) == "it: no file is published"
+    assert server.asked == [("HEAD", "/ok.pth")]
+
+
+def test_a_time_that_is_none_is_refused() -> None:
     for timeout in (0, -1, float("nan"), float("inf")):
         refused(lambda timeout=timeout: list(check_sources([], timeout=timeout)), "timeout")  # type: ignore[misc]
 

@@ -69,3 +69,15 @@ def test_the_exit_code_says_whether_all_answer(hub: Hub, monkeypatch: pytest.Mon
     assert [line.partition(":")[0] for line in outcome.out.splitlines()] == ["vovnet39.in1k", "vovnet57.in1k"]
     assert "does not answer (HTTP 404" in outcome.out
     assert {request.method for request in hub.log()} == {"HEAD"}
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_vovnet57_fpn", "maskrcnn_vovnet57_fpn.COCO_V1", "MaskRCNN_VoVNet57*"])
+def test_who_names_weights_without_a_file_is_told_so(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    outcome = command("weights", "check", name)
+    assert (outcome.code, outcome.err) == (1, "")
+    assert outcome.out == "maskrcnn_vovnet57_fpn.COCO_V1: no file is published\n"
+    (absent,) = select(published_sources(), [name])
+    monkeypatch.setattr(module, "published_sources", lambda: (absent,))
+    everything = command("weights", "check")
+    assert (everything.code, everything.out, everything.err) == (0, "", "")
+    assert hub.log() == []
