@@ -28,7 +28,7 @@ from vovnet.files import WEIGHTS_FILE
 
 _IMAGENET = "ImageNet-1k"
 _MINIVAL = "COCO 2014 minival"
-_BY_NAME = ("vovnet predict IMAGE --weights NAME", 'timm.create_model("NAME", pretrained=True)')
+_BY_NAME = ("vovnet predict IMAGE --weights NAME", 'import timm, vovnet; timm.create_model("NAME", pretrained=True)')
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,13 @@ _AUTHORS = Group(
 _TIMM = Group("ImageNet weights of VoVNetV2 from timm", _BY_NAME, "recipes build detectors over them", "the files")
 _DETECTORS = Group(
     "COCO detectors from the authors",
-    ('import vovnet.detection; torchvision.models.get_model("NETWORK", weights="COCO_V1")',),
+    ('import torchvision, vovnet.detection; torchvision.models.get_model("NETWORK", weights="COCO_V1")',),
     "on random weights, the detectors compute what maskrcnn-benchmark's reference computes",
     "the files, and their AP on COCO; the addresses are on the same host as the authors' ImageNet weights",
 )
 _TORCHVISION = Group(
     "COCO detectors from torchvision",
-    ("vovnet predict IMAGE --weights NAME --output OUT", "vovnet train RECIPE init=NAME --output RUN"),
+    ("vovnet predict IMAGE --weights NAME", "vovnet train RECIPE init=NAME --output RUN"),
     "on random weights, the detectors compute what torchvision's own compute, to the last bit",
     "the files, and their AP on COCO",
 )

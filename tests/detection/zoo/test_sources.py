@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torchvision
+import typer.main
 from hostile import refused
 from local_hub import Hub
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
 from vovnet.checkpoints.hub import hub_files
 from vovnet.checkpoints.sources import IMAGENET_SOURCES
+from vovnet.cli import app
 from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, torchvision_detector
 from vovnet.detection.zoo.published import PUBLISHED_ROWS
 from vovnet.detection.zoo.sources import Source, all_sources, published_sources, select
@@ -131,6 +135,29 @@ def test_sources_are_chosen_by_name_network_or_pattern() -> None:
     assert chosen("vovnet57.in1k", "vovnet39.in1k") == ["vovnet39.in1k", "vovnet57.in1k"]
     assert len(chosen()) == len(published_sources())
     refused(lambda: chosen("vovnet39", "vovnet38"), "'vovnet38'", "'vovnet39'")
+
+
+def test_lines_of_python_run_on_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[str, dict[str, object]]] = []
+    for owner, function in ((timm, "create_model"), (torchvision.models, "get_model")):
+        monkeypatch.setattr(owner, function, lambda name, **arguments: called.append((name, arguments)))
+    lines = [line for source in published_sources() for line in source.load if "(" in line]
+    for line in lines:
+        exec(line, {})
+    assert len(called) == len(lines) > 0
+    for name, arguments in called:
+        if "weights" in arguments:
+            assert str(arguments["weights"]) in torchvision.models.get_model_weights(name).__members__
+        else:
+            assert timm.is_model(name.partition(".")[0])
+
+
+def test_lines_of_the_shell_name_every_option_that_the_command_needs() -> None:
+    group: Any = typer.main.get_command(app)
+    lines = {line for source in published_sources() for line in source.load if line.startswith("vovnet ")}
+    for _, name, *arguments in map(shlex.split, lines):
+        group.commands[name].make_context(name, arguments)
+    assert {line.split()[1] for line in lines} == {"predict", "train"}
 
 
 def test_texts_say_who_states_what() -> None:
