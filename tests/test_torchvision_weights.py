@@ -13,7 +13,7 @@ import yaml
 from local_hub import Hub
 from PIL import Image
 from safetensors.torch import load_file
-from support import Outcome, command
+from support import Outcome, command, contents
 from torch import Tensor
 from torchvision_files import images, in_cache, random_state, small
 
@@ -77,15 +77,20 @@ def run(
 
 
 @pytest.mark.usefixtures("cached")
-def test_predict(tmp_path: Path) -> None:
-    photo = tmp_path / "photo.png"
-    Image.effect_noise((64, 48), 90).convert("RGB").save(photo)
-    outcome = done(command("predict", photo, "--weights", WEIGHTS, "--output", tmp_path / "drawn"))
+def test_predict_without_an_output_writes_into_predictions_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((64, 48), 90).convert("RGB").save("photo.png")
+    outcome = done(command("predict", "photo.png", "--weights", WEIGHTS))
     assert "22.8" in outcome.err
-    found = json.loads((tmp_path / "drawn" / "photo.json").read_text())
+    found = json.loads((tmp_path / "predictions" / "photo.json").read_text())
     names = {one["id"]: one["name"] for one in load_detector(WEIGHTS).categories}
     assert found
     assert all(names[one["category_id"]] == one["category"] for one in found)
+    before = contents(tmp_path)
+    command("predict", "photo.png", "--weights", WEIGHTS).refused("predictions", "--overwrite")
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.usefixtures("cached")

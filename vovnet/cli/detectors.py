@@ -9,18 +9,17 @@ import typer
 
 from vovnet.cli.options import (
     Annotations,
+    AnyWeights,
     Device,
     Fuse,
     Images,
     MaxPixels,
-    OptionalOutput,
     Output,
     Overwrite,
     Weights,
     device_for,
     fused_if,
 )
-from vovnet.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -101,8 +100,8 @@ def evaluate(
 @commands.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Images.")],
-    weights: Weights,
-    output: OptionalOutput = None,
+    weights: AnyWeights,
+    output: Output = Path("predictions"),
     folder: Annotated[bool, typer.Option("--folder", help="The arguments are folders of images.")] = False,
     threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
     overwrite: Overwrite = False,
@@ -110,7 +109,7 @@ def predict(
     fuse: Fuse = False,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or classify them with a classifier's weights."""
+    """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or print the classes that a classifier sees in them."""
     from vovnet.checkpoints.places import is_torchvision
     from vovnet.classification import is_classifier
     from vovnet.images.folder import list_images
@@ -123,8 +122,6 @@ def predict(
     if not is_torchvision(weights) and is_classifier(weights):
         _classify(weights, paths, place, fuse, max_pixels)
         return
-    if output is None:
-        raise InputError("--output: a folder for the drawings and JSON files is needed")
     from vovnet.detection.prediction.predictor import predict_files
     from vovnet.folders.claim import claimed_folder
     from vovnet.hub import load_detector

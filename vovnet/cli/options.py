@@ -33,13 +33,17 @@ Device = Annotated[
     typer.Option("--device", help="cpu, cuda, cuda:1 or mps (a Mac's GPU). Default: an NVIDIA GPU if there is one."),
 ]
 Fuse = Annotated[bool, typer.Option("--fuse", help="Run the copy that vovnet.fuse makes: faster, on the CPU only.")]
-Weights = Annotated[
+_DETECTOR = (
+    "Folder of a detector (a run), ORG/NAME[@REVISION] on the Hub, or torchvision:NAME, such as "
+    "torchvision:maskrcnn_resnet50_fpn_v2."
+)
+Weights = Annotated[str, typer.Option("--weights", "-w", help=_DETECTOR)]
+AnyWeights = Annotated[
     str,
     typer.Option(
         "--weights",
         "-w",
-        help="Folder of a detector (a run), ORG/NAME[@REVISION] on the Hub, or torchvision:NAME, such as "
-        "torchvision:maskrcnn_resnet50_fpn_v2.",
+        help=f"{_DETECTOR} Or a classifier: its folder, ORG/NAME, or a name of timm's, such as vovnet39.",
     ),
 ]
 Images = Annotated[Path, typer.Option("--images", help="Folder that the file_name entries are relative to.")]
