@@ -126,7 +126,7 @@ def test_a_status_that_is_no_answer(ask: Ask, server: Server, status: int) -> No
     assert not answer.answers
     assert str(status) in answer.reason
     # Some servers forbid HEAD alone.
-    assert [method for method, _ in server.asked] == ["HEAD", "GET"] if status == 403 else ["HEAD"]
+    assert [method for method, _ in server.asked] == (["HEAD", "GET"] if status == 403 else ["HEAD"])
 
 
 @pytest.mark.parametrize("name", ["headless.pth", "headless-whole.pth"])
