@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
+from urllib.error import HTTPError, URLError
 
 from vovnet.terminal.streams import lasting_output
 from vovnet.terminal.text import printable
@@ -70,8 +71,11 @@ def reason(error: BaseException) -> str:
     urllib wraps the error of a connection, and the system's errors begin with a number; neither helps a user.
     """
     inner = getattr(error, "reason", None)
-    cause = inner if isinstance(inner, BaseException) else error
-    first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    if isinstance(inner, BaseException):
+        return reason(inner)
+    wraps_text = isinstance(error, URLError) and not isinstance(error, HTTPError)  # whose own text has the status
+    text = str(inner if wraps_text else error)
+    first = (text.strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[Errno -?\d+\] ", "", first)
 
 

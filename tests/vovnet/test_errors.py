@@ -1,7 +1,8 @@
 """What errors offer to users: the nearest names."""
 
+from http.client import HTTPMessage
 from socket import gaierror
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import pytest
 import typer
@@ -22,6 +23,12 @@ def test_the_closest_names_are_suggested():
     [
         (URLError(gaierror(-2, "Name or service not known")), "Name or service not known"),
         (URLError(TimeoutError()), "TimeoutError"),
+        (URLError("unknown url type: gone"), "unknown url type: gone"),
+        (URLError("[Errno 111] Connection refused"), "Connection refused"),
+        (URLError(URLError(ConnectionRefusedError(111, "Connection refused"))), "Connection refused"),
+        (URLError(""), "URLError"),
+        (HTTPError("http://host/a.pth", 403, "Forbidden", HTTPMessage(), None), "HTTP Error 403: Forbidden"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "'utf-8' codec can't decode byte 0xff in position 0: bad"),
         (FileNotFoundError(2, "No such file or directory", "a.pth"), "No such file or directory: 'a.pth'"),
         (ValueError("first\nsecond"), "first"),
         (KeyError(), "KeyError"),
