@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from vovnet.checkpoints.archives import MOST_BYTES, member_blocks, sha1_of_checkpoint
 from vovnet.checkpoints.partial_file import PartialFile, claimed_partial_file
 from vovnet.checkpoints.sources import LICENCE_NOTICES, Source, other_sources
-from vovnet.checkpoints.transfer import TransferError, receive
+from vovnet.checkpoints.transfer import LONGEST_SILENCE, TransferError, receive
 from vovnet.errors import InputError
 from vovnet.files import atomic_path, flush_folder, flush_to_disk
 from vovnet.folders.home import user_cache
@@ -20,6 +20,7 @@ from vovnet.folders.temporary import remove_leftovers
 from vovnet.terminal.streams import say_once
 
 _MARGIN = 2**20  # bytes beside the tensors: names and pickle, 0.13 MB in pytorchcv's largest VoVNet; or what a zip adds
+_PATIENCE = LONGEST_SILENCE + 60  # seconds that another process may bring nothing: it retries, then checks and unpacks
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,22 @@ class Checksum:
     digits: str
     """All hexadecimal digits, or the first ones."""
 
-    def check(self, path: Path, found: str, mend: str = "") -> None:
+    def check(self, path: Path, found: str, mend: str = "", *, member: str = "") -> None:
         """Raise an error if a file has another checksum.
 
         Args:
             path: The file.
             found: Its checksum.
             mend: What the user can do.
+            member: The name of the file in an archive, if ``path`` is one and the checksum is that of the file in it.
 
         Raises:
             InputError: The file has another checksum.
         """
         if not found.startswith(self.digits):
             expected = f"{self.digits}{'…' if len(self.digits) < len(found) else ''}"
-            raise InputError(
-                f"{path}: damaged, or another file: its {_named(self.algorithm)} is {found}, expected {expected}{mend}"
-            )
+            whose = f"the {_named(self.algorithm)} of {member} in it" if member else f"its {_named(self.algorithm)}"
+            raise InputError(f"{path}: damaged, or another file: {whose} is {found}, expected {expected}{mend}")
 
 
 def fetch_source(source: Source, *, progress: bool = True) -> Path:
@@ -107,7 +108,7 @@ def fetch(
         _refuse_offline(url, target, otherwise)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent)
-        with claimed_partial_file(target.with_name(f"{remote}.part"), url) as partial:
+        with claimed_partial_file(target.with_name(f"{remote}.part"), url, _PATIENCE) as partial:
             if not _is_whole(target, checksum):  # else another process has fetched it meanwhile
                 ways = f"get {target.name} by other means and put it at '{target}', {otherwise}"
                 found = _download(partial, target, ways, checksum=checksum, most=most, progress=progress)
@@ -256,5 +257,5 @@ def _unpack(archive: Path, target: Path, *, checksum: Checksum | None, most: int
                 file.write(block)
                 digest.update(block)
         if checksum:
-            checksum.check(archive, digest.hexdigest())
+            checksum.check(archive, digest.hexdigest(), member=target.name)
     return f"{_named(algorithm)} {digest.hexdigest()}"

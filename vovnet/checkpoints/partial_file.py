@@ -15,7 +15,6 @@ from vovnet.folders.locks import held_lock
 from vovnet.folders.temporary import temporary_path
 from vovnet.terminal.streams import say
 
-PATIENCE = 60.0  # seconds that another process may bring nothing
 _POLL = 0.1  # seconds between looks at what another process downloads
 _clock = time.monotonic
 
@@ -77,7 +76,7 @@ class PartialFile:
 
 
 @contextlib.contextmanager
-def claimed_partial_file(path: Path, url: str) -> Iterator[PartialFile]:
+def claimed_partial_file(path: Path, url: str, patience: float) -> Iterator[PartialFile]:
     """Yield a partial file that no other process writes to, after waiting for one that does.
 
     When the ``with`` block ends, the files are removed unless the next call can go on with them.
@@ -85,13 +84,14 @@ def claimed_partial_file(path: Path, url: str) -> Iterator[PartialFile]:
     Args:
         path: ``NAME.part``.
         url: The address that it is downloaded from.
+        patience: Seconds for which another process may bring nothing.
 
     Raises:
-        InputError: Another process has it, and nothing has come for a minute.
+        InputError: Another process has it, and nothing has come for so long.
     """
     state = path.with_name(f"{path.name}.state")
     with contextlib.ExitStack() as stack:
-        descriptor = _lock_in_turn(stack, state, path)
+        descriptor = _lock_in_turn(stack, state, path, patience)
         own = path if descriptor is not None else temporary_path(path.parent, path.suffix)
         partial = PartialFile(own, url, state, descriptor)
         partial.read_state()
@@ -102,7 +102,7 @@ def claimed_partial_file(path: Path, url: str) -> Iterator[PartialFile]:
                 partial.discard()
 
 
-def _lock_in_turn(stack: contextlib.ExitStack, state: Path, path: Path) -> int | None:
+def _lock_in_turn(stack: contextlib.ExitStack, state: Path, path: Path, patience: float) -> int | None:
     """Hold the lock until the stack is unwound, as soon as no other process has it; return its descriptor."""
     seen, since = -1, _clock()
     while True:
@@ -113,9 +113,9 @@ def _lock_in_turn(stack: contextlib.ExitStack, state: Path, path: Path) -> int |
             say(f"{path.name.removesuffix('.part')}: another process is fetching it; waiting")
         if size != seen:
             seen, since = size, _clock()
-        elif _clock() - since > PATIENCE:
+        elif _clock() - since > patience:
             raise InputError(
-                f"{path}: another process has been fetching it, and nothing has come for {PATIENCE:.0f} seconds; stop "
+                f"{path}: another process has been fetching it, and nothing has come for {patience:.0f} seconds; stop "
                 "that process, or try again later"
             )
         time.sleep(_POLL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import time
 import urllib.error
 import urllib.request
@@ -22,12 +21,17 @@ _SLOWEST = 1024  # bytes a second; a slower server is given up
 _ATTEMPTS = 5  # connections that may break off in one call
 _clock = time.monotonic
 
-_BREAKS = (HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
-"""What a connection can raise while the body comes."""
+LONGEST_SILENCE = 2 * _ATTEMPTS * _TIMEOUT
+"""Seconds for which :func:`receive` may bring nothing and still go on: each connection waits for its answer, then for
+its body."""
 
 
 class TransferError(Exception):
     """A file cannot be received; the message says why."""
+
+
+class _BrokenOffError(TransferError):
+    """The connection broke off; the next one may bring the rest."""
 
 
 def receive(url: str, partial: PartialFile, *, most: int, progress: bool) -> None:
@@ -44,28 +48,25 @@ def receive(url: str, partial: PartialFile, *, most: int, progress: bool) -> Non
             several times, or is too slow. The partial file keeps what has come.
     """
     for attempt in range(_ATTEMPTS):
-        try:
-            response = _ask(url, partial)
-        except urllib.error.HTTPError as error:
-            raise TransferError(reason(error)) from error
-        except urllib.error.URLError as error:  # its own text has "<urlopen error …>" around the reason
-            raise TransferError(str(error.reason)) from error
-        except _BREAKS as error:
-            raise TransferError(reason(error)) from error
+        response = _ask(url, partial)
         if response is None:
             return
         with response:
             try:
                 _read_body(response, _total(response, partial, most), partial, most=most, progress=progress)
-            except _BREAKS as error:
+            except _BrokenOffError:
                 if attempt == _ATTEMPTS - 1:
-                    raise TransferError(reason(error)) from error
+                    raise
             else:
                 return
 
 
 def _ask(url: str, partial: PartialFile) -> HTTPResponse | None:
-    """Return the answer with the rest of the file; None if nothing of it is missing."""
+    """Return the answer with the rest of the file; None if nothing of it is missing.
+
+    Raises:
+        TransferError: The address, or one that it redirects to, does not answer, or is no address.
+    """
     headers = {"User-Agent": "vovnet"}
     size = partial.size if partial.validator else 0
     if size and partial.validator:
@@ -76,19 +77,20 @@ def _ask(url: str, partial: PartialFile) -> HTTPResponse | None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code != 416 or not size:
-            raise
+            raise TransferError(reason(error)) from error
         if error.headers.get("Content-Range") == f"bytes */{size}":
             return None
-        partial.restart(None)
-        return _ask(url, partial)
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect to what is no address
+        raise TransferError(reason(error)) from error
+    partial.restart(None)
+    return _ask(url, partial)
 
 
 def _total(response: HTTPResponse, partial: PartialFile, most: int) -> int | None:
     """Return the size of the whole file, if the server says it, and prepare the partial file for the body.
 
     Raises:
-        TransferError: The answer is not the file, or the file is too large.
-        ConnectionError: The answer is another part of the file than the one that was asked for.
+        TransferError: The answer is not the file, or another part of it than the missing one, or the file is too large.
     """
     if response.headers.get_content_type() == "text/html":
         raise TransferError("it answers with a web page instead of the file; the link may be dead")
@@ -99,7 +101,7 @@ def _total(response: HTTPResponse, partial: PartialFile, most: int) -> int | Non
         part = re.fullmatch(r"bytes (\d{1,15})-\d+/(\d{1,15})", response.headers.get("Content-Range", ""))
         if part is None or int(part[1]) != partial.size or validator not in (None, partial.validator):
             partial.restart(None)
-            raise ConnectionError("it answers with another part of the file than the one that is missing")
+            raise _BrokenOffError("it answers with another part of the file than the one that is missing")
         total = int(part[2])
     elif response.status == 200:
         partial.restart(validator)
@@ -122,8 +124,7 @@ def _read_body(response: HTTPResponse, total: int | None, partial: PartialFile, 
     """Append the body of an answer to the partial file.
 
     Raises:
-        TransferError: The body is too large or comes too slowly.
-        ConnectionError: It ends early.
+        TransferError: The body is too large, comes too slowly or ends early.
     """
     from huggingface_hub.utils import tqdm
 
@@ -132,7 +133,7 @@ def _read_body(response: HTTPResponse, total: int | None, partial: PartialFile, 
     bar: Any = tqdm(total=total, initial=size, unit="B", unit_scale=True, desc=name, disable=None if progress else True)
     begun, come = _clock(), 0
     with bar, partial.path.open("ab") as file:
-        while block := response.read1(_CHUNK):
+        while block := _next_block(response):
             size += len(block)
             if size > most:
                 raise TransferError(f"more than the expected {most:,} bytes come")
@@ -144,7 +145,15 @@ def _read_body(response: HTTPResponse, total: int | None, partial: PartialFile, 
                     raise TransferError(f"only {come:,} bytes came in {seconds:.0f} seconds")
                 begun, come = _clock(), 0
     if total is not None and size != total:  # a closed connection looks like the end
-        raise ConnectionError(f"it broke off after {size} of {total} bytes")
+        raise _BrokenOffError(f"it broke off after {size} of {total} bytes")
+
+
+def _next_block(response: HTTPResponse) -> bytes:
+    """Return what has come of the body; empty at its end."""
+    try:  # apart from the writing, whose errors are the disk's
+        return response.read1(_CHUNK)
+    except (OSError, HTTPException) as error:
+        raise _BrokenOffError(reason(error)) from error
 
 
 class _StaysEncrypted(urllib.request.HTTPRedirectHandler):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import itertools
+import os
 import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPMessage
+from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,15 @@ def test_a_status_that_has_no_file(server: FileServer, cache: Path) -> None:
     assert contents(cache) == {}
 
 
+@pytest.mark.parametrize(
+    "to", ["https://[gone/x.pth", "http://host:port/x.pth", f"http://{'a' * 64}.invalid/x.pth", "gone://host/x.pth"]
+)
+def test_a_redirect_to_what_is_no_address(server: FileServer, cache: Path, to: str) -> None:
+    url = server.put(NAME, Served(status=302, headers={"Location": to}))
+    failed(lambda: get(url), url)
+    assert contents(cache) == {}
+
+
 def test_redirects_without_an_end(server: FileServer) -> None:
     url = server.put(NAME, Served(status=302, headers={"Location": f"/{NAME}"}))
     failed(lambda: get(url), url)
@@ -210,7 +221,8 @@ def test_a_file_that_is_too_large(
 def test_another_checksum_is_refused_and_nothing_is_kept(server: FileServer, cache: Path, packed: bool) -> None:
     other = BODY[:-1] + b"x"
     url = server.put(f"{NAME}.zip", zipped([(NAME, other)])) if packed else server.put(NAME, other)
-    failed(lambda: get(url, sha1=SHA1), url, SHA1, hashlib.sha1(other).hexdigest())
+    message = failed(lambda: get(url, sha1=SHA1), url, SHA1, hashlib.sha1(other).hexdigest())
+    assert (f"{NAME} in it" in message) == packed
     assert contents(cache) == {}
     server.put(url.rpartition("/")[2], zipped([(NAME, BODY)]) if packed else BODY)
     assert get(url, sha1=SHA1).read_bytes() == BODY
@@ -377,6 +389,34 @@ def test_a_server_that_stops_sending(server: FileServer, cache: Path, monkeypatc
     monkeypatch.undo()
 
 
+LOST = [errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ECONNRESET, errno.ETIMEDOUT, errno.EIO]
+
+
+@pytest.mark.parametrize("number", LOST, ids=errno.errorcode.get)
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_network_that_is_lost(
+    server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch, number: int, lasting: bool
+) -> None:
+    """The system may give any error while the body comes; it is none of the disk."""
+    read, calls = HTTPResponse.read1, itertools.count()
+
+    def lost(response: HTTPResponse, n: int) -> bytes:
+        call = next(calls)
+        if lasting or call == 1:
+            raise OSError(number, os.strerror(number))
+        return read(response, 1000 if call == 0 else n)
+
+    monkeypatch.setattr(HTTPResponse, "read1", lost)
+    url = server.put(NAME, BODY)
+    if lasting:
+        message = failed(lambda: get(url), url, os.strerror(number))
+        assert "Errno" not in message
+        assert len(server.log) == transfer._ATTEMPTS
+    else:
+        assert get(url, sha1=SHA1).read_bytes() == BODY
+        assert [seen.range for seen in server.log] == [None, "bytes=1000-"]
+
+
 def test_a_server_that_trickles(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It never stops for the length of a timeout, and would take hours."""
     now = iter(range(0, 10**9, 20))
@@ -396,6 +436,19 @@ def test_a_full_disk_is_the_systems_error(server: FileServer, cache: Path, monke
         get(server.put(NAME, BODY))
     assert caught.value.filename == str(cache / NAME)
     assert contents(cache) == {}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this file")
+def test_a_disk_that_is_full_while_the_body_comes(
+    server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+    full = Path("/dev/full")
+    monkeypatch.setattr(Path, "open", lambda path, mode="r": opened(full if path.suffix == ".part" else path, mode))
+    with pytest.raises(OSError, match="No space left") as caught:
+        get(server.put(NAME, BODY))
+    assert caught.value.filename == str(cache / NAME)
+    assert len(server.log) == 1
 
 
 # Several at once.
@@ -453,6 +506,33 @@ def test_who_comes_second_goes_on_if_the_first_fails(
     assert isinstance(one[0], ValueError)
     assert other == [cache / NAME]
     assert server.log[-1] == (f"/{NAME}", "bytes=5000-", 206)
+
+
+def test_who_waits_outlasts_one_who_tries_again(
+    server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first brings nothing until all of its connections have timed out, and may then still unpack."""
+    hold, looked = threading.Event(), threading.Event()
+    times: list[float] = []
+
+    def clock() -> float:
+        times.append(0.0 if len(times) < 2 else 2 * transfer._ATTEMPTS * transfer._TIMEOUT)
+        if len(times) > 2:
+            looked.set()
+        return times[-1]
+
+    served = Served(BODY, hold=hold)
+    url = server.put(NAME, served)
+    first, one = both(lambda: get(url))
+    assert served.reached.wait(60)
+    monkeypatch.setattr(partial_file, "_POLL", 0.01)
+    monkeypatch.setattr(partial_file, "_clock", clock)
+    second, other = both(lambda: get(url))
+    assert looked.wait(60)
+    hold.set()
+    first.join()
+    second.join()
+    assert one == other == [cache / NAME]
 
 
 def test_waiting_has_an_end(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
