@@ -16,7 +16,7 @@ from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.build import DETECTORS
 from vovnet.detection.models.flops import MASKS, PROPOSALS, classifier_gmacs, detector_gmacs, working_size
-from vovnet.detection.zoo.published import PublishedRow, published_row
+from vovnet.detection.zoo.published import COCO_CLASSES, PublishedRow, published_row
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE
 from vovnet.hub.manifest import PublishedFile
@@ -79,7 +79,8 @@ def detector_fields(
     """
     model, preprocessing = detector.recipe, detector.preprocessing
     row = published_row(source.name) if source else None
-    published = row if row and source and source.file == row.file else None
+    whole = len(detector.categories) == COCO_CLASSES
+    published = row if row and source and source.file == row.file and whole else None
     run = load_recipe(folder / RECIPE_FILE) if source is None and (folder / RECIPE_FILE).is_file() else None
     kept = kept_evaluation(folder, run)
     height, width = working_size(detector)
@@ -150,7 +151,7 @@ def network_fields(
         "mean, deviation": f"{_numbers(cfg.get('mean'))}; {_numbers(cfg.get('std'))}",
     }
     notes = cfg.get("notes") or []
-    known = published_classifier_metrics(architecture, source, cfg)
+    known = published_classifier_metrics(architecture, source, cfg, classes)
     return CardFields(
         title=f"{architecture}, {f'{classes} classes' if classes else 'backbone'}",
         summary=f"The network `{architecture}` as an ordinary timm model."

@@ -20,6 +20,7 @@ UNNAMED = "data that its publisher has not named"
 """What a card calls data without a name."""
 
 _AUTHORS = "the authors' table, not measured by us"
+_IMAGENET_CLASSES = 1000
 _KINDS = {"bbox": "box", "segm": "mask"}
 
 
@@ -122,17 +123,18 @@ def metrics_by_class(kept: Mapping[str, Any] | None) -> tuple[ClassMetrics, ...]
 
 
 def published_classifier_metrics(
-    architecture: str, source: PublishedFile | None, cfg: Mapping[str, Any]
+    architecture: str, source: PublishedFile | None, cfg: Mapping[str, Any], num_classes: int
 ) -> tuple[Metrics, ...]:
-    """Return the publisher's top-1 accuracy if the file is theirs.
+    """Return the publisher's top-1 accuracy if the file is theirs and its classifier was kept.
 
     Args:
         architecture: The network's name in this package.
         source: The file that the weights were converted from.
         cfg: timm's ``pretrained_cfg``. It has the tag of a published file whose checksum was known.
+        num_classes: The number of classes that the folder's network tells apart.
     """
     known = source_of_file(source.file) if source else None
-    if known is None or known.network != architecture:
+    if known is None or known.network != architecture or num_classes != _IMAGENET_CLASSES:
         return ()
     if known.sha1 is not None and known.name != f"{architecture}.{cfg.get('tag')}":
         return ()

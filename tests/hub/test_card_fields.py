@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import timm
 from hub_folders import RUN_RECIPE, Made, write_run
 from safetensors.torch import load_file
 
+from vovnet.checkpoints.sources import IMAGENET_SOURCES, Source
 from vovnet.detection.checkpoints.folder import load_detector
+from vovnet.detection.zoo.published import coco_categories
 from vovnet.errors import InputError
 from vovnet.hub.card_fields import CardFields, detector_fields, network_fields
 from vovnet.hub.classifiers import own_architecture
@@ -37,6 +40,14 @@ def source(file: str, name: str) -> PublishedFile:
 @pytest.fixture(scope="module")
 def detector(run: Path) -> Any:
     return load_detector(run)
+
+
+@pytest.fixture(scope="module")
+def of_coco(detector: Any) -> Any:
+    """The same with the names of COCO's categories, of which a card asks no more than their number."""
+    found = copy.copy(detector)
+    found.categories = coco_categories()
+    return found
 
 
 def of_run(run: Path, detector: Any, train_data: str | None = None, eval_data: str | None = None) -> CardFields:
@@ -135,9 +146,10 @@ def test_a_folder_without_a_recipe_says_that_nothing_is_known(detector: Any, tmp
 
 
 @pytest.mark.parametrize("name", ISSUE)
-def test_published_numbers_are_those_of_the_table(name: str, detector: Any, tmp_path: Path) -> None:
+def test_published_numbers_are_those_of_the_table(name: str, of_coco: Any, detector: Any, tmp_path: Path) -> None:
     file, box, mask = ISSUE[name]
-    facts = detector_fields(tmp_path, detector, source(file, name), None)
+    assert detector_fields(tmp_path, detector, source(file, name), None).metrics == ()  # it has two categories
+    facts = detector_fields(tmp_path, of_coco, source(file, name), None)
     expected = dict(zip([f"box {n}" for n in ("AP", "APs", "APm", "APl")], map(float, box.split("/")), strict=True))
     if mask:
         kinds = [f"mask {n}" for n in ("AP", "APs", "APm", "APl")]
@@ -158,8 +170,8 @@ def test_published_numbers_are_those_of_the_table(name: str, detector: Any, tmp_
         ("MRCN-V-39-FPN-2x.pth", "no shipped recipe; model.backbone=vovnet39"),
     ],
 )
-def test_other_files_claim_no_published_numbers(file: str, name: str, detector: Any, tmp_path: Path) -> None:
-    facts = detector_fields(tmp_path, detector, source(file, name), None)
+def test_other_files_claim_no_published_numbers(file: str, name: str, of_coco: Any, tmp_path: Path) -> None:
+    facts = detector_fields(tmp_path, of_coco, source(file, name), None)
     assert facts.metrics == ()
     assert facts.datasets == ()
     assert "does not say how it was trained" in facts.training
@@ -207,15 +219,27 @@ TOP1 = {"vovnet39": 76.77, "vovnet57": 77.73}
 
 
 @pytest.mark.parametrize("name", TOP1)
-def test_the_authors_classifiers_have_their_accuracy(name: str, slim: Made) -> None:
+def test_the_authors_classifiers_have_their_accuracy(name: str) -> None:
     config = {"architecture": name, "pretrained_cfg": {}}
-    file = f"{name}_torchvision.pth"
-    facts = network_fields(config, load_folder(slim.folder), source(file, name), name)
+    file, model = f"{name}_torchvision.pth", timm.create_model("vovnet27_slim", num_classes=1000)
+    facts = network_fields(config, model, source(file, name), name)
     assert by_metric(facts) == {"accuracy": TOP1[name]}
     assert facts.datasets == ("imagenet-1k",)
     assert "ImageNet" in facts.training
-    assert network_fields(config, load_folder(slim.folder), source("my.pth", name), name).metrics == ()
-    assert network_fields(config, load_folder(slim.folder), None, name).metrics == ()
+    assert network_fields(config, model, source("my.pth", name), name).metrics == ()
+    assert network_fields(config, model, None, name).metrics == ()
+
+
+@pytest.mark.parametrize("classes", [0, 7])
+@pytest.mark.parametrize("published", IMAGENET_SOURCES, ids=lambda published: published.name)
+def test_a_network_without_the_publishers_classifier_has_not_their_accuracy(published: Source, classes: int) -> None:
+    """A file's name stays when its classifier is left out, or when somebody trains it on other classes."""
+    tag = published.name.partition(".")[2]
+    config = {"architecture": published.network, "pretrained_cfg": {"tag": tag}}
+    model = timm.create_model("vovnet27_slim", num_classes=classes)
+    facts = network_fields(config, model, source(published.file, published.network), published.network)
+    assert facts.metrics == facts.datasets == ()
+    assert "ImageNet" not in facts.training
 
 
 def test_a_backbone_without_a_classifier(tmp_path: Path) -> None:
