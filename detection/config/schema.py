@@ -251,8 +251,8 @@ class SolverRecipe:
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"
     """Autocast; ``auto`` is ``bf16`` if the device computes with it, else ``none``."""
     ema: Annotated[Number, Field(ge=0, le=1)] | None = None
-    """Decay of an exponential moving average of the weights, such as 0.999. The average is evaluated and published
-    instead of the weights."""
+    """Decay of an exponential moving average of the weights, such as 0.999. After ``n`` iterations it is at most
+    (1 + n) / (10 + n). The average is evaluated and published instead of the weights."""
     channels_last: Flag = True
     """Use the channels-last memory layout."""
     memory: Literal["plain", "normal", "low"] = "normal"

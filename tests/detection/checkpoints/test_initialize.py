@@ -18,7 +18,7 @@ from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.checkpoints.initialize import load_matching, network_text, with_network_of_init
 from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS
 from vovnet.detection.config.loading import load_recipe, recipe_names
-from vovnet.detection.config.schema import ModelRecipe, Recipe
+from vovnet.detection.config.schema import ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 
@@ -320,6 +320,18 @@ def test_recipes_for_fine_tuning_describe_their_network_in_full(name: str) -> No
     assert with_network_of_init(recipe) == recipe
     expected = {"detector": "faster_rcnn", **NETWORKS[recipe.init.removeprefix("torchvision:")], "norm": "frozen_bn"}
     assert {key: getattr(recipe.model, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("finetune_")])
+def test_recipes_for_fine_tuning_have_a_low_rate_and_an_average_that_is_reached(name: str) -> None:
+    """A low rate is at most a third of the default's, image by image; the decay grows as (1 + n) / (10 + n)."""
+    solver, default = load_recipe(name).solver, SolverRecipe()
+    assert solver.schedule == "cosine"
+    rate, usual = (one.base_lr / one.reference_batch_size for one in (solver, default))
+    assert rate <= usual / 3
+    assert solver.ema is not None
+    soon = solver.max_iterations / 4
+    assert solver.ema <= (1 + soon) / (10 + soon)
 
 
 def test_torchvisions_weights_start_other_classes_and_the_other_kind(monkeypatch: pytest.MonkeyPatch) -> None:
