@@ -20,6 +20,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from vovnet.detection.models.flops import detector_gmacs
+from vovnet.detection.zoo.published import coco_categories
 from vovnet.errors import SOURCE as SOURCE_ADDRESS
 from vovnet.hub import load_detector
 from vovnet.hub.card_fields import CardFields
@@ -177,6 +178,8 @@ def test_the_card_of_a_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_of_a_published_detector(run: Path, tmp_path: Path) -> None:
+    assert folder_card(run, tmp_path, SOURCE, license="other").data.eval_results is None  # its categories are others
+    run = write_run(tmp_path / "coco", coco_categories(), RUN_RECIPE.replace("num_classes: 2", "num_classes: 80"))
     card = folder_card(run, tmp_path, SOURCE, license="other")
     results: Any = card.data.eval_results
     assert {result.metric_name: result.metric_value for result in results} == BOX | MASK
