@@ -58,7 +58,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """torchvision's name → the fields of the model recipe that are not the defaults."""
 
-LICENCE = "BSD-3-Clause as torchvision, trained on COCO (https://cocodataset.org/#termsofuse)"
+LICENCE = (
+    "BSD-3-Clause (torchvision's code); trained on COCO, whose terms are for you to judge "
+    "(https://cocodataset.org/#termsofuse)"
+)
+"""What is known about the licence of the weights, for which torchvision states none apart from its own."""
 
 _MOBILENET = re.compile(r"backbone\.body\.(\d+)\.(?:block\.(\d)\.)?(\w+)\.(\w+)")
 _BLOCKS = (1, 2, 3, 4, 2, 3, 1)
@@ -120,12 +124,13 @@ class TorchvisionDetector:
     def _fetch(self) -> Path:
         """Return the path of the file, after comparing its SHA-256 with the beginning of it that its name ends in."""
         digits = PurePosixPath(urlsplit(self.weights.url).path).stem.rpartition("-")[2]
+        other = f"{'mask' if self.name.startswith('mask') else 'faster'}_rcnn_vovnet39_fpn"
         return fetch(
             self.weights.url,
-            f"its licence is {LICENCE}",
+            f"its licence: {LICENCE}",
             name=f"{TORCHVISION_PREFIX}{self.name}.{self.weights.name}",
-            otherwise="or name other weights: a folder, ORG/NAME on the Hub, or another of torchvision's detectors "
-            f"({TORCHVISION_PREFIX}NAME)",
+            otherwise=f"take other weights (`vovnet weights` lists them, `vovnet weights check` asks which of them "
+            f"answer), or train a detector from ImageNet weights of VoVNet-39 (`vovnet train {other}`)",
             checksum=Checksum("sha256", digits),
         )
 

@@ -27,6 +27,7 @@ from vovnet.detection.checkpoints.torchvision_detectors import (
     our_key,
     torchvision_detector,
 )
+from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 from vovnet.terminal import streams
@@ -168,8 +169,8 @@ def stored(content: dict[str, Tensor]) -> tuple[bytes, str]:
     return data, f"small_coco-{hashlib.sha256(data).hexdigest()[:8]}.pth"
 
 
-def published_at(url: str) -> TorchvisionDetector:
-    source = torchvision_detector("torchvision:maskrcnn_resnet50_fpn")
+def published_at(url: str, name: str = "maskrcnn_resnet50_fpn") -> TorchvisionDetector:
+    source = torchvision_detector(f"torchvision:{name}")
     weights: Any = SimpleNamespace(url=url, name="COCO_V1", meta=source.weights.meta)
     return TorchvisionDetector(source.name, weights)
 
@@ -196,6 +197,17 @@ def test_a_source_that_does_not_answer_with_the_file_ends_in_one_line(files: Fil
         published_at(url).tensors()
     assert "\n" not in str(refused.value)
     assert ("SHA-256" if status == 200 else url) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_dead_link_names_other_sources_with_their_commands(files: FileServer, name: str) -> None:
+    url = files.put("small_coco-01234567.pth", Served(b"gone", status=404))
+    with pytest.raises(InputError) as refused:
+        published_at(url, name).tensors()
+    assert "`vovnet weights`" in str(refused.value)
+    (recipe,) = re.findall(r"`vovnet train (\w+)`", str(refused.value))
+    assert load_recipe(recipe).model.detector == ("mask_rcnn" if name.startswith("mask") else "faster_rcnn")
+    assert load_recipe(recipe).init is None
 
 
 def test_a_pickle_that_would_run_code_is_refused(files: FileServer) -> None:
