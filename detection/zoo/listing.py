@@ -45,18 +45,18 @@ def _source_lines(source: Source) -> list[str]:
     cached = source.cached()
     size = cached.stat().st_size if cached else source.size
     facts = [
-        f"licence: {source.licence_text}",
         "size unknown" if size is None else megabytes(size),
         f"in the cache: {cached}" if cached else "not in the cache",
     ]
-    lines = [source.name]
-    lines += textwrap.wrap(
-        source.published_text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
-    )
+    lines = [source.name, *_indented(source.published_text)]
     if not source.place:
         return [*lines, f"{_INDENT}no file is published"]
-    lines += [_INDENT + source.place, _INDENT + ", ".join(facts)]
+    lines += [_INDENT + source.place, *_indented(f"licence: {source.licence_text}"), _INDENT + ", ".join(facts)]
     return [*lines, *([] if source.checksum is None else [f"{_INDENT}{source.checksum}"])]
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False)
 
 
 def as_json(sources: Iterable[Source]) -> str:
@@ -71,6 +71,7 @@ def _described(source: Source) -> dict[str, Any]:
         "network": source.network,
         "publisher": source.publisher,
         "license": source.license,
+        "terms": source.terms,
         "url": source.url,
         "repository": source.repository,
         "published": {"data": source.data, "percent": dict(source.published)} if source.published else None,

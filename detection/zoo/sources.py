@@ -21,7 +21,7 @@ from vovnet.checkpoints.places import TORCHVISION_PREFIX
 from vovnet.checkpoints.pretrained import hub_namespace
 from vovnet.checkpoints.sources import IMAGENET_SOURCES
 from vovnet.checkpoints.sources import Source as ImageNetFile
-from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS
+from vovnet.detection.checkpoints.torchvision_detectors import LICENCE, NETWORKS
 from vovnet.detection.zoo.published import PUBLISHED_ROWS, PublishedRow
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import WEIGHTS_FILE
@@ -55,7 +55,9 @@ class Source:
     group: Group
     publisher: str
     license: str
-    """A short identifier such as ``mit``; ``unknown`` if the publisher states none."""
+    """A short identifier such as ``mit``; ``unknown`` if the publisher states none for the weights."""
+    terms: str = ""
+    """What is known of the licence beyond the identifier."""
     url: str | None = None
     """The address of the file, or of a zip archive that holds it; None for a repository, or if nothing is published."""
     repository: str | None = None
@@ -70,6 +72,13 @@ class Source:
     """The size of the weights in bytes, to 0.1 %; None if nobody states it."""
     download: range | None = None
     """The sizes in bytes that the download may have; None if that is not known."""
+    aliases: tuple[str, ...] = ()
+    """Other names that load it, such as ``torchvision:maskrcnn_resnet50_fpn.COCO_V1``."""
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The names that mean this source, and that of its network, which may mean others, too."""
+        return (self.name, self.network, *self.aliases)
 
     @property
     def place(self) -> str:
@@ -90,7 +99,7 @@ class Source:
     @property
     def licence_text(self) -> str:
         """The licence for people to read."""
-        return "none stated" if self.license == "unknown" else self.license
+        return self.terms or ("none stated" if self.license == "unknown" else self.license)
 
     @property
     def published_text(self) -> str:
@@ -133,7 +142,8 @@ def select(known: Sequence[Source], names: Iterable[str]) -> list[Source]:
 
     Args:
         known: The table.
-        names: Names as in the table, names of networks, or patterns such as ``*vovnet39*``, in any case.
+        names: Names as in the table, names of networks, other names that load a source, or patterns such as
+            ``*vovnet39*``, in any case.
 
     Raises:
         InputError: No source has one of the names.
@@ -141,11 +151,9 @@ def select(known: Sequence[Source], names: Iterable[str]) -> list[Source]:
     chosen: set[str] = set()
     for name in (patterns := list(names)):
         pattern = name.lower()
-        found = {
-            one.name for one in known if any(fnmatchcase(text.lower(), pattern) for text in (one.name, one.network))
-        }
+        found = {one.name for one in known if any(fnmatchcase(text.lower(), pattern) for text in one.known_as)}
         if not found:
-            every = {text for one in known for text in (one.name, one.network)}
+            every = {text for one in known for text in one.known_as}
             hint = did_you_mean(name, sorted(every), "`vovnet weights` lists all", most=3)
             raise InputError(f"no source of weights is called {name!r}: {hint}")
         chosen |= found
@@ -236,7 +244,9 @@ def _detector(row: PublishedRow) -> Source:
 
 def _torchvision() -> Iterator[Source]:
     for network in NETWORKS:
-        weights = get_model_weights(network)["COCO_V1"]
+        offered = get_model_weights(network)
+        weights = offered["COCO_V1"]
+        members = [name for name, member in offered.__members__.items() if member is weights]
         (data, metrics), *_ = weights.meta["_metrics"].items()
         mebibytes: float = weights.meta["_file_size"]  # to three digits behind the point
         digits = PurePosixPath(urlsplit(weights.url).path).stem.rpartition("-")[2]
@@ -245,13 +255,15 @@ def _torchvision() -> Iterator[Source]:
             network,
             _TORCHVISION,
             "torchvision",
-            "bsd-3-clause",
+            "unknown",
+            LICENCE,
             url=weights.url,
             data=data.replace("-", " "),
             published={f"{kind.removesuffix('_map')} AP": value for kind, value in metrics.items()},
             checksum=f"SHA-256 {digits}…",
             size=round(mebibytes * 2**20),
             download=range(int((mebibytes - 0.001) * 2**20), int((mebibytes + 0.001) * 2**20) + 1),
+            aliases=tuple(f"{prefix}{network}.{name}" for prefix in (TORCHVISION_PREFIX, "") for name in members),
         )
 
 

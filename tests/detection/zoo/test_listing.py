@@ -20,11 +20,12 @@ ONE = Source(
 @pytest.mark.usefixtures("hub")
 def test_a_terminal_of_80_columns_shows_every_fact() -> None:
     text = as_text(published_sources())
+    words = " ".join(text.split())
     for line in text.splitlines():
         assert len(line) <= 80 or line.strip().startswith("https://"), line
     for source in published_sources():
         for fact in (source.name, source.place, source.checksum or "", source.numbers, source.licence_text):
-            assert fact in text
+            assert fact in words
     for group in {source.group for source in published_sources()}:
         assert text.count(f"\n{group.title}\n") + text.startswith(group.title) == 1
 

@@ -19,6 +19,7 @@ from vovnet.checkpoints.hub import hub_files
 from vovnet.checkpoints.sources import IMAGENET_SOURCES
 from vovnet.cli import app
 from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, torchvision_detector
+from vovnet.detection.zoo.listing import as_markdown
 from vovnet.detection.zoo.published import PUBLISHED_ROWS
 from vovnet.detection.zoo.sources import Source, all_sources, published_sources, select
 from vovnet.detection.zoo.weights import PublishedWeights
@@ -85,6 +86,24 @@ def test_torchvisions_detectors_have_its_own_numbers() -> None:
     assert v2.size in (v2.download or ())
     for network in NETWORKS:
         assert torchvision_detector(named(f"torchvision:{network}").name).weights.url == named(network).url
+
+
+def test_torchvisions_licence_is_that_of_its_code_and_no_claim_about_its_weights(hub: Hub) -> None:
+    for source in (named(f"torchvision:{network}") for network in NETWORKS):
+        assert source.license == "unknown"
+        for text in (str(torchvision_detector(source.name)), source.licence_text, as_markdown([source])):
+            assert "torchvision's code" in text
+            assert "COCO, whose terms" in text
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_name_that_loads_a_detector_of_torchvision_finds_it(network: str) -> None:
+    members = torchvision.models.get_model_weights(network).__members__
+    assert {"COCO_V1", "DEFAULT"} <= members.keys()
+    for name in (f"torchvision:{network}", *(f"torchvision:{network}.{member}" for member in members)):
+        printed = str(torchvision_detector(name)).partition(" ")[0]
+        for given in (name, name.removeprefix("torchvision:"), printed):
+            assert named(given).name == f"torchvision:{network}"
 
 
 def test_timms_networks_are_on_the_hub() -> None:
