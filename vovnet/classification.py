@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 
-from vovnet.checkpoints.places import is_path, model_folder
+from vovnet.checkpoints.places import is_path, model_folder, torchvision_hint
 from vovnet.checkpoints.timm_folder import load_timm_folder
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import CONFIG_FILE, MODEL_FILES, read_json
@@ -183,6 +183,8 @@ def _is_timm_name(given: str) -> bool:
         return False
     architecture = given.partition(".")[0]
     if not timm.is_model(architecture):
-        hint = did_you_mean(architecture, timm.list_models(), "timm.list_models() returns the names", most=3)
+        hint = torchvision_hint(given) or did_you_mean(
+            architecture, timm.list_models(), "timm.list_models() returns the names", most=3
+        )
         raise InputError(f"no timm model and no folder is called {given!r}: {hint}")
     return True

@@ -14,7 +14,7 @@ import timm
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-from vovnet.checkpoints.places import is_torchvision, model_folder
+from vovnet.checkpoints.places import is_torchvision, model_folder, torchvision_hint
 from vovnet.checkpoints.safetensors_file import open_safetensors, safetensors_bytes
 from vovnet.checkpoints.shapes import Shapes, refuse_differences, shapes_of
 from vovnet.checkpoints.timm_folder import limited_building
@@ -163,11 +163,14 @@ def find_folder(name_or_folder: str | os.PathLike[str], revision: str | None = N
             fetched.
     """
     name = os.fspath(name_or_folder)
-    if "/" not in name and timm.is_model(name.partition(".")[0]) and not os.path.lexists(name):
-        raise InputError(
-            f"'{name}' is a classifier's name; expected a detector's folder or Hub name (a recipe starts from this "
-            "network's weights with model.backbone and model.pretrained)"
-        )
+    if "/" not in name and not os.path.lexists(name):
+        if timm.is_model(name.partition(".")[0]):
+            raise InputError(
+                f"'{name}' is a classifier's name; expected a detector's folder or Hub name (a recipe starts from this "
+                "network's weights with model.backbone and model.pretrained)"
+            )
+        if hint := torchvision_hint(name):
+            raise InputError(f"no folder '{name}' here; {hint}")
     folder = model_folder(name_or_folder, MODEL_FILES, revision)
     for name in MODEL_FILES:
         check_symlink(folder, name)

@@ -23,6 +23,7 @@ TORCHVISION_PREFIX = "torchvision:"
 _FILE_ENDING = re.compile(r"\.(pth|pt|zip|safetensors|json|onnx|xml|pt2)$", re.IGNORECASE)
 _CONVERTED = re.compile(r"\.(pth|pt|zip|pkl|bin|ckpt)$", re.IGNORECASE)
 _LOCAL_START = (".", "/", "~")
+_TORCHVISIONS = ("fasterrcnn_*", "maskrcnn_*")  # the detectors of torchvision that have a counterpart here
 _MOST_ENTRIES = 1000  # of a folder, to look for a similar name
 
 
@@ -63,6 +64,14 @@ def locate(name_or_folder: str | os.PathLike[str]) -> Path | str:
 def is_torchvision(name: object) -> TypeGuard[str]:
     """Return True if a name of weights is one of torchvision's: ``torchvision:…``."""
     return isinstance(name, str) and name.startswith(TORCHVISION_PREFIX)
+
+
+def torchvision_hint(name: str) -> str:
+    """Return a hint if a name is that of one of torchvision's detectors, or almost, without its prefix; else ``""``."""
+    from torchvision.models import detection, list_models
+
+    known = [f"{TORCHVISION_PREFIX}{one}" for one in list_models(module=detection, include=_TORCHVISIONS)]
+    return did_you_mean(f"{TORCHVISION_PREFIX}{name.partition('.')[0]}", known, cutoff=0.95)
 
 
 def is_path(text: str) -> bool:

@@ -16,11 +16,15 @@ import pytest
 import torch
 import torchvision
 from file_server import FileServer, Served, serving
-from torch import Tensor
+from local_hub import Hub
+from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision_files import images, in_cache, random_state, small, targets
 
+from vovnet.checkpoints.places import TORCHVISION_PREFIX, torchvision_hint
+from vovnet.classification import is_classifier
 from vovnet.detection.checkpoints.folder import load_detector
+from vovnet.detection.checkpoints.initialize import load_matching
 from vovnet.detection.checkpoints.torchvision_detectors import (
     NETWORKS,
     TorchvisionDetector,
@@ -143,6 +147,26 @@ def test_other_names_are_refused_with_the_list(given: str) -> None:
     with pytest.raises(InputError) as refused:
         load_detector(f"torchvision:{given}")
     assert all(name in str(refused.value) for name in NETWORKS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_forgotten_prefix_is_named_wherever_a_detector_is(name: str, hub: Hub) -> None:
+    for given in (name, f"{name}.COCO_V1", f"{name[:-1]}x"):
+        for call in (
+            lambda given=given: load_detector(given),
+            lambda given=given: load_matching(nn.Module(), given),
+            lambda given=given: is_classifier(given),  # whether `vovnet predict` shall classify
+        ):
+            with pytest.raises(InputError, match=f"'{TORCHVISION_PREFIX}[a-z]+rcnn_") as refused:
+                call()
+            assert given in str(refused.value)
+            assert f"'{TORCHVISION_PREFIX}{name}'" in str(refused.value) or given.endswith("x")
+    assert hub.log() == []
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn", "retinanet_resnet50_fpn", "fasterrcnn_vovnet39_fpn", "resnet50_v", "a"])
+def test_other_names_get_no_prefix(name: str) -> None:
+    assert torchvision_hint(name) == ""
 
 
 def test_other_weights_and_revisions_are_refused() -> None:
