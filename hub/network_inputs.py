@@ -11,6 +11,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
+from vovnet.checkpoints.timm_folder import SAME_NETWORK_ARGS
 from vovnet.detection.checkpoints.network_facts import NetworkInput, read_facts
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE
@@ -76,9 +77,11 @@ def _described_by_config(network: PublishedNetwork, config: Mapping[str, Any], p
     return replace(network, input=NetworkInput(channel_order="rgb", range=[0.0, 1.0], mean=list(mean), std=list(std)))
 
 
-_SAME_NETWORK = {"num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "residual"} | {
-    key for shape in vovnets.values() for key in shape
-}
+_SAME_NETWORK = (
+    SAME_NETWORK_ARGS
+    | {"num_classes", "in_chans", "global_pool", "residual"}
+    | {key for shape in vovnets.values() for key in shape}
+)
 """Arguments of a timm model that do not change what given tensors compute, and those of a VoVNet's shape."""
 
 

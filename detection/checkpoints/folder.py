@@ -82,8 +82,7 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
     """
     with stored_detector(name_or_folder, revision) as stored:
         config, shapes = stored.config, stored.shapes
-        with limited_building(len(shapes), str(stored.path)), _input_errors(stored.path.with_name(CONFIG_FILE)):
-            detector = empty_detector(config.model)
+        detector = stored.empty()
         refuse_differences(stored.path, shapes_of(detector.state_dict()), shapes)
         detector = fill_detector(detector, config.model, stored.tensors())
         if stored.title:
@@ -104,6 +103,15 @@ class StoredDetector:
     """Returns the weights; they may be views of the file, which is open as long as the ``with`` block."""
     title: str = ""
     """What is published about the weights, if something is."""
+
+    def empty(self) -> FasterRCNN:
+        """Build the detector without memory for its weights.
+
+        Raises:
+            InputError: It cannot be built, or is far larger than its weights.
+        """
+        with limited_building(len(self.shapes), str(self.path)), _input_errors(self.path.with_name(CONFIG_FILE)):
+            return empty_detector(self.config.model)
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from vovnet.checkpoints.places import is_torchvision
 from vovnet.checkpoints.safetensors_file import open_safetensors
 from vovnet.checkpoints.shapes import Shapes, refuse_differences, shapes_of
+from vovnet.checkpoints.timm_folder import SAME_NETWORK_ARGS
 from vovnet.detection.checkpoints.folder import StoredDetector, find_folder, stored_detector
-from vovnet.detection.checkpoints.network_facts import check_start, check_strides, keep_norms, read_facts
-from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, torchvision_detector
-from vovnet.detection.config.fields import shown
+from vovnet.detection.checkpoints.network_facts import check_start, check_strides, read_facts
+from vovnet.detection.checkpoints.norm_eps import frozen_norms, kept_norms, norm_eps_of
+from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, NORM_EPS, torchvision_detector
+from vovnet.detection.config.fields import is_given, shown
 from vovnet.detection.config.schema import SETTINGS, ConventionName, ModelRecipe, Recipe
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json
@@ -29,11 +31,10 @@ _COUNTER = ".num_batches_tracked"
 _SAME_WEIGHTS = ("frozen_bn", "bn", "sync_bn")
 """Norms that have the same weights and compute the same in evaluation."""
 _RECIPES_OWN = {
-    *("detector", "num_classes", "trainable_stages", "backbone_args"),
+    *("detector", "num_classes", "trainable_stages"),
     *("image_mean", "image_std", "anchor_sizes", "aspect_ratios"),
 } | SETTINGS
-"""Keys of the model that a recipe may set beside the network of its ``init``. ``backbone_args`` are free because the
-weights' shapes show whether they fit."""
+"""Keys of the model that a recipe may set beside the network of its ``init``."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Start:
 def with_network_of_init(recipe: Recipe) -> Recipe:
     """Return a recipe with the network of its ``init`` if that is ``torchvision:NAME``; any other recipe unchanged.
 
-    Keys that have their default take torchvision's value. Others stay if the weights fit them: sizes, thresholds,
+    Keys that the recipe does not give take torchvision's value. Others stay if the weights fit them: sizes, thresholds,
     numbers of boxes, anchors, normalisation, and norms of another kind with the same weights.
 
     Raises:
@@ -63,36 +64,60 @@ def with_network_of_init(recipe: Recipe) -> Recipe:
     """
     if not is_torchvision(recipe.init):
         return recipe
-    theirs, default = torchvision_detector(recipe.init).model, ModelRecipe()
-    taken: dict[str, Any] = {}
+    own, theirs = recipe.model, torchvision_detector(recipe.init).model
+    taken: dict[str, Any] = {"pretrained": True}  # the weights of init are trained ones
     for key in (field.name for field in fields(ModelRecipe)):
-        own, expected = getattr(recipe.model, key), getattr(theirs, key)
-        if own == expected or key in ("detector", "num_classes"):
+        expected = getattr(theirs, key)
+        if key in ("pretrained", "detector", "num_classes") or getattr(own, key) == expected:
             continue
-        if own == getattr(default, key):
+        if not is_given(own, key):
             taken[key] = expected
-        elif not (key in _RECIPES_OWN or _has_same_weights(key, own, expected, theirs)):
-            raise InputError(
-                f"model.{key}: {shown(own)} contradicts init={recipe.init}, whose network has {shown(expected)}; give "
-                f"model.{key}={shown(expected)}, or leave it out"
-            )
-    return replace(recipe, model=replace(recipe.model, **taken))
+        elif not (key in _RECIPES_OWN or _fits(key, own, theirs)):
+            raise InputError(_contradiction(key, getattr(own, key), expected, str(recipe.init)))
+    if taken.get("norm_eps") == 0 and own.norm != "frozen_bn" and "norm" not in taken:
+        del taken["norm_eps"]  # a norm that trains divides by the deviation of a batch, which may be 0
+    return replace(recipe, model=replace(own, **taken))
 
 
 def network_text(recipe: Recipe) -> str:
     """Return the keys that describe torchvision's network, as a recipe writes them; empty for other starts."""
     if not is_torchvision(recipe.init):
         return ""
-    keys = NETWORKS[torchvision_detector(recipe.init).name].keys() - {"detector"}
-    return ", ".join(f"model.{key}={shown(getattr(recipe.model, key))}" for key in sorted(keys))
+    network = NETWORKS[torchvision_detector(recipe.init).name]
+    text = ", ".join(
+        f"model.{key}={shown(getattr(recipe.model, key))}" for key in sorted(network.keys() - {"detector"})
+    )
+    if network.get("norm_eps") == 0 and recipe.model.norm_eps != 0:
+        text += " (torchvision's 0.0 is for frozen norms, and these train)"
+    return text
 
 
-def _has_same_weights(key: str, own: object, expected: object, theirs: ModelRecipe) -> bool:
+def _contradiction(key: str, own: Any, expected: Any, init: str) -> str:
+    if key == "backbone_args":
+        others = sorted(own.keys() - SAME_NETWORK_ARGS)
+        return f"model.backbone_args: {others[0]} may change what the weights of init={init} compute; leave it out"
+    return (
+        f"model.{key}: {shown(own)} contradicts init={init}, whose network has {shown(expected)}; give "
+        f"model.{key}={shown(expected)}, or leave it out"
+    )
+
+
+def _fits(key: str, own: ModelRecipe, theirs: ModelRecipe) -> bool:
+    """Return True if torchvision's weights mean the same with the recipe's own value of a key of the network."""
+    value, expected = getattr(own, key), getattr(theirs, key)
     if key == "backbone":
-        return str(own).partition(".")[0] == expected  # with the tag of other weights, which are not loaded
+        return str(value).partition(".")[0] == expected  # with the tag of other weights, which are not loaded
+    if key == "backbone_args":
+        return value.keys() <= SAME_NETWORK_ARGS
+    if key == "stride_in_1x1":
+        return not value
+    if key == "norm_eps":
+        trains = own.norm != "frozen_bn" and is_given(own, "norm")
+        same = (NORM_EPS if value is None else value) == (NORM_EPS if expected is None else expected)
+        return same or (expected == 0 and trains)
     if key.startswith("mask_head") and theirs.detector == "faster_rcnn":
         return True
-    return key.endswith("norm") and own in _SAME_WEIGHTS and expected in _SAME_WEIGHTS
+    return key.endswith("norm") and value in _SAME_WEIGHTS and expected in _SAME_WEIGHTS
 
 
 def load_matching(
@@ -116,7 +141,8 @@ def load_matching(
         What was not loaded, and what was not used.
 
     Raises:
-        InputError: Anything else differs, or the files cannot be read.
+        InputError: Anything else differs, or the files cannot be read; or frozen norms have a larger epsilon than the
+            norms that the weights are of.
     """
     place = name_or_folder
     if not is_torchvision(name_or_folder):
@@ -126,17 +152,14 @@ def load_matching(
             facts = read_facts(config, place / CONFIG_FILE)
             if conventions is not None:
                 check_start(facts, detector, conventions, str(name_or_folder))
-            fresh = _load_backbone(detector, place / WEIGHTS_FILE)
-            if facts.norm_eps is not None:
-                keep_norms(detector.get_submodule("backbone.body"), facts.norm_eps)
-            return Start(str(name_or_folder), fresh, [])
+            norms = frozen_norms(detector)
+            eps = {} if facts.norm_eps is None else dict.fromkeys(norms, facts.norm_eps)
+            with kept_norms(norms, eps, str(name_or_folder)):
+                return Start(str(name_or_folder), _load_backbone(detector, place / WEIGHTS_FILE), [])
     with stored_detector(place) as stored:
         if conventions is not None:
             _check_conventions(stored.config.model, detector, conventions, str(name_or_folder))
-        start = _load_detector(detector, stored, str(name_or_folder))
-        if stored.config.model.norm_eps is not None:
-            keep_norms(detector.get_submodule("backbone.body"), stored.config.model.norm_eps)
-        return start
+        return _load_detector(detector, stored, str(name_or_folder))
 
 
 def _check_conventions(theirs: ModelRecipe, detector: nn.Module, conventions: ConventionName, name: str) -> None:
@@ -161,7 +184,9 @@ def _load_detector(detector: nn.Module, stored: StoredDetector, name: str) -> St
     refuse_differences(stored.path, _without(expected, unequal), _without(found, unequal))
     skipped = {*predictors, *(their_masks if only_one else ())}
     tensors = {key: tensor for key, tensor in stored.tensors().items() if key not in skipped}
-    detector.load_state_dict(tensors, strict=False)
+    norms = frozen_norms(detector)
+    with kept_norms(norms, norm_eps_of(stored.empty()) if norms else {}, name):
+        detector.load_state_dict(tensors, strict=False)
     mask_parts = [f"{part}*" for part in _MASK_PARTS]
     return Start(
         stored.title or name,

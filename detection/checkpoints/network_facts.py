@@ -145,14 +145,6 @@ def bottlenecks(body: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
             yield first, second
 
 
-def keep_norms(body: nn.Module, eps: float) -> None:
-    """Make frozen norms with another epsilon compute what the batch norms with ``eps`` computed, in place."""
-    for module in body.modules():
-        variance = getattr(module, "running_var", None)
-        if variance is not None and not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            variance += eps - module.eps  # type: ignore[operator]
-
-
 def _images(order: str, limits: Any) -> str:
     return f"{order.upper()} images in {limits[0]:g}..{limits[1]:g}"
 

@@ -42,6 +42,8 @@ _MOBILENET_V3: dict[str, Any] = {
     "anchor_sizes": [[32, 64, 128, 256, 512]] * 3,
     "rpn_score_thresh": 0.05,
 }
+NORM_EPS = 1e-5
+"""What ``norm_eps: null`` means for these backbones."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "fasterrcnn_resnet50_fpn": _V1,
     "fasterrcnn_resnet50_fpn_v2": _V2,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 import pydantic.dataclasses
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ArgsKwargs
 
 from vovnet.errors import InputError, did_you_mean
 from vovnet.folders.home import VARIABLE
@@ -31,6 +32,7 @@ _INSTEAD = {
     "solver.epochs": "the length is counted in iterations: "
     "set solver.max_iterations to epochs × images / solver.batch_size"
 }
+_GIVEN = "_given"
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _EXPECTED = {  # what an error of pydantic asks for
     "int_type": "an integer",
@@ -98,14 +100,25 @@ def _read_text(value: Any) -> Any:
     return None if isinstance(value, UnquotedNull) and not value else value  # nothing is no text
 
 
-def _read_nulls(cls: Any, values: Any) -> Any:
+def _read_nulls(cls: Any, values: dict[Any, Any]) -> dict[Any, Any]:
     """Return the values of a part's fields, with None for an unquoted null where the field may be null."""
-    if not isinstance(values, dict):  # the arguments of the constructor, from Python
-        return values
     nullable = {name for name, field in cls.__pydantic_fields__.items() if type(None) in get_args(field.annotation)}
     return {
         key: None if isinstance(value, UnquotedNull) and key in nullable else value for key, value in values.items()
     }
+
+
+def _read_part(cls: Any, values: Any, make: Callable[[Any], Any]) -> Any:
+    """Return a part from its values or its constructor's arguments, and remember which of them were given."""
+    if isinstance(values, cls):
+        return make(values)
+    if isinstance(values, ArgsKwargs):
+        given = [*list(cls.__pydantic_fields__)[: len(values.args)], *(values.kwargs or {})]
+    else:
+        given = list(values) if isinstance(values, dict) else []
+    part = make(_read_nulls(cls, values) if isinstance(values, dict) else values)
+    part.__dict__[_GIVEN] = frozenset(given)
+    return part
 
 
 def _without_variables(value: str) -> str:
@@ -170,8 +183,8 @@ def recipe_part(section: str) -> Callable[[type[T]], type[T]]:
     def decorate(cls: type[T]) -> type[T]:
         config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
         part: Any = cls
-        read: Any = classmethod(_read_nulls)
-        part._read_nulls = model_validator(mode="before")(read)
+        read: Any = classmethod(_read_part)
+        part._read_part = model_validator(mode="wrap")(read)
         made: Any = pydantic.dataclasses.dataclass(config=config)(part)
         checked = made.__init__
 
@@ -186,6 +199,15 @@ def recipe_part(section: str) -> Callable[[type[T]], type[T]]:
         return made
 
     return decorate
+
+
+def is_given(part: object, name: str) -> bool:
+    """Return False if a field of a recipe's part has its default because nobody gave it a value.
+
+    A file, an override, the constructor, ``dataclasses.replace`` (which gives all) and an assignment give values.
+    """
+    default: Any = type(part).__dict__["__pydantic_fields__"][name]
+    return name in part.__dict__[_GIVEN] or getattr(part, name) != default.get_default(call_default_factory=True)
 
 
 def validate(schema: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -28,6 +28,8 @@ FORBIDDEN_ARGS = frozenset(
     | {"pretrained_strict", "pretrained_filter_fn", "kwargs_filter", "feature_cls"}
 )
 """Arguments of ``timm.create_model`` that are refused in a stored model."""
+SAME_NETWORK_ARGS = frozenset({"drop_rate", "drop_path_rate", "drop_block_rate"})
+"""Arguments of ``timm.create_model`` that do not change what given weights compute in evaluation."""
 
 
 def read_timm_config(folder: Path) -> dict[str, Any]:

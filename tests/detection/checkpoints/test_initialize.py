@@ -11,14 +11,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision_files import in_cache, random_state
 
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.checkpoints.initialize import load_matching, network_text, with_network_of_init
-from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS
-from vovnet.detection.config.loading import load_recipe, recipe_names
-from vovnet.detection.config.schema import ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, NORM_EPS
+from vovnet.detection.config.loading import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict
+from vovnet.detection.config.schema import SETTINGS, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 
@@ -165,22 +165,6 @@ def test_another_backbone_is_refused(ours: str, theirs: str, tmp_path: Path) -> 
     assert unchanged(other, before)
 
 
-@pytest.mark.parametrize("eps", [0.1])
-def test_frozen_norms_with_another_epsilon_compute_the_same(eps: float, tmp_path: Path) -> None:
-    frozen = {"norm": "frozen_bn", "pretrained": True}
-    theirs, ours = built(seed=0, norm_eps=eps, **frozen).eval(), built(**frozen).eval()
-    for module in theirs.modules():
-        if isinstance(getattr(module, "running_var", None), Tensor):
-            module.running_var.uniform_(0, max(eps / 10, 1e-5))
-    save_detector(tmp_path, theirs, dataclasses.replace(MODEL, norm_eps=eps, **frozen), CATEGORIES)
-    load_matching(ours, tmp_path)
-    images = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        expected, found = theirs.backbone(images), ours.backbone(images)
-    for level, value in expected.items():
-        torch.testing.assert_close(found[level], value, rtol=1e-3, atol=float(1e-4 * value.abs().max()))
-
-
 def test_a_backbone_without_a_part_is_refused(tmp_path: Path) -> None:
     state = timm_folder(tmp_path, "vovnet27_slim")
     gone = next(key for key in state if key.endswith("running_var"))
@@ -265,6 +249,8 @@ def test_a_recipe_takes_torchvisions_network_and_keeps_its_own_settings(name: st
         {"norm": "sync_bn", "fpn_norm": "sync_bn", "head_norm": "sync_bn"},
         {"backbone": "resnet50.a1_in1k"},
         {"backbone_args": {"drop_path_rate": 0.1}},
+        {"stride_in_1x1": False},
+        {"norm_eps": 1e-5},
         {"anchor_sizes": [[16], [32], [64], [128], [256]], "aspect_ratios": [0.7, 1.0, 1.4]},
         {"image_mean": [0.2, 0.2, 0.2], "image_std": [0.1, 0.1, 0.1]},
     ],
@@ -281,6 +267,9 @@ def test_values_that_fit_the_same_weights_stay_the_recipes(own: dict[str, Any]) 
         ("backbone", "vovnet57"),
         ("norm", "gn"),
         ("norm_eps", 0.001),
+        ("norm_eps", 0.0),
+        ("backbone_args", {"act_layer": "silu"}),
+        ("stride_in_1x1", True),
         ("fpn_norm", "gn"),
         ("head_norm", "gn"),
         ("fpn_channels", 128),
@@ -298,6 +287,61 @@ def test_a_value_that_contradicts_torchvisions_network_is_refused(key: str, valu
     recipe = Recipe(model=ModelRecipe(**{key: value}), init="torchvision:maskrcnn_resnet50_fpn_v2")
     with pytest.raises(InputError, match=rf"model\.{key}\b.*torchvision:maskrcnn_resnet50_fpn_v2"):
         with_network_of_init(recipe)
+
+
+# Settings, and norms and an epsilon (null is 1e-5) with which the weights mean the same.
+FREE = {"detector", "norm", "norm_eps", "anchor_sizes", "image_mean", "image_std", *SETTINGS}
+
+
+def outcome(recipe: Recipe) -> ModelRecipe | str:
+    """The recipe's model with the network of its ``init``, or the refusal."""
+    try:
+        return with_network_of_init(recipe).model
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(ModelRecipe)])
+def test_a_value_that_a_recipe_gives_is_never_replaced(key: str, name: str) -> None:
+    """Its default value either: it stays, or it is refused. A value that it does not give is torchvision's."""
+    default = recipe_to_dict(Recipe())["model"][key]
+    expected = {"detector": "faster_rcnn", **NETWORKS[name]}.get(key, default)
+    found = outcome(recipe_from_dict({"model": {key: default}, "init": f"torchvision:{name}"}, "recipe"))
+    if isinstance(found, str):
+        assert f"model.{key}" in found
+        assert default != expected
+    else:
+        assert getattr(found, key) == (True if key == "pretrained" else default)
+        assert getattr(found, key) == expected or key in FREE
+    left_out = with_network_of_init(Recipe(init=f"torchvision:{name}")).model
+    assert getattr(left_out, key) == (default if key == "detector" else expected)
+
+
+@pytest.mark.parametrize("recipe", ["faster_rcnn_vovnet39_fpn", "mask_rcnn_vovnet57_fpn", "bccd", "quickstart"])
+def test_a_recipe_of_another_network_is_refused(recipe: str) -> None:
+    """Also if the other network is the default one, in a file or on the command line."""
+    overrides = ["init=torchvision:fasterrcnn_resnet50_fpn_v2"]
+    with pytest.raises(InputError, match=r"model\.\w+\b.*contradicts init=torchvision"):
+        with_network_of_init(load_recipe(recipe, overrides))
+    with pytest.raises(InputError, match=r"model\.backbone\b.*vovnet39.*contradicts"):
+        with_network_of_init(load_recipe("coco_tiny", [*overrides, "model.backbone=vovnet39"]))
+
+
+@pytest.mark.parametrize("norm", ["bn", "sync_bn"])
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
+def test_norms_that_train_have_an_epsilon(name: str, norm: Any) -> None:
+    """A channel that is constant in a batch has no variance."""
+    recipe = Recipe(model=ModelRecipe(norm=norm, num_classes=2), init=f"torchvision:{name}")
+    found = with_network_of_init(recipe)
+    assert found.model.norm == norm
+    assert with_network_of_init(found) == found
+    with torch.device("meta"):
+        body = build_detector(found, download=False).backbone.get_submodule("body")
+    assert {module.eps for module in body.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)} == {
+        NORM_EPS
+    }
+    assert ("frozen norms" in network_text(found)) == (NETWORKS[name]["norm_eps"] == 0)
 
 
 def test_the_mask_head_is_the_recipes_if_torchvisions_detector_has_none() -> None:

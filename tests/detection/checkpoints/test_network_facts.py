@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,10 @@ def test_they_survive_writing_and_reading(facts: NetworkFacts) -> None:
         ("norm_eps", "small"),
         ("preprocessing", []),
         ("preprocessing", {"channel_order": "bgr"}),
-        ("preprocessing", {**BGR255.__dict__, "channel_order": "grb"}),
-        ("preprocessing", {**BGR255.__dict__, "mean": [1.0, 2.0]}),
-        ("preprocessing", {**BGR255.__dict__, "std": [1.0, 0.0, 1.0]}),
-        ("preprocessing", {**BGR255.__dict__, "other": 1}),
+        ("preprocessing", {**dataclasses.asdict(BGR255), "channel_order": "grb"}),
+        ("preprocessing", {**dataclasses.asdict(BGR255), "mean": [1.0, 2.0]}),
+        ("preprocessing", {**dataclasses.asdict(BGR255), "std": [1.0, 0.0, 1.0]}),
+        ("preprocessing", {**dataclasses.asdict(BGR255), "other": 1}),
     ],
 )
 def test_values_of_a_stranger_are_checked(key: str, value: Any) -> None:
