@@ -14,6 +14,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, validate_rep
 
 from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.checkpoints.places import local_folder
+from vovnet.checkpoints.sources import WITHOUT_LICENCE, hub_licence, licence_notice
 from vovnet.errors import InputError, reason
 from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink, read_json
 from vovnet.folders.home import expand_home
@@ -151,22 +152,23 @@ def _stated_licence(folder: Path, source: PublishedFile | None) -> str | None:
 def _licence_notes(source: PublishedFile | None, stated: str | None, license: str | None) -> list[str]:
     if license is None:
         if source is not None:
-            known = "other" if source.license == "unknown" else source.license
             raise InputError(
                 f"--license: these weights were converted from '{source.file}', which others published; say under what "
-                f"licence you may pass them on (of this file: --license {known})"
+                f"licence you may pass them on (of this file: --license {hub_licence(source.license)})"
             )
         return ["no --license was given: the card says that you state none, so nobody may use the weights"]
     notes = []
     if stated == NONCOMMERCIAL and license != NONCOMMERCIAL:
         what = f"'{source.file}' is" if source else f"{CONFIG_FILE} says that the weights are"
         raise InputError(f"--license {license}: {what} under CC BY-NC 4.0; give --license {NONCOMMERCIAL}")
+    if license == "not-stated":  # which the folder's config.json may say, and the Hub refuses
+        raise InputError(f"--license {license}: the Hub has no such identifier; give --license {hub_licence(license)}")
     if "-nc" in license:
         notes.append(f"warning: {license} forbids commercial use of the weights")
-    if source is not None and stated == "unknown":
+    if source is not None and stated in WITHOUT_LICENCE:
         notes.append(
-            f"warning: the authors of '{source.file}' state no licence that we know of, so whether you may pass it on "
-            "is for you to find out; the card links the terms of ImageNet and COCO"
+            f"warning: '{source.file}': {licence_notice(source.license)}; no licence is known, so you have to find out "
+            "whether you may pass it on"
         )
     return notes
 

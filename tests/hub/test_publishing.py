@@ -152,6 +152,17 @@ def test_converted_weights_need_a_licence(hub: Hub, slim: Made, copied: Copy) ->
     assert hub.log() == []
 
 
+@pytest.mark.parametrize("licence", ["unknown", "not-stated"])
+def test_weights_whose_licence_nobody_knows(licence: str, hub: Hub, slim: Made, copied: Copy) -> None:
+    """The advice is an identifier that the Hub has, and whoever follows it is told what it means."""
+    folder = converted_under(copied(slim.folder), licence)
+    assert "--license other" in refused(folder, "me/slim")
+    notes = publish(folder, "me/slim", license="other").notes
+    assert any("warning" in note and "no licence" in note for note in notes)
+    assert "--license other" in refused(folder, "me/slim", license="not-stated")
+    assert hub.log() == []
+
+
 def test_a_licence_that_contradicts_the_files_is_refused(hub: Hub, slim: Made, copied: Copy) -> None:
     folder = converted_under(copied(slim.folder), "cc-by-nc-4.0")
     for licence in ("apache-2.0", "other", "mit", "cc-by-4.0", "unknown"):

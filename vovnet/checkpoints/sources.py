@@ -27,7 +27,16 @@ LICENCE_NOTICES = {
 }
 """Licence of published weights → what its users should know. ``unknown`` are the files of VoVNet.pytorch and
 maskrcnn-benchmark(-vovnet), ``cc-by-nc-4.0`` those of vovnet-detectron2, ``mit`` those of pytorchcv;
-``not-stated`` is a file in timm's or torchvision's names without a ``config.json``."""
+``not-stated`` is a file whose publisher nothing tells: its names are timm's or torchvision's and it has no
+``config.json``, or they are pytorchcv's and its checksum is unknown, or another project's heads are in it."""
+
+WITHOUT_LICENCE = frozenset({"unknown", "not-stated"})
+"""The keys of :data:`LICENCE_NOTICES` that are no licence."""
+
+
+def hub_licence(licence: str) -> str:
+    """Return the Hub's identifier for a licence of weights: ``other`` if none is stated."""
+    return "other" if licence in WITHOUT_LICENCE else licence
 
 
 def licence_notice(licence: str) -> str:
