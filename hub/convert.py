@@ -16,10 +16,11 @@ import timm
 from torch import Tensor
 
 from vovnet.checkpoints.pickled import to_float32
-from vovnet.checkpoints.shapes import shapes_of
-from vovnet.checkpoints.sources import licence_notice
+from vovnet.checkpoints.shapes import Shapes, shapes_of
+from vovnet.checkpoints.sources import hub_licence, licence_notice
 from vovnet.detection.checkpoints.empty import fill_detector
 from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.checkpoints.network_facts import NetworkInput
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, infer_detector
@@ -29,7 +30,7 @@ from vovnet.files import flush_folder, flush_to_disk
 from vovnet.folders.claim import claimed_folder
 from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
-from vovnet.hub.classifiers import PublishedNetwork, identified, infer_network, write_network
+from vovnet.hub.classifiers import PublishedNetwork, identified, infer_network, without_classifier, write_network
 from vovnet.hub.input_folding import named_input
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of
 from vovnet.hub.network_inputs import described_by, with_input
@@ -37,6 +38,8 @@ from vovnet.hub.parts import BOTTOM_UP, Part, check_part, grouped
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 from vovnet.hub.weights_file import WeightsFile, read_weights_file
 
+_TORCHVISION = ("roi_heads.box_head.", "roi_heads.box_predictor.")
+"""The beginnings of keys that torchvision's detectors have, and maskrcnn-benchmark's do not."""
 _MOST_LISTED = 10
 """Ignored keys that are listed one by one; more of them are counted by their beginnings."""
 
@@ -110,15 +113,13 @@ def convert_checkpoint(
     target, part = None if input is None else named_input(input), check_part(part)
     file = read_weights_file(path)
     try:
-        published = _infer(file, part)
+        published = _infer(file, part, target)
         if expect is not None and wanted is not None and not _is(published, wanted):
             raise InputError(_is_something_else(published, expect))
         check_cell_anchors(file.tensors)
         values, notes = to_float32({theirs: file.tensors[theirs] for theirs in published.names})
         tensors = {published.names[theirs]: value for theirs, value in values.items()}
-        if target is not None:
-            if isinstance(published, PublishedDetector):
-                raise InputError("holds a detector, and --input is for a network: give --part backbone, too")
+        if target is not None and isinstance(published, PublishedNetwork):
             published, tensors = with_input(published, tensors, target)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -132,8 +133,7 @@ def convert_checkpoint(
             notes = [*published.notes, *published.input_notes, *notes]
         else:
             notes = [*_write_detector(staged, published, tensors), *notes]
-        stated = "other" if licence in ("unknown", "not-stated") else licence
-        describe(staged, staged, source, Description(license=stated, architecture=architecture))
+        describe(staged, staged, source, Description(license=hub_licence(licence), architecture=architecture))
         _move_files(staged, folder)
     notes.append(f"{source.file}, SHA-256 {source.sha256}: {licence_notice(licence)}")
     return Conversion(source.title, source.name, folder, tuple(notes), published.ignored)
@@ -149,12 +149,29 @@ def _move_files(staged: Path, folder: Path) -> None:
     flush_folder(folder)
 
 
-def _infer(file: WeightsFile, part: Part | None) -> PublishedDetector | PublishedNetwork:
+def _infer(file: WeightsFile, part: Part | None, target: NetworkInput | None) -> PublishedDetector | PublishedNetwork:
     shapes = shapes_of(file.tensors)
     detectron2 = any(key.startswith(BOTTOM_UP) for key in shapes)
     if part is None and not detectron2 and any(key.startswith(PARTS) for key in shapes):
+        if target is not None:
+            raise InputError("holds a detector, and --input is for a network: give --part backbone, too")
+        return _infer_detector(shapes)
+    network = identified(infer_network(shapes, part), file.path)
+    # Nobody shall classify RGB images with a network that takes others, so that its classifier is left out.
+    return described_by(network if target is None else without_classifier(network), file)
+
+
+def _infer_detector(shapes: Shapes) -> PublishedDetector:
+    if any(key.startswith(_TORCHVISION) for key in shapes):
+        raise InputError(
+            "holds a detector in torchvision's names; those of maskrcnn-benchmark are converted. torchvision's COCO "
+            "files load by their names (--weights or init=torchvision:NAME, which `vovnet weights` lists), and "
+            "--part backbone takes the network of a detector alone"
+        )
+    try:
         return infer_detector(shapes)
-    return described_by(identified(infer_network(shapes, part), file.path), file)
+    except InputError as error:
+        raise InputError(f"{error}; give --part backbone to take its network alone") from error
 
 
 def _write_detector(folder: Path, published: PublishedDetector, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -15,9 +15,8 @@ from vovnet.checkpoints.timm_folder import SAME_NETWORK_ARGS
 from vovnet.detection.checkpoints.network_facts import NetworkInput, read_facts
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE
-from vovnet.hub.classifiers import NORM_EPS, STRIDE_NOTE, TIMM, PublishedNetwork, own_architecture, without_classifier
+from vovnet.hub.classifiers import NORM_EPS, STRIDE_NOTE, TIMM, PublishedNetwork, own_architecture
 from vovnet.hub.input_folding import IMAGENET, fold_input
-from vovnet.hub.parts import CLASSIFIER
 from vovnet.hub.weights_file import WeightsFile
 from vovnet.vovnet import model_cfgs as vovnets
 
@@ -64,8 +63,14 @@ def _described_by_config(network: PublishedNetwork, config: Mapping[str, Any], p
     name = own_architecture(config)
     if name != network.name:
         raise InputError(f"config.json beside it says {name}, and these are the keys and shapes of {network.name}")
-    if others := sorted(config.get("model_args", {}).keys() - _SAME_NETWORK):
-        raise InputError(f"config.json beside it makes another network of {name}: model_args has {', '.join(others)}")
+    arguments = config.get("model_args", {})
+    others = {key for key in arguments if key not in _SAME_NETWORK}
+    if network.num_classes and arguments.get("global_pool", "avg") != "avg":  # what the classifier is fed
+        others.add("global_pool")
+    if others:
+        raise InputError(
+            f"config.json beside it makes another network of {name}: model_args has {', '.join(sorted(others))}"
+        )
     cfg, facts = config.get("pretrained_cfg", {}), read_facts(config, path.parent / CONFIG_FILE)
     licence = cfg.get("license")
     plain = isinstance(licence, str) and re.fullmatch(r"[\w.-]{1,40}", licence)
@@ -82,7 +87,7 @@ _SAME_NETWORK = (
     | {"num_classes", "in_chans", "global_pool", "residual"}
     | {key for shape in vovnets.values() for key in shape}
 )
-"""Arguments of a timm model that do not change what given tensors compute, and those of a VoVNet's shape."""
+"""Arguments of a timm model that do not change the maps that given tensors compute, and those of a VoVNet's shape."""
 
 
 def _kept(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,10 +104,10 @@ def _kept(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def with_input(
     network: PublishedNetwork, tensors: Mapping[str, Tensor], target: NetworkInput
 ) -> tuple[PublishedNetwork, dict[str, Tensor]]:
-    """Return a network and its tensors with another input folded in, and without the classifier.
+    """Return a network and its tensors with another input folded in.
 
     Args:
-        network: The network of the tensors.
+        network: The network of the tensors, without a classifier.
         tensors: Its tensors by timm's keys.
         target: The input of the result.
 
@@ -117,6 +122,5 @@ def with_input(
     notes = [_FOLDED.format(target, network.input), *(note for note in network.input_notes if note == _RGB)]
     if network.stride_in_1x1 is not None:
         notes.append(STRIDE_NOTE if network.stride_in_1x1 else _STRIDE_IN_3X3)
-    kept = {key: value for key, value in tensors.items() if key not in CLASSIFIER}
-    start = replace(without_classifier(network), input=target, norm_eps=NORM_EPS, input_notes=tuple(notes))
-    return start, fold_input(kept, known.first_conv, network.input, target)
+    start = replace(network, input=target, norm_eps=NORM_EPS, input_notes=tuple(notes))
+    return start, fold_input(tensors, known.first_conv, network.input, target)

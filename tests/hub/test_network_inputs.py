@@ -21,7 +21,7 @@ from tiny_runs import Squares
 from torch import Tensor
 from torch.nn import functional as F
 
-from vovnet.checkpoints.shapes import published_resnet_keys
+from vovnet.checkpoints.shapes import published_resnet_keys, shapes_of
 from vovnet.classification import load_classifier
 from vovnet.cli import main
 from vovnet.detection.checkpoints.initialize import load_matching
@@ -33,6 +33,9 @@ from vovnet.detection.training.engine import train
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.errors import InputError
 from vovnet.hub import convert_checkpoint, load_detector, verify
+from vovnet.hub.classifiers import infer_network
+from vovnet.hub.network_inputs import described_by
+from vovnet.hub.weights_file import read_weights_file
 from vovnet.vovnet import published_keys, pytorchcv_keys
 from vovnet.vovnet_v2 import published_v2_keys
 
@@ -318,6 +321,19 @@ def test_a_configuration_that_says_something_else_is_refused(key: str, value: An
         convert_checkpoint(tmp_path / "timm", tmp_path / "out", input="bgr255")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_with_another_pooling_is_refused_and_its_backbone_is_not(tmp_path: Path) -> None:
+    """The folder would be written with timm's mean, and the same tensors give other logits."""
+    save_for_hf(
+        timm.create_model(SLIM, num_classes=3, global_pool="max"), str(tmp_path / "timm"), safe_serialization=True
+    )
+    with pytest.raises(InputError, match="global_pool"):
+        convert_checkpoint(tmp_path / "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert convert_checkpoint(tmp_path / "timm", tmp_path / "start", input="bgr255").name == SLIM
+    file = read_weights_file(tmp_path / "timm")
+    assert described_by(infer_network(shapes_of(file.tensors), "backbone"), file).name == SLIM
 
 
 def test_strange_entries_of_a_configuration_are_not_kept(tmp_path: Path) -> None:
