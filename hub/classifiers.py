@@ -20,7 +20,7 @@ from vovnet.checkpoints.sources import Source, source_of_checksum
 from vovnet.detection.checkpoints.network_facts import NetworkFacts, NetworkInput
 from vovnet.errors import InputError
 from vovnet.hub.input_folding import DETECTRON2, IMAGENET, INPUTS
-from vovnet.hub.parts import CLASSIFIER, Part, network_part
+from vovnet.hub.parts import BODY, CLASSIFIER, Part, foreign, network_part
 from vovnet.vovnet import VoVNet, published_keys, pytorchcv_keys
 from vovnet.vovnet import model_cfgs as vovnets
 from vovnet.vovnet_v2 import published_v2_keys
@@ -51,7 +51,9 @@ vovnet-detectron2. torchvision's ResNets have timm's names."""
 _COUNTER = ".num_batches_tracked"
 _MOST_CLASSES = 1_000_000
 
-NORM_EPS = 1e-5  # of the batch norms of every network here, in timm and where it was trained
+NORM_EPS = 1e-5
+"""The epsilon of the batch norms of every network here, in timm and where it was trained. A ResNet under torchvision's
+frozen norms may have had none, and is refused."""
 
 _BGR = (
     "the keys do not tell which input the weights expect; the published detection backbones take BGR pixels in 0..255 "
@@ -61,6 +63,10 @@ STRIDE_NOTE = (
     "the stride is in the 1x1 convolutions of the network that these weights are of, and in the 3x3 ones of timm's: "
     "timm.create_model alone computes something else with them; they are for recipes with conventions: legacy, which "
     "move the stride"
+)
+_FOREIGN_V2 = (
+    "the network's names are vovnet-detectron2's, and what is beside it is another project's: if the weights are "
+    "vovnet-detectron2's, their licence is CC BY-NC 4.0; find out where the file comes from"
 )
 _EVERY_BLOCK = "the attention is in every block, unlike in timm's {}; `import vovnet` registers this network with timm"
 
@@ -117,8 +123,8 @@ def infer_network(found: Shapes, part: Part | None = None) -> PublishedNetwork:
         part: ``backbone`` takes the network of any file that holds one, without its classifier.
 
     Raises:
-        InputError: The file holds none of the published networks, or a key is missing, left over or of another shape;
-            the message lists all of them.
+        InputError: The file holds none of the published networks, or one whose norms it does not tell; or a key is
+            missing, left over or of another shape, and the message lists all of these.
     """
     prefix, inside, ignored = network_part(found, part)
     body = {key: shape for key, shape in inside.items() if key not in CLASSIFIER and not key.endswith(_COUNTER)}
@@ -137,9 +143,10 @@ def infer_network(found: Shapes, part: Part | None = None) -> PublishedNetwork:
         hint = "; give --part backbone to leave out what is no part of the network" if more else ""
         raise InputError(f"is nearest to {NETWORKS[name]}, but does not fit it ({differences}){hint}")
     names = {f"{prefix}{theirs}": ours for theirs, ours in FORMS[form].keys(model).items() if theirs in inside}
-    licence, notes = _particulars(form, name)
+    licence, notes = _particulars(form, name, ignored)
     network = PublishedNetwork(NETWORKS[name], name, num_classes, names, ignored, notes, licence, form)
     if name.startswith("resnet"):
+        _check_epsilon(form, prefix, found)
         network = replace(network, stride_in_1x1=form == AUTHORS)
     if form == AUTHORS and name.startswith("ese_"):
         network = replace(network, input=DETECTRON2, norm_eps=NORM_EPS)
@@ -147,6 +154,23 @@ def infer_network(found: Shapes, part: Part | None = None) -> PublishedNetwork:
         stride = (STRIDE_NOTE,) if network.stride_in_1x1 else ()
         network = replace(network, input=INPUTS["bgr255"], input_notes=(*stride, _BGR))
     return network if part is None else without_classifier(network)
+
+
+def _check_epsilon(form: str, prefix: str, found: Shapes) -> None:
+    """Refuse a ResNet that torchvision's detectors had under frozen norms, which have no counters in a file.
+
+    torchvision's own files of 2019 were trained without an epsilon, and its detectors use 1e-5 unless it loads these
+    files (torchvision/models/detection/_utils.py, overwrite_eps). Nothing in a file tells which one it was.
+
+    Raises:
+        InputError: The file holds such a ResNet.
+    """
+    if form == TIMM and prefix == BODY and not any(key.startswith(prefix) and key.endswith(_COUNTER) for key in found):
+        raise InputError(
+            "holds the ResNet of a torchvision detector with frozen norms, and does not tell their epsilon: 0 in "
+            "torchvision's first COCO files, 1e-5 otherwise; train from torchvision's file by its name "
+            "(init=torchvision:fasterrcnn_resnet50_fpn), or convert a _v2 file or ImageNet weights"
+        )
 
 
 def without_classifier(network: PublishedNetwork) -> PublishedNetwork:
@@ -179,7 +203,8 @@ def identified(network: PublishedNetwork, path: Path) -> PublishedNetwork:
             f"the names are pytorchcv's, but no file that it lists has this SHA-1 ({sha1}): find out where the file "
             "comes from, and whether pytorchcv's licence is that of these weights"
         )
-    return replace(network, notes=(note, *network.notes), source=source)
+    licence = network.licence if source is None else source.license
+    return replace(network, notes=(note, *network.notes), source=source, licence=licence)
 
 
 @functools.cache
@@ -313,14 +338,20 @@ def _classes(inside: Shapes) -> int:
     return 0
 
 
-def _particulars(form: str, name: str) -> tuple[str, tuple[str, ...]]:
-    """Return the licence of the weights and the notes for their users."""
-    if form == PYTORCHCV:
-        return "mit", ()
-    if form == AUTHORS and name.startswith("ese_"):
-        every_block = (_EVERY_BLOCK.format(name.removesuffix("_all")),) if name.endswith("_all") else ()
-        return "cc-by-nc-4.0", every_block
-    return ("not-stated" if form == TIMM else "unknown"), ()  # timm's files may say it in their config.json
+def _particulars(form: str, name: str, beside: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the licence of the weights, as far as names tell it, and the notes for their users.
+
+    Args:
+        form: A key of :data:`FORMS`.
+        name: A key of :data:`NETWORKS`.
+        beside: The file's keys that are not of the network.
+    """
+    if form != AUTHORS:  # anybody uses these names: the checksum or a config.json may tell more
+        return "not-stated", ()
+    if not name.startswith("ese_"):
+        return "unknown", ()
+    every_block = (_EVERY_BLOCK.format(name.removesuffix("_all")),) if name.endswith("_all") else ()
+    return ("not-stated", (_FOREIGN_V2, *every_block)) if foreign(beside) else ("cc-by-nc-4.0", every_block)
 
 
 def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:

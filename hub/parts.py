@@ -65,13 +65,18 @@ def network_part(found: Shapes, part: Part | None) -> tuple[str, Shapes, dict[st
     if prefix != BOTTOM_UP:  # detectron2 keeps nothing else there, so that each of its keys must fit
         inside = {key: shape for key, shape in inside.items() if _OWN.fullmatch(key) or key in CLASSIFIER}
     others = [key for key in found if not key.startswith(prefix) or key.removeprefix(prefix) not in inside]
-    unknown = others if prefix != BOTTOM_UP else [key for key in others if not key.startswith(_DETECTRON2)]
+    unknown = others if prefix != BOTTOM_UP else foreign(others)
     if part is None and unknown:
         raise InputError(
             f"holds a network under '{prefix}' and more beside it ({', '.join(grouped(unknown))}); give --part "
             "backbone to take the network and leave the rest out"
         )
     return prefix, inside, dict.fromkeys(others, "not of the backbone")
+
+
+def foreign(keys: Iterable[str]) -> list[str]:
+    """Return the keys that the detectors of vovnet-detectron2 do not have beside their network."""
+    return [key for key in keys if not key.startswith(_DETECTRON2)]
 
 
 def grouped(keys: Iterable[str]) -> list[str]:

@@ -26,11 +26,12 @@ from pytorchcv.models.vovnet import vovnet27s
 from safetensors.torch import load_file
 from support import contents
 from torch import Tensor
+from torchvision.models import get_model
 from torchvision.models.detection import FasterRCNN
 from zips import hostile_archives, zipped
 
 from vovnet.checkpoints import sources
-from vovnet.checkpoints.shapes import published_resnet_keys
+from vovnet.checkpoints.shapes import published_resnet_keys, shapes_of
 from vovnet.checkpoints.sources import source_named
 from vovnet.cli import main
 from vovnet.detection.checkpoints.empty import empty_detector
@@ -226,7 +227,10 @@ def test_a_file_of_pytorchcv_is_told_by_its_names_and_its_checksum(
     assert set(ours) == {names[key] for key in theirs}
     assert all(torch.equal(value, ours[names[key]]) for key, value in theirs.items())
     cards = {out: ModelCard.load(tmp_path / out / "README.md") for out in ("known", "unknown")}
-    assert cards["known"].data.license == cards["unknown"].data.license == "mit"
+    assert (cards["known"].data.license, cards["unknown"].data.license) == ("mit", "other")
+    assert "MIT" not in cards["unknown"].text  # the names alone do not tell whose weights these are
+    said = json.loads((tmp_path / "unknown" / "config.json").read_text())["pretrained_cfg"]["license"]
+    assert said == json.loads((tmp_path / "unknown" / "manifest.json").read_text())["source"]["license"] == "not-stated"
     assert "70.22" in cards["known"].text  # 100 - 29.78
     assert "70.22" not in cards["unknown"].text
     manifest = json.loads((tmp_path / "known" / "manifest.json").read_text())
@@ -244,7 +248,7 @@ def test_the_larger_files_of_pytorchcv_are_told_by_their_shapes(name: str) -> No
     model = empty_network(name, 1000)
     shapes = {theirs: tuple(model.state_dict()[ours].shape) for theirs, ours in pytorchcv_keys(model).items()}
     found = infer_network(shapes)
-    assert (found.name, found.num_classes, found.licence) == (name, 1000, "mit")
+    assert (found.name, found.num_classes, found.licence) == (name, 1000, "not-stated")
     bare = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
     assert infer_network(bare).name == name
     assert infer_network({key: shape for key, shape in bare.items() if "output" not in key}).num_classes == 0
@@ -358,6 +362,23 @@ def test_an_expected_recipe_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: {detector: faster_rcnn, backbone: vovnet57}\n")
     path = save(tmp_path / "f.pth", constant(detector_shapes("faster_rcnn_V_57_FPN_2x")))
     assert "mine.yaml" in refused(path, tmp_path, expect=str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
+def test_torchvisions_detectors_load_by_name(name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        shapes = shapes_of(get_model(name, weights=None, weights_backbone=None).state_dict())
+    message = refused(save(tmp_path / "tv.pth", constant(shapes)), tmp_path)
+    assert "init=torchvision:NAME" in message
+    assert "--part backbone" in message
+    assert len(message) < 500 + len(str(tmp_path))
+
+
+def test_a_detector_that_does_not_fit_names_the_way_to_its_backbone(tmp_path: Path) -> None:
+    file = constant(detector_shapes("faster_rcnn_V_39_FPN_2x")) | {"roi_heads.keypoint.weight": torch.ones(2)}
+    message = refused(save(tmp_path / "f.pth", file), tmp_path)
+    assert "left over: roi_heads.keypoint.weight" in message
+    assert "--part backbone" in message
 
 
 def test_keys_that_do_not_fit_are_listed(tmp_path: Path) -> None:

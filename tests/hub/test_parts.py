@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from published_forms import dd3d
+from torchvision.models import get_model
 
 from vovnet.checkpoints.shapes import Shapes, shapes_of
 from vovnet.errors import InputError
@@ -51,6 +52,30 @@ def test_a_file_of_dd3d_names_the_option_and_gives_its_network(name: str) -> Non
     assert (inferred.name, inferred.num_classes) == (name, 0)
     assert sorted(inferred.names.values()) == sorted(model.state_dict())
     assert set(inferred.names) | set(inferred.ignored) == set(found)
+
+
+@pytest.mark.parametrize("name", ["ese_vovnet19b_slim_dw", "ese_vovnet19b"])
+def test_names_beside_another_projects_heads_tell_no_licence(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    theirs = infer_network(shapes_of(dd3d(model)), "backbone")
+    assert theirs.licence == "not-stated"
+    assert any("CC BY-NC 4.0" in note for note in theirs.notes)  # if the network is vovnet-detectron2's
+    own = {f"backbone.bottom_up.{key}": shape for key, shape in shapes("the authors", name, 0).items()}
+    heads = {"backbone.fpn_lateral2.weight": (8, 8, 1, 1), "roi_heads.x": (1,)}
+    assert {infer_network(file).licence for file in (own, own | heads)} == {"cc-by-nc-4.0"}
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn"])
+def test_a_resnet_that_does_not_tell_its_epsilon_is_refused(name: str) -> None:
+    """torchvision's first COCO files were trained without one; a detector with batch norms, as _v2, has counters."""
+    with torch.device("meta"):
+        found = shapes_of(get_model(name, weights=None, weights_backbone=None).state_dict())
+    frozen = {key: shape for key, shape in found.items() if not key.endswith("num_batches_tracked")}
+    assert frozen.keys() < found.keys()
+    with pytest.raises(InputError, match=r"epsilon.*init=torchvision:"):
+        infer_network(frozen, "backbone")
+    assert infer_network(found, "backbone").name == "resnet50"
 
 
 def test_detectors_of_detectron2_need_no_option() -> None:
