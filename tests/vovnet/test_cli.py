@@ -122,8 +122,9 @@ def run_folder(trained: tuple[Path, Outcome]) -> Path:
     [
         ("quickstart", ["--output", "--overwrite"]),
         ("train", ["--output", "--resume", "--overwrite"]),
-        ("evaluate", ["--weights", "--images", "--annotations", "--output", "--overwrite", "--fuse"]),
+        ("evaluate", ["--weights", "--images", "--annotations", "--output", "--overwrite", "--fuse", "@REVISION"]),
         ("predict", ["--weights", "--output", "--folder", "--threshold", "--overwrite", "--fuse"]),
+        ("predict", ["torchvision:", "vovnet39", "predictions", "@REVISION"]),
         ("check-data", ["--images", "--annotations"]),
         ("env", []),
     ],

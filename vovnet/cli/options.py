@@ -34,7 +34,7 @@ Device = Annotated[
 ]
 Fuse = Annotated[bool, typer.Option("--fuse", help="Run the copy that vovnet.fuse makes: faster, on the CPU only.")]
 _DETECTOR = (
-    "Folder of a detector (a run), ORG/NAME[@REVISION] on the Hub, or torchvision:NAME, such as "
+    "Folder of a detector (a run), ORG/NAME or ORG/NAME@REVISION on the Hub, or torchvision:NAME, such as "
     "torchvision:maskrcnn_resnet50_fpn_v2."
 )
 Weights = Annotated[str, typer.Option("--weights", "-w", help=_DETECTOR)]

@@ -47,6 +47,7 @@ def test_names_and_patterns(hub: Hub) -> None:
 def test_the_help_names_both_commands() -> None:
     outcome = command("weights", "--help")
     assert outcome.code == 0
+    assert "extra detection" in " ".join(outcome.out.split())
     assert "list" in outcome.out
     assert "check" in outcome.out
 
