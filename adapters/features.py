@@ -69,8 +69,11 @@ def features_by_name(
     out_indices: Sequence[int] | None,
     in_chans: int | None,
     backbone_args: Mapping[str, Any],
+    whole: bool = False,
 ) -> Features:
     """Create the timm model ``name`` with ``features_only``; it returns only the maps that the pyramid takes.
+
+    With ``whole`` it returns only timm's last map, whatever the strides, and no stage is cut off.
 
     Raises:
         InputError: timm does not know the name, or the model lacks features, levels or doubling strides.
@@ -89,7 +92,8 @@ def features_by_name(
     pretrained = pretrained or file is not None
     with torch.device("meta"):  # only feature_info is needed: this uses no memory and draws no random numbers
         info = _create(name, {key: value for key, value in args.items() if key != "device"}).feature_info
-    indices = choose_levels([entry["reduction"] for entry in info.info], out_indices, name)
+    strides = [entry["reduction"] for entry in info.info]
+    indices = (len(strides) - 1,) if whole else choose_levels(strides, out_indices, name)
     args |= {"pretrained": pretrained and download, "out_indices": indices}
     net = _create(name, args) if file is None or not download else _create_from_file(name, args, file)
     return _describe(net, name, indices, tuple(range(len(indices))), pretrained)

@@ -123,6 +123,8 @@ def fpn_backbone(
         InputError: a value is out of its range, or the model lacks the maps that a pyramid needs.
         TypeError: ``backbone_args`` names no argument of the model.
     """
+    if out_indices is not None and out_modules is not None:
+        raise InputError("out_indices and out_modules both choose the feature maps; give one of them")
     _check_choices(norm=norm, extra_level=extra_level, fpn_norm=fpn_norm, out_channels=out_channels)
     if isinstance(model_or_name, str):
         features = features_by_name(
@@ -132,6 +134,7 @@ def fpn_backbone(
             out_indices=out_indices,
             in_chans=in_chans,
             backbone_args=backbone_args or {},
+            whole=out_modules is not None,
         )
         if out_modules is not None:
             features = with_outputs(features, out_modules)

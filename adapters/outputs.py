@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vovnet.adapters.features import Features, quiet_forward
-from vovnet.errors import InputError, did_you_mean
+from vovnet.errors import InputError, did_you_mean, reason
 
 _SIDE = 256
 """Side of the image that measures the strides, in pixels."""
@@ -75,9 +75,16 @@ def with_outputs(features: Features, names: Sequence[str]) -> Features:
     features.net.register_forward_hook(outputs.maps)
     try:
         maps = quiet_forward(features.net, features.in_chans, _SIDE, _SIDE)
+    except Exception as error:  # the network's own, or of a module that is not run or whose output is no tensor
+        raise InputError(
+            f"out_modules: {features.name} gives no maps of a {_SIDE}×{_SIDE} image from {', '.join(names)} "
+            f"({type(error).__name__}: {reason(error)}); some timm models take any size with backbone_args "
+            "{'strict_img_size': False} or {'dynamic_img_size': True}"
+        ) from error
+    try:
         shapes = [m.permute(0, 3, 1, 2).shape if features.channels_last else m.shape for m in maps]
         found = [(channels, _SIDE / height) for _, channels, height, _ in shapes]
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"out_modules: {', '.join(names)} of {features.name} do not give maps (N, C, H, W)") from error
     strides = [stride for _, stride in found]
     if strides != sorted(strides) or any(math.log2(stride) % 1 for stride in strides):

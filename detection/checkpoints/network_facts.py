@@ -21,6 +21,7 @@ from vovnet.errors import InputError
 
 _Three = Annotated[list[Number], Field(min_length=3, max_length=3)]
 _Positive = Annotated[Number, Field(gt=0)]
+_OLD_NOTE = "BGR pixels in 0..255"
 _SAME = 1e-3
 """Largest difference of two means or deviations that are the same."""
 
@@ -67,9 +68,17 @@ def read_facts(config: Mapping[str, Any], path: Path) -> NetworkFacts:
     """Return the facts in timm's ``config.json``.
 
     Raises:
-        InputError: A value has another type or is out of bounds.
+        InputError: A value has another type or is out of bounds; or an earlier version wrote the folder and told the
+            input in a note alone.
     """
     names = [field.name for field in dataclasses.fields(NetworkFacts)]
+    cfg = config.get("pretrained_cfg")
+    notes = cfg.get("notes") if isinstance(cfg, Mapping) else None
+    if config.get("preprocessing") is None and isinstance(notes, list) and any(_OLD_NOTE in str(n) for n in notes):
+        raise InputError(
+            f"{path}: an earlier version converted these weights and noted only in words that they are for BGR images "
+            "in 0..255; convert the published file again, with vovnet convert FILE OUT"
+        )
     return validate(NetworkFacts, {name: config[name] for name in names if name in config}, str(path))
 
 

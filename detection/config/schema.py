@@ -87,7 +87,7 @@ class ModelRecipe:
     """Feature maps of the backbone; null takes those with strides 4, 8, 16 and 32."""
     out_modules: Annotated[list[Text], Field(min_length=1, max_length=64)] | None = None
     """Modules of the backbone whose outputs are the feature maps, such as ``[blocks.5.0, blocks.6]``, where timm has no
-    map; null takes timm's."""
+    map; null takes timm's. It replaces ``out_indices``."""
     stride_in_1x1: Flag | None = None
     """Where the blocks of a ResNet have their stride, with ``legacy``: true is the first 1×1 convolution, as in the
     published files; false is the 3×3, as in timm's and torchvision's. null is true. Other conventions have timm's."""

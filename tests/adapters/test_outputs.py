@@ -90,6 +90,36 @@ def test_modules_without_maps_are_refused(modules: list[str], words: str) -> Non
     assert "out_modules" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("swin_tiny_patch4_window7_224", ["layers_2", "layers_3"]),  # takes images of 224 pixels alone
+        ("vit_tiny_patch16_224", ["model.blocks.5", "model.blocks.11"]),
+        ("pvt_v2_b0", ["stages_2.blocks.0"]),  # its output is a sequence
+    ],
+)
+def test_a_network_that_gives_no_maps_is_refused(name: str, modules: list[str]) -> None:
+    with pytest.raises(InputError, match=rf"out_modules: .*{name}") as refused:
+        fpn_backbone(name, norm="bn", out_channels=8, out_modules=modules)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*stages do not train")
+def test_timms_own_maps_need_no_strides_of_a_pyramid() -> None:
+    """This network has the strides 2, 4, 8, 8, 8, and fpn_backbone alone refuses it."""
+    found = backbone("layer2.0", "layer3", trainable_stages=1, backbone_args={"output_stride": 8})
+    assert found.strides == (8, 8, 16)
+    trained = {key.partition(".")[0] for key, value in found.body.named_parameters() if value.requires_grad}
+    assert trained == {"layer4"}
+    with torch.no_grad():
+        assert [tuple(level.shape[2:]) for level in found(IMAGES).values()] == [(8, 12), (8, 12), (4, 6)]
+
+
+def test_indices_beside_modules_are_refused() -> None:
+    with pytest.raises(InputError, match=r"out_indices.*out_modules"):
+        backbone("layer3", "layer4", out_indices=[2, 3])
+
+
 def test_an_instance_has_its_own_maps() -> None:
     with pytest.raises(InputError, match="out_modules"):
         fpn_backbone(timm.create_model("resnet18", features_only=True), out_modules=["layer3"])
