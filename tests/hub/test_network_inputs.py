@@ -310,6 +310,7 @@ def test_a_configuration_of_another_network_is_refused(tmp_path: Path) -> None:
         ("preprocessing", {"channel_order": "bgr"}, "preprocessing"),
         ("pretrained_cfg", {"mean": [0.5], "std": [0.5]}, "mean"),
         ("pretrained_cfg", {"std": [0.5, 0.5, 0.0]}, "std"),
+        ("pretrained_cfg", {"notes": ["the detection backbones take BGR pixels in 0..255"]}, "published file again"),
     ],
 )
 def test_a_configuration_that_says_something_else_is_refused(key: str, value: Any, named: str, tmp_path: Path) -> None:

@@ -66,6 +66,33 @@ def test_values_of_a_stranger_are_checked(key: str, value: Any) -> None:
         read_facts({"architecture": "resnet50", key: value}, Path("folder/config.json"))
 
 
+# What earlier versions wrote about the input, beside a pretrained_cfg with ImageNet's mean.
+OLD_NOTES = [
+    "the keys do not tell which input the weights expect; the published detection backbones take BGR pixels in 0..255 "
+    "minus (102.9801, 115.9465, 122.7717), while pretrained_cfg says RGB in 0..1 with ImageNet's mean and deviation",
+    "vovnet-detectron2 feeds its networks BGR pixels in 0..255 minus (103.53, 116.28, 123.675), while pretrained_cfg "
+    "says RGB in 0..1 with ImageNet's mean and deviation",
+]
+
+
+@pytest.mark.parametrize("note", OLD_NOTES)
+@pytest.mark.parametrize("conventions", ["legacy", "torchvision"])
+def test_a_folder_that_tells_its_input_in_a_note_alone_is_refused(conventions: Any, note: str, tmp_path: Path) -> None:
+    """It would be taken for RGB in 0..1, and folding such an input in would spoil the weights."""
+    config = {"architecture": "vovnet27_slim", "num_classes": 0, "pretrained_cfg": {"notes": ["other", note]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"config\.json.*convert the published file again"):
+        load_matching(detector(conventions=conventions), tmp_path, conventions)
+    described = {**config, **NetworkFacts(BGR255).to_json()}
+    assert read_facts(described, Path("config.json")).preprocessing == BGR255
+
+
+@pytest.mark.parametrize("notes", [None, "BGR", [], ["other"], [3], {"a": 1}])
+def test_other_notes_do_not_matter(notes: Any) -> None:
+    assert read_facts({"pretrained_cfg": {"notes": notes}}, Path("config.json")) == NetworkFacts()
+
+
 @pytest.mark.parametrize("backbone", ["vovnet27_slim", "resnet18"])
 def test_each_conventions_take_their_own_images(backbone: str) -> None:
     check_start(NetworkFacts(BGR255), detector(backbone, conventions="legacy"), "legacy", "W")
