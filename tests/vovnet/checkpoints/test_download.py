@@ -26,6 +26,7 @@ from zips import HOSTILE, hostile_archives, zipped
 from vovnet.checkpoints import download, partial_file, transfer
 from vovnet.checkpoints.download import Checksum, fetch, fetch_source, unpack_source
 from vovnet.checkpoints.sources import IMAGENET_SOURCES, Source
+from vovnet.folders.locks import held_lock
 from vovnet.terminal import streams
 
 BODY = hashlib.shake_128(b"a file").digest(200_000)
@@ -511,8 +512,8 @@ def test_who_comes_second_goes_on_if_the_first_fails(
 def test_who_waits_outlasts_one_who_tries_again(
     server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first brings nothing until all of its connections have timed out, and may then still unpack."""
-    hold, looked = threading.Event(), threading.Event()
+    """That one brings nothing until all of its connections have timed out."""
+    looked = threading.Event()
     times: list[float] = []
 
     def clock() -> float:
@@ -521,18 +522,15 @@ def test_who_waits_outlasts_one_who_tries_again(
             looked.set()
         return times[-1]
 
-    served = Served(BODY, hold=hold)
-    url = server.put(NAME, served)
-    first, one = both(lambda: get(url))
-    assert served.reached.wait(60)
+    url = server.put(NAME, BODY)
+    cache.mkdir(parents=True)
     monkeypatch.setattr(partial_file, "_POLL", 0.01)
     monkeypatch.setattr(partial_file, "_clock", clock)
-    second, other = both(lambda: get(url))
-    assert looked.wait(60)
-    hold.set()
-    first.join()
-    second.join()
-    assert one == other == [cache / NAME]
+    with held_lock(cache / f"{NAME}.part.state"):
+        waiting, result = both(lambda: get(url))
+        assert looked.wait(60)
+    waiting.join()
+    assert result == [cache / NAME]
 
 
 def test_waiting_has_an_end(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
