@@ -1,6 +1,7 @@
-"""The detectors that maskrcnn-benchmark-vovnet publishes: their files and their metrics.
+"""The detectors that maskrcnn-benchmark-vovnet publishes, with their metrics, and the backbones that they start from.
 
-Rows and numbers are those of https://github.com/stigma0617/maskrcnn-benchmark-vovnet, under "Performance on COCO".
+Rows and numbers are those of https://github.com/stigma0617/maskrcnn-benchmark-vovnet, under "Performance on COCO"; the
+backbones stand under "ImageNet pretrained weight".
 """
 
 from __future__ import annotations
@@ -56,6 +57,13 @@ PUBLISHED_ROWS = (
     _row("mask_rcnn_V_39", "3zpmq4nvijqek3m/MRCN-V-39-FPN-2x.pth", (41.0, 24.6, 43.9, 53.1), (36.7, 17.9, 39.3, 53.0)),
     _row("mask_rcnn_V_57", None, (42.0, 25.1, 44.9, 53.8), (37.5, 18.3, 39.8, 54.3)),
 )
+
+
+PUBLISHED_BACKBONES = {
+    "vovnet39": f"{_LINKS}s7f4vyfybyc9qpr/vovnet39_statedict_norm.pth?dl=1",
+    "vovnet57": f"{_LINKS}b826phjle6kbamu/vovnet57_statedict_norm.pth?dl=1",
+}
+"""The network of a detection backbone → the address of its file. The norms of ImageNet are folded into its weights."""
 
 
 def published_row(recipe: str) -> PublishedRow | None:

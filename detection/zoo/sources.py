@@ -22,7 +22,7 @@ from vovnet.checkpoints.pretrained import hub_namespace
 from vovnet.checkpoints.sources import IMAGENET_SOURCES
 from vovnet.checkpoints.sources import Source as ImageNetFile
 from vovnet.detection.checkpoints.torchvision_detectors import LICENCE, NETWORKS
-from vovnet.detection.zoo.published import PUBLISHED_ROWS, PublishedRow
+from vovnet.detection.zoo.published import PUBLISHED_BACKBONES, PUBLISHED_ROWS, PublishedRow
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import WEIGHTS_FILE
 
@@ -49,7 +49,8 @@ class Source:
     """A file or repository with published weights. Its numbers are the publisher's and were not measured here."""
 
     name: str
-    """What loads it, such as ``vovnet39.osmr_in1k`` or ``torchvision:maskrcnn_resnet50_fpn``."""
+    """What loads it, such as ``vovnet39.osmr_in1k`` or ``torchvision:maskrcnn_resnet50_fpn``; for a file that is only
+    converted, the file's name."""
     network: str
     """timm's or torchvision's name of the network, without a tag."""
     group: Group
@@ -105,7 +106,7 @@ class Source:
     def published_text(self) -> str:
         """The published numbers and who states them."""
         if not self.published:
-            return f"no numbers in {self.publisher}'s tables"
+            return f"no numbers in the tables of {self.publisher}"
         return f"{self.numbers} on {self.data}, as stated by {self.publisher}"
 
     @property
@@ -166,7 +167,9 @@ def published_sources() -> tuple[Source, ...]:
     import vovnet.detection.zoo.torchvision_api  # noqa: F401 (registers the names of the authors' detectors)
 
     imagenet = sorted(IMAGENET_SOURCES, key=lambda one: one.publisher != "pytorchcv")
-    return (*map(_imagenet, imagenet), *_timm(), *map(_detector, PUBLISHED_ROWS), *_torchvision())
+    classifiers = (*map(_imagenet, imagenet), *_timm(timm.list_pretrained("ese_vovnet*"), _TIMM))
+    starts = (*_timm(_RESNETS, _RESNET_STARTS), *_backbones())
+    return (*classifiers, *starts, *map(_detector, PUBLISHED_ROWS), *_torchvision())
 
 
 _PYTORCHCV = Group(
@@ -182,6 +185,19 @@ _AUTHORS = Group(
     "the files; others report since December 2025 that the addresses answer 403 (forbidden)",
 )
 _TIMM = Group("ImageNet weights of VoVNetV2 from timm", _BY_NAME, "recipes build detectors over them", "the files")
+_RESNETS = ("resnet50.tv_in1k", "resnet101.tv_in1k")
+_RESNET_STARTS = Group(
+    "ImageNet weights of ResNets from timm, starts for conventions: legacy",
+    ("vovnet convert timm/NAME OUT --input bgr255", *_BY_NAME),
+    "on random weights, detectors with conventions: legacy train from the converted network",
+    "the files",
+)
+_BACKBONES = Group(
+    "Detection backbones from the authors, the starts of their V detectors",
+    ("vovnet convert NAME OUT",),
+    "the names of the tensors, on files made here",
+    "the files; the addresses are on the same host as the authors' ImageNet weights",
+)
 _DETECTORS = Group(
     "COCO detectors from the authors",
     ('import torchvision, vovnet.detection; torchvision.models.get_model("NETWORK", weights="COCO_V1")',),
@@ -208,7 +224,7 @@ def _imagenet(file: ImageNetFile) -> Source:
         published=_errors(file),
         checksum=None if file.sha1 is None else f"SHA-1 {file.sha1}",
         size=size,
-        # Zip saves a tenth of trained weights.
+        # Nobody states the archive's size. The assumption is that it is at least half of its file's.
         download=None if size is None else range(size // 2, size + 2**20),
     )
 
@@ -217,13 +233,19 @@ def _errors(file: ImageNetFile) -> dict[str, float]:
     return {"top-1 error": file.top1_error} | ({} if file.top5_error is None else {"top-5 error": file.top5_error})
 
 
-def _timm() -> Iterator[Source]:
-    for name in timm.list_pretrained("ese_vovnet*"):
+def _timm(names: Iterable[str], group: Group) -> Iterator[Source]:
+    for name in names:
         cfg = timm.get_pretrained_cfg(name)
         if cfg is not None and cfg.hf_hub_id:
             # timm's table leaves the name to be appended where a repository is called like its weights.
             repository = f"{cfg.hf_hub_id}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
-            yield Source(name, name.partition(".")[0], _TIMM, "timm", cfg.license or "unknown", repository=repository)
+            yield Source(name, name.partition(".")[0], group, "timm", cfg.license or "unknown", repository=repository)
+
+
+def _backbones() -> Iterator[Source]:
+    for network, url in PUBLISHED_BACKBONES.items():
+        file = PurePosixPath(urlsplit(url).path).name
+        yield Source(file, network, _BACKBONES, "the authors", "unknown", url=url)
 
 
 def _detector(row: PublishedRow) -> Source:

@@ -20,10 +20,11 @@ from vovnet.checkpoints.sources import IMAGENET_SOURCES
 from vovnet.cli import app
 from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, torchvision_detector
 from vovnet.detection.zoo.listing import as_markdown
-from vovnet.detection.zoo.published import PUBLISHED_ROWS
+from vovnet.detection.zoo.published import PUBLISHED_BACKBONES, PUBLISHED_ROWS
 from vovnet.detection.zoo.sources import Source, all_sources, published_sources, select
 from vovnet.detection.zoo.weights import PublishedWeights
 
+REPRODUCE = Path(__file__).resolve().parents[3] / "docs" / "reproduce.md"
 SHA1 = {  # as pytorchcv 0.0.74 lists them
     "vovnet27_slim": "b7a5bf677bd3431bbed44b439fde7a01d699ace1",
     "vovnet39": "63bfa613870b37bd4fb5b71412e7875392aa4f66",
@@ -43,7 +44,25 @@ def test_every_published_file_is_there_once() -> None:
     assert {f"torchvision:{name}" for name in NETWORKS} <= set(names)
     assert set(timm.list_pretrained("ese_vovnet*")) <= set(names)
     assert sum(name.endswith(".COCO_V1") for name in names) == len(PUBLISHED_ROWS) == 8
-    assert len(names) == len(IMAGENET_SOURCES) + len(NETWORKS) + len(timm.list_pretrained("ese_vovnet*")) + 8
+    starts = 2 + len(PUBLISHED_BACKBONES)
+    assert len(names) == len(IMAGENET_SOURCES) + len(NETWORKS) + len(timm.list_pretrained("ese_vovnet*")) + starts + 8
+
+
+def test_every_start_of_the_docs_is_there() -> None:
+    """Detectron's pickles are not: they are never opened here, and a script on that page converts them."""
+    section = REPRODUCE.read_text(encoding="utf-8").partition("### Initial weights")[2].partition("###")[0]
+    starts = set(re.findall(r"vovnet convert (\S+)", section)) - {"R-50.pth", "R-101.pth"}
+    assert len(starts) == 6
+    known = {name for source in published_sources() for name in (source.file, source.repository)}
+    assert starts <= known
+
+
+def test_starts_are_converted_by_the_command_that_is_shown() -> None:
+    assert named("resnet50.tv_in1k").load[0] == "vovnet convert timm/resnet50.tv_in1k OUT --input bgr255"
+    assert named("resnet101.tv_in1k").license == timm.get_pretrained_cfg("resnet101.tv_in1k").license
+    backbone = named("vovnet57_statedict_norm.pth")
+    assert (backbone.network, backbone.file, backbone.license) == ("vovnet57", backbone.name, "unknown")
+    assert backbone.load == ["vovnet convert vovnet57_statedict_norm.pth OUT"]
 
 
 @pytest.mark.parametrize("network", SHA1)
@@ -147,7 +166,7 @@ def test_sources_are_chosen_by_name_network_or_pattern() -> None:
     def chosen(*names: str) -> list[str]:
         return [source.name for source in select(published_sources(), names)]
 
-    assert chosen("vovnet39") == ["vovnet39.osmr_in1k", "vovnet39.in1k"]
+    assert chosen("vovnet39") == ["vovnet39.osmr_in1k", "vovnet39.in1k", "vovnet39_statedict_norm.pth"]
     assert chosen("VoVNet39.in1k") == ["vovnet39.in1k"]
     assert chosen("maskrcnn_resnet50_fpn") == ["torchvision:maskrcnn_resnet50_fpn"]
     assert set(chosen("torchvision:*")) == {f"torchvision:{name}" for name in NETWORKS}
@@ -176,7 +195,7 @@ def test_lines_of_the_shell_name_every_option_that_the_command_needs() -> None:
     lines = {line for source in published_sources() for line in source.load if line.startswith("vovnet ")}
     for _, name, *arguments in map(shlex.split, lines):
         group.commands[name].make_context(name, arguments)
-    assert {line.split()[1] for line in lines} == {"predict", "train"}
+    assert {line.split()[1] for line in lines} == {"predict", "train", "convert"}
 
 
 def test_texts_say_who_states_what() -> None:
