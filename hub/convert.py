@@ -126,7 +126,7 @@ def convert_checkpoint(
     if file.beside:
         notes.append(f"not read, beside the weights: {', '.join(file.beside)}")
     licence = published.licence if isinstance(published, PublishedNetwork) else "unknown"
-    source = PublishedFile(file.path.name, sha256_of(file.path), _full_title(published), published.name, licence)
+    source = PublishedFile(file.name, sha256_of(file.path), _full_title(published), published.name, licence)
     with claimed_folder(out, overwrite=overwrite) as folder, scratch_folder(folder) as staged:
         if isinstance(published, PublishedNetwork):
             write_network(staged, published, tensors, source.file)

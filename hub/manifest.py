@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, check_symlink, read_json, write_json, write_text
 
@@ -29,6 +30,7 @@ FORMAT = "vovnet-manifest"
 FORMAT_VERSION = 1
 _KEYS = {"format", "format_version", "vovnet", "source", "outputs"}
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_SUMS_BYTES = 2**16
 
 
@@ -37,8 +39,9 @@ class PublishedFile:
     """The file that weights were converted from."""
 
     file: str
-    """The file's name, without folders."""
+    """The name of the file or of timm's folder, without the folders around it; or ``ORG/NAME@COMMIT`` on the Hub."""
     sha256: str
+    """SHA-256 of the file; of a folder or repository, of its ``model.safetensors``."""
     title: str
     """The content of the file, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
     name: str
@@ -88,7 +91,12 @@ def read_manifest(folder: Path) -> Manifest:
 def _is_published_file(value: object) -> bool:
     if not isinstance(value, dict) or set(value) != set(PublishedFile.__dataclass_fields__):
         return False
-    return all(isinstance(entry, str) for entry in value.values()) and not re.search(r"[/\\]", value["file"])
+    if not all(isinstance(entry, str) for entry in value.values()):
+        return False
+    repository, at, commit = value["file"].partition("@")
+    if at and HUB_NAME.fullmatch(repository) and _COMMIT.fullmatch(commit):
+        return True
+    return not re.search(r"[/\\]", value["file"])
 
 
 def sha256_of(path: Path) -> str:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vovnet.checkpoints.hub import HUB_NAME
 from vovnet.checkpoints.pickled import read_checkpoint_file
-from vovnet.checkpoints.places import HUB_PREFIX, is_path, model_folder
+from vovnet.checkpoints.places import FOLDER_PREFIX, HUB_PREFIX, is_path, local_folder, model_folder
 from vovnet.checkpoints.safetensors_file import open_safetensors
 from vovnet.checkpoints.timm_folder import read_timm_config
 from vovnet.errors import InputError
-from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink
+from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, check_symlink, read_json
 from vovnet.folders.home import expand_home
 
 
@@ -26,6 +26,9 @@ class WeightsFile:
 
     path: Path
     """The file, which is in the folder if a folder was given."""
+    name: str
+    """The file's or folder's name without the folders around it, or ``ORG/NAME@COMMIT`` on the Hub: where the weights
+    come from, for people who do not have this machine."""
     tensors: Mapping[str, Tensor]
     """The weights on the CPU, by the file's keys without ``module.``."""
     beside: tuple[str, ...] = ()
@@ -38,13 +41,14 @@ def read_weights_file(given: str | os.PathLike[str]) -> WeightsFile:
     """Read a ``.pth`` file, a zip archive of one, a ``.safetensors`` file, or a folder in timm's form.
 
     Args:
-        given: The file or folder; or ``ORG/NAME[@REVISION]`` on the Hub, whose ``config.json`` and
-            ``model.safetensors`` are downloaded if they are not in the cache.
+        given: The file or folder, also as ``local-dir:FOLDER``; or ``ORG/NAME[@REVISION]`` on the Hub, also as
+            ``hf-hub:ORG/NAME``, whose ``config.json`` and ``model.safetensors`` are downloaded if they are not in the
+            cache.
 
     Raises:
         InputError: It does not exist, cannot be fetched or read, would run code, or is a folder of another kind.
     """
-    path = _on_this_machine(os.fspath(given))
+    path, name = _on_this_machine(os.fspath(given))
     if path.is_dir():
         if not (path / WEIGHTS_FILE).is_file():
             raise InputError(f"{path}: is a folder without {WEIGHTS_FILE}; expected a checkpoint file or a timm folder")
@@ -53,16 +57,29 @@ def read_weights_file(given: str | os.PathLike[str]) -> WeightsFile:
         path = path / WEIGHTS_FILE
     if path.suffix != ".safetensors":
         file = read_checkpoint_file(path)
-        return WeightsFile(path, file.tensors, file.beside)
+        return WeightsFile(path, name, file.tensors, file.beside)
     if not path.is_file():
         raise InputError(f"{path}: does not exist; expected a file of weights")
     with open_safetensors(path) as stored:
         tensors = stored.tensors()
-    config = read_timm_config(path.parent) if (path.parent / CONFIG_FILE).is_file() else None
-    return WeightsFile(path, tensors, config=config)
+    return WeightsFile(path, name, tensors, config=_config_beside(path))
 
 
-def _on_this_machine(given: str) -> Path:
+def _on_this_machine(given: str) -> tuple[Path, str]:
+    """Return the file or folder, which may be in the Hub's cache, and its name for others."""
     path = expand_home(given)
-    named = given.startswith(HUB_PREFIX) or (HUB_NAME.fullmatch(given.partition("@")[0]) and not is_path(given))
-    return model_folder(given, MODEL_FILES) if named and not path.exists() else path
+    on_the_hub = HUB_NAME.fullmatch(given.partition("@")[0]) and not is_path(given) and not path.exists()
+    if on_the_hub or given.startswith(HUB_PREFIX):
+        folder = model_folder(given, MODEL_FILES)  # of the cache, which calls it like the commit
+        return folder, f"{given.removeprefix(HUB_PREFIX).partition('@')[0]}@{folder.name}"
+    if given.startswith(FOLDER_PREFIX):
+        path = local_folder(given)
+    return path, path.resolve().name if path.is_dir() else path.name
+
+
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    """Return timm's ``config.json`` beside a safetensors file; None if there is none, or one of other files."""
+    config = path.parent / CONFIG_FILE
+    if not config.is_file() or (path.name != WEIGHTS_FILE and "architecture" not in read_json(config)):
+        return None
+    return read_timm_config(path.parent)

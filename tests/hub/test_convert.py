@@ -21,10 +21,12 @@ import timm
 import torch
 from constructions import constructions
 from huggingface_hub import ModelCard
+from local_hub import Hub
 from processes import forked, killed, wait_for_ever
 from pytorchcv.models.vovnet import vovnet27s
 from safetensors.torch import load_file
 from support import contents
+from timm.models import save_for_hf
 from torch import Tensor
 from torchvision.models import get_model
 from torchvision.models.detection import FasterRCNN
@@ -40,8 +42,9 @@ from vovnet.detection.legacy.keys import published_detector_keys
 from vovnet.errors import InputError
 from vovnet.folders.claim import claimed_folder
 from vovnet.folders.temporary import scratch_folder
-from vovnet.hub import convert_checkpoint, load_detector, verify
+from vovnet.hub import convert_checkpoint, load_detector, publish, verify
 from vovnet.hub.classifiers import empty_network, infer_network
+from vovnet.hub.manifest import read_manifest
 from vovnet.vovnet import published_keys, pytorchcv_keys
 from vovnet.vovnet_v2 import published_v2_keys
 
@@ -483,6 +486,23 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
 )
 def test_values_that_are_no_state_dict(value: Any, expected: str, tmp_path: Path) -> None:
     assert expected in refused(save(tmp_path / "f.pth", value), tmp_path)
+
+
+def test_weights_of_the_hub_name_their_repository_and_commit(hub: Hub, tmp_path: Path) -> None:
+    """model.safetensors, which each repository has, tells nobody where they come from."""
+    save_for_hf(timm.create_model(SLIM, num_classes=3), str(tmp_path / "timm"), safe_serialization=True)
+    hub.create("org/slim", {file.name: file.read_bytes() for file in (tmp_path / "timm").iterdir()})
+    result = convert_checkpoint("org/slim", tmp_path / "out")
+    name = f"org/slim@{hub.head('org/slim')}"
+    assert any(note.startswith(f"{name}, SHA-256 ") for note in result.notes)
+    manifest = read_manifest(tmp_path / "out").source
+    assert manifest is not None
+    assert manifest.file == name
+    assert manifest.sha256 == hashlib.sha256((tmp_path / "timm" / "model.safetensors").read_bytes()).hexdigest()
+    assert name in json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["description"]
+    assert name in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(InputError, match=name):
+        publish(tmp_path / "out", "me/slim")  # others published it, so that it needs a licence
 
 
 def test_a_folder_that_is_not_empty_is_kept_unless_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -176,7 +177,7 @@ def test_links_inside_the_hubs_cache_are_followed(slim: Made, tmp_path: Path) ->
 
 
 def test_a_manifest_comes_back(tmp_path: Path) -> None:
-    for source in (SOURCE, None):
+    for source in (SOURCE, dataclasses.replace(SOURCE, file=f"org/name@{'0f' * 20}"), None):
         written = Manifest("1.2", source, {"logits": {"shape": [1], "largest": 1.0, "values": [1.0]}})
         write_manifest(tmp_path / "manifest.json", written)
         assert read_manifest(tmp_path) == written
@@ -236,7 +237,13 @@ def test_manifests_that_are_no_json_object(text: str, tmp_path: Path) -> None:
     assert "manifest.json" in refused(read_manifest, tmp_path)
 
 
-@pytest.mark.parametrize("file", ["/home/somebody/a.pth", "../a.pth", "C:\\Users\\me\\a.pth"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("/home/somebody/a.pth", "../a.pth", "C:\\Users\\me\\a.pth", "secret/a.pth", "secret/a@main"),
+        *(f"/home/a@{'0' * 40}", f"a/b/c@{'0' * 40}", f"../a@{'0' * 40}", f"a\\b@{'0' * 40}", f"a/b@/{'0' * 40}"),
+    ],
+)
 def test_a_manifest_names_no_place_on_somebodys_machine(file: str, tmp_path: Path) -> None:
     """It is published, and its text goes into the card."""
     write_manifest(tmp_path / "manifest.json", Manifest("1.2", PublishedFile(file, *["x"] * 4), {}))

@@ -31,7 +31,7 @@ def folder(model: Any, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["", "model.safetensors"])
 def test_a_folder_of_timm_and_its_weights_are_one(model: Any, folder: Path, name: str) -> None:
     file = read_weights_file(folder / name)
-    assert file.path == folder / "model.safetensors"
+    assert (file.path, file.name) == (folder / "model.safetensors", name or "timm")
     assert file.config is not None
     assert file.config["architecture"] == "vovnet27_slim"
     assert file.beside == ()
@@ -60,6 +60,23 @@ def test_a_repository_of_the_hub(name: str, model: Any, folder: Path, hub: Hub) 
     file = read_weights_file(Path(name))
     assert file.config is not None
     assert file.tensors.keys() == model.state_dict().keys()
+    assert file.name == f"timm/slim@{hub.head('timm/slim')}"
+
+
+@pytest.mark.parametrize("given", [".", "../timm", "local-dir:.", "local-dir:../timm", "local-dir:{}", "{}"])
+def test_a_folder_by_any_path_is_called_by_its_name(given: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    file = read_weights_file(given.format(folder))
+    assert file.name == "timm"
+    assert file.config is not None
+
+
+@pytest.mark.parametrize("given", ["local-dir:absent", "local-dir:timm/slim", "local-dir:", "hf-hub:timm"])
+def test_a_prefix_says_what_it_must_be(given: str, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=given.removeprefix("local-dir:") or given):
+        read_weights_file(given)
+    assert not hub.log()
 
 
 def test_a_path_never_asks_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +94,27 @@ def test_weights_alone_have_no_configuration(model: Any, tmp_path: Path) -> None
     assert read_weights_file(tmp_path / "r.safetensors").config is None
     checkpoint = read_weights_file(tmp_path / "r.pth")
     assert (checkpoint.config, checkpoint.beside, checkpoint.path) == (None, ("epoch",), tmp_path / "r.pth")
+    assert checkpoint.name == "r.pth"
+
+
+@pytest.mark.parametrize("config", [{"model_type": "bert"}, {"format": "vovnet-detector", "model": {}}])
+def test_a_configuration_of_other_files_is_not_the_weights_own(
+    config: dict[str, Any], model: Any, tmp_path: Path
+) -> None:
+    """In a folder of downloads any model's may lie beside it; only model.safetensors belongs to config.json."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("slim.safetensors", "model.safetensors"):
+        save_file(model.state_dict(), tmp_path / name)
+    assert read_weights_file(tmp_path / "slim.safetensors").config is None
+    with pytest.raises(InputError, match=r"config\.json|detector"):
+        read_weights_file(tmp_path / "model.safetensors")
+
+
+def test_a_configuration_of_timm_counts_beside_any_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "slim.safetensors")
+    config = read_weights_file(folder / "slim.safetensors").config
+    assert config is not None
+    assert config["architecture"] == "vovnet27_slim"
 
 
 def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vovnet.checkpoints.places import is_path, local_folder, locate, model_folde
 from vovnet.classification import is_classifier, load_classifier
 from vovnet.detection.checkpoints.initialize import load_matching
 from vovnet.errors import InputError
-from vovnet.hub import load_detector, publish, verify
+from vovnet.hub import convert_checkpoint, load_detector, publish, verify
 
 ENDINGS = (".pth", ".pt", ".zip", ".safetensors", ".json", ".onnx", ".xml", ".pt2", ".PTH", ".Zip", ".SafeTensors")
 PATHS = (
@@ -71,6 +71,14 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_a_path_that_is_absent_ends_at_every_entrance_without_a_socket(entrance: str, no_sockets: list[str]) -> None:
     for name in PATHS:
         refused(lambda name=name: ENTRANCES[entrance](name), "no folder", name.removeprefix("local-dir:"))  # type: ignore[misc]
+
+
+def test_convert_takes_files_too_and_ends_at_an_absent_path_without_a_socket(no_sockets: list[str]) -> None:
+    for name in PATHS:
+        folder = name.removeprefix("local-dir:")
+        said = () if folder == name else ("no folder",)
+        refused(lambda name=name: convert_checkpoint(name, "out"), Path(folder).name, *said)  # type: ignore[misc]
+    assert not Path("out").exists()
 
 
 def test_the_command_ends_in_one_line(no_sockets: list[str], tmp_path: Path) -> None:
