@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, errors
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, errors
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from vovnet.checkpoints.hub import HUB_NAME
@@ -24,6 +24,7 @@ from vovnet.hub.manifest import (
     EXAMPLE_FILE,
     MANIFEST_FILE,
     PUBLISHED_FILES,
+    SUMS_FILE,
     PublishedFile,
     check_sums,
     read_manifest,
@@ -68,7 +69,8 @@ def publish(
     """Upload a folder's model to the Hugging Face Hub, with a model card, checksums and recorded outputs.
 
     Only ``README.md``, ``config.json``, ``model.safetensors``, ``manifest.json`` and ``SHA256SUMS`` are uploaded, and
-    ``example.jpg`` if an image is given, in one commit. Other files of the folder stay on this machine.
+    ``example.jpg`` if an image is given, in one commit. Without an image, the commit removes the ``example.jpg`` of an
+    earlier publication. Other files of the folder stay on this machine.
 
     Args:
         folder: A folder of a training run, of :func:`vovnet.hub.convert_checkpoint`, or in timm's form.
@@ -118,7 +120,8 @@ def publish(
             return Publication(repository, files, tuple(notes))
         api = HfApi(library_name="vovnet")
         with _upload_errors(repository):
-            existed, commit = _upload(api, repository, places, private)
+            existed, commit, removed = _upload(api, repository, places, private)
+        notes += [f"{name} of an earlier publication was removed" for name in removed]
         notes += _look_back(api, repository, existed, set(places))
         return Publication(repository, files, tuple(notes), commit)
 
@@ -188,22 +191,34 @@ def check_card(card: ModelCard, endpoint: str) -> None:
     hf_raise_for_status(answer)
 
 
-def _upload(api: HfApi, repository: str, places: dict[str, Path], private: bool) -> tuple[bool, str]:
+def _upload(api: HfApi, repository: str, places: dict[str, Path], private: bool) -> tuple[bool, str, tuple[str, ...]]:
     """Create the repository if it does not exist, and add all files in one commit, so that nobody sees half of them.
 
     Returns:
-        True if the repository existed, and the URL of the commit.
+        True if the repository existed, the URL of the commit, and the files of an earlier publication that it removed.
     """
     existed = api.repo_exists(repository)
     check_card(ModelCard.load(places[CARD_FILE]), api.endpoint)
     if not existed:
         api.create_repo(repository, private=private, exist_ok=True)
+    removed = (EXAMPLE_FILE,) if existed and EXAMPLE_FILE not in places and _has_example(api, repository) else ()
     info: Any = api.create_commit(
         repository,
-        operations=[CommitOperationAdd(name, path) for name, path in places.items()],
+        operations=[
+            *(CommitOperationAdd(name, path) for name, path in places.items()),
+            *(CommitOperationDelete(name) for name in removed),
+        ],
         commit_message=f"Publish weights with vovnet ({len(places)} files)",
     )
-    return existed, str(info.commit_url)
+    return existed, str(info.commit_url), removed
+
+
+def _has_example(api: HfApi, repository: str) -> bool:
+    """Return True if the repository has the example of an earlier publication, which its checksums list."""
+    if not {EXAMPLE_FILE, SUMS_FILE} <= {entry.rfilename for entry in api.model_info(repository).siblings or ()}:
+        return False
+    lines = Path(api.hf_hub_download(repository, SUMS_FILE)).read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(line.endswith(f" {EXAMPLE_FILE}") for line in lines)
 
 
 def _look_back(api: HfApi, repository: str, existed: bool, names: set[str]) -> list[str]:

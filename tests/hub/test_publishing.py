@@ -401,6 +401,27 @@ def test_the_example_is_published_with_the_card(hub: Hub, run: Path, photo: Path
     assert "example.jpg" not in arrived(hub, "me/without")["README.md"].decode()
 
 
+@pytest.mark.usefixtures("token")
+def test_publishing_again_without_an_example_removes_it(hub: Hub, run: Path, photo: Path) -> None:
+    """In the same commit: whoever takes an image back does not expect it to stay."""
+    publish(run, "me/it", yes=True, license="mit", example=photo)
+    before = len(hub.log())
+    again = publish(run, "me/it", yes=True, license="mit")
+    assert set(arrived(hub, "me/it")) == FILES
+    assert any("example.jpg" in note and "removed" in note for note in again.notes)
+    assert "left alone" not in str(again)
+    assert [seen.status for seen in hub.log()[before:] if "/commit/" in seen.path] == [200]
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.parametrize("sums", [None, b"\xff" + b"0" * 63 + b"  README.md\n"])
+def test_an_example_of_somebody_else_stays(sums: bytes | None, hub: Hub, slim: Made) -> None:
+    hub.create("me/mine", {"example.jpg": b"mine", **({} if sums is None else {"SHA256SUMS": sums})})
+    done = publish(slim.folder, "me/mine", yes=True, license="other")
+    assert hub.files("me/mine")["example.jpg"] == b"mine"
+    assert any("left alone" in note and "example.jpg" in note for note in done.notes)
+
+
 def test_a_damaged_example_is_found(run: Path, photo: Path, copied: Copy) -> None:
     folder = copied(run)
     describe(folder, folder, None, Description(example=photo))
