@@ -23,6 +23,7 @@ def benchmarks() -> Iterator[Namespace]:
         names = (
             "common",
             "evaluation",
+            "input_folding",
             "legacy",
             "loader",
             "loading",
@@ -393,3 +394,25 @@ def test_the_memory_of_masks_has_a_goal(
 def test_masks_of_twelve_megapixels(benchmarks: Namespace, kind: list[str]) -> None:
     """Each process is new: ``ru_maxrss`` is its peak."""
     assert benchmarks.masks.main(["--size", "4000x3000", "--whole-image", *kind, "--ways", "predict", "evaluate"]) == 0
+
+
+def test_a_difference_of_maps_by_hand(benchmarks: Namespace) -> None:
+    folding = benchmarks.input_folding
+    expected = torch.ones(1, 2, 8, 6)
+    expected[0, 1, 4, 3] = -4.0
+    found = expected.clone()
+    assert folding.difference(found, expected) == folding.Difference(0.0, 0, 6)
+    found[0, 1, 2, 1] += 0.4  # two cells from the left
+    found[0, 0, 4, 2] += 0.0039  # three cells, and too little to count
+    assert folding.difference(found, expected) == folding.Difference(pytest.approx(0.1), 2, 6)
+
+
+def test_a_folded_input_changes_the_border_alone(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    folding = benchmarks.input_folding
+    found = folding.main(["--networks", "V-39", "R-50", "--sizes", "64"])
+    for maps, logits in found.values():
+        assert [one.width for one in maps] == [16, 8, 4, 2]
+        assert all(0 < one.largest < 0.1 for one in maps[:2])
+        assert 0 < maps[0].cells < 8
+        assert logits > 0
+    assert "| R-50 | 64 |" in capsys.readouterr().out
