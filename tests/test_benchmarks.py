@@ -86,6 +86,7 @@ def test_the_conventions_are_compared_on_the_same_objects(benchmarks: Namespace)
     assert len(target["polygons"]) == len(target["labels"]) == 3
 
 
+@pytest.mark.slow
 def test_the_conventions_benchmark_runs(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--image", "48", "64", "--min-size", "64", "--size", "64", "96", "--batch-size", "1"]
     ratios = benchmarks.legacy.main(["--mask", *sizes, "--rounds", "1", "--warmup", "0"])
@@ -130,6 +131,7 @@ def test_evaluations_give_the_same_numbers(benchmarks: Namespace) -> None:
     assert all(record["peak"] >= record["before"] > 1 for record in records)
 
 
+@pytest.mark.slow
 def test_evaluation_runs_each_in_its_own_process(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
     ratio = benchmarks.evaluation.main(["--images", "4", "--detections", "6", "--objects", "2", "--rounds", "1"])
     assert ratio.value > 0
@@ -157,6 +159,7 @@ def test_loading_compares_equal_detectors_from_the_cache(
     assert hub.log() == []
 
 
+@pytest.mark.slow
 def test_loading_runs_without_a_network(hub: Hub) -> None:
     command = [sys.executable, "-m", "benchmarks.loading", "--backbone", "vovnet27_slim", "--rounds", "1"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)

@@ -610,7 +610,7 @@ def test_a_child_packs_a_large_weight() -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["ours", "ese_vovnet39b"])
+@pytest.mark.parametrize("name", ["ours", pytest.param("ese_vovnet39b", marks=pytest.mark.slow)])
 def test_compiling(name: str, way: str) -> None:
     model = network(name, features_only=True)
     fused = fuse(model)
