@@ -1,4 +1,4 @@
-"""What ``vovnet convert --input bgr255`` changes: the maps of a folded network beside those of the network itself.
+"""Compare the maps of a network that ``vovnet convert --input bgr255`` has folded with those of the network itself.
 
     python -m benchmarks.input_folding [PHOTO …]
 

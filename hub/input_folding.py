@@ -20,7 +20,7 @@ INPUTS = {"bgr255": NetworkInput("bgr", [0.0, 255.0], list(PIXEL_MEAN_BGR), [1.0
 """The values of ``--input``: what ``conventions: legacy`` feeds."""
 IMAGENET = NetworkInput("rgb", [0.0, 1.0], list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))
 DETECTRON2 = NetworkInput("bgr", [0.0, 255.0], [103.53, 116.28, 123.675], [1.0, 1.0, 1.0])
-"""What vovnet-detectron2 feeds, unless a file says something else."""
+"""The input of vovnet-detectron2's networks; ``pixel_mean`` and ``pixel_std`` in a file replace its numbers."""
 
 
 def named_input(name: str) -> NetworkInput:

@@ -17,7 +17,7 @@ from vovnet.hub.manifest import PublishedFile
 
 METRICS_FILE = "metrics.jsonl"
 UNNAMED = "data that its publisher has not named"
-"""What a card calls data without a name."""
+"""The name on a card of data that the publisher has not named."""
 
 _AUTHORS = "the authors' table, not measured by us"
 _IMAGENET_CLASSES = 1000

@@ -22,7 +22,7 @@ CLASSIFIER = frozenset(
 """The classifier's keys: the authors', pytorchcv's, timm's for VoVNets, and timm's for ResNets."""
 
 _DETECTRON2 = ("backbone.fpn_", "backbone.top_block.", "proposal_generator.", "roi_heads.", "pixel_mean", "pixel_std")
-"""What the detectors of vovnet-detectron2 hold beside their network."""
+"""Beginnings of the keys that vovnet-detectron2's detectors have beside those of their network."""
 _FIRST = re.compile(
     r"(|.*\.)(stem\.stem_1/conv|stem\.0\.conv|features\.init_block\.conv1\.conv|layer1\.0\.conv1)\.weight"
 )

@@ -102,7 +102,7 @@ class StoredDetector:
     tensors: Callable[[], dict[str, Tensor]]
     """Returns the weights; they may be views of the file, which is open as long as the ``with`` block."""
     title: str = ""
-    """What is published about the weights, if something is."""
+    """The name, published AP and licence of published weights, as one line; empty for other weights."""
 
     def empty(self) -> FasterRCNN:
         """Build the detector without memory for its weights.

@@ -39,10 +39,10 @@ _RECIPES_OWN = {
 
 @dataclass(frozen=True)
 class Start:
-    """What a detector has received from other weights."""
+    """The result of loading other weights: where they came from, and which tensors were not loaded."""
 
     source: str
-    """The weights."""
+    """The name of the weights, for the user."""
     fresh: list[str]
     """Tensors and parts (``backbone.fpn.*``) that keep their random weights."""
     left_out: list[str]

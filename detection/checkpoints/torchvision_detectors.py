@@ -43,7 +43,7 @@ _MOBILENET_V3: dict[str, Any] = {
     "rpn_score_thresh": 0.05,
 }
 NORM_EPS = 1e-5
-"""What ``norm_eps: null`` means for these backbones."""
+"""The epsilon of timm's batch norms in these backbones, which ``norm_eps: null`` keeps."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "fasterrcnn_resnet50_fpn": _V1,
     "fasterrcnn_resnet50_fpn_v2": _V2,
@@ -64,7 +64,7 @@ LICENCE = (
     "BSD-3-Clause (torchvision's code); trained on COCO, whose terms are for you to judge "
     "(https://cocodataset.org/#termsofuse)"
 )
-"""What is known about the licence of the weights, for which torchvision states none apart from its own."""
+"""The licence as users read it. torchvision states one for its code and none for the weights."""
 
 _MOBILENET = re.compile(r"backbone\.body\.(\d+)\.(?:block\.(\d)\.)?(\w+)\.(\w+)")
 _BLOCKS = (1, 2, 3, 4, 2, 3, 1)

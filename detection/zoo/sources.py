@@ -39,9 +39,9 @@ class Group:
     load: tuple[str, ...]
     """Commands and calls that load one of them, with ``NAME`` or ``NETWORK`` for what differs."""
     verified: str
-    """What was tested here."""
+    """The properties that this package's tests check, without the publisher's file."""
     unverified: str
-    """What only the publisher's file itself can show."""
+    """The properties that nobody has checked here, because the publisher's file is needed for it."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Source:
     """A file or repository with published weights. Its numbers are the publisher's and were not measured here."""
 
     name: str
-    """What loads it, such as ``vovnet39.osmr_in1k`` or ``torchvision:maskrcnn_resnet50_fpn``; for a file that is only
-    converted, the file's name."""
+    """The name that loads it, such as ``vovnet39.osmr_in1k`` or ``torchvision:maskrcnn_resnet50_fpn``; for a file that
+    is only converted, the file's name."""
     network: str
     """timm's or torchvision's name of the network, without a tag."""
     group: Group
@@ -58,7 +58,7 @@ class Source:
     license: str
     """A short identifier such as ``mit``; ``unknown`` if the publisher states none for the weights."""
     terms: str = ""
-    """What is known of the licence beyond the identifier."""
+    """The terms of the weights as text, if the identifier does not say all of them."""
     url: str | None = None
     """The address of the file, or of a zip archive that holds it; None for a repository, or if nothing is published."""
     repository: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import published_forms
 import pytest
 import timm
 import torch
@@ -34,15 +35,7 @@ def normalised(image: Tensor, kind: NetworkInput) -> Tensor:
 
 def network(name: str, seed: int = 0) -> Any:
     """A network in float64 with norms that do something."""
-    torch.manual_seed(seed)
-    model: Any = timm.create_model(name, num_classes=10)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model.eval().double()
+    return published_forms.network(name, seed, num_classes=10).double()
 
 
 def folded(model: Any, source: NetworkInput, target: NetworkInput) -> Any:
