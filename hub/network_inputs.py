@@ -15,8 +15,9 @@ from vovnet.checkpoints.timm_folder import SAME_NETWORK_ARGS
 from vovnet.detection.checkpoints.network_facts import NetworkInput, read_facts
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE
-from vovnet.hub.classifiers import NORM_EPS, STRIDE_NOTE, TIMM, PublishedNetwork, own_architecture
+from vovnet.hub.classifiers import NORM_EPS, STRIDE_NOTE, TIMM, PublishedNetwork
 from vovnet.hub.input_folding import IMAGENET, fold_input
+from vovnet.hub.stored_names import own_architecture
 from vovnet.hub.weights_file import WeightsFile
 from vovnet.vovnet import model_cfgs as vovnets
 

@@ -17,7 +17,6 @@ from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json, write_json, write_text
 from vovnet.hub.card_fields import CardFields, detector_fields, network_fields
-from vovnet.hub.classifiers import own_architecture, stored_config
 from vovnet.hub.example import EXAMPLE_THRESHOLD, draw_example
 from vovnet.hub.manifest import (
     CARD_FILE,
@@ -31,6 +30,7 @@ from vovnet.hub.manifest import (
 )
 from vovnet.hub.model_card import UNKNOWN_REPOSITORY, compose_card
 from vovnet.hub.reference_outputs import record_outputs
+from vovnet.hub.stored_names import own_architecture, stored_config
 
 StoredAs = Literal["timm", "vovnet"]
 """The name of a VoVNet in ``config.json``: ``timm`` for one that plain timm loads, ``vovnet`` for this package's."""

@@ -17,9 +17,9 @@ from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.zoo.published import coco_categories
 from vovnet.errors import InputError
 from vovnet.hub.card_fields import CardFields, detector_fields, network_fields
-from vovnet.hub.classifiers import own_architecture
 from vovnet.hub.manifest import PublishedFile
 from vovnet.hub.release import load_folder
+from vovnet.hub.stored_names import own_architecture
 
 ISSUE = {
     # The authors' table: recipe, file, box AP/APs/APm/APl, mask AP/APs/APm/APl.
