@@ -155,7 +155,8 @@ def test_wheel_is_pure_and_says_what_pyproject_says(wheel: Path) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert licences == {"LICENSE", "NOTICE"}
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra") or ()) == {"benchmark", "detection", "dev", "export", "onnx", "openvino"}
+    extras = {"benchmark", "detection", "dev", "export", "onnx", "openvino"}
+    assert set(metadata.get_all("Provides-Extra") or ()) == extras
 
 
 def test_sdist_has_the_tests_and_no_links(unpacked_sdist: Path) -> None:
