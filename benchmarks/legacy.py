@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.batches import CLASSES, Batch, make_batch, wait
 from benchmarks.common import Ratio, environment, positive, throughput_table, timed
-from benchmarks.training import CLASSES, Batch, make_batch, wait
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.detection.legacy.masks import Polygons
 from vovnet.detection.models.build import build_detector
+from vovnet.timing.rounds import interleave
 
 INFERENCE_GOAL, TRAINING_GOAL = 1.1, 1.15
 LEGACY, TORCHVISION = "legacy", "torchvision"

@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.batches import wait
 from benchmarks.common import Ratio, environment, positive, speed_ratio, throughput_table, timed
 from benchmarks.images import generate_images
-from benchmarks.training import build_ours, recipe_for, wait
+from benchmarks.training import build_ours, recipe_for
 from vovnet.detection.config.schema import DataRecipe, DataSource
-from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import training_loader
 from vovnet.detection.training.iteration import step
+from vovnet.timing.rounds import interleave
 
 GOAL = 3.0
 LOADER, STEP = "loader", "training step"

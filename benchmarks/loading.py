@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace, cache: Path) -> Ratio:
     Raises:
         RuntimeError: the two detectors differ.
     """
-    from vovnet.detection.cpu_benchmark.timing import interleave
+    from vovnet.timing.rounds import interleave
 
     model = model_of(options)
     snapshot = fill_cache(cache, model)

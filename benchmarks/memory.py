@@ -31,13 +31,13 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
+from benchmarks.batches import CLASSES, make_batch
 from benchmarks.common import Ratio, environment, positive, throughput_table, timed
-from benchmarks.training import CLASSES, make_batch
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.detection.models.build import build_detector
 from vovnet.memory import memory_efficient
 from vovnet.ops import aggregate, conv
+from vovnet.timing.rounds import interleave
 from vovnet.vovnet import OsaStage
 
 KEPT_GOALS = {"normal": 0.58, "low": 0.40}

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import environment, positive
-from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.ops import cuda, osa_aggregate
+from vovnet.timing.rounds import interleave
 from vovnet.vovnet import model_cfgs
 
 OURS, EAGER, LAST, COMPILED = "osa_aggregate", "eager", "eager, channels-last", "torch.compile, channels-last"

@@ -28,22 +28,21 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from benchmarks.batches import CLASSES, Batch, make_batch, wait
 from benchmarks.common import Ratio, environment, positive, speed_ratio, throughput_table, timed
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import Recipe
-from vovnet.detection.cpu_benchmark.timing import interleave
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.iteration import model_targets, step
 from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import rules_of
 from vovnet.detection.training.run import Run
+from vovnet.timing.rounds import interleave
 
 GOAL = 1.0
 OURS, HAND = "vovnet", "torchvision over timm"
-CLASSES = 80
 
-Batch = tuple[list[Tensor], list[dict[str, Any]]]
 Loop = Callable[[Batch], dict[str, float]]
 
 
@@ -135,27 +134,6 @@ def loop_by_hand(detector: nn.Module, recipe: Recipe, device: torch.device) -> L
     return one
 
 
-def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int, masks: bool) -> Batch:
-    """Return images of noise, uint8 (3, height, width), with random boxes, and filled boxes as masks."""
-    generator = torch.Generator().manual_seed(number)
-    height, width = size
-    limits = torch.tensor([width, height], dtype=torch.float32)
-    batch, targets = [], []
-    for index in range(images):
-        batch.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator))
-        sides = limits * (0.1 + 0.5 * torch.rand(objects, 2, generator=generator))
-        corners = (limits - sides) * torch.rand(objects, 2, generator=generator)
-        boxes = torch.cat((corners, corners + sides), dim=1)
-        labels = torch.randint(1, CLASSES + 1, (objects,), generator=generator)
-        target: dict[str, Any] = {"boxes": boxes, "labels": labels, "image_id": images * number + index}
-        if masks:
-            target["masks"] = torch.zeros(objects, height, width, dtype=torch.uint8)
-            for mask, (x0, y0, x1, y1) in zip(target["masks"], boxes.round().int().tolist(), strict=True):
-                mask[y0:y1, x0:x1] = 1
-        targets.append(target)
-    return batch, targets
-
-
 def contestant(loop: Loop, options: argparse.Namespace) -> Callable[[int], float]:
     """Return a function of a round's number that returns the seconds of a step."""
     device = torch.device(options.device)
@@ -173,12 +151,6 @@ def contestant(loop: Loop, options: argparse.Namespace) -> Callable[[int], float
         return timed(work)
 
     return one_round
-
-
-def wait(device: torch.device) -> None:
-    """Wait until the GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compare(options: argparse.Namespace) -> Ratio:

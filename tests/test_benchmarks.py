@@ -21,6 +21,7 @@ def benchmarks() -> Iterator[Namespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
         names = (
+            "batches",
             "common",
             "evaluation",
             "input_folding",
@@ -52,14 +53,14 @@ def test_a_ratio_is_of_rates_and_knows_its_goal(benchmarks: Namespace, theirs: f
 @pytest.fixture(scope="module")
 def small_run(benchmarks: Namespace) -> Any:
     training = benchmarks.training
-    return training.build_ours(training.recipe_for(True, 1, 64, 64), training.CLASSES, torch.device("cpu"))
+    return training.build_ours(training.recipe_for(True, 1, 64, 64), benchmarks.batches.CLASSES, torch.device("cpu"))
 
 
 def test_the_model_by_hand_computes_the_same_losses(benchmarks: Namespace, small_run: Any) -> None:
     training = benchmarks.training
     hand = training.build_by_hand(small_run, residual=True)
     loop = training.loop_by_hand(hand, small_run.recipe, small_run.device)
-    batch = training.make_batch(0, size=(64, 64), images=1, objects=3, masks=True)
+    batch = benchmarks.batches.make_batch(0, size=(64, 64), images=1, objects=3, masks=True)
     losses = []
     for one in (lambda: training.step(small_run, [batch]), lambda: loop(batch)):
         torch.manual_seed(0)
@@ -80,7 +81,7 @@ def test_training_runs(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]
 
 def test_the_conventions_are_compared_on_the_same_objects(benchmarks: Namespace) -> None:
     legacy = benchmarks.legacy
-    _, targets = benchmarks.training.make_batch(0, size=(64, 96), images=1, objects=3, masks=True)
+    _, targets = benchmarks.batches.make_batch(0, size=(64, 96), images=1, objects=3, masks=True)
     (target,) = legacy.legacy_targets(targets)
     assert torch.equal(target["boxes"][:, 2:] + 1, targets[0]["boxes"][:, 2:])
     assert len(target["polygons"]) == len(target["labels"]) == 3

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vovnet.detection.cpu_benchmark.backends import BACKENDS
 from vovnet.detection.cpu_benchmark.running import Outcome, Result
-from vovnet.detection.cpu_benchmark.timing import speedup
 from vovnet.detection.figures import new_figure
+from vovnet.timing.rounds import speedup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

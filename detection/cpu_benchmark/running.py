@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vovnet.detection.cpu_benchmark.backends import BACKENDS, Runner, Task, UnavailableError
 from vovnet.detection.cpu_benchmark.cases import CASES, Case, build_network, exact_maps, make_images
-from vovnet.detection.cpu_benchmark.timing import Speedup, speedup, time_calls
 from vovnet.errors import InputError
 from vovnet.folders.temporary import scratch_folder
+from vovnet.timing.rounds import Speedup, speedup, time_calls
 
 SAME_BOX = 5.0
 """Largest difference in pixels of a coordinate of two detections that are matched."""

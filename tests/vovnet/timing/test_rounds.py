@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vovnet.detection.cpu_benchmark.timing import TURN_SECONDS, interleave, speedup, time_calls
+from vovnet.timing.rounds import TURN_SECONDS, interleave, speedup, time_calls
 
 
 class Clock:
