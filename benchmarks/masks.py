@@ -31,7 +31,7 @@ def peak_of(way: str, size: tuple[int, int], legacy: bool, fuse: bool, whole_ima
     from vovnet.detection import build_detector, evaluate, load_recipe, predict
     from vovnet.detection.inference_mode import image_detections
     from vovnet.detection.masks import detect
-    from vovnet.detection.prediction.drawing import draw_detections
+    from vovnet.results.drawing import draw_detections
 
     torch.manual_seed(0)
     detector: Any = build_detector(load_recipe(RECIPES[legacy], MODEL)).eval()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from vovnet.detection.data.object_sizes import MEDIAN_OBJECT, SMALLEST_SIDE, resize_factor
 from vovnet.detection.masks import encode_box_masks, encode_masks
 from vovnet.errors import InputError
 from vovnet.processes.devices import choose_device
+from vovnet.results.detections import ImageDetections, checked_detections
+from vovnet.results.limits import MEDIAN_OBJECT, Limits, check_shape
 
 BoxConverter = Callable[[Tensor], Tensor]
 """Converts a detector's boxes (N, 4) to COCO's x, y, width, height (N, 4)."""
@@ -81,23 +79,13 @@ def input_channels(detector: nn.Module) -> int:
     return 3 if mean is None else len(mean)
 
 
-def check_shape(detector: nn.Module, height: int, width: int, name: str) -> None:
+def check_size(detector: nn.Module, height: int, width: int, name: str) -> None:
     """Refuse an image that would have no pixels after the detector's resize, which rounds down.
 
     Raises:
         InputError: the image is empty or too narrow; the message begins with ``name``.
     """
-    if min(height, width) < 1:
-        raise InputError(f"{name}: the image has no pixels ({width}x{height})")
-    longest = getattr(getattr(detector, "transform", None), "max_size", None)
-    if longest is not None and min(height, width) * longest < max(height, width):
-        raise InputError(
-            f"{name}: {width}x{height} pixels are too narrow for a detector whose longest side is {longest}; crop it"
-        )
-
-
-class LimitWarning(RuntimeWarning):
-    """A limit of a detector cut what it found, or its resize made objects too small to be found."""
+    check_shape(height, width, getattr(getattr(detector, "transform", None), "max_size", None), name)
 
 
 def detection_limit(detector: nn.Module) -> int | None:
@@ -109,72 +97,23 @@ def detection_limit(detector: nn.Module) -> int | None:
     return None
 
 
-def warn_of_limits(
-    detector: nn.Module, shapes: Sequence[tuple[int, int]], counts: Sequence[int], median_object: float | None = None
-) -> None:
-    """Warn once for all images whose detections or objects a limit of the detector affects.
+def limits_of(detector: nn.Module, median_object: float | None = None) -> Limits:
+    """Return the limits of a detector.
 
     Args:
         detector: a torchvision detector.
-        shapes: height and width of each image in pixels.
-        counts: the number of detections in each image.
         median_object: the median side in pixels of the objects of the data at hand. The training data's comes first;
             ``config.json`` of the detector holds it if :func:`vovnet.detection.train` wrote it.
     """
-    limit = detection_limit(detector)
-    full = 0 if limit is None else sum(count >= limit for count in counts)
-    if full:
-        warnings.warn(
-            f"{full} of {len(counts)} images reached the limit of {limit} detections, so more objects may be there: "
-            "raise model.box_detections_per_img",
-            LimitWarning,
-            stacklevel=3,
-        )
     preprocessing: Any = getattr(detector, "preprocessing", None) or {}
-    median_object = preprocessing.get(MEDIAN_OBJECT, median_object)
     sizes: Any = getattr(detector, "transform", None)
-    if median_object is None or not shapes or not getattr(sizes, "min_size", None):
-        return
-    factors = resize_factor(shapes, sizes.min_size[-1], sizes.max_size)
-    small = factors[(factors < 1) & (factors * median_object < SMALLEST_SIDE)]
-    if len(small):
-        warnings.warn(
-            f"{len(small)} of {len(shapes)} images are shrunk (model.min_size {sizes.min_size[-1]}, model.max_size "
-            f"{sizes.max_size}) so that an object of the data's median size, {median_object:.3g} pixels, has only "
-            f"{small.min() * median_object:.2g} pixels (below {SMALLEST_SIDE:g}); many will not be found: raise both, "
-            "or cut the images into tiles",
-            LimitWarning,
-            stacklevel=3,
-        )
-
-
-@dataclass
-class ImageDetections:
-    """The N detections of one image, in the order in which the detector returned them."""
-
-    image_id: int
-    boxes: NDArray[np.float32]
-    """(N, 4): x, y, width, height in pixels."""
-    scores: NDArray[np.float32]
-    """(N,)"""
-    category_ids: NDArray[np.int64]
-    """(N,): ids of categories, not labels."""
-    masks: list[bytes] | None = None
-    """Compressed RLE counts of each detection; None if the detector returns no masks."""
-    size: tuple[int, int] = (0, 0)
-    """Height and width of the image; each RLE contains them."""
-
-    def results(self, iou_type: str) -> Iterator[dict[str, Any]]:
-        """Yield dictionaries of COCO's results format: boxes for ``bbox``, RLE with text counts for ``segm``."""
-        scores, categories = self.scores.tolist(), self.category_ids.tolist()
-        if iou_type == "bbox":
-            for category, box, score in zip(categories, self.boxes.tolist(), scores, strict=True):
-                yield {"image_id": self.image_id, "category_id": category, "bbox": box, "score": score}
-            return
-        size = list(self.size)
-        for category, counts, score in zip(categories, self.masks or [], scores, strict=True):
-            segmentation = {"size": size, "counts": counts.decode("ascii")}
-            yield {"image_id": self.image_id, "category_id": category, "segmentation": segmentation, "score": score}
+    min_size = getattr(sizes, "min_size", None)
+    return Limits(
+        detections=detection_limit(detector),
+        min_size=min_size[-1] if min_size else None,
+        max_size=getattr(sizes, "max_size", None),
+        median_object=preprocessing.get(MEDIAN_OBJECT, median_object),
+    )
 
 
 def box_converter(detector: nn.Module) -> BoxConverter:
@@ -203,24 +142,11 @@ def image_detections(
         InputError: a label is outside 1..K, or a box or score is not finite.
     """
     boxes = output["boxes"].detach().float().cpu()
-    scores = output["scores"].detach().float().cpu()
+    scores = output["scores"].detach().float().cpu().numpy()
     labels = output["labels"].detach().cpu().numpy().astype(np.int64)
-    if not (torch.isfinite(boxes).all() and torch.isfinite(scores).all()):
-        raise InputError(f"image {image_id}: the detector returned boxes or scores that are not finite")
-    if labels.size and (labels.min() < 1 or labels.max() > len(category_ids)):
-        raise InputError(
-            f"image {image_id}: the detector returned label {labels[(labels < 1) | (labels > len(category_ids))][0]}, "
-            f"but there are {len(category_ids)} categories; was it trained on other data?"
-        )
-    ids = np.asarray(category_ids, dtype=np.int64)
-    return ImageDetections(
-        image_id=image_id,
-        boxes=to_xywh(boxes).numpy(),
-        scores=scores.numpy(),
-        category_ids=ids[labels - 1],
-        masks=_encoded(output, size),
-        size=size,
-    )
+    found = checked_detections(image_id, to_xywh(boxes).numpy(), scores, labels, category_ids, size)
+    found.masks = _encoded(output, size)
+    return found
 
 
 def _encoded(output: Mapping[str, Tensor], size: tuple[int, int]) -> list[bytes] | None:

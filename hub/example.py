@@ -8,11 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from vovnet.detection.inference_mode import LimitWarning, input_channels
-from vovnet.detection.prediction.drawing import draw_detections
+from vovnet.detection.inference_mode import input_channels
 from vovnet.detection.prediction.predictor import predict
 from vovnet.files import atomic_path
 from vovnet.images.reading import read_image
+from vovnet.results.drawing import draw_detections
+from vovnet.results.limits import LimitWarning
 
 EXAMPLE_THRESHOLD = 0.5
 """The lowest score of a detection that is drawn."""

@@ -15,9 +15,9 @@ from vovnet.detection.config.fields import recipe_part, shown, validate
 from vovnet.detection.config.loading import check_plain
 from vovnet.detection.config.schema import CONVENTIONS, Category, ModelRecipe
 from vovnet.detection.config.validation import check_model
-from vovnet.detection.data.object_sizes import MEDIAN_OBJECT
 from vovnet.errors import InputError
 from vovnet.files import read_json
+from vovnet.results.limits import MEDIAN_OBJECT
 
 FORMAT = "vovnet-detector"
 FORMAT_VERSION = 1

@@ -25,7 +25,8 @@ from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
 from vovnet.detection.data.validation import check_content
 from vovnet.errors import InputError, shown
 from vovnet.images.folder import ImageFolder
-from vovnet.images.reading import ImageSizeError, UnreadableImage, example_names, read_image, to_tensor
+from vovnet.images.reading import ImageSizeError, UnreadableImage, example_names, read_image
+from vovnet.images.tensors import to_tensor
 
 D = TypeVar("D")
 ATTEMPTS = 100

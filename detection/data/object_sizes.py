@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST_SIDE = 8.0
-"""Objects with a smaller side, in pixels of the resized image, are hardly found: two cells of the finest map."""
-
-MEDIAN_OBJECT = "median_object"
-"""The key in ``preprocessing`` of a detector's ``config.json``: the median side of the training data's objects."""
+from vovnet.results.limits import resize_factor
 
 
 @dataclass(frozen=True)
@@ -45,21 +41,6 @@ class ObjectSizes:
     def resized_median(self, min_size: float, max_size: float) -> float:
         """Return the median side after the resize of :func:`resize_factor`."""
         return float(np.median(self.sides * resize_factor(self.shapes, min_size, max_size)[self.images]))
-
-
-def resize_factor(
-    shapes: NDArray[np.int64] | Sequence[Sequence[int]], min_size: float, max_size: float
-) -> NDArray[np.float64]:
-    """Return the factor (I,) by which each image is resized: its short side to ``min_size``, its long side to at most
-    ``max_size``.
-
-    Args:
-        shapes: (I, 2): height and width of each image in pixels.
-        min_size: in pixels.
-        max_size: in pixels.
-    """
-    sides = np.asarray(shapes, dtype=np.float64).reshape(-1, 2)
-    return np.minimum(min_size / sides.min(axis=1), max_size / sides.max(axis=1))
 
 
 def sizes_of(dataset: Any) -> ObjectSizes | None:

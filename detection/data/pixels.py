@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from vovnet.errors import InputError
-from vovnet.images.reading import convert_image, read_image, to_tensor
+from vovnet.images.reading import convert_image, read_image
+from vovnet.images.tensors import to_tensor
 
 ImageLike = (
     str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes] | Image.Image | Tensor | np.ndarray[Any, Any]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from vovnet.detection import distributed
 from vovnet.detection.evaluation.truth import IouType as IouType
 from vovnet.detection.evaluation.truth import coco_ground_truth, empty_coco
-from vovnet.detection.inference_mode import ImageDetections
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
+from vovnet.results.detections import ImageDetections
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO

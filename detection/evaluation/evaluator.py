@@ -25,12 +25,12 @@ from vovnet.detection.evaluation.plots import plot_precision_recall
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import (
     box_converter,
-    check_shape,
+    check_size,
     image_detections,
     inference,
     input_channels,
+    limits_of,
     to_input,
-    warn_of_limits,
 )
 from vovnet.detection.masks import detect, encode_masks
 from vovnet.detection.progress import progress_bar
@@ -116,7 +116,7 @@ def evaluate(
                 break
             for image, target in zip(images, targets, strict=True):
                 ids.add(target["image_id"], distributed.rank() + len(ids.seen) * distributed.world_size())
-                check_shape(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {target['image_id']}")
+                check_size(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {target['image_id']}")
             outputs = detect(detector, [to_input(image, place) for image in images])
             for image, target, found in zip(images, targets, outputs, strict=True):
                 size = (int(image.shape[-2]), int(image.shape[-1]))
@@ -133,9 +133,8 @@ def evaluate(
     if tell_limits and distributed.rank() == 0:
         finished = list(evaluator.detections.values())
         own = sizes_of_truth(evaluator.ground_truth)
-        warn_of_limits(
-            detector, [one.size for one in finished], [len(one.scores) for one in finished], own.median if own else None
-        )
+        limits = limits_of(detector, own.median if own else None)
+        limits.warn([one.size for one in finished], [len(one.scores) for one in finished])
     return metrics
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vovnet.detection.evaluation.coco_eval import CocoEvaluator, percent
-from vovnet.detection.figures import add_legend, category_colour, drawable, new_figure, save_figure
+from vovnet.detection.figures import add_legend, new_figure, save_figure
+from vovnet.results.lettering import category_colour, drawable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -13,7 +13,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from vovnet.detection.data.pixels import as_bytes
 from vovnet.detection.legacy.boxes import resize_boxes
-from vovnet.images.reading import to_tensor
+from vovnet.images.tensors import to_tensor
 
 PIXEL_MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean of blue, green and red in 0..255. Reference config/defaults.py:51-55."""

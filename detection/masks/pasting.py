@@ -17,7 +17,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads, expand_boxes, expand_masks
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from vovnet.detection.masks.rle import encode_part, to_bits
+from vovnet.detection.masks.rle import to_bits
+from vovnet.results.rle import encode_part
 
 BOX_MASKS = "box_masks"
 """The key of masks (N, 1, M, M), probabilities on a grid over each box."""

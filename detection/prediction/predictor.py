@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +17,23 @@ from vovnet.detection.data.pixels import ImageLike, as_bytes, to_pixels
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.samples import check_boxes
 from vovnet.detection.inference_mode import (
-    LimitWarning,
     box_converter,
-    check_shape,
-    detection_limit,
+    check_size,
     image_detections,
     inference,
     input_channels,
+    limits_of,
     to_input,
-    warn_of_limits,
 )
 from vovnet.detection.masks import detect
-from vovnet.detection.prediction.drawing import draw_detections, prediction_sheet
-from vovnet.detection.prediction.names import output_names
-from vovnet.errors import InputError, reason
-from vovnet.files import atomic_path, write_text
+from vovnet.errors import InputError
 from vovnet.folders.home import expand_home
-from vovnet.images.reading import read_image, source_name, to_tensor
+from vovnet.images.reading import source_name
+from vovnet.images.tensors import to_tensor
+from vovnet.results.drawing import prediction_sheet
+from vovnet.results.limits import LimitWarning
+from vovnet.results.writing import FileDetector, write_predictions
 from vovnet.terminal.streams import echo
-from vovnet.terminal.text import printable
 
 
 def predict(
@@ -80,7 +76,7 @@ def predict(
             pixels = to_pixels(image, input_channels(detector), name, max_pixels=max_pixels)
             found.append(_detect(detector, pixels, place, name))
             shapes.append((int(pixels.shape[-2]), int(pixels.shape[-1])))
-    warn_of_limits(detector, shapes, list(map(len, found)))
+    limits_of(detector).warn(shapes, list(map(len, found)))
     return found
 
 
@@ -99,7 +95,7 @@ def predict_files(
     Args:
         detector: as for :func:`predict`.
         paths: image files. If several have the same stem, the second gets ``STEM-2``, the third ``STEM-3``, and so on.
-            A stem that the file system refuses is replaced (:func:`vovnet.detection.prediction.names.output_names`).
+            A stem that the file system refuses is replaced (:func:`vovnet.results.names.output_names`).
         output: folder for both files; created if it does not exist.
         threshold: detections with a lower score are not drawn; the JSON file has all of them.
         device: as for :func:`predict`.
@@ -114,43 +110,15 @@ def predict_files(
             written, ``paths`` is empty, ``threshold`` is not in 0..1, or a drawing would overwrite one of the images.
         OSError: the output cannot be written.
     """
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
-    sources = [expand_home(path) for path in paths]
-    if not sources:
-        raise InputError("images: no images were given")
-    folder = expand_home(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = output_names(sources, folder)
-    _refuse_overwriting(sources, [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")])
-    written: list[Path] = []
-    failed: list[str] = []
-    limit, shapes, counts = detection_limit(detector), [], []
+    channels = input_channels(detector)
     with inference(detector, device) as place:
-        for source, name in zip(sources, names, strict=True):
-            try:
-                image = read_image(source, channels=input_channels(detector), max_pixels=max_pixels)
-                detections = _detect(detector, to_tensor(image), place, str(source))
-            except InputError as error:
-                failed.append(str(error))
-                continue
-            except (MemoryError, torch.OutOfMemoryError) as error:  # of one large image; smaller ones may fit
-                failed.append(f"{source}: the memory is too small for it ({reason(error)})")
-                continue
-            shapes.append((image.height, image.width))
-            counts.append(len(detections))
-            written.append(folder / f"{name}.json")
-            write_text(written[-1], json.dumps(detections, allow_nan=False) + "\n")
-            with atomic_path(folder / f"{name}.png") as temporary:
-                draw_detections(image, detections, threshold).save(temporary)
-            line = f"{source}: {_describe(detections, threshold, limit)} -> {folder / name}.png"
-            report(printable(line))
-    warn_of_limits(detector, shapes, counts)
-    if failed:
-        listed = "; ".join(failed[:5]) + (f"; and {len(failed) - 5} more" if len(failed) > 5 else "")
-        others = f" (the others are in {folder})" if written else ""
-        raise InputError(f"{len(failed)} of {len(sources)} images failed{others}: {listed}")
-    return written
+        files = FileDetector(
+            lambda image, name: _detect(detector, to_tensor(image), place, name),
+            channels,
+            limits_of(detector),
+            (MemoryError, torch.OutOfMemoryError),
+        )
+        return write_predictions(files, paths, output, threshold, max_pixels=max_pixels, report=report, stacklevel=3)
 
 
 def plot_predictions(
@@ -163,7 +131,7 @@ def plot_predictions(
 ) -> None:
     """Draw detections and true boxes of some images, evenly spaced over a dataset.
 
-    :func:`vovnet.detection.prediction.drawing.prediction_sheet` describes the drawing.
+    :func:`vovnet.results.drawing.prediction_sheet` describes the drawing.
 
     Args:
         detector: as for :func:`predict`.
@@ -189,24 +157,9 @@ def plot_predictions(
     prediction_sheet(sheet, out_png, threshold)
 
 
-def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> None:
-    # realpath, because Path.resolve raises an error for a link that leads to itself.
-    inputs = {os.path.realpath(source) for source in sources if "\0" not in str(source)}
-    for target in targets:
-        if os.path.realpath(target) in inputs:
-            raise InputError(f"output: '{target}' is one of the images and would be overwritten; choose another folder")
-
-
-def _describe(detections: Sequence[Mapping[str, Any]], threshold: float, limit: int | None) -> str:
-    counts = Counter(one["category"] for one in detections if one["score"] >= threshold)
-    listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    full = ", the limit: model.box_detections_per_img" if len(detections) == limit else ""
-    return f"{listed or 'nothing'} with score >= {threshold:g} (of {len(detections)} detections{full})"
-
-
 def _detect(detector: nn.Module, image: Tensor, device: torch.device, name: str) -> list[dict[str, Any]]:
     height, width = int(image.shape[-2]), int(image.shape[-1])
-    check_shape(detector, height, width, name)
+    check_size(detector, height, width, name)
     output = detect(detector, [to_input(image, device)])[0]
     categories = getattr(detector, "categories", None)
     if categories is None:
@@ -214,18 +167,4 @@ def _detect(detector: nn.Module, image: Tensor, device: torch.device, name: str)
         categories = [{"id": label, "name": str(label)} for label in range(1, labels + 1)]
     ids = [int(category["id"]) for category in categories]
     found = image_detections(output, 0, (height, width), ids, box_converter(detector))
-    names = {int(category["id"]): str(category["name"]) for category in categories}
-    masks = list(found.results("segm")) if found.masks is not None else []
-    results = []
-    for position, result in enumerate(found.results("bbox")):
-        category_id = result["category_id"]
-        entry = {
-            "bbox": result["bbox"],
-            "score": result["score"],
-            "category_id": category_id,
-            "category": names[category_id],
-        }
-        if masks:
-            entry["segmentation"] = masks[position]["segmentation"]
-        results.append(entry)
-    return sorted(results, key=lambda one: -one["score"])
+    return found.named(categories)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vovnet.detection.evaluation.coco_eval import percent
-from vovnet.detection.figures import add_legend, drawable, new_figure, save_figure
+from vovnet.detection.figures import add_legend, new_figure, save_figure
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.errors import InputError
+from vovnet.results.lettering import drawable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -7,13 +7,13 @@ import warnings
 import numpy as np
 
 from vovnet.detection.config.schema import DataRecipe, Recipe
-from vovnet.detection.data.object_sizes import SMALLEST_SIDE, ObjectSizes
-from vovnet.detection.inference_mode import LimitWarning
+from vovnet.detection.data.object_sizes import ObjectSizes
+from vovnet.results.limits import SMALLEST_SIDE, LimitWarning
 
 
 def warn_of_training_limits(recipe: Recipe, sizes: ObjectSizes) -> None:
     """Warn if the resize in training or at test time makes the median object smaller than
-    :data:`~vovnet.detection.data.object_sizes.SMALLEST_SIDE`, or if images have more objects than detections."""
+    :data:`~vovnet.results.limits.SMALLEST_SIDE`, or if images have more objects than detections."""
     model, data = recipe.model, recipe.data
     resizes = (
         (_training_median(data, sizes), _training_keys(data)),

@@ -11,9 +11,10 @@ from PIL import Image
 from vovnet.detection.evaluation.coco_eval import METRICS
 from vovnet.detection.evaluation.evaluator import format_metrics
 from vovnet.detection.evaluation.plots import plot_precision_recall
-from vovnet.detection.figures import drawable, new_figure, warn_without_plot
-from vovnet.detection.prediction.drawing import draw_detections
+from vovnet.detection.figures import new_figure, warn_without_plot
 from vovnet.errors import InputError
+from vovnet.results.drawing import draw_detections
+from vovnet.results.lettering import drawable
 
 NAMES = ["A$10^$", "$x", "stop\nsign", "_hidden", "汽车", "%", "100%s", "<b>", "x" * 300, "", " ", "😀", "\x1b[31m"]
 NAMES += ["\u202eabc", "\\frac{", "e\u0301", "\t", "{0}", "#", "العربية", "\x00", "a\r\nb", "null"]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vovnet.detection import evaluate, load_recipe, predict, train
-from vovnet.detection.inference_mode import LimitWarning, detection_limit, warn_of_limits
+from vovnet.detection.inference_mode import detection_limit, limits_of
 from vovnet.errors import InputError
+from vovnet.results.limits import LimitWarning
 
 
 def detector(limit=3, median=None, min_size=100, max_size=200):
@@ -22,10 +23,10 @@ def detector(limit=3, median=None, min_size=100, max_size=200):
     return made
 
 
-def told(*args):
+def told(made, shapes, counts, own=None):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_limits(*args)
+        limits_of(made, own).warn(shapes, counts)
     assert all(one.category is LimitWarning for one in caught)
     return [str(one.message) for one in caught]
 

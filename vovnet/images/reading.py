@@ -17,9 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 import numpy as np
-import torch
 from PIL import Image, ImageMode, UnidentifiedImageError
-from torch import Tensor
 
 from vovnet.errors import InputError, reason, shown
 
@@ -253,12 +251,6 @@ def _convert(image: Image.Image, name: str, channels: int) -> Image.Image:
     elif image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     return image if image.mode == mode else image.convert(mode)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Return the pixels as uint8 (C, H, W) in 0..255, C = 3 for ``RGB`` and 1 for ``L``, in channels-last memory."""
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def upright_size(source: ImageSource) -> tuple[int, int]:

@@ -6,8 +6,9 @@ from PIL import Image
 
 from vovnet.detection.config.schema import DataSource
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.data.object_sizes import resize_factor, sizes_of, sizes_of_truth
+from vovnet.detection.data.object_sizes import sizes_of, sizes_of_truth
 from vovnet.files import write_json
+from vovnet.results.limits import resize_factor
 
 TRUTH = {
     "images": [

@@ -14,7 +14,8 @@ from PIL import Image
 
 from vovnet.detection.data.pixels import as_bytes, to_pixels
 from vovnet.errors import InputError
-from vovnet.images.reading import read_image, to_tensor
+from vovnet.images.reading import read_image
+from vovnet.images.tensors import to_tensor
 
 RGBA = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
 MODES = ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "I;16", "LAB", "HSV", "La", "RGBa", "RGBX"]

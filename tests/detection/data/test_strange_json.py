@@ -18,9 +18,9 @@ from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.masks import to_rle
 from vovnet.detection.data.validation import check_data
 from vovnet.detection.evaluation.coco_eval import CocoEvaluator
-from vovnet.detection.inference_mode import ImageDetections
 from vovnet.detection.legacy.data import LegacyCocoDataset
 from vovnet.errors import InputError
+from vovnet.results.detections import ImageDetections
 
 SQUARE = [2.0, 2.0, 10.0, 2.0, 10.0, 10.0, 2.0, 10.0]
 RLE = {"size": [16, 20], "counts": [100, 60, 160]}

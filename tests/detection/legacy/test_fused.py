@@ -11,7 +11,8 @@ import torch
 
 import vovnet
 from vovnet.hub import load_detector
-from vovnet.images.reading import read_image, to_tensor
+from vovnet.images.reading import read_image
+from vovnet.images.tensors import to_tensor
 from vovnet.ops.build import loader
 
 TESTED = [("frcn_v39", "synth"), ("frcn_v39", "coffee"), ("mrcn_v57", "synth")]

@@ -27,7 +27,8 @@ from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import rules_of
 from vovnet.detection.training.run import Run
 from vovnet.hub import load_detector
-from vovnet.images.reading import read_image, to_tensor
+from vovnet.images.reading import read_image
+from vovnet.images.tensors import to_tensor
 
 pytestmark = pytest.mark.reproduce
 

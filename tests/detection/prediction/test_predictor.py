@@ -12,12 +12,12 @@ from torch import nn
 from torchvision import tv_tensors
 
 from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.figures import category_colour
 from vovnet.detection.models.build import build_detector
-from vovnet.detection.prediction.drawing import draw_detections, draw_truth, prediction_sheet
 from vovnet.detection.prediction.predictor import plot_predictions, predict, predict_files
 from vovnet.errors import InputError
 from vovnet.images.reading import read_image
+from vovnet.results.drawing import draw_detections, draw_truth, prediction_sheet
+from vovnet.results.lettering import category_colour
 
 CATEGORIES = [{"id": 11, "name": "disc"}, {"id": 5, "name": "bar"}]
 

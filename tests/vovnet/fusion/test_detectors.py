@@ -23,7 +23,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from vovnet import fuse
 from vovnet.detection import predict
-from vovnet.detection.inference_mode import LimitWarning
 from vovnet.errors import InputError
 from vovnet.fusion.detectors import (
     FusedBoxHead,
@@ -34,6 +33,7 @@ from vovnet.fusion.detectors import (
     FusedRpnHead,
 )
 from vovnet.fusion.layers import FusedConv
+from vovnet.results.limits import LimitWarning
 
 DETECTORS: dict[str, tuple[str, dict[str, str]]] = {
     "Mask R-CNN": ("mask_rcnn_vovnet39_fpn", {}),

@@ -21,9 +21,9 @@ from vovnet.images.reading import (
     convert_image,
     image_suffixes,
     read_image,
-    to_tensor,
     upright_size,
 )
+from vovnet.images.tensors import to_tensor
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

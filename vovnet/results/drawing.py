@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vovnet.detection.figures import Font, Rgb, category_colour, drawable, label_font
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
+from vovnet.results.lettering import Font, Rgb, category_colour, drawable, label_font
+from vovnet.results.rle import decode, encode_part
 
 Rectangle = tuple[float, float, float, float]
 
@@ -122,8 +123,6 @@ def _cell(
     side: int,
 ) -> Image.Image:
     """Return one image of the sheet. It is resized before drawing, so that lines and letters stay sharp."""
-    from pycocotools import mask as coco_mask
-
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
@@ -133,7 +132,8 @@ def _cell(
         if "segmentation" in one and one["score"] >= threshold:
             mask = Image.fromarray(decode(one["segmentation"]).astype(np.uint8) * 255)
             smooth = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
-            entry["segmentation"] = coco_mask.encode(np.asfortranarray(smooth.astype(np.uint8)))
+            counts = encode_part(smooth, (0, 0), (size[1], size[0]))
+            entry["segmentation"] = {"size": [size[1], size[0]], "counts": counts}
         scaled.append(entry)
     truth = [{**one, "bbox": [value * scale for value in one["bbox"]]} for one in annotations]
     return draw_detections(draw_truth(resized, truth), scaled, threshold)
@@ -142,13 +142,6 @@ def _cell(
 def line_width(size: tuple[int, int]) -> int:
     """Return the width of lines in pixels: 1 in a small image, 3 at 1200 pixels."""
     return max(1, round(max(size) / 400))
-
-
-def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Return the mask (H, W) of an RLE."""
-    from pycocotools import mask as coco_mask
-
-    return coco_mask.decode(segmentation).view(np.bool_)
 
 
 def _paint_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Rgb, line: int) -> None:

@@ -1,7 +1,8 @@
-"""Run lengths of masks and of parts of masks equal pycocotools'."""
+"""Run lengths of masks and of parts of masks, and their text, equal pycocotools'."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis.extra import numpy as numpy_st
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from vovnet.detection.masks import encode_masks, encode_part
+from vovnet.detection.masks import encode_masks
+from vovnet.errors import InputError
+from vovnet.results.rle import compress, decode, encode_part, expand
 
 
 def of_pycocotools(mask: NDArray[Any]) -> bytes:
@@ -63,3 +66,34 @@ def test_large_numbers() -> None:
     whole = np.zeros((70_000, 40), dtype=np.uint8)
     whole[-3:, -2:] = 1
     assert encode_part(part, (69_997, 38), (70_000, 40)) == of_pycocotools(whole)
+
+
+run_lengths = st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 40), min_size=1, max_size=12)
+
+
+@given(run_lengths)
+def test_the_text_of_run_lengths(counts: list[int]) -> None:
+    expected = coco_mask.frPyObjects({"size": [1, sum(counts) or 1], "counts": counts}, 1, 1)["counts"]
+    assert compress(np.array(counts)) == expected
+    assert expand(expected).tolist() == counts
+
+
+@given(parts())
+def test_decoding(case: tuple[NDArray[np.bool_], tuple[int, int], tuple[int, int]]) -> None:
+    part, corner, size = case
+    text = encode_part(part, corner, size)
+    for counts in (text, text.decode("ascii")):
+        found = {"size": list(size), "counts": counts}
+        assert np.array_equal(decode(found), coco_mask.decode(found))
+
+
+@given(st.binary(max_size=20) | st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=12))
+def test_any_text_is_decoded_or_refused(text: bytes | str) -> None:
+    with contextlib.suppress(InputError):
+        assert decode({"size": [3, 5], "counts": text}).shape == (3, 5)
+
+
+@pytest.mark.parametrize("counts", ["", "@", "o" * 30, "o" * 8 + "0", b"\xff", "0000", "00f0O1", "é"])
+def test_wrong_counts_are_refused(counts: str) -> None:
+    with pytest.raises(InputError, match="segmentation"):
+        decode({"size": [3, 5], "counts": counts})

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vovnet.detection.prediction import names as module
-from vovnet.detection.prediction.names import _is_held, distinct, output_names
+from vovnet.results import names as module
+from vovnet.results.names import _is_held, distinct, output_names
 
 
 def named(folder, *files):
