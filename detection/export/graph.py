@@ -75,6 +75,13 @@ class ExportableDetector(nn.Module):
         self.box_pool = PyramidPool(self.heads.box_roi_pool, strides)
         self.mask_pool = PyramidPool(self.heads.mask_roi_pool, strides) if masks else None
         self.masks, self.batched, self.dynamic = masks, batched, dynamic
+        self.dtype = torch.float32
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Make convolutions and linear layers multiply numbers of a dtype; coordinates and scores stay float32."""
+        self.dtype = dtype
+        for part in (self.backbone, self.rpn.head, self.heads):
+            part.to(dtype)
 
     @property
     def output_names(self) -> list[str]:
@@ -92,9 +99,9 @@ class ExportableDetector(nn.Module):
             probabilities or (K, H, W) uint8; ``count`` (): the number of detections. Rows behind ``count`` are 0.
         """
         prepared = self.resizing(image if self.batched else image[None])
-        features: dict[str, Tensor] = self.backbone(prepared.images)
+        features: dict[str, Tensor] = self.backbone(prepared.images.to(self.dtype))
         proposals = self._proposals(prepared, list(features.values()))
-        levels = [features[name] for name in self.pooled_levels]
+        levels = [features[name].float() for name in self.pooled_levels]
         boxes, scores, labels = self._detections(prepared, levels, proposals)
         ratios = prepared.original / prepared.size
         resized = boxes * torch.stack((ratios[1], ratios[0], ratios[1], ratios[0]))
@@ -108,13 +115,13 @@ class ExportableDetector(nn.Module):
         """Return proposals (N, post_nms_top_n, 4) in the network's pixels; see torchvision's rpn.py."""
         rpn = self.rpn
         logits, offsets = rpn.head(list(maps))
-        size = (int(prepared.images.shape[-2]), int(prepared.images.shape[-1])) if not self.dynamic else (1, 1)
-        anchors = rpn.anchor_generator(ImageList(prepared.images, [size]), list(maps))[0]
+        one_image = ImageList(prepared.images, [(0, 0)])  # generators only count the sizes
+        anchors = rpn.anchor_generator(one_image, [map_.float() for map_ in maps])[0]
         boxes, scores, start = [], [], 0
         for level_logits, level_offsets in zip(logits, offsets, strict=True):
-            flat_logits = level_logits.permute(0, 2, 3, 1).flatten(1)  # (N, H · W · A)
+            flat_logits = level_logits.float().permute(0, 2, 3, 1).flatten(1)  # (N, H · W · A)
             count, length = level_logits.shape[0], flat_logits.shape[1]
-            flat_offsets = level_offsets.reshape(count, -1, 4, *level_offsets.shape[2:]).permute(0, 3, 4, 1, 2)
+            flat_offsets = level_offsets.float().reshape(count, -1, 4, *level_offsets.shape[2:]).permute(0, 3, 4, 1, 2)
             level_boxes, level_scores = self._best(
                 flat_logits, flat_offsets.reshape(count, -1, 4), anchors[start : start + length]
             )
@@ -155,7 +162,8 @@ class ExportableDetector(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, K, 4) in the network's pixels, scores (N, K) and labels (N, K); see roi_heads.py."""
         heads = self.heads
-        logits, offsets = heads.box_predictor(heads.box_head(self.box_pool(levels, proposals)))
+        pooled = self.box_pool(levels, proposals).to(self.dtype)
+        logits, offsets = (output.float() for output in heads.box_predictor(heads.box_head(pooled)))
         count, number = proposals.shape[:2]
         boxes = heads.box_coder.decode_single(offsets, proposals.reshape(-1, 4)).reshape(count, number, -1, 4)
         boxes = self.rules.clip(boxes, prepared.size)[:, :, 1:].transpose(1, 2)  # (N, classes, P, 4)
@@ -178,8 +186,8 @@ class ExportableDetector(nn.Module):
     ) -> Tensor:
         """Return masks of detections, (N, K, M, M) probabilities or (N, K, H, W) uint8."""
         assert self.mask_pool is not None
-        pooled = self.mask_pool(levels, boxes)
-        logits: Tensor = self.heads.mask_predictor(self.heads.mask_head(pooled))
+        pooled = self.mask_pool(levels, boxes).to(self.dtype)
+        logits: Tensor = self.heads.mask_predictor(self.heads.mask_head(pooled)).float()
         cells = logits.shape[-1]
         flat = labels.reshape(-1, 1, 1, 1).expand(-1, 1, cells, cells)
         masks = logits.gather(1, flat)[:, 0].sigmoid()
