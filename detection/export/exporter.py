@@ -58,9 +58,7 @@ def export_detector(
     Raises:
         InputError: an argument cannot be used, an extra is missing, or the exporter refuses the detector.
     """
-    exportable = exportable_detector(
-        detector, size=size, batch=batch, masks=masks, input=input, precision=precision
-    )
+    exportable = exportable_detector(detector, size=size, batch=batch, masks=masks, input=input, precision=precision)
     return write_exported(exportable, output, format)
 
 
@@ -97,9 +95,7 @@ def exportable_detector(
     )
 
 
-def _metadata(
-    detector: Any, graph: ExportableDetector, input: ExportedInput, precision: Precision
-) -> ExportMetadata:
+def _metadata(detector: Any, graph: ExportableDetector, input: ExportedInput, precision: Precision) -> ExportMetadata:
     heads = detector.roi_heads
     return ExportMetadata(
         kind="detector",
@@ -109,11 +105,7 @@ def _metadata(
         masks=graph.masks,
         box_format="xyxy_inclusive" if isinstance(detector.transform, LegacyTransform) else "xyxy",
         preprocessing=detector.preprocessing,
-        thresholds={
-            "score": heads.score_thresh,
-            "nms": heads.nms_thresh,
-            "detections": heads.detections_per_img,
-        },
+        thresholds={"score": heads.score_thresh, "nms": heads.nms_thresh, "detections": heads.detections_per_img},
         model=dataclasses.asdict(detector.recipe),
         precision=precision,
     )

@@ -63,7 +63,9 @@ class ExportableDetector(nn.Module):
         dynamic: the image's height and width vary between calls.
     """
 
-    def __init__(self, detector: nn.Module, *, masks: Masks | None, batched: bool = False, dynamic: bool = True) -> None:
+    def __init__(
+        self, detector: nn.Module, *, masks: Masks | None, batched: bool = False, dynamic: bool = True
+    ) -> None:
         super().__init__()
         parts: Any = detector
         legacy = isinstance(parts.transform, LegacyTransform)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vovnet.export.pillow_resize import pillow_resize
+from vovnet.export.resampling import pillow_resize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="nn.Module")
 
 
-def _home(path: str) -> Path:
+def home_path(path: str) -> Path:
     from vovnet.folders.home import expand_home
 
     return expand_home(path)
 
 
 # Shells leave "~" alone in quotes and in --output=~/run.
-Output = Annotated[Path, typer.Option("--output", "-o", parser=_home, metavar="PATH", help="Folder for the results.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", parser=home_path, metavar="PATH", help="Folder for the results.")
+]
 OptionalOutput = Annotated[
-    Path | None, typer.Option("--output", "-o", parser=_home, metavar="PATH", help="Folder for the results.")
+    Path | None, typer.Option("--output", "-o", parser=home_path, metavar="PATH", help="Folder for the results.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in --output.")]
 Device = Annotated[

@@ -65,11 +65,12 @@ class Exportable:
         return ({last - 1: torch.export.Dim.DYNAMIC, last: torch.export.Dim.DYNAMIC},) if self.dynamic else None
 
 
-def check_output(output: str | os.PathLike[str], format: str) -> Path:
+def check_output(output: str | os.PathLike[str], format: str, *, overwrite: bool = True) -> Path:
     """Return the path of the file to write.
 
     Raises:
-        InputError: the format is unknown, or the path has another suffix, or its folder is missing or a file.
+        InputError: the format is unknown, or the path has another suffix or is a folder; or there is a file, and
+            ``overwrite`` is false.
     """
     if format not in SUFFIXES:
         raise InputError(f"format: expected one of {', '.join(SUFFIXES)}, got {format!r}")
@@ -80,6 +81,8 @@ def check_output(output: str | os.PathLike[str], format: str) -> Path:
         raise InputError(
             f"output {path}: format {format} is recognised by the suffix {suffix}; write {path.stem or 'model'}{suffix}"
         )
+    if path.exists() and not overwrite:
+        raise InputError(f"output {path}: there is a file of this name; name another one, or add --overwrite")
     return path
 
 
