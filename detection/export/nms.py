@@ -7,6 +7,7 @@ translations at the end of this file.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,7 +64,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the translation of the operator for ``torch.onnx.export``: NonMaxSuppression, then TopK with padding."""
-    from onnxscript import opset18 as op
+    op: Any = import_module("onnxscript").opset18
 
     def translate(boxes: Any, scores: Any, iou_threshold: float, limit: int) -> Any:
         selected = op.NonMaxSuppression(
@@ -87,9 +88,9 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 def openvino_extension() -> Any:
     """Return the translation of the operator for ``openvino.convert_model`` of a ``torch.export`` program."""
-    import openvino as ov
-    from openvino import opset14 as op
-    from openvino.frontend.pytorch import ConversionExtension
+    ov: Any = import_module("openvino")
+    op: Any = import_module("openvino.opset14")
+    extension: Any = import_module("openvino.frontend.pytorch").ConversionExtension
 
     def translate(context: Any) -> Any:
         boxes, scores = context.get_input(0), context.get_input(1)
@@ -112,4 +113,4 @@ def openvino_extension() -> Any:
         order = op.topk(padded_values, op.constant(limit), 0, "max", "value", index_element_type="i64", stable=True)
         return op.gather(padded, order.output(1), op.constant(0)).outputs()
 
-    return ConversionExtension("vovnet.padded_nms.default", translate)
+    return extension("vovnet.padded_nms.default", translate)

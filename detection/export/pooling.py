@@ -36,7 +36,7 @@ class PyramidPool(nn.Module):
         self.map_levels = pool.map_levels or initLevelMapper(first, last, pool.canonical_scale, pool.canonical_level)
 
     def forward(self, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """Pool boxes (N, P, 4) in the network's pixels from maps (N, C, H, W) of all levels: (N · P, C, cells, cells)."""
+        """Pool boxes (N, P, 4), in the network's pixels, from maps (N, C, H, W): (N · P, C, cells, cells)."""
         widest = levels[0].shape[3] + _MARGIN
         tops, parts, top = [], [], 0
         for level in levels:

@@ -31,23 +31,30 @@ class Prepared:
     """(2,) float32: height and width of the given image."""
 
 
-class TorchvisionResizing(nn.Module):
-    """Resizes as ``GeneralizedRCNNTransform`` does: bilinear without averaging, by the factor of its two limits.
-
-    torchvision computes the new sides in float64 and truncates them, so that a side that should be 800 is 799 where
-    float64 rounds down (models/detection/transform.py:25-72). ONNX Runtime and OpenVINO lack such float64 arithmetic, so
-    the sides are computed with integers, and small tables hold where float64 rounds down.
-    """
+class _Resizing(nn.Module):
+    """The settings of a detector's ``transform``."""
 
     def __init__(self, transform: Any) -> None:
         super().__init__()
         self.min_size, self.max_size = int(transform.min_size[-1]), int(transform.max_size)
         self.divisor = int(transform.size_divisible)
-        _constant(self, "mean", transform.image_mean)
-        _constant(self, "std", transform.image_std)
-        self.register_buffer("short_error", _rounding_errors(self.min_size), persistent=False)
-        self.register_buffer("long_error", _rounding_errors(self.max_size), persistent=False)
-        self.register_buffer("half_steps", _half_steps(max(self.min_size, self.max_size)), persistent=False)
+        self.mean = nn.Buffer(_per_channel(transform.image_mean), persistent=False)
+        self.std = nn.Buffer(_per_channel(transform.image_std), persistent=False)
+
+
+class TorchvisionResizing(_Resizing):
+    """Resizes as ``GeneralizedRCNNTransform`` does: bilinear without averaging, by the factor of its two limits.
+
+    torchvision computes the new sides in float64 and truncates them, so that a side that should be 800 is 799 where
+    float64 rounds down (models/detection/transform.py:25-72). Not all runtimes have float64, so the sides are computed
+    with integers, and small tables say where float64 rounds down.
+    """
+
+    def __init__(self, transform: Any) -> None:
+        super().__init__(transform)
+        self.short_error = nn.Buffer(_rounding_errors(self.min_size), persistent=False)
+        self.long_error = nn.Buffer(_rounding_errors(self.max_size), persistent=False)
+        self.half_steps = nn.Buffer(_half_steps(max(self.min_size, self.max_size)), persistent=False)
 
     def forward(self, images: Tensor) -> Prepared:
         """Resize images (N, C, H, W): uint8 in 0..255 or float in 0..1."""
@@ -78,18 +85,11 @@ class TorchvisionResizing(nn.Module):
         return exact - rounded_down.to(torch.int64)
 
 
-class LegacyResizing(nn.Module):
+class LegacyResizing(_Resizing):
     """Resizes as the reference does: Pillow's bilinear filter, which averages, on bytes; BGR in 0..255 minus the mean.
 
     See :mod:`vovnet.detection.legacy.transform`.
     """
-
-    def __init__(self, transform: Any) -> None:
-        super().__init__()
-        self.min_size, self.max_size = int(transform.min_size[-1]), int(transform.max_size)
-        self.divisor = int(transform.size_divisible)
-        _constant(self, "mean", transform.image_mean)
-        _constant(self, "std", transform.image_std)
 
     def forward(self, images: Tensor) -> Prepared:
         """Resize images (N, C, H, W): uint8 in 0..255 or float in 0..1."""
@@ -160,8 +160,8 @@ def _lerp(images: Tensor, dim: int, taps: tuple[Tensor, Tensor, Tensor]) -> Tens
     return low * (1 - weight) + high * weight
 
 
-def _constant(module: nn.Module, name: str, values: Sequence[float]) -> None:
-    module.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
 def _rounding_errors(side: int) -> Tensor:

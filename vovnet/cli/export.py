@@ -44,8 +44,8 @@ class _Precision(StrEnum):
     bf16 = "bf16"
 
 
-@commands.command()
-def export(
+@commands.command("export")
+def export_model(
     weights: Annotated[str, typer.Argument(help="What --weights of `vovnet predict` takes: a run, a name, …")],
     format: Annotated[_Format, typer.Option("--format", "-f", help="Which runtime the file is for.")],
     output: Annotated[

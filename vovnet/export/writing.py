@@ -185,7 +185,7 @@ _WRITERS: dict[Format, Callable[[Exportable, Path], None]] = {
 def _required(*names: str) -> Any:
     """Import libraries of the extra and return the first."""
     try:
-        return [import_module(name) for name in names][0]
+        return next(iter([import_module(name) for name in names]))
     except ModuleNotFoundError as error:
         raise InputError(f"this format needs {error.name}: {install_advice('export')}") from error
 
@@ -201,7 +201,7 @@ def _one_line_failures(format: str) -> Iterator[None]:
         if os.environ.get("VOVNET_DEBUG") == "1":
             raise
         raise InputError(
-            f"format {format}: the exporter failed ({type(error).__name__}: {reason(error)}); VOVNET_DEBUG=1 shows where"
+            f"format {format}: the exporter failed ({type(error).__name__}: {reason(error)}); VOVNET_DEBUG=1 shows it"
         ) from error
 
 
