@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +14,8 @@ from vovnet.detection.cpu_benchmark.backends import BACKENDS, Runner, Task, Unav
 from vovnet.detection.cpu_benchmark.cases import CASES, Case, build_network, exact_maps, make_images
 from vovnet.errors import InputError
 from vovnet.folders.temporary import scratch_folder
+from vovnet.results.comparison import Agreement, agreement
 from vovnet.timing.rounds import Speedup, speedup, time_calls
-
-SAME_BOX = 5.0
-"""Largest difference in pixels of a coordinate of two detections that are matched."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far a detector's detections are from the eager detector's.
-
-    Attributes:
-        count: number of detections.
-        eager_count: number of the eager detector's detections.
-        unmatched: number of detections of both without a counterpart of the same class.
-        box_distance: largest difference of a coordinate between matched detections, in pixels.
-        score_distance: largest difference of scores between matched detections.
-    """
-
-    count: int
-    eager_count: int
-    unmatched: int
-    box_distance: float
-    score_distance: float
 
 
 @dataclass(frozen=True)
@@ -156,23 +135,3 @@ def _judge(task: Task, eager: Any) -> Callable[[Any], dict[str, Any]]:
 
 def _rms(x: Tensor, exact: Tensor) -> float:
     return float((x.double() - exact).square().mean().sqrt())
-
-
-def agreement(detections: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> Agreement:
-    """Compare an image's detections: ``boxes`` (D, 4) in pixels, ``labels`` (D,) and ``scores`` (D,).
-
-    Each of the eager detector's detections is matched with the nearest free one of its class within :data:`SAME_BOX`.
-    """
-    free = torch.ones(len(detections["labels"]), dtype=torch.bool)
-    box_distance = score_distance = 0.0
-    for box, label, score in zip(eager["boxes"], eager["labels"], eager["scores"], strict=True):
-        distances = (detections["boxes"] - box).abs().amax(1)
-        distances[~free | (detections["labels"] != label)] = torch.inf
-        if not len(distances) or distances.min() > SAME_BOX:
-            continue  # another detection passed the threshold or NMS
-        nearest = int(distances.argmin())
-        free[nearest] = False
-        box_distance = max(box_distance, float(distances[nearest]))
-        score_distance = max(score_distance, float((detections["scores"][nearest] - score).abs()))
-    unmatched = int(free.sum()) + max(0, len(eager["labels"]) - int((~free).sum()))
-    return Agreement(len(free), len(eager["labels"]), unmatched, box_distance, score_distance)

@@ -10,8 +10,9 @@ import pytest
 from cpu_benchmark_cases import SMALL_DETECTOR, TINY, cells
 
 from vovnet.detection.cpu_benchmark.report import draw_chart, format_outcome, format_summary, to_json
-from vovnet.detection.cpu_benchmark.running import Agreement, Outcome, Result
+from vovnet.detection.cpu_benchmark.running import Outcome, Result
 from vovnet.detection.figures import save_figure
+from vovnet.results.comparison import Agreement
 
 
 def outcome_of(ours: bool = True, errors: list[float] | None = None) -> Outcome:

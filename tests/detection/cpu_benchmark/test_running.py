@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from cpu_benchmark_cases import SMALL_DETECTOR, TINY, fake_fuse
@@ -11,35 +9,8 @@ from torch import Tensor, nn
 
 import vovnet
 from vovnet.detection.cpu_benchmark.cases import CASES
-from vovnet.detection.cpu_benchmark.running import agreement, run_case
+from vovnet.detection.cpu_benchmark.running import run_case
 from vovnet.ops.build import loader
-
-
-def detections(*rows: tuple[float, int, float]) -> dict[str, Tensor]:
-    """Return detections for rows of left edge, label and score; boxes are 10 × 10."""
-    boxes = torch.tensor([[x, 0.0, x + 10, 10.0] for x, _, _ in rows]).reshape(-1, 4)
-    labels = torch.tensor([label for _, label, _ in rows], dtype=torch.int64)
-    return {"boxes": boxes, "labels": labels, "scores": torch.tensor([score for *_, score in rows])}
-
-
-EAGER = detections((0, 1, 0.9), (100, 2, 0.8), (200, 1, 0.7))
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (EAGER, (3, 3, 0, 0.0, 0.0)),
-        (detections((200.25, 1, 0.7), (0, 1, 0.875), (100, 2, 0.8)), (3, 3, 0, 0.25, 0.025)),
-        (detections((0, 1, 0.9), (100, 1, 0.8), (200, 1, 0.7)), (3, 3, 2, 0.0, 0.0)),  # another class
-        (detections((0, 1, 0.9), (100, 2, 0.8), (300, 1, 0.7)), (3, 3, 2, 0.0, 0.0)),  # another place
-        (detections((0, 1, 0.9)), (1, 3, 2, 0.0, 0.0)),
-        (detections(), (0, 3, 3, 0.0, 0.0)),
-    ],
-)
-def test_agreement_of_detections_by_hand(answer: dict[str, Tensor], expected: tuple[Any, ...]) -> None:
-    found = agreement(answer, EAGER)
-    assert (found.count, found.eager_count, found.unmatched) == expected[:3]
-    assert (found.box_distance, found.score_distance) == pytest.approx(expected[3:], abs=1e-6)
 
 
 def test_a_case_is_judged_against_float64(monkeypatch: pytest.MonkeyPatch) -> None:

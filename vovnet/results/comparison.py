@@ -1,0 +1,112 @@
+"""How far two detectors' detections of one image are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vovnet.results.rle import decode
+
+SAME_BOX = 5.0
+"""Largest difference in pixels of a coordinate of two detections that are matched."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a detector's detections are from the eager detector's.
+
+    Attributes:
+        count: number of detections.
+        eager_count: number of the eager detector's detections.
+        unmatched: number of detections of both without a counterpart of the same class.
+        box_distance: largest difference of a coordinate between matched detections, in pixels.
+        score_distance: largest difference of scores between matched detections.
+        mask_iou: least IoU of the masks of matched detections; None if they have none.
+    """
+
+    count: int
+    eager_count: int
+    unmatched: int
+    box_distance: float
+    score_distance: float
+    mask_iou: float | None = None
+
+
+def agreement(found: Mapping[str, Any], eager: Mapping[str, Any], *, above: float = 0.0) -> Agreement:
+    """Compare an image's detections with the eager detector's.
+
+    Each of the eager detector's detections is matched with the nearest free one of its class within :data:`SAME_BOX`.
+
+    Args:
+        found: ``boxes`` (D, 4) with corners in pixels, ``labels`` (D,), ``scores`` (D,), as arrays or tensors of the
+            CPU; optional ``segmentations``, for each the mask as COCO's compressed run lengths.
+        eager: the same of the eager detector.
+        above: a detection counts if its score is higher, or the score of its counterpart is.
+    """
+    ours, theirs = _arrays(found), _arrays(eager)
+    pairs = _matches(ours, theirs)
+    high, eager_high = ours["scores"] > above, theirs["scores"] > above
+    counted = [(one, other) for one, other in pairs if high[one] or eager_high[other]]
+    single = np.setdiff1d(np.flatnonzero(high), [one for one, _ in pairs])
+    eager_single = np.setdiff1d(np.flatnonzero(eager_high), [other for _, other in pairs])
+    rows, others = np.array(counted, dtype=np.int64).reshape(-1, 2).T
+    masks = [
+        _iou(found["segmentations"][one], eager["segmentations"][other])
+        for one, other in counted
+        if "segmentations" in found and "segmentations" in eager
+    ]
+    return Agreement(
+        int(high.sum()),
+        int(eager_high.sum()),
+        len(single) + len(eager_single),
+        _largest(ours["boxes"][rows] - theirs["boxes"][others]),
+        _largest(ours["scores"][rows] - theirs["scores"][others]),
+        min(masks, default=None),
+    )
+
+
+def joined(parts: Sequence[Agreement]) -> Agreement:
+    """Return the agreement over several images."""
+    masks = [part.mask_iou for part in parts if part.mask_iou is not None]
+    return Agreement(
+        sum(part.count for part in parts),
+        sum(part.eager_count for part in parts),
+        sum(part.unmatched for part in parts),
+        max((part.box_distance for part in parts), default=0.0),
+        max((part.score_distance for part in parts), default=0.0),
+        min(masks, default=None),
+    )
+
+
+def _arrays(detections: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    return {name: np.asarray(detections[name]) for name in ("boxes", "labels", "scores")}
+
+
+def _matches(ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[Any]]) -> list[tuple[int, int]]:
+    """Return the indices of matched detections."""
+    free = np.ones(len(ours["labels"]), dtype=np.bool_)
+    pairs = []
+    for other, (box, label) in enumerate(zip(theirs["boxes"], theirs["labels"], strict=True)):
+        distances = np.abs(ours["boxes"] - box).max(1, initial=0.0)
+        distances[~free | (ours["labels"] != label)] = np.inf
+        if not len(distances) or distances.min() > SAME_BOX:
+            continue  # another detection passed the threshold or NMS
+        nearest = int(distances.argmin())
+        free[nearest] = False
+        pairs.append((nearest, other))
+    return pairs
+
+
+def _largest(differences: NDArray[Any]) -> float:
+    return float(np.abs(differences).max(initial=0.0))
+
+
+def _iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Return the IoU of two masks, 1 if both are empty."""
+    first, second = decode(one), decode(other)
+    union = int((first | second).sum())
+    return int((first & second).sum()) / union if union else 1.0
