@@ -41,9 +41,10 @@ def training_loader(
     rank: int = 0,
     world_size: int = 1,
     start: int = 0,
+    stop: int | None = None,
     pin_memory: bool | None = None,
 ) -> Generator[Batch]:
-    """Return an endless iterator over training batches. ``seed`` determines their order and random transforms.
+    """Return an iterator over training batches. ``seed`` determines their order and random transforms.
 
     Args:
         dataset: A dataset with the protocol of :mod:`vovnet.detection.data`.
@@ -53,6 +54,7 @@ def training_loader(
         rank: The rank of this process.
         world_size: The number of processes that share the data; see :class:`vovnet.detection.data.sampler.BatchStream`.
         start: The number of batches that this process has already taken, if a run is resumed.
+        stop: The number of batches, counted from 0, after which the iterator ends; None never ends.
         pin_memory: Pin the batches' memory; None does if there is a GPU.
 
     Raises:
@@ -61,7 +63,7 @@ def training_loader(
     """
     dataset = checked(dataset)
     groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
-    stream = BatchStream(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
+    stream = BatchStream(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, stop=stop)
     return batch_loader(
         dataset, train_transforms(data), stream, workers=data.workers, timeout=data.timeout, pin_memory=pin_memory
     )

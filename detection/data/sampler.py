@@ -1,8 +1,9 @@
-"""The order of the images in training: an endless stream of batches that depends only on a seed."""
+"""The order of the images in training: a stream of batches that depends only on a seed."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,7 +17,7 @@ SampleKey = tuple[int, int]
 
 
 class BatchStream(Sampler[list[SampleKey]]):
-    """An endless stream of batches whose images belong to one group each, for training that counts iterations.
+    """A stream of batches whose images belong to one group each, for training that counts iterations.
 
     The stream goes through the data epoch by epoch, each in its own order. A batch is returned as soon as a group has
     enough images. Images that remain at the end of an epoch wait for images of the next one. No image is left out of an
@@ -30,10 +31,20 @@ class BatchStream(Sampler[list[SampleKey]]):
         rank: The rank of this process, in 0..world_size - 1.
         world_size: The number of processes that share the stream.
         start: The number of batches that this process has already taken; the stream continues after them.
+        stop: The number of batches, counted from 0, after which the stream ends, so that loader processes load no batch
+            that nobody takes; None never ends.
     """
 
     def __init__(
-        self, groups: Sequence[int], batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1, start: int = 0
+        self,
+        groups: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        stop: int | None = None,
     ) -> None:
         if not len(groups):
             raise InputError("training data: the dataset has no images")
@@ -45,12 +56,12 @@ class BatchStream(Sampler[list[SampleKey]]):
             raise InputError(f"start: expected the number of batches already taken, got {start}")
         self.groups, self.batch_size, self.seed = list(groups), batch_size, seed
         self.rank, self.world_size, self.start = rank, world_size, start
+        self.stop = None if stop is None else max(start, stop)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        first = self.start * self.world_size
-        for number, (batch, epochs) in enumerate(self._batches()):
-            if number >= first and number % self.world_size == self.rank:
-                yield [(i, sample_seed(self.seed, epoch, i)) for i, epoch in zip(batch, epochs, strict=True)]
+        own = itertools.islice(self._batches(), self.rank, None, self.world_size)
+        for batch, epochs in itertools.islice(own, self.start, self.stop):
+            yield [(i, sample_seed(self.seed, epoch, i)) for i, epoch in zip(batch, epochs, strict=True)]
 
     def _batches(self) -> Iterator[tuple[list[int], list[int]]]:
         """Yield the indices of each batch's images and their epochs. No seed is hashed, so that skipping is fast."""

@@ -51,6 +51,7 @@ class LegacyRules(TrainingRules):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        stop: int | None = None,
     ) -> Generator[Batch]:
         """Return batches in the reference's order.
 
@@ -59,7 +60,7 @@ class LegacyRules(TrainingRules):
         dataset = checked(dataset)
         groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
         stream = LegacyBatchStream(
-            groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, passes=passes
+            groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, stop=stop, passes=passes
         )
         transforms = legacy_train_transforms(data)
         return batch_loader(dataset, transforms, stream, workers=data.workers, timeout=data.timeout)

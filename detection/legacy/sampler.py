@@ -12,7 +12,7 @@ from vovnet.errors import InputError
 
 
 class LegacyBatchStream(BatchStream):
-    """An endless stream of batches whose images belong to one group each, in the order of the reference's training.
+    """A stream of batches whose images belong to one group each, in the order of the reference's training.
 
     Reference data/build.py:70-105,143-146 and data/samplers. Each process goes through the data epoch by epoch. It
     shuffles all images, seeded by the number of the iteration at which its epoch starts; repeats the first of them to
@@ -32,6 +32,7 @@ class LegacyBatchStream(BatchStream):
         rank: The rank of this process, in 0..world_size - 1.
         world_size: The number of processes that share the data.
         start: The number of batches that this process has already taken; the stream continues after them.
+        stop: The number of batches, counted from 0, after which the stream ends; None never ends.
         passes: The number of batches of an iteration in this process. The process takes the place of the ranks
             ``rank * passes``, … of ``world_size * passes``.
     """
@@ -45,9 +46,10 @@ class LegacyBatchStream(BatchStream):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        stop: int | None = None,
         passes: int = 1,
     ) -> None:
-        super().__init__(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
+        super().__init__(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, stop=stop)
         if passes < 1:
             raise InputError(f"passes: expected the batches of an iteration in this process, got {passes}")
         self.passes = passes
@@ -55,7 +57,8 @@ class LegacyBatchStream(BatchStream):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         ranks = range(self.rank * self.passes, (self.rank + 1) * self.passes)
         iterations = zip(*(self._batches_of(rank) for rank in ranks), strict=True)
-        for batch, iteration in itertools.islice(itertools.chain.from_iterable(iterations), self.start, None):
+        batches = itertools.chain.from_iterable(iterations)
+        for batch, iteration in itertools.islice(batches, self.start, self.stop):
             yield [(index, sample_seed(self.seed, iteration, index)) for index in batch]
 
     def _batches_of(self, rank: int) -> Iterator[tuple[list[int], int]]:

@@ -135,6 +135,7 @@ def _loop(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         start=run.iteration * solver.accumulate,
+        stop=solver.max_iterations * solver.accumulate,
         passes=solver.accumulate,
     )
     with contextlib.ExitStack() as stack:

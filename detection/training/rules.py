@@ -41,8 +41,9 @@ class TrainingRules:
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        stop: int | None = None,
     ) -> Generator[Batch]:
-        """Return batches without end; closing the generator ends its loader processes.
+        """Return the batches of a run; closing the generator ends its loader processes.
 
         Args:
             dataset: follows the protocol of :mod:`vovnet.detection.data`.
@@ -53,9 +54,10 @@ class TrainingRules:
             rank: rank of this process.
             world_size: number of processes.
             start: number of batches that this process has had before, in a resumed run.
+            stop: number of batches, counted from 0, after which there are no more; None never ends.
         """
         return training_loader(
-            dataset, data, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, start=start
+            dataset, data, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, start=start, stop=stop
         )
 
     def build_optimizer(self, model: nn.Module, solver: SolverRecipe) -> SGD:

@@ -45,6 +45,14 @@ def test_resumes_exactly(start: int) -> None:
     assert take(start + 10, rank=1, world_size=3)[start:] == take(10, rank=1, world_size=3, start=start)
 
 
+@pytest.mark.parametrize("split", [{}, {"rank": 1, "world_size": 3}], ids=str)
+def test_ends_where_nobody_takes_more(split: dict[str, int]) -> None:
+    whole = take(9, **split)
+    assert take(50, stop=9, **split) == whole
+    assert take(50, start=4, stop=9, **split) == whole[4:]
+    assert take(50, start=9, stop=9, **split) == take(50, start=12, stop=9, **split) == []
+
+
 def test_processes_share_the_stream() -> None:
     whole = take(12)
     parts = [take(4, rank=rank, world_size=3) for rank in range(3)]

@@ -68,6 +68,14 @@ def test_goes_on_where_it_was(passes: int) -> None:
         assert list(islice(later, 60 - start)) == whole[start:]
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_ends_where_nobody_takes_more(passes: int) -> None:
+    whole = list(islice(LegacyBatchStream(GROUPS, 2, world_size=2, rank=1, passes=passes), 12))
+    assert list(LegacyBatchStream(GROUPS, 2, world_size=2, rank=1, passes=passes, stop=12)) == whole
+    assert list(LegacyBatchStream(GROUPS, 2, world_size=2, rank=1, passes=passes, start=5, stop=12)) == whole[5:]
+    assert not list(LegacyBatchStream(GROUPS, 2, start=13, stop=12))
+
+
 def test_one_process_plays_several() -> None:
     apart = [indices(25, world_size=4, rank=rank) for rank in range(4)]
     together = indices(100, passes=4)

@@ -369,6 +369,27 @@ def test_accumulated_batches_equal_one_large_batch() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
+class SquaresThatAreCounted(Squares):
+    """Writes a byte for each image that is loaded, in whatever process."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+        with self.log.open("ab", buffering=0) as file:
+            file.write(b".")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_loader_processes_load_no_image_that_is_not_trained_on(tmp_path: Path, accumulate: int) -> None:
+    recipe = tiny_recipe(max_iterations=2, batch_size=2, accumulate=accumulate)
+    recipe = replace(recipe, data=replace(recipe.data, workers=3))
+    log = tmp_path / "log"
+    train(recipe, tmp_path / "run", progress=False, train_dataset=SquaresThatAreCounted(log))
+    assert log.stat().st_size == 4
+
+
 class SquaresWithAWorkerThatDies(Squares):
     def __init__(self, number: int) -> None:
         self.number = number

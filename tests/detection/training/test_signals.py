@@ -34,6 +34,17 @@ def without_curves() -> Any:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def signals_as_usual() -> Any:
+    """``nohup`` ignores SIGHUP, and a run then keeps it ignored, as it should. These tests need its usual effect."""
+    ignored = [number for number in HERE if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Sending(Callback):
     """Sends signals to this process after an iteration."""
 
