@@ -139,7 +139,10 @@ def _to_memory_file(tensors: Sequence[tuple[int, Tensor]]) -> str:
 def _write(tensors: Sequence[tuple[int, Tensor]], file: Any) -> None:
     for offset, tensor in tensors:
         file.seek(offset)
-        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        values = tensor.contiguous().reshape(-1)
+        if values.stride(0) != 1:  # of one value: PyTorch calls it contiguous, whatever its stride is
+            values = values.clone(memory_format=torch.contiguous_format)
+        file.write(values.view(torch.uint8).numpy())
 
 
 class _Pickler(pickle.Pickler):

@@ -47,6 +47,11 @@ def test_every_tensor_arrives(values: list[torch.Tensor], large: bool) -> None:
         assert one.dtype == other.dtype
 
 
+def test_a_single_value_of_any_stride_arrives() -> None:
+    (arrived,) = sent([torch.tensor(3).expand(1)])  # of stride 0, and yet contiguous
+    assert arrived.tolist() == [3]
+
+
 def test_anything_else_arrives() -> None:
     target = {"image_id": 3, "names": ["a", "ж"], "nested": {"boxes": torch.ones(2, 4, requires_grad=True)}}
     arrived = sent(([tv_tensors.Image(torch.zeros(3, 4, 5))], [target]))
