@@ -142,10 +142,13 @@ def class_labels(model: nn.Module) -> list[str]:
     return [str(i) for i in range(classes)]
 
 
-@torch.inference_mode()
-def _probabilities(model: nn.Module, images: Sequence[tuple[str, Image.Image]]) -> Tensor:
-    """Return probabilities, float32 (N, num_classes), on the CPU. Each image has a name for messages."""
-    config = resolve_data_config(model=model)
+def evaluation_config(model: nn.Module) -> dict[str, Any]:
+    """Return the size, crop, mean and std of the images that a model takes, as timm's ``create_transform`` takes them.
+
+    Raises:
+        InputError: The model takes neither grey nor RGB images.
+    """
+    config: dict[str, Any] = resolve_data_config(model=model)
     channels: Any = getattr(model, "in_chans", config["input_size"][0])
     if channels not in (1, 3):
         raise InputError(f"the model takes {channels} channels and images have 1 or 3: use a model made for images")
@@ -153,6 +156,14 @@ def _probabilities(model: nn.Module, images: Sequence[tuple[str, Image.Image]]) 
         config["mean"] = (sum(config["mean"]) / len(config["mean"]),) * channels
         config["std"] = (sum(config["std"]) / len(config["std"]),) * channels
     config["input_size"] = (channels, *config["input_size"][1:])
+    return config
+
+
+@torch.inference_mode()
+def _probabilities(model: nn.Module, images: Sequence[tuple[str, Image.Image]]) -> Tensor:
+    """Return probabilities, float32 (N, num_classes), on the CPU. Each image has a name for messages."""
+    config = evaluation_config(model)
+    channels = config["input_size"][0]
     transform: Any = create_transform(**config, is_training=False)
     parameter = next(model.parameters())
     batch = torch.stack([transform(convert_image(image, channels, name)) for name, image in images])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import typer
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from vovnet.export.writing import Format
 
 commands = typer.Typer()
+
+
+class _Options(TypedDict):
+    """What detectors and classifiers have in common."""
+
+    size: tuple[int, int] | None
+    batch: int | None
+    input: InputType
+    precision: Precision
 
 
 class _Format(StrEnum):
@@ -69,23 +78,30 @@ def export_model(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in --output.")] = False,
 ) -> None:
     """Write a detector or classifier, with its pre- and postprocessing, as a file for another runtime."""
-    from vovnet.detection.export import export_detector
+    from vovnet.checkpoints.places import is_torchvision
+    from vovnet.classification import is_classifier, load_classifier
     from vovnet.export.writing import check_output
-    from vovnet.hub import load_detector
 
     if dynamic and size is not None:
         raise InputError("--dynamic and --size: a file is for images of all sizes or of one; give one of them")
     path = check_output(output, format, overwrite=overwrite)
-    written = export_detector(
-        load_detector(weights),
-        path,
-        cast("Format", str(format)),
+    options = _Options(
         size=parse_size(size),
         batch=batch,
-        masks=None if masks is _Masks.none else cast("Masks", str(masks)),
         input=cast("InputType", str(input)),
         precision=cast("Precision", str(precision)),
     )
+    kind = cast("Format", str(format))
+    if not is_torchvision(weights) and is_classifier(weights):
+        from vovnet.export.classifier import export_classifier
+
+        written = export_classifier(load_classifier(weights), path, kind, **options)
+    else:
+        from vovnet.detection.export import export_detector
+        from vovnet.hub import load_detector
+
+        mask_form = None if masks is _Masks.none else cast("Masks", str(masks))
+        written = export_detector(load_detector(weights), path, kind, masks=mask_form, **options)
     typer.echo(f"{written}; try: vovnet predict IMAGE --weights {written}")
 
 

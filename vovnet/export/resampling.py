@@ -9,31 +9,60 @@ from torch import Tensor
 
 Filter = Literal["bilinear", "bicubic"]
 
-_SUPPORT: dict[Filter, float] = {"bilinear": 1.0, "bicubic": 2.0}
+_UNIT = 2.0**22
+"""Pillow rounds weights to this fraction, which decides how a sum of exactly one half is rounded."""
 
 
 def pillow_resize(
-    images: Tensor, size: tuple[Any, Any], resample: Filter, crop: tuple[Any, Any, Any, Any] | None = None
+    images: Tensor,
+    size: tuple[Any, Any],
+    resample: Filter,
+    crop: tuple[Any, Any, Any, Any] | None = None,
+    *,
+    vertical_first: bool = False,
 ) -> Tensor:
     """Resize as ``PIL.Image.resize`` does: averaging when it shrinks, rounding to bytes after each direction.
 
-    Pillow's weights have 22 bits, these have float32's 24, so that a byte may differ by 1 where a sum is nearly half.
+    Pillow computes weights in float64 and sums in integers, this in float32, so that bytes differ by 1 where a sum is
+    nearly half.
 
     Args:
         images: (N, C, H, W) float, whole numbers in 0..255.
-        size: height and width of the result; they may be symbolic sizes.
+        size: height and width of the result; symbolic sizes, or with a ``crop`` tensors () int64.
         resample: Pillow's filter.
-        crop: top, left, height and width of the part of the result to return; None returns all of it.
+        crop: top, left, height and width of the part of the result to return; None returns all of it. Top and left may
+            be tensors. Where it reaches beyond the result, the result's edge is repeated.
+        vertical_first: which direction is first; see :func:`resizes_vertically_first`.
 
     Returns:
         (N, C, height, width) float, whole numbers in 0..255.
     """
     height, width = images.shape[-2:]
-    top, left, rows, columns = crop or (0, 0, *size)
+    top, left, rows, columns = crop or (None, None, *size)
     horizontal = _weights(width, size[1], left, columns, resample)
     vertical = _weights(height, size[0], top, rows, resample)
-    images = _bytes(images @ horizontal.T)
-    return _bytes(vertical @ images)
+    if vertical_first:
+        return _bytes(_bytes(vertical @ images) @ horizontal.T)
+    return _bytes(vertical @ _bytes(images @ horizontal.T))
+
+
+def resizes_vertically_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Return whether Pillow 13 begins with the columns of an image: where far more rows than columns go away.
+
+    Earlier versions always begin with the rows. Only the bytes between the two directions are rounded differently.
+
+    Args:
+        old: height and width.
+        new: height and width after resizing.
+    """
+    return new[0] < old[0] and old[0] - new[0] > 2 * (old[1] - new[1])
+
+
+def scalar(size: Any) -> Tensor:
+    """Return a size as a tensor () int64. In a graph it follows the image's size."""
+    if isinstance(size, Tensor):
+        return size
+    return torch.as_tensor(size) if torch.jit.is_tracing() else torch.full((), size, dtype=torch.int64)
 
 
 def _bytes(values: Tensor) -> Tensor:
@@ -41,22 +70,25 @@ def _bytes(values: Tensor) -> Tensor:
 
 
 def _weights(old: Any, new: Any, first: Any, count: Any, resample: Filter) -> Tensor:
-    """Return the weight of each old pixel in each new one, (count, old)."""
-    scale = old / new if isinstance(old, int) and isinstance(new, int) else _float(old) / _float(new)
-    widened = torch.clamp(torch.as_tensor(scale, dtype=torch.float32), min=1.0)
-    centres = (torch.arange(count) + first + 0.5) * scale
-    distances = (torch.arange(old) + 0.5 - centres[:, None]) / widened
-    weights = _bicubic(distances) if resample == "bicubic" else (1 - distances.abs()).clamp(min=0)
-    return weights / weights.sum(1, keepdim=True)
+    """Return the weight of each of ``old`` pixels in new ones ``first``, ``first`` + 1, …: (count, old).
 
-
-def _float(size: Any) -> Tensor:
-    return torch.as_tensor(size).float() if torch.jit.is_tracing() else torch.full((), size, dtype=torch.float32)
+    Distances are computed with integers: a float32 of some thousands has few digits left for fractions of a pixel.
+    """
+    olds, news = scalar(old), scalar(new)
+    places = torch.arange(count)
+    if first is not None:
+        places = torch.minimum((places + first).clamp(min=0), news - 1)
+    unit = 2 * torch.maximum(olds, news)  # a new pixel's width, or an old one's if that is larger
+    distances = ((2 * torch.arange(old) + 1) * news - (2 * places[:, None] + 1) * olds).abs()
+    if resample == "bicubic":
+        weights = _bicubic(distances.float() / unit.float())
+    else:
+        weights = (unit - distances).clamp(min=0).float()
+    return (weights / weights.sum(1, keepdim=True) * _UNIT).round() / _UNIT
 
 
 def _bicubic(x: Tensor) -> Tensor:
-    """Return Pillow's cubic filter (a = -0.5)."""
-    x = x.abs()
+    """Return Pillow's cubic filter (a = -0.5) at distances from 0."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < _SUPPORT["bicubic"], far, 0.0))
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

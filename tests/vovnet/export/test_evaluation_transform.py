@@ -1,0 +1,82 @@
+"""timm's evaluation transform in a graph, against timm's own on Pillow images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from evaluation_images import as_pixels, random_image
+from PIL import Image
+from timm.data import create_transform
+
+from vovnet.errors import InputError
+from vovnet.export.evaluation_transform import EvaluationTransform, pillow_version
+from vovnet.export.resampling import resizes_vertically_first
+
+CONFIG: dict[str, Any] = {
+    "input_size": (3, 96, 96),
+    "interpolation": "bilinear",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "center": {},
+    "bicubic": {"interpolation": "bicubic"},
+    "no crop": {"crop_pct": 1.0},
+    "larger than the image": {"crop_pct": 1.1},
+    "not square": {"input_size": (3, 80, 112)},
+    "squash": {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bicubic"},
+    "squash and crop": {"crop_mode": "squash", "crop_pct": 0.9, "input_size": (3, 80, 112)},
+    "border": {"crop_mode": "border", "crop_pct": 1.0, "interpolation": "bicubic"},
+    "border and crop": {"crop_mode": "border", "crop_pct": 0.9},
+    "border, not square": {"crop_mode": "border", "input_size": (3, 113, 81)},
+    "grey": {"input_size": (1, 96, 96), "mean": (0.45,), "std": (0.25,)},
+    "no mode": {"crop_mode": None},
+}
+SIZES = [(240, 320), (320, 240), (50, 37), (96, 96), (110, 333), (1, 1), (2, 250), (129, 128), (245, 320)]
+
+
+def other_order(timms: Any, image: Image.Image) -> bool:
+    """True where Pillow begins with the columns, which a file for images of all sizes does not."""
+    resized = timms.transforms[0](image)
+    return pillow_version() >= 13 and resizes_vertically_first((image.height, image.width), resized.size[::-1])
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["any size", "one size"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_pixels_are_timms(variant: str, fixed: bool) -> None:
+    config = CONFIG | VARIANTS[variant]
+    timms: Any = create_transform(**config, is_training=False)
+    channels = config["input_size"][0]
+    levels = 255 * torch.tensor(config["std"])[:, None, None]  # one byte, in normalised values
+    for height, width in SIZES:
+        image = random_image(height, width, channels)
+        if not fixed and other_order(timms, image):
+            continue
+        ours = EvaluationTransform(config, (height, width) if fixed else None)
+        found = ours(torch.from_numpy(as_pixels(image))[None].float())[0]
+        different = (found - timms(image)).abs() * levels
+        assert found.shape == (channels, *config["input_size"][1:])
+        assert different.max() < 2.1, (height, width)
+        assert (different > 0.5).float().mean() < 0.03, (height, width)
+
+
+def test_a_tall_image_of_one_size_is_resized_in_pillows_order() -> None:
+    """In bicubic resizing the order shows more: what leaves 0..255 after one direction is lost for the other."""
+    timms: Any = create_transform(**CONFIG | {"interpolation": "bicubic"}, is_training=False)
+    image = random_image(900, 240)
+    assert other_order(timms, image) or pillow_version() < 13
+    pixels = torch.from_numpy(as_pixels(image))[None].float()
+    found = EvaluationTransform(CONFIG | {"interpolation": "bicubic"}, (900, 240))(pixels)[0]
+    assert ((found - timms(image)).abs() > 0.01).float().mean() < 0.005
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("interpolation", "lanczos"), ("interpolation", "random"), ("crop_mode", "x")]
+)
+def test_what_cannot_be_expressed_is_refused(key: str, value: str) -> None:
+    with pytest.raises(InputError, match=key):
+        EvaluationTransform(CONFIG | {key: value})
