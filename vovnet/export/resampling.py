@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 Filter = Literal["bilinear", "bicubic"]
 
-_UNIT = 2.0**22
-"""Pillow rounds weights to this fraction, which decides how a sum of exactly one half is rounded."""
+_HALF = 2048
+"""Pillow's weights are multiples of 1 / 2048²."""
 
 
 def pillow_resize(
@@ -23,8 +24,9 @@ def pillow_resize(
 ) -> Tensor:
     """Resize as ``PIL.Image.resize`` does: averaging when it shrinks, rounding to bytes after each direction.
 
-    Pillow computes weights in float64 and sums in integers, this in float32, so that bytes differ by 1 where a sum is
-    nearly half.
+    As in Pillow, weights are integers, and so are their sums. They are held in two float32 of at most 24 bits, so that
+    no runtime rounds them, in whichever order it adds. Pillow computes the weights in float64 and this in float32, so
+    that a few bicubic ones differ in the last bit, and a byte where that decides.
 
     Args:
         images: (N, C, H, W) float, whole numbers in 0..255.
@@ -42,8 +44,8 @@ def pillow_resize(
     horizontal = _weights(width, size[1], left, columns, resample)
     vertical = _weights(height, size[0], top, rows, resample)
     if vertical_first:
-        return _bytes(_bytes(vertical @ images) @ horizontal.T)
-    return _bytes(vertical @ _bytes(images @ horizontal.T))
+        return horizontal.columns(vertical.rows(images))
+    return vertical.rows(horizontal.columns(images))
 
 
 def resizes_vertically_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
@@ -65,15 +67,29 @@ def scalar(size: Any) -> Tensor:
     return torch.as_tensor(size) if torch.jit.is_tracing() else torch.full((), size, dtype=torch.int64)
 
 
-def _bytes(values: Tensor) -> Tensor:
-    return (values + 0.5).floor().clamp(0, 255)
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of old pixels in new ones, (new, old): ``high`` / 2048 + ``low`` / 2048², all whole numbers."""
+
+    high: Tensor
+    low: Tensor
+
+    def columns(self, images: Tensor) -> Tensor:
+        """Return images (N, C, H, old) as (N, C, H, new)."""
+        return _bytes(images @ self.high.T, images @ self.low.T)
+
+    def rows(self, images: Tensor) -> Tensor:
+        """Return images (N, C, old, W) as (N, C, new, W)."""
+        return _bytes(self.high @ images, self.low @ images)
 
 
-def _weights(old: Any, new: Any, first: Any, count: Any, resample: Filter) -> Tensor:
-    """Return the weight of each of ``old`` pixels in new ones ``first``, ``first`` + 1, …: (count, old).
+def _bytes(high: Tensor, low: Tensor) -> Tensor:
+    """Round sums half up."""
+    return ((high + _HALF / 2 + (low / _HALF).floor()) / _HALF).floor().clamp(0, 255)
 
-    Distances are computed with integers: a float32 of some thousands has few digits left for fractions of a pixel.
-    """
+
+def _weights(old: Any, new: Any, first: Any, count: Any, resample: Filter) -> _Weights:
+    """Return the weights of ``old`` pixels in the new ones ``first``, ``first`` + 1, …, ``first`` + ``count`` - 1."""
     olds, news = scalar(old), scalar(new)
     places = torch.arange(count)
     if first is not None:
@@ -81,10 +97,15 @@ def _weights(old: Any, new: Any, first: Any, count: Any, resample: Filter) -> Te
     unit = 2 * torch.maximum(olds, news)  # a new pixel's width, or an old one's if that is larger
     distances = ((2 * torch.arange(old) + 1) * news - (2 * places[:, None] + 1) * olds).abs()
     if resample == "bicubic":
-        weights = _bicubic(distances.float() / unit.float())
-    else:
-        weights = (unit - distances).clamp(min=0).float()
-    return (weights / weights.sum(1, keepdim=True) * _UNIT).round() / _UNIT
+        values = _bicubic(distances.float() / unit.float())
+        values = (values / values.sum(1, keepdim=True) * _HALF**2).round()
+        high = (values / _HALF).floor()
+        return _Weights(high, values - high * _HALF)
+    shares = (unit - distances).clamp(min=0)
+    total = shares.sum(1, keepdim=True)
+    whole = shares * _HALF // total
+    rest = shares * _HALF - whole * total
+    return _Weights(whole.float(), (rest.float() / total.float() * _HALF).round())
 
 
 def _bicubic(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pillow's resizing without Pillow: the same bytes but for sums that are nearly one half."""
+"""Pillow's resizing without Pillow: the same bytes, but for some of bicubic's."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ def test_bytes_are_pillows(
     expected = np.asarray(Image.fromarray(image).resize(new[::-1], FILTERS[resample])).astype(int)
     resized = pillow_resize(as_tensor(image), new, resample, vertical_first=vertical_first(old, new))
     found = resized[0].permute(1, 2, 0).numpy().astype(int)
-    different = np.abs(found - expected)
     assert found.shape == expected.shape
+    if resample == "bilinear":
+        assert np.array_equal(found, expected)
+    different = np.abs(found - expected)
     # A byte that is off by 1 after one direction can move the sums of the other.
     assert different.max() <= 2
-    assert (different > 0).sum() <= max(0.03 * different.size, 6)
+    assert (different > 0).sum() <= max(0.01 * different.size, 6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,9 +65,7 @@ def test_a_crop_is_that_part_of_the_whole(
     whole = pillow_resize(image, new, resample)
     sizes = torch.tensor(new[0]), torch.tensor(new[1])
     part = pillow_resize(image, sizes, resample, (torch.tensor(top), left, rows, columns))
-    different = (part - whole[:, :, top : top + rows, left : left + columns]).abs()
-    assert different.max() <= 1  # matrix products of other sizes sum in another order
-    assert (different > 0).float().mean() <= 0.01
+    assert torch.equal(part, whole[:, :, top : top + rows, left : left + columns])
 
 
 @pytest.mark.parametrize("resample", FILTERS)
