@@ -22,6 +22,7 @@ def benchmarks() -> Iterator[Namespace]:
         patch.syspath_prepend(str(ROOT))
         names = (
             "batches",
+            "checking",
             "common",
             "evaluation",
             "input_folding",
@@ -391,6 +392,22 @@ def test_the_memory_of_masks_has_a_goal(
     monkeypatch.setattr(benchmarks.masks.subprocess, "run", run)
     assert benchmarks.masks.main(["--ways", "predict"]) == code
     assert f"{more:+6.2f} (100 detections)" in capsys.readouterr().out
+
+
+def test_checking_is_compared_with_loading(
+    benchmarks: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked: list[int] = []
+    check_sample = benchmarks.checking.check_sample
+    monkeypatch.setattr(
+        benchmarks.checking, "check_sample", lambda *given: (checked.append(given[1]), check_sample(*given))
+    )
+    for goal, code in ((1e9, 0), (1e-9, 1)):
+        monkeypatch.setattr(benchmarks.checking, "GOAL", goal)
+        assert benchmarks.checking.main(["--size", "64x48", "--count", "2", "--rounds", "1"]) == code
+    assert checked == [0, 1] * 8  # twice boxes and masks, each once before the measured round
+    out = capsys.readouterr().out
+    assert out.count("boxes and masks: load ") == 2
 
 
 @pytest.mark.slow
