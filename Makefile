@@ -23,7 +23,7 @@ ifdef FLOOR
 DEV_INSTALL = $(PY) tests/helpers/floors.py > $(VENV)/floors.txt && $(INSTALL) . --requirement $(VENV)/floors.txt
 endif
 
-.PHONY: help quickstart test test-floor prove reproduce lint format types wheel clean
+.PHONY: help quickstart test test-floor prove reproduce lint format types wheel wheel-cuda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -55,10 +55,17 @@ types: $(DEV_STAMP) ## check types
 	$(PY) -m mypy
 	$(PY) -m pyright
 
-wheel: $(DEV_STAMP) ## build the sdist and, from it, the wheel into dist/, and compare them with the tree
+wheel: $(DEV_STAMP) ## build the sdist and its wheels (on Linux on x86-64 one with kernels, too) into dist/, and check them
 	rm -rf build dist *.egg-info
 	$(PY) -m build --no-isolation --outdir dist
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(PY) -m vovnet.ops.shipping --wheel dist
+endif
 	VOVNET_DIST=dist $(PY) -m pytest -q tests/test_packaging.py
+
+wheel-cuda: wheel ## build the wheel with the kernels for GPUs, too; this needs nvcc and takes some minutes
+	$(PY) -m vovnet.ops.shipping --cuda --wheel dist
+	VOVNET_DIST=dist $(PY) -m pytest -q tests/test_packaging.py -k kernels
 
 clean: ## remove what was built, but neither runs/ nor the environment
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -67,7 +67,7 @@ def test_the_drawings_show_imports_that_exist() -> None:
     drawings = re.findall(r"^```mermaid\n(.*?)^```", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)
     assert len(drawings) == 2
     for prefix, drawing in zip(("vovnet.detection", "vovnet"), drawings, strict=True):
-        names = {"vovnet_py": "vovnet", "ops_build": "ops.build"}
+        names = {"vovnet_py": "vovnet", "ops_build": "ops.build", "ops_shipping": "ops.shipping"}
         for upper, lower in re.findall(r"(\w+) --> (\w+)", drawing):
             assert f"{prefix}.{names.get(lower, lower)}" in rooms[f"{prefix}.{names.get(upper, upper)}"], (upper, lower)
     drawn = set(re.findall(r"\w+", drawings[0]))

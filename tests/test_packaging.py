@@ -1,11 +1,14 @@
 """What is built and installed equals the tree: sdist, wheel, ``pip install .``, ``pip install -e .``, and no install.
 
 The checkout is copied first, so that nothing is written into it. Nothing is fetched: the environment's own setuptools
-builds, and dependencies are found beside it. `VOVNET_DIST` names a folder with a built sdist and wheel to check
-instead.
+builds, and dependencies are found beside it. `VOVNET_DIST` names a folder with a built sdist and wheels to check
+instead: only those of `make wheel` have compiled kernels.
 """
 
+import base64
+import csv
 import email
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +25,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("adapters", "detection", "hub")
+MANYLINUX = "manylinux_2_28_x86_64"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ANYWHERE = shutil.ignore_patterns("*.egg-info", "__pycache__")
 AT_THE_ROOT = shutil.ignore_patterns(".git", ".venv*", "runs", "quickstart", "build", "dist", ".*_cache", ".coverage*")
@@ -78,8 +82,29 @@ def dist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(dist: Path) -> Path:
-    (path,) = dist.glob("*.whl")
+    """The wheel without compiled kernels."""
+    (path,) = dist.glob("*-none-any.whl")
     return path
+
+
+def with_kernels(dist: Path, name: str) -> Path:
+    found = list(dist.glob(f"{name}-{PROJECT['version']}-*{MANYLINUX}.whl"))
+    if not found:
+        pytest.skip("make wheel and make wheel-cuda build wheels with kernels")
+    (path,) = found
+    return path
+
+
+@pytest.fixture(scope="module")
+def kernel_wheel(dist: Path) -> Path:
+    """Our wheel with the kernels for the CPU."""
+    return with_kernels(dist, "vovnet")
+
+
+@pytest.fixture(scope="module")
+def cuda_wheel(dist: Path) -> Path:
+    """The wheel of the second distribution, with the kernels for GPUs."""
+    return with_kernels(dist, "vovnet_cuda13")
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +182,88 @@ def test_wheel_is_pure_and_says_what_pyproject_says(wheel: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     extras = {"benchmark", "detection", "dev", "export", "onnx", "openvino"}
     assert set(metadata.get_all("Provides-Extra") or ()) == extras
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of a wheel; its record must have exactly them, with their hashes."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
+        (record,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
+    rows = {name: digest for name, digest, _ in csv.reader(record.splitlines()) if digest}
+    hashes = {
+        name: base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=") for name, body in files.items()
+    }
+    assert rows == {name: f"sha256={found.decode()}" for name, found in hashes.items()}
+    return files
+
+
+def test_kernel_wheel_is_the_other_one_and_a_library(wheel: Path, kernel_wheel: Path) -> None:
+    pure, files = contents(wheel), contents(kernel_wheel)
+    added = {name: files[name] for name in files if name not in pure}
+    assert {name.rpartition("/")[2] for name in added} == {"vovnet_cpu.so", "build.json"}
+    assert all(name.startswith("vovnet/ops/prebuilt/cpu-") for name in added)
+    (built,) = (json.loads(body) for name, body in added.items() if name.endswith("/build.json"))
+    assert (built["left_out"], built["warnings"]) == ([], [])
+    info = f"vovnet-{PROJECT['version']}.dist-info"
+    tags = email.message_from_bytes(files.pop(f"{info}/WHEEL"))
+    assert tags["Root-Is-Purelib"] == "false"
+    assert tags.get_all("Tag") == [f"py3-none-{MANYLINUX}"]
+    del pure[f"{info}/WHEEL"]
+    assert {name: files[name] for name in pure} == pure
+
+
+def audited(wheel: Path) -> dict[str, Any]:
+    pytest.importorskip("auditwheel")
+    said: dict[str, Any] = json.loads(
+        run(sys.executable, "-m", "auditwheel", "show", "--json", wheel, cwd=wheel.parent)
+    )
+    glibc = tuple(map(int, said["sym_tag"].split("_")[1:3]))
+    assert glibc <= (2, 28), said
+    return said
+
+
+def test_kernel_wheel_runs_on_older_systems(kernel_wheel: Path) -> None:
+    assert set(audited(kernel_wheel)["external_libs"]) == {"libtorch_cpu.so"}
+
+
+PLAIN_ENVIRONMENT = """
+import os, shutil, warnings
+warnings.simplefilter("error", UserWarning)
+assert shutil.which("g++") is None and shutil.which("c++") is None
+import timm, torch, vovnet
+from vovnet.environment import environment_report
+from vovnet.ops.build import loader
+model = timm.create_model("vovnet27_slim").eval()
+fused = vovnet.fuse(model)
+image = torch.rand(1, 3, 64, 96)
+with torch.inference_mode():
+    torch.testing.assert_close(fused(image), model(image), rtol=1e-3, atol=1e-4)
+assert not os.path.exists(os.environ["TORCH_EXTENSIONS_DIR"]), "something was compiled"
+assert "installed, for every x86_64 processor" in environment_report()
+print(loader._loaded_cpu.path)
+"""
+
+
+def test_kernel_wheel_needs_no_compiler(kernel_wheel: Path, empty_environment: Path, tmp_path: Path) -> None:
+    install(empty_environment, kernel_wheel, cwd=tmp_path)
+    variables = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "VOVNET_OPS": "require"}
+    out = run(empty_environment, "-c", PLAIN_ENVIRONMENT, cwd=tmp_path, **variables)
+    assert Path(out.strip()).is_relative_to(site_packages(empty_environment) / "vovnet" / "ops" / "prebuilt")
+
+
+def test_cuda_kernels_are_a_wheel_of_their_own(
+    kernel_wheel: Path, cuda_wheel: Path, empty_environment: Path, tmp_path: Path
+) -> None:
+    files = contents(cuda_wheel)
+    metadata = email.message_from_bytes(files[f"vovnet_cuda13-{PROJECT['version']}.dist-info/METADATA"])
+    assert metadata["Name"] == "vovnet-cuda13"
+    assert metadata.get_all("Requires-Dist") == [f"vovnet=={PROJECT['version']}"]
+    assert metadata.get_all("License-File") == ["LICENSE", "NOTICE"]
+    assert set(audited(cuda_wheel)["external_libs"]) <= {"libtorch_cpu.so", "libtorch_cuda.so", "libcudart.so.13"}
+    install(empty_environment, kernel_wheel, cuda_wheel, cwd=tmp_path)
+    code = "from vovnet.ops.build import loader; print(dict(loader.state())['CUDA operators'])"
+    out = run(empty_environment, "-c", code, cwd=tmp_path, TORCH_EXTENSIONS_DIR=str(tmp_path / "cache"))
+    assert out.startswith("installed, for 7.5, 8.0, 8.6, 8.9, 9.0, 10.0, 12.0 and PTX: ")
 
 
 def test_sdist_has_the_tests_and_no_links(unpacked_sdist: Path) -> None:

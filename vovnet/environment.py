@@ -210,6 +210,17 @@ def _variables() -> list[tuple[str, str]]:
     return rows or [("none", "")]
 
 
+def _has_kernels() -> bool:
+    """True if kernels for the CPU are installed ready-made, so that no compiler is needed."""
+    try:
+        from vovnet.ops.build.prebuilt import find_prebuilt
+        from vovnet.ops.build.sources import CPU
+
+        return find_prebuilt(CPU) is not None
+    except Exception:
+        return False  # a broken torch, which another section reports, or one that is too old
+
+
 def _missing() -> list[tuple[str, str]]:
     rows = []
     for packages, mend in (
@@ -218,6 +229,6 @@ def _missing() -> list[tuple[str, str]]:
         (_OPTIONAL, "only for TensorBoard logs: pip install {}"),
     ):
         rows += [(name, mend.format(name)) for name in packages if _version(name) is None]
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+    if not _has_kernels() and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         rows.append(("C++ compiler", "without it operators run as plain torch: apt install g++, or the like"))
     return rows or [("nothing", "")]

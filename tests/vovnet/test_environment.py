@@ -80,3 +80,11 @@ def test_the_facts_that_benchmarks_record():
     assert facts["no-such-package"] == "not installed"
     assert facts["processor"]
     assert 1 <= facts["usable cores"] <= os.cpu_count()
+
+
+def test_installed_kernels_need_no_compiler(monkeypatch):
+    from vovnet.ops.build import prebuilt
+
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    monkeypatch.setattr(prebuilt, "find_prebuilt", lambda library: object())
+    assert "C++ compiler" not in environment_report().partition("[missing]")[2]

@@ -21,7 +21,7 @@ from vovnet.ops.algorithms import BFLOAT16, FLOAT_PRODUCTS
 from vovnet.ops.arguments import conv_shape
 from vovnet.ops.registration import LIBRARY
 
-for _schema in (
+SCHEMAS = (
     "pack_conv(Tensor weight, int method) -> Tensor",
     "packed_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor packed, int[2] stride, "
     "int[2] padding, bool relu, int method) -> Tensor",
@@ -30,7 +30,10 @@ for _schema in (
     "pool_max(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode) -> Tensor",
     "roi_align_levels(Tensor[] maps, Tensor rois, Tensor levels, float[] scales, int[2] output_size, "
     "int sampling_ratio, bool aligned) -> Tensor",
-):
+)
+"""The operators of ``csrc/cpu``."""
+
+for _schema in SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vovnet.ops.build import cache, loader, sources, toolchain
+from vovnet.ops.build import cache, loader, prebuilt, sources, toolchain
 from vovnet.ops.build.sources import Library
 
 TINY = """
@@ -54,8 +54,9 @@ def compilers() -> None:
 
 @pytest.fixture
 def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache, no variables, and no loaded library or remembered failure."""
+    """An empty cache, nothing installed ready-made, no variables, and no loaded library or remembered failure."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(prebuilt, "IN_THE_WHEEL", tmp_path / "nowhere")
     for name in ("VOVNET_OPS", "VOVNET_ISA", "LOCAL_RANK", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (("_loaded", None), ("_loaded_cpu", None), ("_failures", {}), ("_warned", set())):

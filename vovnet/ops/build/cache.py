@@ -34,18 +34,18 @@ def cache_root() -> Path:
     return user_cache() / "torch_extensions" / "vovnet"
 
 
-def library_folder(library: Library) -> Path:
-    """Return the folder of all builds of the present sources and flags.
+def library_folder(library: Library, root: Path | None = None) -> Path:
+    """Return the folder of all builds of the present sources and flags, in the cache or below another root.
 
     Raises:
         BuildError: the installed PyTorch cannot use the library.
     """
-    return cache_root() / f"{library.name}-{library.key(cuda_major(library))}"
+    return (root or cache_root()) / f"{library.name}-{library.key(cuda_major(library))}"
 
 
-def find_builds(library: Library) -> list[Build]:
-    """Return all builds of the present sources, for any GPUs."""
-    folder = library_folder(library)
+def find_builds(library: Library, root: Path | None = None) -> list[Build]:
+    """Return all builds of the present sources, for any GPUs, in the cache or below another root."""
+    folder = library_folder(library, root)
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
@@ -53,16 +53,16 @@ def find_builds(library: Library) -> list[Build]:
     return [build for entry in entries if (build := Build.read(entry)) is not None]
 
 
-def find_build(library: Library, capabilities: set[tuple[int, int]]) -> Build | None:
+def find_build(library: Library, capabilities: set[tuple[int, int]], root: Path | None = None) -> Build | None:
     """Return the build that supports all of these GPUs and has machine code for most of them, or None."""
-    fitting = [build for build in find_builds(library) if all(map(build.targets.serve, capabilities))]
+    fitting = [build for build in find_builds(library, root) if all(map(build.targets.serve, capabilities))]
     own = {f"{major}.{minor}" for major, minor in capabilities}
     return max(fitting, key=lambda build: len(own & set(build.targets.binary)), default=None)
 
 
-def find_exact(library: Library, targets: Targets) -> Build | None:
+def find_exact(library: Library, targets: Targets, root: Path | None = None) -> Build | None:
     """Return the build for exactly these targets, or None."""
-    return Build.read(library_folder(library) / str(targets))
+    return Build.read(library_folder(library, root) / str(targets))
 
 
 def build_once(library: Library, targets: Targets) -> Build:

@@ -15,7 +15,6 @@ from typing import Any
 
 from vovnet.ops.build.sources import (
     INSTRUCTION_SETS,
-    LINK_FLAGS,
     OPTIONAL,
     WITHOUT_OPTIONAL,
     Library,
@@ -107,7 +106,7 @@ def compile_library(library: Library, targets: Targets, folder: Path) -> Build:
     path = folder / f"vovnet_{library.name}.so"
     cuda_libraries = [] if tools.cuda is None else [str(tools.cuda.cudart), "-ltorch_cuda"]
     libraries = [f"-L{tools.torch / 'lib'}", *cuda_libraries, "-ltorch_cpu"]
-    link = [str(tools.cxx), *LINK_FLAGS, *map(str, commands), *libraries, "-o", str(path)]
+    link = [str(tools.cxx), *library.link_flags, *map(str, commands), *libraries, "-o", str(path)]
     with ThreadPoolExecutor(max(1, jobs // threads)) as pool:
         outputs = list(pool.map(lambda command: _run(command, folder), commands.values()))
     outputs.append(_run(link, folder))

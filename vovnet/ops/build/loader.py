@@ -1,4 +1,4 @@
-"""Build and load the compiled operators when they are first needed.
+"""Load the compiled operators when they are first needed: those that are installed, or else a build of this machine.
 
 ``VOVNET_OPS`` controls this. With ``auto`` (the default) a failure leads to one warning and the reference, with ``off``
 nothing is compiled or loaded, and with ``require`` a failure is an error. The first tensor on a GPU calls
@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 from vovnet.errors import InputError, reason
 from vovnet.ops.build.cache import build_once, cache_root, find_build, find_builds, find_exact
 from vovnet.ops.build.compiler import Build
+from vovnet.ops.build.prebuilt import find_prebuilt, why_none
 from vovnet.ops.build.sources import CPU, CUDA, NO_GPU, OLDEST, OPTIONAL, Library, Targets, targets_for
 from vovnet.ops.build.toolchain import BuildError
 from vovnet.processes import ForkSafeLock
@@ -121,8 +122,10 @@ def _ensure_cpu() -> None:
     with _lock:
         if "cpu" not in _failures and _loaded_cpu is None:
             try:
-                build = find_exact(CPU, NO_GPU) or _build_here(CPU, NO_GPU, "python -m vovnet.ops.build")
-                _loaded_cpu = _open(build)
+                _loaded_cpu = _open_first(
+                    find_prebuilt(CPU),
+                    lambda: find_exact(CPU, NO_GPU) or _build_here(CPU, NO_GPU, "python -m vovnet.ops.build"),
+                )
             except BuildError as error:
                 _failures["cpu"] = str(error)
         cause = _failures.get("cpu")
@@ -162,8 +165,10 @@ def _load(index: int) -> None:
         )
     present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())} | {own}
     usable = {found for found in present if found >= OLDEST}
-    build = find_build(CUDA, usable) or _build_here(CUDA, targets_for(usable), "python -m vovnet.ops.build --cuda")
-    _loaded = _open(build)
+    _loaded = _open_first(
+        find_prebuilt(CUDA, usable),
+        lambda: find_build(CUDA, usable) or _build_here(CUDA, targets_for(usable), "python -m vovnet.ops.build --cuda"),
+    )
 
 
 def _build_here(library: Library, targets: Targets, command: str) -> Build:
@@ -173,11 +178,25 @@ def _build_here(library: Library, targets: Targets, command: str) -> Build:
     return build_once(library, targets)
 
 
-def _open(build: Build) -> Build:
+def _open_first(prebuilt: Build | None, own: Callable[[], Build]) -> Build:
+    """Load the library that is installed, or else this machine's own; return the one that was loaded."""
+    if prebuilt is None:
+        return _open(own())
+    try:
+        return _open(prebuilt, "install it again, with a PyTorch that it fits")
+    except BuildError as refusal:
+        try:
+            return _open(own())
+        except BuildError as error:
+            raise BuildError(f"{refusal}; {error}") from error
+
+
+def _open(build: Build, mend: str | None = None) -> Build:
     try:
         torch.ops.load_library(str(build.path))
     except (OSError, RuntimeError) as error:
-        raise BuildError(f"{build.path} cannot be loaded ({reason(error)}): remove {build.path.parent}") from error
+        mend = mend or f"remove {build.path.parent}"
+        raise BuildError(f"{build.path} cannot be loaded ({reason(error)}): {mend}") from error
     return build
 
 
@@ -196,13 +215,21 @@ def state() -> list[tuple[str, str]]:
 
 
 def _standing(library: Library) -> str:
+    """Return which operators run here, in the order in which they are looked for, and why not those before them."""
+    if os.environ.get("VOVNET_OPS") == "off":
+        return "plain PyTorch: VOVNET_OPS is off"
     try:
-        builds = find_builds(library)
+        found = find_prebuilt(library, set() if library.uses_cuda else None)
+        if found is not None:
+            return f"installed, for {found.targets.words}: {found.path.parent}"
+        builds, why = find_builds(library), why_none(library)
     except BuildError as error:
-        return f"cannot be built: {error}"
+        return f"plain PyTorch: cannot be built: {error}"
+    if not builds:
+        return f"not built yet ({why})"
     without = {name for build in builds for name in build.left_out}
     note = f", without {', '.join(sorted(without))}, which the compiler did not know" if without else ""
-    return f"built for {'; '.join(build.targets.words for build in builds)}{note}" if builds else "not built"
+    return f"built for {'; '.join(build.targets.words for build in builds)}{note} ({why})"
 
 
 def _instruction_set() -> str:

@@ -30,6 +30,14 @@ CUDA_CXX_FLAGS = ("-DUSE_CUDA",)  # declares the CUDA streams of PyTorch's stabl
 NVCC_FLAGS = ("-std=c++20", "-O3", "-Xcompiler=-fPIC,-Wall,-Wextra", "-Xptxas=-v")
 LINK_FLAGS = ("-shared", "-Wl,-z,defs")  # an undefined function is an error of the build, not of the first call
 
+NAMESPACE = "vovnet"
+"""The namespace of the operators in PyTorch's library."""
+
+PORTABLE = CSRC / "portable"
+"""What is added to a library for other machines, so that it needs nothing newer than glibc 2.28 (manylinux_2_28)."""
+PORTABLE_CXX_FLAGS = ("-include", str(PORTABLE / "glibc_2_28.h"))
+PORTABLE_LINK_FLAGS = ("-s", f"-Wl,--version-script={PORTABLE / 'exports.map'}")
+
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 INSTRUCTION_SETS = {"plain": (), "avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")}
@@ -59,12 +67,15 @@ class Library:
     name: str  # of its folder and file in the cache, and in messages
     folder: Path  # of its sources
     torch: tuple[int, int] = STABLE_TORCH  # the first release of PyTorch that it is built for
+    portable: bool = False  # for other machines, with older systems; the flags do not enter the key
+    namespace: str = NAMESPACE  # of its operators
 
     @property
     def sources(self) -> list[Path]:
         """The source files that are compiled on this machine."""
         found = sorted(path for path in self.folder.iterdir() if path.suffix in (".cu", ".cpp"))
-        return [path for path in found if _is_x86() or instruction_set(path) in (None, "plain")]
+        own = [path for path in found if _is_x86() or instruction_set(path) in (None, "plain")]
+        return [*own, *sorted(PORTABLE.glob("*.cpp"))] if self.portable else own
 
     @property
     def uses_cuda(self) -> bool:
@@ -77,12 +88,21 @@ class Library:
             return NVCC_FLAGS
         release = f"0x{self.torch[0]:02x}{self.torch[1]:02x}000000000000"
         flags: tuple[str, ...] = (*CXX_FLAGS, f"-DTORCH_TARGET_VERSION={release}")
+        if self.portable:
+            flags = (*flags, *PORTABLE_CXX_FLAGS)
+        if self.namespace != NAMESPACE:
+            flags = (*flags, f"-DVOVNET_NAMESPACE={self.namespace}")
         if self.uses_cuda:
             return (*flags, *CUDA_CXX_FLAGS)
         if not _is_x86():
             flags = (*flags, PLAIN_ONLY)
         name = instruction_set(source)
         return flags if name is None else (*flags, *KERNEL_FLAGS, *INSTRUCTION_SETS[name])
+
+    @property
+    def link_flags(self) -> tuple[str, ...]:
+        """The flags of the linker."""
+        return (*LINK_FLAGS, *PORTABLE_LINK_FLAGS) if self.portable else LINK_FLAGS
 
     def widest_instruction_set(self, processor_flags: set[str]) -> str:
         """Return the highest instruction set of the library that a processor has, by its flags as Linux lists them."""

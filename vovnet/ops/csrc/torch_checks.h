@@ -15,6 +15,11 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+// The namespace in PyTorch's library. Copies of a library that are loaded side by side have one each.
+#if !defined(VOVNET_NAMESPACE)
+#define VOVNET_NAMESPACE vovnet
+#endif
+
 namespace vovnet::checks {
 
 using torch::headeronly::ScalarType;

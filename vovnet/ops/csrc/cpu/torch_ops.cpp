@@ -251,13 +251,13 @@ std::string instruction_set() { return kernels().name; }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vovnet, m) { m.def("_cpu_instruction_set() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(VOVNET_NAMESPACE, m) { m.def("_cpu_instruction_set() -> str"); }
 
-STABLE_TORCH_LIBRARY_IMPL(vovnet, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(VOVNET_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("_cpu_instruction_set", TORCH_BOX(&instruction_set));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vovnet, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(VOVNET_NAMESPACE, CPU, m) {
   m.impl("pack_conv", TORCH_BOX(&pack_conv));
   m.impl("packed_conv", TORCH_BOX(&packed_conv));
   m.impl("packed_chain", TORCH_BOX(&packed_chain));

@@ -112,7 +112,7 @@ Tensor roi_align_levels(const std::vector<Tensor>& maps, const Tensor& rois, con
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vovnet, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(VOVNET_NAMESPACE, CPU, library) {
   library.impl("pool_max", TORCH_BOX(&pool_max));
   library.impl("roi_align_levels", TORCH_BOX(&roi_align_levels));
 }

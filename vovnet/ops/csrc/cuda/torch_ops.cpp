@@ -295,7 +295,7 @@ std::tuple<Tensor, Tensor> relu_backward(const Tensor& grad, const std::optional
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vovnet, library) {
+STABLE_TORCH_LIBRARY_FRAGMENT(VOVNET_NAMESPACE, library) {
   library.def("_cuda_supported(Tensor[] inputs, Tensor weight, int capability, bool tf32) -> bool");
   library.def(
       "_cuda_aggregate_forward(Tensor[] inputs, Tensor weight, Tensor? bias, Tensor? residual, bool relu, "
@@ -317,5 +317,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vovnet, library) {
   library.impl("_cuda_aggregate_weight_gradient", TORCH_BOX(&aggregate_weight_gradient));        \
   library.impl("_cuda_relu_backward", TORCH_BOX(&relu_backward))
 
-STABLE_TORCH_LIBRARY_IMPL(vovnet, CUDA, library) { VOVNET_IMPLEMENTATIONS(library); }
-STABLE_TORCH_LIBRARY_IMPL(vovnet, CPU, library) { VOVNET_IMPLEMENTATIONS(library); }
+STABLE_TORCH_LIBRARY_IMPL(VOVNET_NAMESPACE, CUDA, library) { VOVNET_IMPLEMENTATIONS(library); }
+STABLE_TORCH_LIBRARY_IMPL(VOVNET_NAMESPACE, CPU, library) { VOVNET_IMPLEMENTATIONS(library); }
