@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import timm
 import torch
@@ -18,16 +18,9 @@ from vovnet.errors import InputError, did_you_mean
 from vovnet.files import CONFIG_FILE, MODEL_FILES, read_json
 from vovnet.folders.home import expand_home
 from vovnet.images.reading import convert_image, read_image
+from vovnet.results.classes import ClassScore, best_classes, classified_files
 
 _BATCH = 32  # images per forward pass, so that memory does not grow with the number of images
-
-
-class ClassScore(TypedDict):
-    """One class of one image: its name, its index and its probability (0 to 1)."""
-
-    label: str
-    index: int
-    score: float
 
 
 def load_classifier(name_or_folder: str | Path) -> nn.Module:
@@ -84,11 +77,7 @@ def classify(
     results: list[list[ClassScore]] = []
     for start in range(0, len(images), _BATCH):
         named = [(f"images[{i}]", image) for i, image in enumerate(images[start : start + _BATCH], start)]
-        scores, indices = _probabilities(model, named).topk(min(top, classes))
-        for row, row_indices in zip(scores.tolist(), indices.tolist(), strict=True):
-            results.append(
-                [{"label": names[i], "index": i, "score": score} for i, score in zip(row_indices, row, strict=True)]
-            )
+        results += [best_classes(row, names, top) for row in _probabilities(model, named).numpy()]
     return results
 
 
@@ -118,14 +107,11 @@ def classify_files(
         InputError: Some files cannot be read. It is raised after the others, and names them all.
     """
     channels: int = getattr(model, "pretrained_cfg")["input_size"][0]  # noqa: B009 (timm's, not a module's)
-    failed = []
-    for path in paths:
-        try:
-            yield path, classify(model, [read_image(path, channels, max_pixels=max_pixels)])[0]
-        except InputError as error:
-            failed.append(str(error))
-    if failed:
-        raise InputError(f"{len(failed)} of {len(paths)} images were not classified: {'; '.join(failed)}")
+
+    def likeliest(path: Path) -> list[ClassScore]:
+        return classify(model, [read_image(path, channels, max_pixels=max_pixels)])[0]
+
+    return classified_files(paths, likeliest)
 
 
 def class_labels(model: nn.Module) -> list[str]:

@@ -11,12 +11,14 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from vovnet.errors import install_advice
+from vovnet.errors import absent_package, install_advice
 from vovnet.folders.home import user_cache
 
 _REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "jinja2", "typer")
 _DETECTION = ("pydantic", "pyyaml", "pycocotools", "matplotlib", "tqdm")
+_RUNTIMES = ("onnxruntime", "openvino")
 _OPTIONAL = ("tensorboard",)
+_NO_TORCH = "not installed: only exported files run"
 _COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
 _VARIABLES = (
     "VOVNET_OPS",
@@ -103,7 +105,7 @@ def _versions() -> list[tuple[str, str]]:
     ours = _version("vovnet")
     place = Path(__file__).resolve().parent
     rows = [("vovnet", f"{ours or 'not installed'} (running from {place})"), ("python", platform.python_version())]
-    return rows + [(name, _version(name) or "missing") for name in (*_REQUIRED, *_DETECTION, *_OPTIONAL)]
+    return rows + [(name, _version(name) or "missing") for name in (*_REQUIRED, *_DETECTION, *_RUNTIMES, *_OPTIONAL)]
 
 
 def _machine() -> list[tuple[str, str]]:
@@ -145,6 +147,8 @@ def _memory() -> str | None:
 
 
 def _torch() -> list[tuple[str, str]]:
+    if absent_package("torch"):
+        return [("torch", _NO_TORCH)]
     import torch
 
     rows = [
@@ -194,6 +198,8 @@ def _folders() -> list[tuple[str, str]]:
 
 
 def _operators() -> list[tuple[str, str]]:
+    if absent_package("torch"):
+        return [("torch", _NO_TORCH)]
     from vovnet.ops.build import loader
 
     return loader.state()
@@ -224,8 +230,9 @@ def _has_kernels() -> bool:
 def _missing() -> list[tuple[str, str]]:
     rows = []
     for packages, mend in (
-        (_REQUIRED, "vovnet needs it: pip install {}"),
+        (_REQUIRED, "networks and detectors need it: pip install {}"),
         (_DETECTION, f"training and evaluation need it: {install_advice('detection')}"),
+        (_RUNTIMES, "only to run exported files: pip install {}"),
         (_OPTIONAL, "only for TensorBoard logs: pip install {}"),
     ):
         rows += [(name, mend.format(name)) for name in packages if _version(name) is None]

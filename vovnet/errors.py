@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 import os
 import re
 import reprlib
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     import typer
 
 SOURCE = "https://github.com/vovnet/vovnet"
-DETECTION_EXTRA = {"pydantic", "pycocotools", "matplotlib", "tqdm", "yaml"}
+BASE = ("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "jinja2")
+"""Packages that come with this one, but that are absent where it was installed to run exported files alone."""
+DETECTION_EXTRA = ("pydantic", "pycocotools", "matplotlib", "tqdm", "yaml")
 
 
 INTERRUPTED = 130
@@ -85,9 +88,21 @@ def install_command(extra: str = "") -> str:
     return f"pip install '{name} @ git+{SOURCE}'"
 
 
-def install_advice(extra: str) -> str:
-    """Return how to install this package with an extra."""
-    return f"pip install '.[{extra}]' in a clone of vovnet, or {install_command(extra)}"
+def install_advice(extra: str = "") -> str:
+    """Return how to install this package, with an extra if one is given."""
+    here = f"'.[{extra}]'" if extra else "."
+    return f"pip install {here} in a clone of vovnet, or {install_command(extra)}"
+
+
+def absent_package(*names: str) -> str | None:
+    """Return the first of some packages that is not installed, or None. Nothing is imported."""
+    for name in names:
+        try:
+            if importlib.util.find_spec(name) is None:
+                return name
+        except (ImportError, ValueError):  # an import hook hides it
+            return name
+    return None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -159,9 +174,9 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return printable(system_error(error))
     if isinstance(error, ModuleNotFoundError):
-        if error.name not in DETECTION_EXTRA:
+        if error.name not in (*BASE, *DETECTION_EXTRA):
             raise error
-        return f"this needs '{error.name}': {install_advice('detection')}"
+        return f"this needs '{error.name}': {install_advice('detection' if error.name in DETECTION_EXTRA else '')}"
     return printable(" ".join(str(error).split()))
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 import vovnet
 from vovnet.detection.export.graph import ExportableDetector, Masks
-from vovnet.detection.export.nms import onnx_translations, openvino_extension
 from vovnet.detection.legacy.transform import LegacyTransform
 from vovnet.errors import InputError
 from vovnet.export.metadata import ExportedInput, ExportMetadata, InputType, Precision
+from vovnet.export.nms import onnx_translations, openvino_extension
 from vovnet.export.writing import Exportable, Format, write_exported
 
 _EXAMPLE = (310, 423)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from vovnet.detection.export.nms import padded_nms
 from vovnet.detection.export.pasting import paste_masks
 from vovnet.detection.export.pooling import PyramidPool
 from vovnet.detection.export.resizing import LegacyResizing, Prepared, TorchvisionResizing
 from vovnet.detection.legacy.transform import LegacyTransform
+from vovnet.export.nms import padded_nms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,12 +18,15 @@ from vovnet.cli.options import (
     Output,
     Overwrite,
     Weights,
+    cpu_only,
     device_for,
     fused_if,
 )
 
 if TYPE_CHECKING:
     import torch
+
+    from vovnet.results.classes import ClassScore
 
 commands = typer.Typer()
 
@@ -110,14 +114,20 @@ def predict(
     max_pixels: MaxPixels = None,
 ) -> None:
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or print the classes that a classifier sees in them."""
-    from vovnet.checkpoints.places import is_torchvision
-    from vovnet.classification import is_classifier
+    from vovnet.export.runtime import is_exported
     from vovnet.images.folder import list_images
 
     def report(line: str) -> None:
         typer.echo(line, err=True)
 
     paths = [path for entry in images for path in (list_images(entry, report) if folder else [entry])]
+    if is_exported(weights):
+        cpu_only(device, fuse)
+        _predict_exported(weights, paths, output, threshold, overwrite, max_pixels)
+        return
+    from vovnet.checkpoints.places import is_torchvision
+    from vovnet.classification import is_classifier
+
     place = device_for(device, fuse)
     if not is_torchvision(weights) and is_classifier(weights):
         _classify(weights, paths, place, fuse, max_pixels)
@@ -132,12 +142,32 @@ def predict(
         )
 
 
+def _predict_exported(
+    file: str, paths: list[Path], output: Path, threshold: float, overwrite: bool, max_pixels: int | None
+) -> None:
+    from vovnet.export.prediction import classify_exported, predict_exported
+    from vovnet.export.runtime import open_exported
+    from vovnet.folders.claim import claimed_folder
+
+    model = open_exported(file)
+    if model.metadata.kind == "classifier":
+        _print_classes(classify_exported(model, paths, max_pixels=max_pixels))
+        return
+    with claimed_folder(output, overwrite=overwrite):
+        predict_exported(model, paths, output, threshold, max_pixels=max_pixels)
+
+
 def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool, max_pixels: int | None) -> None:
     from vovnet.classification import classify_files, load_classifier
-    from vovnet.terminal.text import printable
 
     model = fused_if(fuse, load_classifier(weights)).to(device)
-    for path, classes in classify_files(model, paths, max_pixels=max_pixels):
+    _print_classes(classify_files(model, paths, max_pixels=max_pixels))
+
+
+def _print_classes(found: Iterable[tuple[Path, list[ClassScore]]]) -> None:
+    from vovnet.terminal.text import printable
+
+    for path, classes in found:
         typer.echo(printable(f"{path}: " + ", ".join(f"{one['label']} {one['score']:.3f}" for one in classes)))
 
 

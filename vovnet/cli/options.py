@@ -37,7 +37,7 @@ Device = Annotated[
 Fuse = Annotated[bool, typer.Option("--fuse", help="Run the copy that vovnet.fuse makes: faster, on the CPU only.")]
 _DETECTOR = (
     "Folder of a detector (a run), ORG/NAME or ORG/NAME@REVISION on the Hub, or torchvision:NAME, such as "
-    "torchvision:maskrcnn_resnet50_fpn_v2."
+    "torchvision:maskrcnn_resnet50_fpn_v2. Or a file of `vovnet export`: .onnx, .xml, .pt2 or .torchscript."
 )
 Weights = Annotated[str, typer.Option("--weights", "-w", help=_DETECTOR)]
 AnyWeights = Annotated[
@@ -66,6 +66,14 @@ def device_for(device: str | None, fuse: bool) -> torch.device:
     if fuse and device not in (None, "cpu"):
         raise InputError(f"--device {device}: --fuse is for the CPU; leave one of the two out")
     return choose_device("cpu" if fuse else device, default_device())
+
+
+def cpu_only(device: str | None, fuse: bool) -> None:
+    """Refuse options that an exported file does not have: it runs as it is, on the CPU."""
+    if fuse:
+        raise InputError("--fuse: an exported file runs as it is; leave it out")
+    if device not in (None, "cpu"):
+        raise InputError(f"--device {device}: exported files run on the CPU here; leave it out")
 
 
 def fused_if(fuse: bool, model: M) -> M:

@@ -1,5 +1,5 @@
 """Processes: forked children can use models, and the processes of a distributed run find each other."""
 
-from vovnet.processes.forks import ForkSafeLock, handle_forks
+from vovnet.processes.fork_lock import ForkSafeLock
 
-__all__ = ["ForkSafeLock", "handle_forks"]
+__all__ = ["ForkSafeLock"]

@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -29,27 +28,6 @@ _process: int | None = None
 _has_its_threads: bool | None = None
 """False in a child of a thread that did not free its OpenMP threads; None if that is not known yet."""
 _warned = False
-
-
-class ForkSafeLock:
-    """A lock for ``with`` blocks that is free in a child of ``fork``, where the thread that held it does not exist."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._renew)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._lock.locked():  # the forking thread may hold the lock itself, and end its block in the child
-            self._lock.release()
-
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
 
 
 def handle_forks() -> None:

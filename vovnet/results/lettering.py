@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from vovnet.errors import absent_package
 from vovnet.terminal.text import printable, shortened
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -22,7 +23,8 @@ _GOLDEN = 0.618033988749895
 @functools.lru_cache(maxsize=16)
 def label_font(size: int) -> Font:
     """Return a font of ``size`` pixels: Matplotlib's DejaVu, which has most alphabets, otherwise Pillow's default."""
-    spec = importlib.util.find_spec("matplotlib")  # not imported: that costs time, and a broken one still has its fonts
+    # Not imported: that costs time, and a broken one still has its fonts.
+    spec = None if absent_package("matplotlib") else importlib.util.find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
         path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         with contextlib.suppress(OSError):
