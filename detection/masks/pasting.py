@@ -7,7 +7,7 @@ of 4000×3000 pixels. What the mask head returns, (N, 1, 28, 28), is small.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ def detect(detector: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]
         What the detector returns for each image, but with ``box_masks`` (N, 1, M, M) in place of ``masks``
         (N, 1, H, W). A detector with a ``forward`` or a pasting of its own keeps its ``masks``.
     """
+    unpasted: Callable[[list[Tensor]], list[dict[str, Tensor]]] | None = getattr(detector, "unpasted", None)
+    if unpasted is not None:  # an exported file
+        return unpasted(images)
     if not _pastes_as_torchvision(detector):
         return detector(images)
     heads: Any = detector.roi_heads

@@ -84,13 +84,18 @@ def evaluate(
     from vovnet.detection import evaluate as evaluate_detector
     from vovnet.detection import format_metrics
     from vovnet.detection.evaluation.evaluator import evaluation_dataset
+    from vovnet.detection.export import exported_detector
+    from vovnet.export.runtime import is_exported
     from vovnet.folders.claim import claimed_folder
     from vovnet.hub import load_detector
     from vovnet.terminal.streams import say
 
-    place = device_for(device, fuse)
+    exported = is_exported(weights)
+    if exported:
+        cpu_only(device, fuse)
+    place = device_for("cpu" if exported else device, fuse)
     with claimed_folder(output, overwrite=overwrite):
-        detector = load_detector(weights)
+        detector = exported_detector(weights) if exported else load_detector(weights)
         dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
         if dataset.dropped_summary:
             say(f"data left out: {dataset.dropped_summary}")
