@@ -38,16 +38,21 @@ from vovnet.fusion.folding import (
 from vovnet.fusion.layers import FusedConv, FusedLinear
 from vovnet.modules import has_hooks_or_patched_forward
 
+PIECE = 1 << 20
+"""Number of elements of a bfloat16 map that are converted to float32 at once, as many as caches hold."""
+
 
 class FusedPyramid(nn.Module):
     """torchvision's ``FeaturePyramidNetwork``; each lateral convolution adds the coarser level to its output.
 
     Takes ``{name: (N, Cₗ, Hₗ, Wₗ)}``, the finest level first. Returns ``{name: (N, out channels, Hₗ, Wₗ)}`` in the
-    type of the input, or in float32 if products are bfloat16, because the heads compute in float32.
+    type of the input. If products are bfloat16, the maps are float32, which every head takes, unless
+    ``keeps_bfloat16``.
     """
 
     def __init__(self, inner: list[FusedConv], layers: list[FusedConv], extra: ExtraFPNBlock | None) -> None:
         super().__init__()
+        self.keeps_bfloat16 = False
         self.inner_blocks = nn.ModuleList(inner)
         self.layer_blocks = nn.ModuleList(layers)
         self.extra_blocks = extra
@@ -61,7 +66,9 @@ class FusedPyramid(nn.Module):
             results.insert(0, self.layer_blocks[i](top))
         if self.extra_blocks is not None:
             results, names = self.extra_blocks(results, maps, names)
-        return OrderedDict((name, to_float32(result)) for name, result in zip(names, results, strict=True))
+        if not self.keeps_bfloat16:
+            results = [to_float32(result) for result in results]
+        return OrderedDict(zip(names, results, strict=True))
 
 
 class FusedRpnHead(nn.Module):
@@ -78,8 +85,23 @@ class FusedRpnHead(nn.Module):
         self.anchors = anchors
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        both = [self.predictor(to_float32(self.conv(feature))) for feature in x]
+        both = [self._predict(self.conv(feature)) for feature in x]
         return [found[:, : self.anchors] for found in both], [found[:, self.anchors :] for found in both]
+
+    def _predict(self, x: Tensor) -> Tensor:
+        """Predict from (N, C, H, W), a few lines at a time if they must be converted.
+
+        A large map in float32 would be new memory from the system, and that costs more than the products.
+        """
+        if x.dtype != torch.bfloat16:
+            found: Tensor = self.predictor(x)
+            return found
+        lines = max(1, PIECE // max(1, x.shape[1] * x.shape[3]))
+        images = [
+            torch.cat([self.predictor(piece.float()) for piece in image.split(lines, dim=2)], dim=2)
+            for image in x.split(1)
+        ]
+        return images[0] if len(images) == 1 else torch.cat(images)
 
 
 class FusedRoIAlign(MultiScaleRoIAlign):
@@ -94,23 +116,33 @@ class FusedRoIAlign(MultiScaleRoIAlign):
             image_shapes: for each image, (height, width) in pixels.
 
         Returns:
-            (K, C, height, width) for the K boxes of all images.
+            (K, C, height, width) for the K boxes of all images, in the type of the maps.
         """
         if self.scales is None or self.map_levels is None:
-            super().forward(x, [part[:0] for part in boxes], image_shapes)  # sets both, and pools nothing
+            self._pool_by_torchvision(x, [part[:0] for part in boxes], image_shapes)  # sets both, and pools nothing
         maps = [feature for name, feature in x.items() if name in self.featmap_names]
         rois = torch.cat([F.pad(part, (1, 0), value=i) for i, part in enumerate(boxes)])
-        same = all(feature.dtype == torch.float32 for feature in (*maps, rois))
-        if not same or rois.requires_grad or not supported(*maps, rois):
-            return super().forward(x, boxes, image_shapes)
+        one_type = {feature.dtype for feature in maps} in ({torch.float32}, {torch.bfloat16})
+        known = one_type and rois.dtype == torch.float32 and not rois.requires_grad
+        if not known or not supported(*maps, rois):
+            return self._pool_by_torchvision(x, boxes, image_shapes)
         find_levels = cast(LevelMapper, self.map_levels)
         levels = rois.new_zeros(len(rois), dtype=torch.int64) if len(maps) == 1 else find_levels(boxes)
         if len(rois) and not 0 <= int(levels.min()) <= int(levels.max()) < len(maps):
-            return super().forward(x, boxes, image_shapes)  # an invalid box such as (5, 0, 3, 4) has no level
+            # An invalid box such as (5, 0, 3, 4) has no level.
+            return self._pool_by_torchvision(x, boxes, image_shapes)
         maps = [feature.contiguous(memory_format=torch.channels_last) for feature in maps]
         bins = (self.scales, self.output_size, self.sampling_ratio)
         out: Tensor = torch.ops.vovnet.roi_align_levels(maps, rois, levels, *bins, False)
         return out
+
+    def _pool_by_torchvision(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        if boxes[0].dtype == torch.float32:  # torchvision pools maps of the boxes' type
+            x = {name: to_float32(feature) for name, feature in x.items()}
+        pooled: Tensor = super().forward(x, boxes, image_shapes)
+        return pooled
 
 
 class FusedBoxHead(nn.Module):
@@ -162,10 +194,34 @@ def to_float32(x: Tensor) -> Tensor:
 
 
 def cast_backbone_outputs(fused: nn.Module) -> None:
-    """Let the backbones of torchvision's detectors return float32: anchors, and so boxes, have the maps' type."""
+    """Let the backbones of torchvision's detectors return float32: anchors, and so boxes, have the maps' type.
+
+    Where all that reads the pyramid is fused and takes bfloat16, the maps stay bfloat16, and only the anchor generator
+    sees float32.
+    """
     for module in fused.modules():
-        if isinstance(module, GeneralizedRCNN | RetinaNet | FCOS | SSD):
+        if isinstance(module, GeneralizedRCNN) and _takes_bfloat16(module):
+            cast("FusedPyramid", module.backbone.fpn).keeps_bfloat16 = True
+            cast(nn.Module, module.rpn.anchor_generator).register_forward_pre_hook(_float32_sizes)
+        elif isinstance(module, GeneralizedRCNN | RetinaNet | FCOS | SSD):
             module.backbone.register_forward_hook(_cast_outputs)
+
+
+def _takes_bfloat16(detector: GeneralizedRCNN) -> bool:
+    heads = detector.roi_heads
+    pools = [getattr(heads, f"{name}_roi_pool", None) for name in ("box", "mask", "keypoint")]
+    known = type(getattr(detector.backbone, "fpn", None)) is FusedPyramid and isinstance(
+        detector.rpn.head, FusedRpnHead
+    )
+    return known and all(pool is None or isinstance(pool, FusedRoIAlign) for pool in pools)
+
+
+def _float32_sizes(module: nn.Module, inputs: tuple[object, list[Tensor]]) -> tuple[object, list[Tensor]]:
+    """Give an anchor generator, which reads only sizes and the type, maps in float32 that take no memory."""
+    images, maps = inputs
+    return images, [
+        x.new_empty((), dtype=torch.float32).expand(x.shape) if x.dtype == torch.bfloat16 else x for x in maps
+    ]
 
 
 def _cast_outputs(

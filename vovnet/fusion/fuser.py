@@ -43,7 +43,8 @@ def fuse(model: M, precision: Precision = "fp32", algorithm: Algorithm = "auto")
         model: the model to copy. Its norms are folded as they compute in evaluation mode. Modules that are unknown
             or have hooks are copied unchanged, and one warning names them.
         precision: ``fp32``, or ``bf16`` for bfloat16 products and feature maps. A ``bf16`` copy takes float32 and
-            bfloat16 images. Its feature maps are bfloat16; logits, pyramids and detections are float32.
+            bfloat16 images. Its feature maps are bfloat16; logits and detections are float32, and so are pyramids,
+            except in a detector of which all that reads the pyramid is fused.
         algorithm: ``auto``, or ``direct`` to exclude Winograd's transforms.
 
     Returns:

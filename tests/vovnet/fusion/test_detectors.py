@@ -329,7 +329,7 @@ def test_parts_that_are_watched_or_changed_stay(make: Any, why: str) -> None:
 
 
 def test_bfloat16_detectors(way: str) -> None:
-    """Maps are as exact as under autocast; boxes and scores are float32."""
+    """Maps are as exact as under autocast, and stay bfloat16 for heads that take it; boxes and scores are float32."""
     model = made("Mask R-CNN")
     fused: Any = fuse(model, precision="bf16")
     x = draw((2, 3, 96, 128), 1, torch.float32)
@@ -337,13 +337,39 @@ def test_bfloat16_detectors(way: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         eager = model.backbone(x)
     for key, value in fused.backbone(x).items():
-        assert value.dtype == torch.float32
+        assert value.dtype == torch.bfloat16
         assert _rms(value - exact[key]) <= 1.1 * _rms(eager[key] - exact[key])
     with pytest.raises(InputError, match="model: it is fused already, with precision='bf16'"):
         fuse(fused)
     for found in fused(images()):
         assert {found[key].dtype for key in ("boxes", "scores", "masks")} == {torch.float32}
         assert len(found["boxes"]) > 5
+
+
+def test_bfloat16_detectors_find_the_same_with_maps_in_float32(way: str) -> None:
+    """Heads round what they take to bfloat16, so it does not matter whether the maps come in float32."""
+    model = made("Mask R-CNN")
+    fused: Any = fuse(model, precision="bf16")
+    for image in images():
+        found = fused([image])[0]
+        fused.backbone.fpn.keeps_bfloat16 = False
+        wide = fused([image])[0]
+        fused.backbone.fpn.keeps_bfloat16 = True
+        for key, value in found.items():
+            torch.testing.assert_close(value, wide[key], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["rpn.head", "roi_heads.mask_roi_pool"])
+def test_bfloat16_detectors_with_a_head_that_is_left_alone(way: str, part: str) -> None:
+    """A part that is not fused takes float32 maps."""
+    model = made("Mask R-CNN")
+    seen: list[Any] = []
+    model.get_submodule(part).register_forward_hook(lambda module, inputs, _: seen.append(inputs[0]))
+    with pytest.warns(UserWarning, match=f"left as they are: {part}"):
+        fused: Any = fuse(model, precision="bf16")
+    assert all(len(found["boxes"]) for found in fused(images()))
+    maps = seen[0].values() if isinstance(seen[0], dict) else seen[0]
+    assert {x.dtype for x in maps} == {torch.float32}
 
 
 class OneMap(nn.Module):
