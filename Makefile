@@ -10,6 +10,7 @@ VENV ?= .venv
 # there with `make test VENV=.venv-3.13 PYTHON=python3.13`.
 PYTHON ?=
 PYTEST_ARGS ?=
+GPU_ARGS ?=
 
 PY := $(VENV)/bin/python
 KEY := $(firstword $(shell { pwd; cat pyproject.toml; } | cksum))
@@ -23,7 +24,7 @@ ifdef FLOOR
 DEV_INSTALL = $(PY) tests/helpers/floors.py > $(VENV)/floors.txt && $(INSTALL) . --requirement $(VENV)/floors.txt
 endif
 
-.PHONY: help quickstart test test-floor prove reproduce lint format types wheel wheel-cuda clean
+.PHONY: help quickstart test test-floor prove reproduce gpu lint format types wheel wheel-cuda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +43,10 @@ prove: $(DEV_STAMP) ## run the minutes-long proofs: real data, kernels for every
 
 reproduce: $(DEV_STAMP) ## compare the published detectors with the reference's numbers, number by number
 	$(PY) -m pytest -q -m reproduce tests/detection/legacy $(PYTEST_ARGS)
+
+# Installs nothing: machines with a GPU often come with their own PyTorch, and without a network.
+gpu: ## with a GPU: test and time the kernels, training and inference; writes gpu_report.md (at most 9 minutes)
+	$(or $(PYTHON),$(if $(wildcard $(PY)),$(PY),python3)) -m benchmarks.gpu $(GPU_ARGS)
 
 lint: $(DEV_STAMP) ## check style
 	$(PY) -m ruff check .

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -215,10 +215,19 @@ def check_equal(results: dict[str, list[Tensor]], kind: str) -> None:
                 raise RuntimeError(f"{name} differs from {EAGER} in {kind}: by {error:.1e} of the result's norm")
 
 
-def measure(case: Aggregation, kind: str, backward: bool, options: argparse.Namespace, gpu: Gpu) -> list[Timing]:
-    """Compare the results of all ways, then time them, interleaved."""
+def measure(
+    case: Aggregation,
+    kind: str,
+    backward: bool,
+    options: argparse.Namespace,
+    gpu: Gpu,
+    *,
+    without: Collection[str] = (),
+) -> list[Timing]:
+    """Compare the results of all ways but those in ``without``, then time them, interleaved."""
     tensors = Tensors(case, KINDS[kind], gpu, backward)
-    calls = {name: tensors.run(function, layout) for name, (function, layout) in ways().items()}
+    chosen = {name: way for name, way in ways().items() if name not in without}
+    calls = {name: tensors.run(function, layout) for name, (function, layout) in chosen.items()}
     check_equal({name: call(0) for name, call in calls.items()}, kind)
 
     def contestant(call: Callable[[int], object]) -> Callable[[int], float]:
@@ -254,33 +263,47 @@ def find_gpu() -> Gpu:
     return Gpu(device, cache, event_clock(max(2**28, 2 * cache)))
 
 
-def event_clock(filler_bytes: int, fills: int = 8) -> Clock:
-    """Return a clock on the current stream. While the GPU fills memory, the CPU queues the measured work behind it."""
+def event_clock(filler_bytes: int, head_start: float = 2e-3) -> Clock:
+    """Return a clock on the current stream.
+
+    Args:
+        filler_bytes: memory that is filled before the work, more than the L2 cache has.
+        head_start: seconds for which the GPU fills memory while the CPU queues the measured work behind it.
+    """
     filler = torch.empty(filler_bytes, dtype=torch.uint8, device="cuda")
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
-    def clock(work: Callable[[], object]) -> float:
-        for _ in range(fills):
+    def fill(times: int) -> None:
+        for _ in range(times):
             filler.zero_()
+
+    def seconds_of(work: Callable[[], object]) -> float:
         start.record()
         work()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 
+    def clock(work: Callable[[], object]) -> float:
+        fill(fills)
+        return seconds_of(work)
+
+    fill(2)  # the first ones load the kernel
+    fills = math.ceil(head_start / (seconds_of(lambda: fill(8)) / 8))
     return clock
 
 
 @contextmanager
 def precision(kind: str) -> Iterator[None]:
     """Set PyTorch's precision of float32 products: TF32 for ``tf32`` only."""
-    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = conv.fp32_precision, matmul.fp32_precision
-    conv.fp32_precision = matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.conv.fp32_precision, matmul.fp32_precision
+    # PyTorch has an older and a newer setting. These two set both; it raises an error where they contradict each other.
+    cudnn.allow_tf32 = matmul.allow_tf32 = kind == "tf32"
     try:
         yield
     finally:
-        conv.fp32_precision, matmul.fp32_precision = before
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.conv.fp32_precision, matmul.fp32_precision = before
 
 
 def usable_kinds(wanted: Sequence[str], capability: tuple[int, int], tf32_allowed: bool) -> list[str]:

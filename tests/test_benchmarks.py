@@ -296,6 +296,8 @@ def test_the_precision_is_set_and_given_back(benchmarks: Namespace) -> None:
     for kind in ("fp32", "tf32"):
         with benchmarks.operators.precision(kind):
             assert _tf32() == (kind == "tf32")
+            # Reading the older settings raises if they contradict the newer ones, as PyTorch's own code would find out.
+            assert torch.backends.cudnn.allow_tf32 == matmul.allow_tf32 == (kind == "tf32")
     assert (conv.fp32_precision, matmul.fp32_precision) == before
 
 
