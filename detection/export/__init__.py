@@ -2,5 +2,13 @@
 
 from vovnet.detection.export.detector import ExportedDetector, exported_detector
 from vovnet.detection.export.exporter import export_detector
+from vovnet.detection.export.parity import DetectorParity, check_exported, detector_parity
 
-__all__ = ["ExportedDetector", "export_detector", "exported_detector"]
+__all__ = [
+    "DetectorParity",
+    "ExportedDetector",
+    "check_exported",
+    "detector_parity",
+    "export_detector",
+    "exported_detector",
+]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import vovnet
@@ -17,7 +20,8 @@ from vovnet.detection.legacy.transform import LegacyTransform
 from vovnet.errors import InputError
 from vovnet.export.metadata import ExportedInput, ExportMetadata, InputType, Precision
 from vovnet.export.nms import onnx_translations, openvino_extension
-from vovnet.export.writing import Exportable, Format, write_exported
+from vovnet.export.precisions import graph_precision
+from vovnet.export.writing import Exportable, Format, check_output, write_exported
 
 _EXAMPLE = (310, 423)
 """Height and width of the image that a graph for all sizes is traced with; no side divides the other."""
@@ -33,6 +37,7 @@ def export_detector(
     masks: Masks | None = "box",
     input: InputType = "uint8",
     precision: Precision = "fp32",
+    calibration: Sequence[NDArray[np.uint8]] | None = None,
 ) -> Path:
     """Write a detector, with its pre- and postprocessing, as a file for another runtime.
 
@@ -50,7 +55,9 @@ def export_detector(
         masks: ``box`` returns (K, 28, 28) probabilities on a grid over each box, ``image`` (K, H, W) uint8, 0 or 1.
             None leaves masks out. A detector without masks ignores it.
         input: ``uint8`` takes pixels in 0..255, ``float32`` in 0..1.
-        precision: the numbers that convolutions multiply.
+        precision: the numbers that convolutions multiply; coordinates and scores are float32. An OpenVINO file of bf16
+            holds float32 and asks the runtime for bf16; one of fp16 holds fp16 and is computed in float32.
+        calibration: for int8: images (C, H, W) that are typical of what the file will see.
 
     Returns:
         The file.
@@ -58,8 +65,10 @@ def export_detector(
     Raises:
         InputError: an argument cannot be used, an extra is missing, or the exporter refuses the detector.
     """
-    exportable = exportable_detector(detector, size=size, batch=batch, masks=masks, input=input, precision=precision)
-    return write_exported(exportable, output, format)
+    check_output(output, format)
+    own = graph_precision(format, precision)
+    exportable = exportable_detector(detector, size=size, batch=batch, masks=masks, input=input, precision=own)
+    return write_exported(exportable, output, format, precision=precision, calibration=calibration)
 
 
 def exportable_detector(

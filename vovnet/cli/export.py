@@ -14,6 +14,7 @@ from vovnet.errors import InputError
 
 if TYPE_CHECKING:
     from vovnet.detection.export.graph import Masks
+    from vovnet.export.checking import CheckOptions
     from vovnet.export.metadata import InputType, Precision
     from vovnet.export.writing import Format
 
@@ -51,6 +52,7 @@ class _Precision(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+    int8 = "int8"
 
 
 @commands.command("export")
@@ -75,34 +77,90 @@ def export_model(
     precision: Annotated[
         _Precision, typer.Option("--precision", help="The numbers that convolutions multiply.")
     ] = _Precision.fp32,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", parser=home_path, metavar="FOLDER", help="Typical images; int8 needs them."),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", parser=home_path, metavar="FOLDER", help="Images: compare the file with the model."),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--annotations", parser=home_path, metavar="FILE", help="COCO JSON of --check: AP of both."),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, max=1, help="Most that AP may fall with another precision than fp32.")
+    ] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="Keep a file that fails its check.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in --output.")] = False,
 ) -> None:
     """Write a detector or classifier, with its pre- and postprocessing, as a file for another runtime."""
     from vovnet.checkpoints.places import is_torchvision
-    from vovnet.classification import is_classifier, load_classifier
-    from vovnet.export.writing import check_output
+    from vovnet.classification import is_classifier
+    from vovnet.export.checking import CheckOptions
+    from vovnet.export.precisions import check_precision
+    from vovnet.export.writing import check_output, staged
 
+    kind, numbers = cast("Format", str(format)), cast("Precision", str(precision))
     if dynamic and size is not None:
         raise InputError("--dynamic and --size: a file is for images of all sizes or of one; give one of them")
     path = check_output(output, format, overwrite=overwrite)
-    options = _Options(
-        size=parse_size(size),
-        batch=batch,
-        input=cast("InputType", str(input)),
-        precision=cast("Precision", str(precision)),
-    )
-    kind = cast("Format", str(format))
+    check_precision(kind, numbers)
+    if (calibrate is None) == (numbers == "int8"):
+        need = "needs --calibrate FOLDER, images that are typical of what the file will see"
+        raise InputError(f"--precision int8: {need}" if calibrate is None else "--calibrate: is for --precision int8")
+    options = _Options(size=parse_size(size), batch=batch, input=cast("InputType", str(input)), precision=numbers)
+    checks = CheckOptions(check, annotations, max_drop, force)
+    write = _write_detector
     if not is_torchvision(weights) and is_classifier(weights):
-        from vovnet.export.classifier import export_classifier
+        write = _write_classifier
+    checks.validate(numbers, "detector" if write is _write_detector else "classifier")
+    with staged(path) as file:
+        write(
+            weights, file, kind, None if masks is _Masks.none else cast("Masks", str(masks)), options, calibrate, checks
+        )
+    typer.echo(f"{path}; try: vovnet predict IMAGE --weights {path}")
 
-        written = export_classifier(load_classifier(weights), path, kind, **options)
-    else:
-        from vovnet.detection.export import export_detector
-        from vovnet.hub import load_detector
 
-        mask_form = None if masks is _Masks.none else cast("Masks", str(masks))
-        written = export_detector(load_detector(weights), path, kind, masks=mask_form, **options)
-    typer.echo(f"{written}; try: vovnet predict IMAGE --weights {written}")
+def _write_detector(
+    weights: str,
+    file: Path,
+    format: Format,
+    masks: Masks | None,
+    options: _Options,
+    calibrate: Path | None,
+    checks: CheckOptions,
+) -> None:
+    from vovnet.detection.export import check_exported, export_detector
+    from vovnet.detection.inference_mode import input_channels
+    from vovnet.export.quantization import CalibrationImages
+    from vovnet.hub import load_detector
+
+    detector = load_detector(weights)
+    images = None if calibrate is None else CalibrationImages(calibrate, input_channels(detector))
+    export_detector(detector, file, format, masks=masks, calibration=images, **options)
+    check_exported(detector, file, checks, typer.echo)
+
+
+def _write_classifier(
+    weights: str,
+    file: Path,
+    format: Format,
+    masks: Masks | None,
+    options: _Options,
+    calibrate: Path | None,
+    checks: CheckOptions,
+) -> None:
+    from vovnet.classification import evaluation_config, load_classifier
+    from vovnet.export.classifier import export_classifier
+    from vovnet.export.classifier_check import check_classifier
+    from vovnet.export.quantization import CalibrationImages
+
+    model = load_classifier(weights)
+    images = None if calibrate is None else CalibrationImages(calibrate, int(evaluation_config(model)["input_size"][0]))
+    export_classifier(model, file, format, calibration=images, **options)
+    check_classifier(model, file, checks, typer.echo)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

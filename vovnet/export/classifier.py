@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import vovnet
@@ -15,7 +18,8 @@ from vovnet.classification import class_labels, evaluation_config
 from vovnet.errors import InputError
 from vovnet.export.evaluation_transform import EvaluationTransform
 from vovnet.export.metadata import ExportedInput, ExportMetadata, InputType, Precision
-from vovnet.export.writing import Exportable, Format, write_exported
+from vovnet.export.precisions import graph_precision
+from vovnet.export.writing import Exportable, Format, check_output, write_exported
 from vovnet.fusion.base import FusedLayer
 
 _EXAMPLE = (310, 423)
@@ -69,6 +73,7 @@ def export_classifier(
     batch: int | None = None,
     input: InputType = "uint8",
     precision: Precision = "fp32",
+    calibration: Sequence[NDArray[np.uint8]] | None = None,
 ) -> Path:
     """Write a classifier, with its preprocessing, as a file for another runtime.
 
@@ -85,7 +90,9 @@ def export_classifier(
             the images that are given, not the network's.
         batch: number of images in a call; needs ``size``. None makes a file for one image without a batch dimension.
         input: ``uint8`` takes pixels in 0..255, ``float32`` in 0..1.
-        precision: the numbers that the network multiplies.
+        precision: the numbers that the network multiplies. An OpenVINO file of bf16 holds float32 and asks the runtime
+            for bf16; one of fp16 holds fp16 and is computed in float32.
+        calibration: for int8: images (C, H, W) that are typical of what the file will see.
 
     Returns:
         The file.
@@ -94,8 +101,10 @@ def export_classifier(
         InputError: an argument cannot be used, the model is no classifier of images or resizes in a way that cannot be
             exported, an extra is missing, or the exporter refuses the model.
     """
-    exportable = exportable_classifier(model, size=size, batch=batch, input=input, precision=precision)
-    return write_exported(exportable, output, format)
+    check_output(output, format)
+    own = graph_precision(format, precision)
+    exportable = exportable_classifier(model, size=size, batch=batch, input=input, precision=own)
+    return write_exported(exportable, output, format, precision=precision, calibration=calibration)
 
 
 def exportable_classifier(

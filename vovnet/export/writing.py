@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import operator
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vovnet.errors import InputError, install_advice, reason
-from vovnet.export.metadata import KEY, ExportMetadata
+from vovnet.export.metadata import KEY, ExportMetadata, Precision
+from vovnet.export.precisions import Format as Format
+from vovnet.export.precisions import check_precision
+from vovnet.export.quantization import imported_nncf, quantize_file
 from vovnet.files import flush_to_disk
 from vovnet.folders.temporary import scratch_folder
-
-Format = Literal["onnx", "openvino", "pt2", "torchscript"]
 
 OPSET = 18
 """ONNX's operators: the first version whose Resize and Split the exporter writes without conversions."""
@@ -86,28 +89,58 @@ def check_output(output: str | os.PathLike[str], format: str, *, overwrite: bool
     return path
 
 
-def write_exported(exportable: Exportable, output: str | os.PathLike[str], format: Format) -> Path:
+def write_exported(
+    exportable: Exportable,
+    output: str | os.PathLike[str],
+    format: Format,
+    *,
+    precision: Precision | None = None,
+    calibration: Sequence[NDArray[np.uint8]] | None = None,
+) -> Path:
     """Write a file; if anything fails, nothing is left and a file that was there is unchanged.
 
     Args:
         exportable: the module.
         output: the file's name, with the suffix of its format. OpenVINO writes a second file, ``.bin``, beside it.
         format: one of :data:`SUFFIXES`.
+        precision: the file's, if it is not the graph's: see :func:`vovnet.export.precisions.graph_precision`.
+        calibration: for precision int8: images (C, H, W) that are typical of what the file will see.
 
     Raises:
-        InputError: the name does not fit the format; an extra is missing; or the exporter refuses the module.
+        InputError: the name or the precision does not fit the format; an extra is missing; or the exporter refuses the
+            module.
         OSError: the file cannot be written.
     """
     path = check_output(output, format)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
-        written = Path(folder, path.name)
+    precision = precision or exportable.metadata.precision
+    check_precision(format, precision)
+    if precision == "int8":
+        imported_nncf()  # before minutes of work
+        if calibration is None:
+            raise InputError("precision int8: needs images to calibrate with; name a folder, --calibrate FOLDER")
+    exportable = dataclasses.replace(exportable, metadata=dataclasses.replace(exportable.metadata, precision=precision))
+    with staged(path) as written:
         with torch.inference_mode(mode=format == "torchscript"), _one_line_failures(format), _quiet():
             _WRITERS[format](exportable, written)
-        for file in sorted(Path(folder).iterdir()):  # OpenVINO's .bin before its .xml, which is recognised
+        if precision == "int8":
+            quantize_file(written, format, calibration or (), exportable.metadata.input)
+    return path
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yield a name of the same last part in a folder beside ``path``; an error in the block leaves nothing.
+
+    After the block, the files written there take their places. Other files of these names are replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(path.parent) as scratch:
+        folder = scratch / "files"
+        folder.mkdir()
+        yield folder / path.name
+        for file in sorted(folder.iterdir()):  # OpenVINO's .bin before its .xml, which is recognised
             flush_to_disk(file)
             os.replace(file, path.parent / file.name)
-    return path
 
 
 def _write_onnx(exportable: Exportable, path: Path) -> None:

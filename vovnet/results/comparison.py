@@ -25,7 +25,8 @@ class Agreement:
         unmatched: number of detections of both without a counterpart of the same class.
         box_distance: largest difference of a coordinate between matched detections, in pixels.
         score_distance: largest difference of scores between matched detections.
-        mask_iou: least IoU of the masks of matched detections; None if they have none.
+        mask_iou: least IoU of the masks of matched detections, 1 if they differ in one pixel, whose probability may
+            be one half; None if there are no masks.
     """
 
     count: int
@@ -106,7 +107,8 @@ def _largest(differences: NDArray[Any]) -> float:
 
 
 def _iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Return the IoU of two masks, 1 if both are empty."""
+    """Return the IoU of two masks, 1 if they differ in a pixel at most."""
     first, second = decode(one), decode(other)
-    union = int((first | second).sum())
-    return int((first & second).sum()) / union if union else 1.0
+    if int((first != second).sum()) <= 1:
+        return 1.0
+    return int((first & second).sum()) / int((first | second).sum())

@@ -58,6 +58,16 @@ def test_the_masks_of_matched_detections_are_compared() -> None:
     assert agreement(with_masks(3), with_masks(4)).mask_iou == pytest.approx(0.75)
 
 
+def test_a_pixel_may_differ() -> None:
+    corner = np.ones((4, 4), np.bool_)
+    corner[0, 0] = False
+    one, other = (
+        {**EAGER, "segmentations": [{"size": [6, 8], "counts": encode_part(mask, (1, 1), (6, 8))}] * 3}
+        for mask in (corner, np.ones((4, 4), np.bool_))
+    )
+    assert agreement(one, other).mask_iou == 1.0
+
+
 def test_images_are_joined_by_their_sums_and_extremes() -> None:
     found = joined([Agreement(1, 2, 1, 0.5, 0.1), Agreement(3, 3, 0, 0.25, 0.2, 0.9)])
     assert found == Agreement(4, 5, 1, 0.5, 0.2, 0.9)
