@@ -28,10 +28,11 @@ Size = tuple[Any, Any]
 class EvaluationTransform(nn.Module):
     """Resizes, crops and normalises images as timm does before evaluation.
 
-    For images of all sizes there are two differences from timm. Pillow 13 resizes some tall images vertically first
-    (:func:`vovnet.export.resampling.resizes_vertically_first`), which is done here only for a fixed size. And a side
-    that is scaled in ``border`` mode, or for an input that is not square, to exactly k + ½ pixels, which timm rounds
-    as the last bit of a float64 says, is rounded to the even number.
+    For images of all sizes there are two differences from timm. Pillow 13 begins with the columns of an image that is
+    more than about twice as tall as wide (:func:`vovnet.export.resampling.resizes_vertically_first`). This is done here
+    for a fixed size, and in ``squash`` mode, where less tall images are concerned, too: there both orders are computed.
+    And a side that is scaled in ``border`` mode, or for an input that is not square, to exactly k + ½ pixels, which
+    timm rounds as the last bit of a float64 says, is rounded to the even number.
 
     Args:
         config: what ``timm.data.resolve_data_config`` returns.
@@ -58,14 +59,22 @@ class EvaluationTransform(nn.Module):
         old = self.size or (scalar(images.shape[-2]), scalar(images.shape[-1]))
         new = self._resized(old)
         top, left = (_crop_start(side, target) for side, target in zip(new, self.target, strict=True))
-        crop = (top, left, *self.target)
-        vertical_first = self.size is not None and pillow_version() >= 13 and resizes_vertically_first(self.size, new)
-        pixels = pillow_resize(images, new, self.filter, crop, vertical_first=vertical_first)
+        pixels = self._part(images, old, new, (top, left, *self.target))
         if self.pads:
             rows, columns = torch.arange(self.target[0]) + top, torch.arange(self.target[1]) + left
             inside = ((rows >= 0) & (rows < new[0]))[:, None] & ((columns >= 0) & (columns < new[1]))
             pixels = torch.where(inside, pixels, self.fill)
         return (pixels / 255 - self.mean) / self.std
+
+    def _part(self, images: Tensor, old: Size, new: Size, crop: tuple[Any, Any, int, int]) -> Tensor:
+        """Return a part of the resized images, resized in Pillow's order where it is known or both are computed."""
+        if pillow_version() < 13 or (self.size is None and self.mode != "squash"):
+            return pillow_resize(images, new, self.filter, crop)
+        vertical_first = resizes_vertically_first(old, new)
+        if self.size is not None:
+            return pillow_resize(images, new, self.filter, crop, vertical_first=vertical_first)
+        columns_first = pillow_resize(images, new, self.filter, crop, vertical_first=True)
+        return torch.where(vertical_first, columns_first, pillow_resize(images, new, self.filter, crop))
 
     def _resized(self, old: Size) -> Size:
         """Return height and width after timm's resize."""
@@ -81,7 +90,8 @@ class EvaluationTransform(nn.Module):
             ratio = max(ratios) if longest else min(ratios)
             return max(round(self.size[0] / ratio), 1), max(round(self.size[1] / ratio), 1)
         # height / limit below width / limit, in integers
-        by_height = (height * self.limits[1] < width * self.limits[0]) ^ longest
+        by_height = height * self.limits[1] < width * self.limits[0]
+        by_height = torch.logical_not(by_height) if longest else by_height
         numerator = torch.where(by_height, self.limits[0], self.limits[1])
         divisor = torch.where(by_height, height, width)
         return _rounded(height * numerator, divisor), _rounded(width * numerator, divisor)

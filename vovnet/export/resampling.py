@@ -48,16 +48,19 @@ def pillow_resize(
     return vertical.rows(horizontal.columns(images))
 
 
-def resizes_vertically_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
+def resizes_vertically_first(old: tuple[Any, Any], new: tuple[Any, Any]) -> Any:
     """Return whether Pillow 13 begins with the columns of an image: where far more rows than columns go away.
 
     Earlier versions always begin with the rows. Only the bytes between the two directions are rounded differently.
 
     Args:
-        old: height and width.
+        old: height and width, numbers or tensors.
         new: height and width after resizing.
+
+    Returns:
+        A bool; a tensor if a size is one.
     """
-    return new[0] < old[0] and old[0] - new[0] > 2 * (old[1] - new[1])
+    return (new[0] < old[0]) & (old[0] - new[0] > 2 * (old[1] - new[1]))
 
 
 def scalar(size: Any) -> Tensor:
@@ -97,7 +100,7 @@ def _weights(old: Any, new: Any, first: Any, count: Any, resample: Filter) -> _W
     unit = 2 * torch.maximum(olds, news)  # a new pixel's width, or an old one's if that is larger
     distances = ((2 * torch.arange(old) + 1) * news - (2 * places[:, None] + 1) * olds).abs()
     if resample == "bicubic":
-        values = _bicubic(distances.float() / unit.float())
+        values = _bicubic(distances, unit)
         values = (values / values.sum(1, keepdim=True) * _HALF**2).round()
         high = (values / _HALF).floor()
         return _Weights(high, values - high * _HALF)
@@ -108,8 +111,14 @@ def _weights(old: Any, new: Any, first: Any, count: Any, resample: Filter) -> _W
     return _Weights(whole.float(), (rest.float() / total.float() * _HALF).round())
 
 
-def _bicubic(x: Tensor) -> Tensor:
-    """Return Pillow's cubic filter (a = -0.5) at distances from 0."""
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+def _bicubic(distances: Tensor, unit: Tensor) -> Tensor:
+    """Return Pillow's cubic filter (a = -0.5) at distances from 0, in units.
+
+    It is factored, and differences are taken of integers: its terms would cancel.
+    """
+    x = distances.float() / unit.float()
+    one_minus = (unit - distances).float() / unit.float()
+    two_minus = (2 * unit - distances).float() / unit.float()
+    near = one_minus * (2 + 2 * x - 3 * x * x) / 2
+    far = one_minus * two_minus * two_minus / 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

@@ -127,3 +127,10 @@ def test_the_command_exports_a_classifier_folder(model: nn.Module, tmp_path: Pat
     assert done.code == 0, done.err
     assert "m.torchscript" in done.out
     assert [one["name"] for one in metadata_of(tmp_path / "m.torchscript")["categories"]] == names
+    random_image(60, 80).save(tmp_path / "a.png")
+    by_model, by_file = (
+        command("predict", tmp_path / "a.png", "--weights", weights, "--device", "cpu")
+        for weights in (tmp_path / "timm", tmp_path / "m.torchscript")
+    )
+    assert by_model.out == by_file.out
+    assert names[0] in by_file.out
