@@ -121,11 +121,12 @@ class ExportableDetector(nn.Module):
         anchors = rpn.anchor_generator(one_image, [map_.float() for map_ in maps])[0]
         boxes, scores, start = [], [], 0
         for level_logits, level_offsets in zip(logits, offsets, strict=True):
-            flat_logits = level_logits.float().permute(0, 2, 3, 1).flatten(1)  # (N, H · W · A)
-            count, length = level_logits.shape[0], flat_logits.shape[1]
-            flat_offsets = level_offsets.float().reshape(count, -1, 4, *level_offsets.shape[2:]).permute(0, 3, 4, 1, 2)
+            count, per_place, height, width = level_logits.shape
+            length = per_place * height * width
+            flat_logits = level_logits.float().permute(0, 2, 3, 1).reshape(count, length)
+            flat_offsets = level_offsets.float().reshape(count, per_place, 4, height, width).permute(0, 3, 4, 1, 2)
             level_boxes, level_scores = self._best(
-                flat_logits, flat_offsets.reshape(count, -1, 4), anchors[start : start + length]
+                flat_logits, flat_offsets.reshape(count, length, 4), anchors[start : start + length]
             )
             boxes.append(level_boxes)
             scores.append(level_scores)

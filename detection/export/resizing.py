@@ -62,7 +62,7 @@ class TorchvisionResizing(_Resizing):
         rows = _rounded_up(_side(height, width, self.min_size, self.max_size), self.divisor)
         columns = _rounded_up(_side(width, height, self.min_size, self.max_size), self.divisor)
         original = torch.stack([_scalar(height), _scalar(width)])
-        size = self._size(original)
+        size = self.sides(original)
         pixels = _lerp(images, 2, _taps(rows, original[0], size[0]))
         pixels = _lerp(pixels, 3, _taps(columns, original[1], size[1]))
         if images.dtype == torch.uint8:
@@ -71,8 +71,8 @@ class TorchvisionResizing(_Resizing):
         pixels = torch.where(inside, (pixels - self.mean) / self.std, 0.0)
         return Prepared(pixels, size.float(), original.float())
 
-    def _size(self, original: Tensor) -> Tensor:
-        """Return height and width after torchvision's resizing, (2,) int64."""
+    def sides(self, original: Tensor) -> Tensor:
+        """Return height and width after the resize, (2,) int64, of those before it, (2,) int64."""
         short, long = torch.minimum(original[0], original[1]), torch.maximum(original[0], original[1])
         shorter = self.min_size * long <= self.max_size * short  # the factor is min_size / short, else max_size / long
         side = torch.where(shorter, self.min_size, self.max_size)
@@ -94,9 +94,7 @@ class LegacyResizing(_Resizing):
     def forward(self, images: Tensor) -> Prepared:
         """Resize images (N, C, H, W): uint8 in 0..255 or float in 0..1."""
         height, width = images.shape[-2:]
-        target = self._target(height, width)
-        rows = _largest(target, target * height // width)
-        columns = _largest(target, target * width // height)
+        rows, columns = self.sides(height, width)
         pixels = images.float() if images.dtype == torch.uint8 else (images * 255).round()
         pixels = pillow_resize(pixels, (rows, columns), "bilinear").flip(1)
         pixels = (pixels - self.mean) / self.std
@@ -104,6 +102,11 @@ class LegacyResizing(_Resizing):
         size = torch.stack([_scalar(rows), _scalar(columns)]).float()
         original = torch.stack([_scalar(height), _scalar(width)]).float()
         return Prepared(nn.functional.pad(pixels, padding), size, original)
+
+    def sides(self, height: Any, width: Any) -> tuple[Any, Any]:
+        """Return height and width after the resize; see :func:`vovnet.detection.legacy.transform.resized_size`."""
+        target = self._target(height, width)
+        return _largest(target, target * height // width), _largest(target, target * width // height)
 
     def _target(self, height: Any, width: Any) -> Any:
         """Return the length of the short side: min_size, or what brings the long side closest to max_size."""
