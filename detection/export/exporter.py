@@ -86,7 +86,7 @@ def exportable_detector(
     parts: Any = copy.deepcopy(detector).eval().cpu()
     has_masks = parts.roi_heads.has_mask()
     graph = ExportableDetector(
-        parts, masks=masks if has_masks else None, batched=batch is not None, dynamic=size is None
+        parts, masks=masks if has_masks else None, batched=batch is not None, size=size
     )
     graph.set_precision({"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32))
     channels = len(parts.transform.image_mean)

@@ -60,23 +60,23 @@ class ExportableDetector(nn.Module):
             shared, not copied.
         masks: ``box`` returns masks on a grid over each box, ``image`` pastes them; None returns none.
         batched: images are (N, C, H, W) and every output has a leading N.
-        dynamic: the image's height and width vary between calls.
+        size: height and width of all images; None for images of all sizes.
     """
 
     def __init__(
-        self, detector: nn.Module, *, masks: Masks | None, batched: bool = False, dynamic: bool = True
+        self, detector: nn.Module, *, masks: Masks | None, batched: bool = False, size: tuple[int, int] | None = None
     ) -> None:
         super().__init__()
         parts: Any = detector
         legacy = isinstance(parts.transform, LegacyTransform)
-        self.resizing = (LegacyResizing if legacy else TorchvisionResizing)(parts.transform)
+        self.resizing = LegacyResizing(parts.transform, size) if legacy else TorchvisionResizing(parts.transform)
         self.rules = _Rules(inclusive=legacy)
         self.backbone, self.rpn, self.heads = parts.backbone, parts.rpn, parts.roi_heads
         self.pooled_levels = [str(name) for name in self.heads.box_roi_pool.featmap_names]
         strides = parts.backbone.strides[: len(self.pooled_levels)]
         self.box_pool = PyramidPool(self.heads.box_roi_pool, strides)
         self.mask_pool = PyramidPool(self.heads.mask_roi_pool, strides) if masks else None
-        self.masks, self.batched, self.dynamic = masks, batched, dynamic
+        self.masks, self.batched, self.dynamic = masks, batched, size is None
         self.dtype = torch.float32
 
     def set_precision(self, dtype: torch.dtype) -> None:

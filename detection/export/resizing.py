@@ -88,15 +88,26 @@ class TorchvisionResizing(_Resizing):
 class LegacyResizing(_Resizing):
     """Resizes as the reference does: Pillow's bilinear filter, which averages, on bytes; BGR in 0..255 minus the mean.
 
-    See :mod:`vovnet.detection.legacy.transform`.
+    See :mod:`vovnet.detection.legacy.transform`. Pillow 13 resizes some tall images vertically first
+    (:func:`vovnet.export.resampling.resizes_vertically_first`), which is done here only for a fixed size.
+
+    Args:
+        transform: the detector's.
+        size: height and width of all images; None for images of all sizes.
     """
+
+    def __init__(self, transform: Any, size: tuple[int, int] | None = None) -> None:
+        super().__init__(transform)
+        self.vertical_first = (
+            size is not None and pillow_version() >= 13 and resizes_vertically_first(size, self.sides(*size))
+        )
 
     def forward(self, images: Tensor) -> Prepared:
         """Resize images (N, C, H, W): uint8 in 0..255 or float in 0..1."""
         height, width = images.shape[-2:]
         rows, columns = self.sides(height, width)
         pixels = images.float() if images.dtype == torch.uint8 else (images * 255).round()
-        pixels = pillow_resize(pixels, (rows, columns), "bilinear").flip(1)
+        pixels = pillow_resize(pixels, (rows, columns), "bilinear", vertical_first=self.vertical_first).flip(1)
         pixels = (pixels - self.mean) / self.std
         padding = (0, _rounded_up(columns, self.divisor) - columns, 0, _rounded_up(rows, self.divisor) - rows)
         size = torch.stack([_scalar(rows), _scalar(columns)]).float()

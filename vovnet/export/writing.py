@@ -173,8 +173,9 @@ def openvino_model(exportable: Exportable) -> Any:
         exportable.program(), extension=[*_size_extensions(), *exportable.openvino_extensions()]
     )
     model.inputs[0].get_tensor().set_names({"image"})
-    if not exportable.dynamic:  # the conversion forgets sizes, and OpenVINO is faster when it knows them
-        model.reshape(list(exportable.example.shape))
+    # The conversion forgets the shape, which lets OpenVINO choose faster kernels.
+    shape = list(exportable.example.shape)
+    model.reshape([*shape[:-2], -1, -1] if exportable.dynamic else shape)
     for output, name in zip(model.outputs, exportable.output_names, strict=True):
         output.get_tensor().set_names({name})
     model.set_rt_info(exportable.metadata.to_json(), [KEY])
