@@ -85,9 +85,7 @@ def exportable_detector(
         raise InputError(f"batch {batch}: images of a batch have one size; give it, as in --size 800x1344")
     parts: Any = copy.deepcopy(detector).eval().cpu()
     has_masks = parts.roi_heads.has_mask()
-    graph = ExportableDetector(
-        parts, masks=masks if has_masks else None, batched=batch is not None, size=size
-    )
+    graph = ExportableDetector(parts, masks=masks if has_masks else None, batched=batch is not None, size=size)
     graph.set_precision({"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32))
     channels = len(parts.transform.image_mean)
     shape = (channels, *(size or _EXAMPLE))

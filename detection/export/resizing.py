@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vovnet.export.resampling import pillow_resize
+from vovnet.export.resampling import pillow_resize, pillow_version, resizes_vertically_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

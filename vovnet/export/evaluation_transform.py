@@ -11,12 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast, get_args
 
-import PIL
 import torch
 from torch import Tensor, nn
 
 from vovnet.errors import InputError, shown
-from vovnet.export.resampling import Filter, pillow_resize, resizes_vertically_first, scalar
+from vovnet.export.resampling import Filter, pillow_resize, pillow_version, resizes_vertically_first, scalar
 
 CropMode = Literal["center", "squash", "border"]
 """``center``: the shorter side is scaled to its limit. ``squash``: both are. ``border``: the longer is, and padded."""
@@ -107,11 +106,6 @@ def _choices(config: Mapping[str, Any]) -> tuple[CropMode, Filter]:
             f"{shown(resample)}; set pretrained_cfg['interpolation'] if the model may be used with another"
         )
     return cast("CropMode", mode), cast("Filter", resample)
-
-
-def pillow_version() -> int:
-    """Return the first number of the installed Pillow's version."""
-    return int(PIL.__version__.split(".")[0])
 
 
 def _least(a: Any, b: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import PIL
 import torch
 from torch import Tensor
 
@@ -61,6 +62,11 @@ def resizes_vertically_first(old: tuple[Any, Any], new: tuple[Any, Any]) -> Any:
         A bool; a tensor if a size is one.
     """
     return (new[0] < old[0]) & (old[0] - new[0] > 2 * (old[1] - new[1]))
+
+
+def pillow_version() -> int:
+    """Return the first number of the installed Pillow's version."""
+    return int(PIL.__version__.split(".")[0])
 
 
 def scalar(size: Any) -> Tensor:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from vovnet.export.evaluation_transform import pillow_version
-from vovnet.export.resampling import Filter, pillow_resize, resizes_vertically_first
+from vovnet.export.resampling import Filter, pillow_resize, pillow_version, resizes_vertically_first
 
 FILTERS: dict[Filter, Image.Resampling] = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SIDES = st.integers(1, 90)

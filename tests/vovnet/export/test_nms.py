@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from vovnet.detection.export.nms import onnx_translations, openvino_extension, padded_nms
+from vovnet.export.nms import onnx_translations, openvino_extension, padded_nms
 
 THRESHOLD, LIMIT = 0.4, 12
 
