@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vovnet.errors import InputError
 from vovnet.export.metadata import KEY, ExportMetadata, from_json
-from vovnet.export.sessions import INPUT, cannot_open, cannot_run, check_names, check_type, import_runtime
+from vovnet.export.sessions import INPUT, cannot_open, cannot_run, check_names, check_type, import_runtime, output_names
 
 _RUNTIME = "OpenVINO"
 
@@ -26,8 +26,9 @@ class OpenVinoSession:
         self._compiled = compiled
         # A request computes one image at a time, so that each thread needs its own.
         self._idle: list[Any] = []
-        self._outputs = [output.get_any_name() for output in compiled.outputs]
-        check_names(path, metadata, [one.get_any_name() for one in compiled.inputs], self._outputs)
+        known = output_names(metadata)
+        self._outputs = [_name(output, known) for output in compiled.outputs]
+        check_names(path, metadata, [_name(one, (INPUT,)) for one in compiled.inputs], self._outputs)
         check_type(path, metadata, compiled.inputs[0].element_type.get_type_name(), {"uint8": "u8", "float32": "f32"})
 
     def run(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -47,6 +48,12 @@ class OpenVinoSession:
     def native(self) -> Sequence[object]:
         """Return the requests, the compiled model and the core."""
         return [self._idle, *self._idle, self._compiled, self._core]
+
+
+def _name(port: Any, known: Sequence[str]) -> str:
+    """Return the name of an input or output. One that is also an inner tensor has several."""
+    names = sorted(port.get_names())
+    return next((name for name in names if name in known), names[0] if names else "")
 
 
 def open_openvino(path: Path, threads: int | None) -> tuple[ExportMetadata, OpenVinoSession]:
