@@ -224,7 +224,7 @@ def _standing(library: Library) -> str:
             return f"installed, for {found.targets.words}: {found.path.parent}"
         builds, why = find_builds(library), why_none(library)
     except BuildError as error:
-        return f"plain PyTorch: cannot be built: {error}"
+        return f"plain PyTorch: {error}"
     if not builds:
         return f"not built yet ({why})"
     without = {name for build in builds for name in build.left_out}
