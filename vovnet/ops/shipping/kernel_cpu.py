@@ -22,20 +22,22 @@ __all__ = ["instruction_set", "operators", "pack_conv", "packed_conv", "pool_max
 _FOLDER = Path(__file__).parent
 
 
+_KEPT: list[torch.library.Library] = []
+"""Keeps the registrations alive: they end with these objects."""
+
+
 @functools.cache
-def _load() -> tuple[torch.library.Library, Any]:
-    """Define the operators in a namespace of this build alone and load their kernels; return both."""
-    namespace = json.loads((_FOLDER / "metadata.json").read_text(encoding="utf-8"))["id"]
-    library = torch.library.Library(namespace, "FRAGMENT")
-    for schema in json.loads((_FOLDER / "schemas.json").read_text(encoding="utf-8")):
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    torch.ops.load_library(str(_FOLDER / "vovnet_cpu.so"))
-    return library, getattr(torch.ops, namespace)
-
-
 def operators() -> Any:
-    """Return the namespace ``torch.ops.ID`` of the operators."""
-    return _load()[1]
+    """Return the namespace ``torch.ops.ID`` of this build's operators; the first call loads them."""
+    namespace = json.loads((_FOLDER / "metadata.json").read_text(encoding="utf-8"))["id"]
+    found = getattr(torch.ops, namespace)
+    if not hasattr(found, "pack_conv"):  # otherwise another copy of this build has been loaded
+        library = torch.library.Library(namespace, "FRAGMENT")
+        _KEPT.append(library)
+        for schema in json.loads((_FOLDER / "schemas.json").read_text(encoding="utf-8")):
+            library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+        torch.ops.load_library(str(_FOLDER / "vovnet_cpu.so"))
+    return found
 
 
 def instruction_set() -> str:

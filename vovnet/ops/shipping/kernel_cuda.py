@@ -32,8 +32,10 @@ _FOLDER = Path(__file__).parent
 @functools.cache
 def operators() -> Any:
     """Return the namespace ``torch.ops.ID`` of the operators; the first call loads the kernels."""
-    torch.ops.load_library(str(_FOLDER / "vovnet_cuda.so"))
-    return getattr(torch.ops, json.loads((_FOLDER / "metadata.json").read_text(encoding="utf-8"))["id"])
+    found = getattr(torch.ops, json.loads((_FOLDER / "metadata.json").read_text(encoding="utf-8"))["id"])
+    if not hasattr(found, "_cuda_supported"):  # otherwise another copy of this build has been loaded
+        torch.ops.load_library(str(_FOLDER / "vovnet_cuda.so"))
+    return found
 
 
 def supported(inputs: Sequence[Tensor], weight: Tensor, capability: int, *, tf32: bool = False) -> bool:
