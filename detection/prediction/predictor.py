@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def predict(
     *,
     device: str | torch.device | None = None,
     max_pixels: int | None = None,
+    batch_size: int = 1,
 ) -> list[list[dict[str, Any]]]:
-    """Detect objects in images, one image at a time.
+    """Detect objects in images.
 
     Args:
         detector: a torchvision detector. If it has ``categories``, as a detector of
@@ -55,6 +57,8 @@ def predict(
         device: where to run; None leaves the detector where it is. Afterwards the detector has the mode and device
             that it had before.
         max_pixels: files with more pixels are refused; None is Pillow's limit.
+        batch_size: how many images the detector computes at a time. It pads them to one size, so that scores and boxes
+            of images with different sizes may differ a little from those computed alone. More than 1 is for GPUs.
 
     Returns:
         For each image a list of all detections, best first: ``{"bbox": [x, y, width, height] in pixels, "score",
@@ -66,18 +70,27 @@ def predict(
     single = isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read")
     if single or getattr(images, "ndim", 4) < 4:
         raise InputError("images: expected a list of images, got one image; write [image]")
-    found, shapes = [], []
+    if isinstance(batch_size, bool) or batch_size < 1:
+        raise InputError(f"batch_size: expected a number of images of at least 1, got {batch_size}")
+    found: list[list[dict[str, Any]]] = []
+    shapes: list[tuple[int, int]] = []
     with inference(detector, device) as place:
-        for position, image in enumerate(images):
-            name = f"image {position}"
-            if isinstance(image, str | bytes | os.PathLike):
-                image = expand_home(source_name(image))
-                name = str(image)
-            pixels = to_pixels(image, input_channels(detector), name, max_pixels=max_pixels)
-            found.append(_detect(detector, pixels, place, name))
-            shapes.append((int(pixels.shape[-2]), int(pixels.shape[-1])))
+        named = _named_pixels(images, input_channels(detector), max_pixels)
+        while batch := list(islice(named, batch_size)):
+            found += _detect(detector, batch, place)
+            shapes += [(int(pixels.shape[-2]), int(pixels.shape[-1])) for _, pixels in batch]
     limits_of(detector).warn(shapes, list(map(len, found)))
     return found
+
+
+def _named_pixels(images: Iterable[ImageLike], channels: int, max_pixels: int | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield what messages call each image, and its pixels."""
+    for position, image in enumerate(images):
+        name = f"image {position}"
+        if isinstance(image, str | bytes | os.PathLike):
+            image = expand_home(source_name(image))
+            name = str(image)
+        yield name, to_pixels(image, channels, name, max_pixels=max_pixels)
 
 
 def predict_files(
@@ -113,7 +126,7 @@ def predict_files(
     channels = input_channels(detector)
     with inference(detector, device) as place:
         files = FileDetector(
-            lambda image, name: _detect(detector, to_tensor(image), place, name),
+            lambda image, name: _detect(detector, [(name, to_tensor(image))], place)[0],
             channels,
             limits_of(detector),
             (MemoryError, torch.OutOfMemoryError),
@@ -157,14 +170,21 @@ def plot_predictions(
     prediction_sheet(sheet, out_png, threshold)
 
 
-def _detect(detector: nn.Module, image: Tensor, device: torch.device, name: str) -> list[dict[str, Any]]:
-    height, width = int(image.shape[-2]), int(image.shape[-1])
-    check_size(detector, height, width, name)
-    output = detect(detector, [to_input(image, device)])[0]
+def _detect(
+    detector: nn.Module, images: Sequence[tuple[str, Tensor]], device: torch.device
+) -> list[list[dict[str, Any]]]:
+    """Return the detections of each image of a batch, given as what messages call it, and its pixels (C, H, W)."""
+    sizes = [(int(pixels.shape[-2]), int(pixels.shape[-1])) for _, pixels in images]
+    for (name, _), (height, width) in zip(images, sizes, strict=True):
+        check_size(detector, height, width, name)
+    outputs = detect(detector, [to_input(pixels, device) for _, pixels in images])
+    return [_in_terms_of_coco(detector, output, size) for output, size in zip(outputs, sizes, strict=True)]
+
+
+def _in_terms_of_coco(detector: nn.Module, output: dict[str, Tensor], size: tuple[int, int]) -> list[dict[str, Any]]:
     categories = getattr(detector, "categories", None)
     if categories is None:
         labels = int(output["labels"].max()) if len(output["labels"]) else 0
         categories = [{"id": label, "name": str(label)} for label in range(1, labels + 1)]
     ids = [int(category["id"]) for category in categories]
-    found = image_detections(output, 0, (height, width), ids, box_converter(detector))
-    return found.named(categories)
+    return image_detections(output, 0, size, ids, box_converter(detector)).named(categories)

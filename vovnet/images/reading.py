@@ -60,6 +60,10 @@ class UnreadableImage(InputError):
     """An image is missing, truncated, not an image at all, or of a kind that is not supported."""
 
 
+class TooManyPixels(UnreadableImage):
+    """An image has more pixels than the limit. Only its header was read."""
+
+
 class ImageSizeError(InputError):
     """An image's width and height differ from those in its annotation file."""
 
@@ -102,6 +106,7 @@ def read_image(
 
     Raises:
         UnreadableImage: The file cannot be opened or decoded.
+        TooManyPixels: It has more pixels than ``max_pixels``.
         ImageSizeError: Neither the stored nor the upright image has ``size``.
     """
     if channels not in (1, 3):
@@ -162,7 +167,7 @@ def _one_line(name: str, source: ImageSource | None = None) -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         pixels, limit = [*re.findall(r"\d+", str(error)), "?", "?"][:2]
-        raise UnreadableImage(
+        raise TooManyPixels(
             f"{name}: {pixels} pixels are more than the limit of {limit}, which protects from files that fill the "
             f"memory; if you trust this file, allow them with --max-pixels {pixels} (in a recipe, data.max_pixels)"
         ) from error

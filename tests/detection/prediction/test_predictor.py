@@ -86,6 +86,29 @@ def test_every_kind_of_image_gives_the_same_input(tmp_path):
     assert torch.equal(finder.seen[0], tensor / 255)
 
 
+class BatchFinder(Finder):
+    """Takes several images at a time."""
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        return [found for image in images for found in Finder.forward(Finder(self.masks).eval(), [image])]
+
+
+@pytest.mark.parametrize(("size", "batches"), [(1, [1] * 5), (2, [2, 2, 1]), (9, [5])])
+def test_batches_change_no_answer_and_no_order(size, batches):
+    images = [make_image(30 + number, 50) for number in range(5)]
+    finder = BatchFinder()
+    found = predict(finder, iter(images), batch_size=size)
+    assert finder.seen == batches
+    assert found == predict(Finder(), images)
+
+
+@pytest.mark.parametrize("size", [0, -1, True])
+def test_a_batch_has_an_image(size):
+    with pytest.raises(InputError, match="batch_size"):
+        predict(Finder(), [make_image()], batch_size=size)
+
+
 def saved(tmp_path, image, name, **options):
     image.save(tmp_path / name, **options)
     return tmp_path / name

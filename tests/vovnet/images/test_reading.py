@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from vovnet.errors import InputError
 from vovnet.images.reading import (
     ImageSizeError,
+    TooManyPixels,
     UnreadableImage,
     convert_image,
     image_suffixes,
@@ -136,7 +137,7 @@ def test_the_limit_of_pixels_is_an_option(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for limit, refused in ((None, True), (4095, True), (4096, False), (10**12, False)):
         if refused:
-            with pytest.raises(UnreadableImage, match=r"4096 pixels .* --max-pixels 4096"):
+            with pytest.raises(TooManyPixels, match=r"4096 pixels .* --max-pixels 4096"):
                 read_image(path, max_pixels=limit)
         else:
             assert read_image(path, max_pixels=limit).size == (64, 64)
