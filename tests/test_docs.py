@@ -13,16 +13,9 @@ import numpy as np
 import pytest
 import recipe_reference
 import weights_reference
+from pages import fenced, rows
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of every table row below a heading, up to the next one."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    section = re.split(r"^#+ |^<!-- end", text.split(heading, 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
-    lines = [line.strip().strip("|") for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines if not set(line) <= set("-|")]
 
 
 def test_the_keys_of_recipes_are_those_of_the_schema() -> None:
@@ -101,12 +94,6 @@ def test_the_example_of_a_coco_file_is_sound(tmp_path: Path) -> None:
     report = check_data(tmp_path, tmp_path / "a.json")
     assert report.ok, report.table()
     assert report.masks == 1
-
-
-def fenced(page: str, language: str) -> list[str]:
-    """The contents of a page's code blocks in a language."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_the_published_numbers_are_those_of_the_recipes() -> None:
