@@ -162,6 +162,8 @@ def write_openvino(path: Path, metadata: ExportMetadata | str | None = DETECTOR)
     model = openvino.Core().read_model(source)
     if metadata is not None:
         model.set_rt_info(metadata if isinstance(metadata, str) else metadata.to_json(), [KEY])
+    for port in (*model.inputs, *model.outputs):  # as compilers of OpenVINO add names
+        port.get_tensor().add_names({f"0_{port.get_any_name()}"})
     openvino.save_model(model, path, compress_to_fp16=False)
     source.unlink()
     return path

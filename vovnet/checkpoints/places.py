@@ -20,8 +20,9 @@ HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
 TORCHVISION_PREFIX = "torchvision:"
 """What stands in front of a name of torchvision's detectors (detection/checkpoints/torchvision_detectors.py)."""
 
-_FILE_ENDING = re.compile(r"\.(pth|pt|zip|safetensors|json|onnx|xml|pt2)$", re.IGNORECASE)
+_FILE_ENDING = re.compile(r"\.(pth|pt|zip|safetensors|json|onnx|xml|pt2|torchscript)$", re.IGNORECASE)
 _CONVERTED = re.compile(r"\.(pth|pt|zip|pkl|bin|ckpt)$", re.IGNORECASE)
+_EXPORTED = re.compile(r"\.(onnx|xml|pt2|torchscript)$", re.IGNORECASE)
 _LOCAL_START = (".", "/", "~")
 _TORCHVISIONS = ("fasterrcnn_*", "maskrcnn_*")  # the detectors of torchvision that have a counterpart here
 _MOST_ENTRIES = 1000  # of a folder, to look for a similar name
@@ -131,6 +132,8 @@ def _existing(path: Path) -> Path:
     mend = f"expected the folder that holds {' and '.join(MODEL_FILES)}"
     if path.name in MODEL_FILES:
         mend += f", such as '{path.parent}'"
+    elif _EXPORTED.search(path.name):
+        mend += " (`vovnet predict` and `vovnet evaluate` run exported files)"
     elif _CONVERTED.search(path.name):
         mend += f" (`vovnet convert '{path}' FOLDER` makes one of a published file)"
     raise InputError(f"'{path}' is a {what}; {mend}")

@@ -175,3 +175,12 @@ def test_any_text_is_a_folder_a_repository_or_one_line(start: str, rest: str, no
             assert not is_path(text)
             assert not os.path.isdir(name.partition("/")[0])
             assert not name.lower().endswith(ENDINGS)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2", ".torchscript"])
+def test_an_exported_file_for_a_folder(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"model{suffix}"
+    file.write_bytes(b"")
+    with pytest.raises(InputError, match="vovnet predict") as caught:
+        locate(file)
+    assert str(file) in str(caught.value)
