@@ -26,8 +26,8 @@ def pillow_resize(
     """Resize as ``PIL.Image.resize`` does: averaging when it shrinks, rounding to bytes after each direction.
 
     As in Pillow, weights are integers, and so are their sums. They are held in two float32 of at most 24 bits, so that
-    no runtime rounds them, in whichever order it adds. Pillow computes the weights in float64 and this in float32, so
-    that a few bicubic ones differ in the last bit, and a byte where that decides.
+    no runtime rounds them, in whichever order it adds. The bytes are Pillow's, but for bicubic ones in OpenVINO: it has
+    no float64, so that some weights differ in the last bit, and a byte where that decides.
 
     Args:
         images: (N, C, H, W) float, whole numbers in 0..255.
@@ -109,7 +109,7 @@ def _weights(old: Any, new: Any, first: Any, count: Any, resample: Filter) -> _W
         values = _bicubic(distances, unit)
         values = (values / values.sum(1, keepdim=True) * _HALF**2).round()
         high = (values / _HALF).floor()
-        return _Weights(high, values - high * _HALF)
+        return _Weights(high.float(), (values - high * _HALF).float())
     shares = (unit - distances).clamp(min=0)
     total = shares.sum(1, keepdim=True)
     whole = shares * _HALF // total
@@ -120,11 +120,11 @@ def _weights(old: Any, new: Any, first: Any, count: Any, resample: Filter) -> _W
 def _bicubic(distances: Tensor, unit: Tensor) -> Tensor:
     """Return Pillow's cubic filter (a = -0.5) at distances from 0, in units.
 
-    It is factored, and differences are taken of integers: its terms would cancel.
+    It is factored, and differences are taken of integers, because its terms would cancel in OpenVINO's float32.
     """
-    x = distances.float() / unit.float()
-    one_minus = (unit - distances).float() / unit.float()
-    two_minus = (2 * unit - distances).float() / unit.float()
+    x = distances.double() / unit.double()
+    one_minus = (unit - distances).double() / unit.double()
+    two_minus = (2 * unit - distances).double() / unit.double()
     near = one_minus * (2 + 2 * x - 3 * x * x) / 2
     far = one_minus * two_minus * two_minus / 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

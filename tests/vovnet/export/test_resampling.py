@@ -1,4 +1,4 @@
-"""Pillow's resizing without Pillow: the same bytes, but for some of bicubic's."""
+"""Pillow's resizing without Pillow: the same bytes."""
 
 from __future__ import annotations
 
@@ -40,16 +40,10 @@ def test_bytes_are_pillows(
     resample: Filter, old: tuple[int, int], new: tuple[int, int], seed: int, smooth: bool
 ) -> None:
     image = pixels(seed, *old, smooth)
-    expected = np.asarray(Image.fromarray(image).resize(new[::-1], FILTERS[resample])).astype(int)
+    expected = np.asarray(Image.fromarray(image).resize(new[::-1], FILTERS[resample]))
     resized = pillow_resize(as_tensor(image), new, resample, vertical_first=vertical_first(old, new))
-    found = resized[0].permute(1, 2, 0).numpy().astype(int)
-    assert found.shape == expected.shape
-    if resample == "bilinear":
-        assert np.array_equal(found, expected)
-    different = np.abs(found - expected)
-    # A byte that is off by 1 after one direction can move the sums of the other.
-    assert different.max() <= 2
-    assert (different > 0).sum() <= max(0.01 * different.size, 6)
+    found = resized[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(found, expected)
 
 
 @settings(max_examples=60, deadline=None)
