@@ -1,5 +1,6 @@
 """What every test folder shares. No test reaches the real Hub, or the user's caches: they are set aside here, first."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ hypothesis.settings.load_profile("repeatable")
 # The tests of Ctrl-C need it to have its usual effect.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Before any test imports ONNX Runtime, whose telemetry starts with it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Before any test imports huggingface_hub, which reads where the Hub is only then.
 _HUB, _HOME = local_hub.start()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import vovnet
 from vovnet.detection.cpu_benchmark.cases import Case
 from vovnet.errors import InputError, install_advice, reason
+from vovnet.export.onnx_session import no_telemetry
 
 Runner = Callable[[], Any]
 """Runs the network once and returns a backbone's list of maps or a detector's list of dictionaries. The next call may
@@ -130,6 +131,7 @@ def _compiled(task: Task) -> Runner:
 def _onnx_runtime(task: Task) -> Runner:
     if task.dtype is not torch.float32:
         raise UnavailableError(f"ONNX Runtime has no convolutions in {task.case.precision} on CPUs")
+    no_telemetry()
     onnxruntime: Any = import_module("onnxruntime")
 
     options = onnxruntime.SessionOptions()

@@ -40,14 +40,22 @@ class OnnxSession:
         return [self._session, self._session._sess]
 
 
+def no_telemetry() -> None:
+    """Turn ONNX Runtime's telemetry off, unless the user has set its variable. Call it before the import.
+
+    Version 1.32 starts a thread for it as soon as it is imported. For want of that thread, a child of ``fork`` hangs or
+    aborts when it ends.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def open_onnx(path: Path, threads: int | None) -> tuple[ExportMetadata, OnnxSession]:
     """Open a file.
 
     Raises:
         InputError: ONNX Runtime is not installed or cannot open the file, or the file is not one of `vovnet export`.
     """
-    # From 1.32 on it sends usage data over the network, and the thread that does so hangs the children of a fork.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    no_telemetry()
     onnxruntime = import_runtime("onnxruntime", "onnx", path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings are about the graph, which the user did not write
