@@ -261,6 +261,20 @@ async def read_upload(request: Request, settings: Settings) -> bytes:
     return bytes(upload)
 
 
+async def answered(request: Request, answer: asyncio.Future[Detections], seconds: float) -> Detections:
+    """Wait for an answer. If the client goes away or it takes too long, the image is not computed any more."""
+    gone = asyncio.ensure_future(request.receive())  # after the body comes nothing but the end of the connection
+    both: set[asyncio.Future[Any]] = {answer, gone}
+    done, _ = await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if answer in done:
+        return answer.result()
+    answer.cancel()
+    if gone in done:
+        raise HTTPException(400, "the client has gone")
+    raise TimeoutError
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Load the model and return the application. Under ``gunicorn --preload`` this happens before the forks."""
     settings = settings or Settings.from_environment()
@@ -288,7 +302,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             upload = await read_upload(request, settings)
             answer = asyncio.wrap_future(worker.submit(upload))
-            return {"detections": await asyncio.wait_for(answer, settings.answer_seconds)}
+            return {"detections": await answered(request, answer, settings.answer_seconds)}
         except Refused as error:
             raise HTTPException(error.status, error.text) from None
         except TimeoutError:

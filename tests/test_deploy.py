@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import io
@@ -20,7 +21,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -36,6 +37,7 @@ from vovnet.errors import InputError
 
 pytest.importorskip("fastapi", reason="needs FastAPI: pip install fastapi uvicorn httpx")
 pytest.importorskip("httpx", reason="needs httpx: pip install httpx")
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,6 +183,19 @@ def test_who_waits_too_long_is_refused_and_not_computed(server: ModuleType, monk
         assert all("Retry-After" in one.headers for one in late)
         model.go_on.set()
     assert model.calls == [1]
+
+
+def test_nothing_is_computed_for_a_client_that_has_gone(server: ModuleType) -> None:
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def leave() -> bool:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        with pytest.raises(HTTPException):
+            await server.answered(SimpleNamespace(receive=receive), answer, 60)
+        return answer.cancelled()
+
+    assert asyncio.run(leave())
 
 
 def test_images_that_come_together_are_computed_together(server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
