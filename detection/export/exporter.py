@@ -22,6 +22,7 @@ from vovnet.export.metadata import ExportedInput, ExportMetadata, InputType, Pre
 from vovnet.export.nms import onnx_translations, openvino_extension
 from vovnet.export.precisions import graph_precision
 from vovnet.export.writing import Exportable, Format, check_output, write_exported
+from vovnet.fusion.base import refuse_fused
 
 _EXAMPLE = (310, 423)
 """Height and width of the image that a graph for all sizes is traced with; no side divides the other."""
@@ -83,6 +84,7 @@ def exportable_detector(
     """Return a detector as the writers take it; the arguments are those of :func:`export_detector`."""
     if batch is not None and size is None:
         raise InputError(f"batch {batch}: images of a batch have one size; give it, as in --size 800x1344")
+    refuse_fused(detector, "detector")
     parts: Any = copy.deepcopy(detector).eval().cpu()
     has_masks = parts.roi_heads.has_mask()
     graph = ExportableDetector(parts, masks=masks if has_masks else None, batched=batch is not None, size=size)

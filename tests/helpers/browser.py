@@ -95,7 +95,7 @@ class _Page:
 
     def __init__(self, files: Mapping[str, bytes], runtime: Path) -> None:
         self.answered = threading.Event()
-        self.answer = ("", "")
+        self.answer: tuple[str, str] = ("", "")
         owner = self
 
         class Handler(BaseHTTPRequestHandler):

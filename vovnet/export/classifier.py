@@ -20,7 +20,7 @@ from vovnet.export.evaluation_transform import EvaluationTransform
 from vovnet.export.metadata import ExportedInput, ExportMetadata, InputType, Precision
 from vovnet.export.precisions import graph_precision
 from vovnet.export.writing import Exportable, Format, check_output, write_exported
-from vovnet.fusion.base import FusedLayer
+from vovnet.fusion.base import refuse_fused
 
 _EXAMPLE = (310, 423)
 """Height and width of the image that a graph for all sizes is traced with; no side divides the other."""
@@ -143,8 +143,7 @@ def _check(model: nn.Module, size: tuple[int, int] | None, batch: int | None) ->
         raise InputError(
             f"model: expected a timm classifier, which has a pretrained_cfg and num_classes, got {type(model).__name__}"
         )
-    if any(isinstance(module, FusedLayer) for module in model.modules()):
-        raise InputError("model: it is fused, and other runtimes lack its operators; export the model it was made of")
+    refuse_fused(model, "model")
 
 
 def _metadata(model: Any, config: dict[str, Any], input: ExportedInput, precision: Precision) -> ExportMetadata:

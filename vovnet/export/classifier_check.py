@@ -20,7 +20,7 @@ from vovnet.images.folder import list_images
 from vovnet.images.reading import read_image
 
 LARGEST_DIFFERENCE = 1e-3
-"""Of a probability of a file of precision fp32: a pixel of the resized image may round to the next byte."""
+"""Of a probability of a file of precision fp32: see what `EvaluationTransform` says of tall images and OpenVINO."""
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,18 @@ class FusedLayer(nn.Module):
         return torch.bfloat16 if self.precision == "bf16" else x.dtype
 
 
+def refuse_fused(model: nn.Module, argument: str) -> None:
+    """Refuse a fused copy where only PyTorch's operators can be used, as in exported files.
+
+    Raises:
+        InputError: a layer of the model is fused.
+    """
+    if any(isinstance(module, FusedLayer) for module in model.modules()):
+        raise InputError(
+            f"{argument}: a fused copy, whose operators exported files cannot hold; export the model it was made of"
+        )
+
+
 def supported(*maps: Tensor) -> bool:
     """True if the compiled kernels take these feature maps in PyTorch's current mode. May build the kernels."""
     for x in maps:

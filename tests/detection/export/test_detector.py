@@ -26,6 +26,7 @@ from vovnet.detection.export import ExportedDetector, export_detector, exported_
 from vovnet.detection.export.exporter import exportable_detector
 from vovnet.detection.masks import detect
 from vovnet.errors import InputError
+from vovnet.fusion import fuse
 from vovnet.results.limits import LimitWarning
 
 pytest.importorskip("onnxruntime")
@@ -158,3 +159,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())) == {"bbox", "segm", "per_class"}
     assert len(json.loads((tmp_path / "out" / "results_bbox.json").read_text())) == 2 * 2
+
+
+def test_a_fused_copy_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="detector: a fused copy"):
+        export_detector(fuse(detector()), tmp_path / "d.torchscript", "torchscript")
+    assert not list(tmp_path.iterdir())

@@ -106,7 +106,7 @@ def test_what_is_no_classifier_of_images_is_refused(model: nn.Module, tmp_path: 
         (nn.Linear(2, 2), "model"),
         (timm.create_model("vovnet27_slim", num_classes=0), "model"),
         (network(in_chans=4), "channels"),
-        (vovnet.fuse(model), "fused"),
+        (vovnet.fuse(model), "fused copy"),
     ]
     for wrong, word in refused:
         with pytest.raises(InputError, match=word):
