@@ -5,58 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import vovnet
-from vovnet.detection.cpu_benchmark.cases import Case
-from vovnet.errors import InputError, install_advice, reason
-from vovnet.export.onnx_session import no_telemetry
+from vovnet.detection.cpu_benchmark import runtimes
+from vovnet.detection.cpu_benchmark.task import Runner, Task, UnavailableError
+from vovnet.errors import InputError, causes, install_advice, reason
 
-Runner = Callable[[], Any]
-"""Runs the network once and returns a backbone's list of maps or a detector's list of dictionaries. The next call may
-overwrite the result."""
-
-EXTRA = {"onnx", "onnxscript", "onnxruntime", "openvino"}
-
-
-class UnavailableError(Exception):
-    """A backend cannot take part; the message says why."""
-
-
-@dataclass
-class Task:
-    """The network and the images that a backend runs.
-
-    Attributes:
-        case: the case that is measured.
-        model: the network in float32 and evaluation mode; backends must not change it.
-        images: (N, 3, H, W), float32, contiguous.
-        folder: temporary folder for files.
-    """
-
-    case: Case
-    model: nn.Module
-    images: Tensor
-    folder: Path
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the numbers that are multiplied."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.case.precision]
-
-    @cached_property
-    def onnx_file(self) -> Path:
-        """The model as an ONNX file in float32 with fixed shapes; written on first use."""
-        path = self.folder / f"{self.case.name}.onnx"
-        torch.onnx.export(self.model, (self.images,), path, dynamo=True, verbose=False)
-        return path
+EXTRAS = {**dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "benchmark"), "nncf": "int8"}
+"""The extra that installs each library."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +54,18 @@ class Backend:
         except Exception as error:
             if not self.foreign:
                 raise
-            if isinstance(error, ModuleNotFoundError) and error.name in EXTRA:
-                raise UnavailableError(f"{error.name} is not installed: {install_advice('benchmark')}") from error
+            missing = missing_library(error)
+            if missing is not None:
+                raise UnavailableError(f"{missing} is not installed: {install_advice(EXTRAS[missing])}") from error
             raise UnavailableError(f"failed: {type(error).__name__}: {reason(error)}") from error
+
+
+def missing_library(error: BaseException) -> str | None:
+    """Return the library of :data:`EXTRAS` whose absence caused an error, or None."""
+    for cause in causes(error):
+        if isinstance(cause, ModuleNotFoundError) and cause.name in EXTRAS:
+            return cause.name
+    return None
 
 
 def run_torch(model: nn.Module, task: Task, layout: torch.memory_format, dtype: torch.dtype) -> Runner:
@@ -106,14 +75,26 @@ def run_torch(model: nn.Module, task: Task, layout: torch.memory_format, dtype: 
     return lambda: model(given)
 
 
+def _run_in_precision(model: nn.Module, task: Task, layout: torch.memory_format) -> Runner:
+    """Return a runner in the case's precision; a detector gets it by autocast, because boxes need float32."""
+    if not task.case.detector or task.dtype is torch.float32:
+        return run_torch(model.to(task.dtype), task, layout, task.dtype)
+    run = run_torch(model, task, layout, torch.float32)
+
+    def run_autocast() -> Any:
+        with torch.autocast("cpu", task.dtype):
+            return run()
+
+    return run_autocast
+
+
 def _eager(task: Task) -> Runner:
-    model = copy.deepcopy(task.model).to(task.dtype)
-    return run_torch(model, task, torch.contiguous_format, task.dtype)
+    return _run_in_precision(copy.deepcopy(task.model), task, torch.contiguous_format)
 
 
 def _channels_last(task: Task) -> Runner:
-    model: Any = copy.deepcopy(task.model).to(task.dtype)
-    return run_torch(model.to(memory_format=torch.channels_last), task, torch.channels_last, task.dtype)
+    model: Any = copy.deepcopy(task.model)
+    return _run_in_precision(model.to(memory_format=torch.channels_last), task, torch.channels_last)
 
 
 def _compiled(task: Task) -> Runner:
@@ -125,63 +106,6 @@ def _compiled(task: Task) -> Runner:
     run = run_torch(compiled, task, torch.channels_last, task.dtype)
     with config.patch(freezing=True):
         run()  # compiles
-    return run
-
-
-def _onnx_runtime(task: Task) -> Runner:
-    if task.dtype is not torch.float32:
-        raise UnavailableError(f"ONNX Runtime has no convolutions in {task.case.precision} on CPUs")
-    no_telemetry()
-    onnxruntime: Any = import_module("onnxruntime")
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # between calls, when others have their turn
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(task.onnx_file, options, providers=["CPUExecutionProvider"])
-    binding = session.io_binding()
-    image = onnxruntime.OrtValue.ortvalue_from_numpy(task.images.numpy())
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, image)
-    maps = []
-    for output in session.get_outputs():
-        array = np.empty(output.shape, np.float32)
-        binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-        maps.append(torch.from_numpy(array))
-
-    def run() -> list[Tensor]:
-        session.run_with_iobinding(binding)
-        return maps
-
-    return run
-
-
-def _openvino(task: Task) -> Runner:
-    openvino: Any = import_module("openvino")
-
-    core = openvino.Core()
-    if task.dtype is torch.bfloat16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise UnavailableError("OpenVINO has no bf16 on this CPU")
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[task.case.precision],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = core.compile_model(core.read_model(task.onnx_file), "CPU", settings)
-    request = compiled.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(task.images.numpy(), shared_memory=True))
-    maps = []
-    for index, output in enumerate(compiled.outputs):
-        array = np.empty(tuple(output.shape), np.float32)
-        request.set_output_tensor(index, openvino.Tensor(array, shared_memory=True))
-        maps.append(torch.from_numpy(array))
-
-    def run() -> list[Tensor]:
-        request.infer()
-        return maps
-
     return run
 
 
@@ -199,8 +123,10 @@ BACKENDS = {
         Backend("eager", "PyTorch, eager", _eager, detectors=True),
         Backend("channels-last", "PyTorch, eager, channels-last", _channels_last, detectors=True),
         Backend("compile", "torch.compile, freezing, channels-last", _compiled, foreign=True),
-        Backend("onnxruntime", "ONNX Runtime", _onnx_runtime, foreign=True),
-        Backend("openvino", "OpenVINO", _openvino, foreign=True),
+        Backend("onnxruntime", "ONNX Runtime", runtimes.onnx_runtime, foreign=True, detectors=True),
+        Backend("onnxruntime-int8", "ONNX Runtime, int8", runtimes.onnx_runtime_int8, foreign=True, detectors=True),
+        Backend("openvino", "OpenVINO", runtimes.openvino, foreign=True, detectors=True),
+        Backend("openvino-int8", "OpenVINO, int8", runtimes.openvino_int8, foreign=True, detectors=True),
         Backend("fused", "vovnet.fuse", _fused, detectors=True, ours=True),
     )
 }

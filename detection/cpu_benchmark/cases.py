@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
+from vovnet.detection.checkpoints.config_json import compose_config
+from vovnet.detection.checkpoints.folder import attach
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.ops.algorithms import Precision
 
 SEED = 0
 CALIBRATION_SIZE = (224, 224)
+"""Size of the images whose statistics the batch norms have."""
+QUANTIZATION_INPUTS = 4
+"""Number of inputs whose ranges an int8 network has."""
+CATEGORIES = 80
 CANDIDATES = 300
 """Number of boxes above a detector's score threshold before NMS, as many as a busy image has."""
 LOGIT_SPREAD = 1.5
@@ -60,7 +66,11 @@ CASES = {
         Case("v39-224-b8", "vovnet39", 8, 224, 224, "fp32"),
         Case("v57-800", "vovnet57", 1, 800, 1344, "fp32"),
         Case("v39-800-bf16", "vovnet39", 1, 800, 1344, "bf16"),
+        Case("v39-224-bf16", "vovnet39", 1, 224, 224, "bf16"),
         Case("detector", "faster_rcnn_vovnet39_fpn", 1, 800, 1344, "fp32", detector=True),
+        Case("detector-480", "faster_rcnn_vovnet39_fpn", 1, 480, 640, "fp32", detector=True),
+        Case("detector-bf16", "faster_rcnn_vovnet39_fpn", 1, 800, 1344, "bf16", detector=True),
+        Case("detector-480-bf16", "faster_rcnn_vovnet39_fpn", 1, 480, 640, "bf16", detector=True),
     )
 }
 
@@ -77,18 +87,33 @@ def build_network(case: Case) -> nn.Module:
         if not case.detector:
             model: Any = timm.create_model(case.network, features_only=True, out_indices=(1, 2, 3, 4))
             return _calibrated(model)
-        settings = ["num_classes=80", "pretrained=false", f"min_size={case.height}", f"max_size={case.width}"]
+        settings = [
+            f"num_classes={CATEGORIES}",
+            "pretrained=false",
+            f"min_size={case.height}",
+            f"max_size={case.width}",
+        ]
         settings.append("norm=bn")  # eager PyTorch is faster with it than with frozen norms
         recipe = load_recipe(case.network, [f"model.{setting}" for setting in settings])
         detector = build_detector(recipe, download=False)
         _calibrated(detector.backbone)
         _make_choosy(detector.eval(), make_images(case)[0])
-        return detector
+        categories = [{"id": number, "name": str(number)} for number in range(1, CATEGORIES + 1)]
+        return attach(detector, compose_config(detector, recipe.model, categories))
 
 
 def make_images(case: Case) -> Tensor:
     """Return random images (N, 3, H, W), float32, contiguous: normalised for a backbone, in 0..1 for a detector."""
-    generator = torch.Generator().manual_seed(SEED + 1)
+    return _draw(case, SEED + 1)
+
+
+def quantization_inputs(case: Case) -> list[Tensor]:
+    """Return what an int8 network's ranges come from: the case's images and others like them."""
+    return [make_images(case), *(_draw(case, SEED + 1 + number) for number in range(1, QUANTIZATION_INPUTS))]
+
+
+def _draw(case: Case, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     draw = torch.rand if case.detector else torch.randn
     return draw(case.batch, 3, case.height, case.width, generator=generator)
 

@@ -13,7 +13,7 @@ import torch
 
 from vovnet import environment
 
-PACKAGES = ("vovnet", "torch", "torchvision", "timm", "onnxruntime", "openvino", "onnx")
+PACKAGES = ("vovnet", "torch", "torchvision", "timm", "onnxruntime", "openvino", "onnx", "nncf")
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLE = "glibc.malloc.hugetlb=1"
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vovnet.detection.cpu_benchmark.backends import BACKENDS, Runner, Task, UnavailableError
+from vovnet.detection.cpu_benchmark.backends import BACKENDS
 from vovnet.detection.cpu_benchmark.cases import CASES, Case, build_network, exact_maps, make_images
+from vovnet.detection.cpu_benchmark.task import Runner, Task, UnavailableError
 from vovnet.errors import InputError
 from vovnet.folders.temporary import scratch_folder
 from vovnet.results.comparison import Agreement, agreement
@@ -25,7 +26,7 @@ class Result:
     Attributes:
         seconds: seconds per call, one per round.
         errors: for a backbone, the rms of each map's difference from float64.
-        agreement: for a detector, how far its detections are from the eager detector's.
+        agreement: for a detector, how far its detections are from the eager detector's in float32.
     """
 
     seconds: list[float]
@@ -108,7 +109,9 @@ def run_case(case: Case, backends: Sequence[str], rounds: int, progress: Callabl
     with scratch_folder() as folder:
         task = Task(case, model, images, folder)
         progress(f"{case.name}: eager PyTorch and the exact answer")
-        eager = BACKENDS["eager"].set_up(task)()
+        # Detections are compared with float32's; a backbone's errors with eager PyTorch's in the same precision.
+        reference = replace(task, case=replace(case, precision="fp32")) if case.detector else task
+        eager = BACKENDS["eager"].set_up(reference)()
         judge = _judge(task, eager)
         for name in backends:
             backend = BACKENDS[name]
@@ -128,9 +131,14 @@ def run_case(case: Case, backends: Sequence[str], rounds: int, progress: Callabl
 def _judge(task: Task, eager: Any) -> Callable[[Any], dict[str, Any]]:
     """Return a function from an answer to the fields of :class:`Result` that describe its accuracy."""
     if task.case.detector:
-        return lambda answer: {"agreement": agreement(answer[0], eager[0])}
+        return lambda answer: {"agreement": agreement(_float_scores(answer[0]), eager[0])}
     truth = exact_maps(task.model, task.images)
     return lambda maps: {"errors": [_rms(x, exact) for x, exact in zip(maps, truth, strict=True)]}
+
+
+def _float_scores(detections: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Autocast leaves scores in bfloat16, which NumPy does not know."""
+    return {name: x.float() if x.dtype == torch.bfloat16 else x for name, x in detections.items()}
 
 
 def _rms(x: Tensor, exact: Tensor) -> float:

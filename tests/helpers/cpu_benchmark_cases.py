@@ -12,6 +12,7 @@ from vovnet.detection.cpu_benchmark.cases import Case
 TINY = Case("tiny", "vovnet27_slim", 2, 64, 96, "fp32")
 TINY_BF16 = Case("tiny-bf16", "vovnet27_slim", 1, 64, 96, "bf16")
 SMALL_DETECTOR = Case("small-detector", "faster_rcnn_vovnet39_fpn", 1, 64, 96, "fp32", detector=True)
+TINY_DETECTOR = Case("tiny-detector", "coco_tiny", 1, 64, 96, "fp32", detector=True)
 
 
 def fake_fuse(model: nn.Module, precision: str = "fp32") -> nn.Module:

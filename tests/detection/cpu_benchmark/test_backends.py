@@ -12,8 +12,9 @@ from cpu_benchmark_cases import TINY, TINY_BF16, fake_fuse
 from torch import nn
 
 import vovnet
-from vovnet.detection.cpu_benchmark.backends import BACKENDS, Backend, Task, UnavailableError
+from vovnet.detection.cpu_benchmark.backends import BACKENDS, Backend
 from vovnet.detection.cpu_benchmark.cases import build_network, exact_maps, make_images
+from vovnet.detection.cpu_benchmark.task import Task, UnavailableError
 from vovnet.errors import InputError
 
 
@@ -52,16 +53,40 @@ def test_in_bfloat16_eager_computes_in_it_and_onnx_runtime_says_that_it_cannot(t
         BACKENDS["onnxruntime"].set_up(task)
 
 
-@pytest.mark.parametrize("missing", ["openvino", "onnx"])
-def test_a_runtime_that_is_not_installed_is_named_with_the_mend(
-    task: Task, missing: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "missing"), [("openvino", "openvino"), ("onnxruntime", "onnx")])
+def test_a_library_that_is_not_installed_is_named_with_the_mend(
+    task: Task, name: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
 
-    monkeypatch.setattr("vovnet.detection.cpu_benchmark.backends.import_module", absent)
+    monkeypatch.setattr("vovnet.export.writing.import_module", absent)
     with pytest.raises(UnavailableError, match=rf"{missing} is not installed: .*\[benchmark\]"):
-        BACKENDS["openvino"].set_up(task)
+        BACKENDS[name].set_up(task)
+
+
+def test_int8_takes_part_beside_bfloat16_alone(task: Task) -> None:
+    for name in ("onnxruntime-int8", "openvino-int8"):
+        with pytest.raises(UnavailableError, match="bf16"):
+            BACKENDS[name].set_up(task)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+def test_int8_backends_multiply_integers(tmp_path: Path, name: str) -> None:
+    for package in ("nncf", "onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    task = Task(TINY_BF16, build_network(TINY_BF16), make_images(TINY_BF16), tmp_path)
+    with torch.inference_mode():
+        maps = BACKENDS[name].set_up(task)()
+        for x, exact in zip(maps, exact_maps(task.model, task.images), strict=True):
+            assert 1e-4 < float((x - exact).square().mean() / exact.square().mean()) < 0.5
+    if name == "openvino-int8":
+        assert 'element_type="i8"' in (tmp_path / "int8.xml").read_text()
+    else:
+        import onnx
+
+        model = onnx.load(tmp_path / "int8.onnx")
+        assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
 
 
 def test_a_runtime_that_fails_stays_out_and_a_defect_of_ours_is_shown(task: Task) -> None:

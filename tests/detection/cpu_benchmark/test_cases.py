@@ -10,11 +10,19 @@ import torch
 from cpu_benchmark_cases import SMALL_DETECTOR, TINY
 from torch import Tensor, nn
 
-from vovnet.detection.cpu_benchmark.cases import CANDIDATES, CASES, build_network, exact_maps, make_images
+from vovnet.detection.cpu_benchmark.cases import (
+    CANDIDATES,
+    CASES,
+    build_network,
+    exact_maps,
+    make_images,
+    quantization_inputs,
+)
 
 
 def test_cases_are_found_by_their_names() -> None:
-    assert list(CASES) == ["v39-800", "v39-224", "v39-224-b8", "v57-800", "v39-800-bf16", "detector"]
+    backbones = ["v39-800", "v39-224", "v39-224-b8", "v57-800", "v39-800-bf16", "v39-224-bf16"]
+    assert list(CASES) == [*backbones, "detector", "detector-480", "detector-bf16", "detector-480-bf16"]
     assert all(name == case.name for name, case in CASES.items())
 
 
@@ -27,6 +35,13 @@ def test_a_network_is_the_same_each_time_and_draws_nothing_from_the_caller() -> 
         assert torch.equal(a, b), name
     assert torch.equal(make_images(TINY), make_images(TINY))
     assert not first.training
+
+
+def test_int8_learns_its_ranges_from_the_image_and_others() -> None:
+    first, *others = quantization_inputs(TINY)
+    assert torch.equal(first, make_images(TINY))
+    assert others
+    assert all(x.shape == first.shape and not torch.equal(x, first) for x in others)
 
 
 def test_convolutions_are_hes_and_norms_are_calibrated() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
-from cpu_benchmark_cases import SMALL_DETECTOR, TINY, fake_fuse
+from cpu_benchmark_cases import SMALL_DETECTOR, TINY, TINY_DETECTOR, fake_fuse
 from torch import Tensor, nn
 
 import vovnet
@@ -45,10 +48,35 @@ def test_fuse_is_as_exact_as_it_says() -> None:
 
 def test_a_detector_is_held_to_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vovnet, "fuse", fake_fuse)
-    outcome = run_case(SMALL_DETECTOR, ["onnxruntime", "fused"], 1, lambda text: None)
+    outcome = run_case(SMALL_DETECTOR, ["compile", "fused"], 1, lambda text: None)
     found = outcome.results["fused"].agreement
     assert found is not None
     assert found.count == found.eager_count > 0
     assert (found.unmatched, found.box_distance, found.score_distance) == (0, 0.0, 0.0)
-    assert outcome.absent == {"onnxruntime": "compared on backbones only"}
+    assert outcome.absent == {"compile": "compared on backbones only"}
     assert outcome.speedup is None
+
+
+def test_exported_detectors_find_what_the_eager_one_finds() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    outcome = run_case(TINY_DETECTOR, ["onnxruntime", "openvino"], 1, lambda text: None)
+    assert outcome.absent == {}
+    for name in ("onnxruntime", "openvino"):
+        found = outcome.results[name].agreement
+        assert found is not None
+        assert found.count == found.eager_count > 0
+        assert found.unmatched == 0
+        assert found.box_distance < 0.05
+        assert found.score_distance < 1e-3
+
+
+def test_detections_in_bfloat16_are_held_to_those_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vovnet, "fuse", lambda model, precision: copy.deepcopy(model))
+    case = replace(SMALL_DETECTOR, precision="bf16")
+    outcome = run_case(case, ["eager", "fused"], 1, lambda text: None)
+    exact, autocast = (outcome.results[name].agreement for name in ("fused", "eager"))
+    assert exact is not None
+    assert autocast is not None
+    assert (exact.unmatched, exact.box_distance, exact.score_distance) == (0, 0.0, 0.0)
+    assert autocast.unmatched or autocast.score_distance > 1e-4
