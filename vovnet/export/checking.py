@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vovnet.errors import InputError
 from vovnet.export.metadata import Kind, Precision
+from vovnet.images.folder import list_images
 
 NOT_KEPT = "nothing was written, --force writes it anyway"
 
@@ -37,13 +38,19 @@ class CheckOptions:
     def validate(self, precision: Precision, kind: Kind) -> None:
         """Check that the options fit one another and the precision; int8 is measured, unless it is forced.
 
+        It also looks for the data, because writing the file may take minutes.
+
         Raises:
-            InputError: an option is missing or has no meaning.
+            InputError: an option is missing or has no meaning; or there are no images or annotations.
         """
         if self.annotations is not None and self.images is None:
             raise InputError("--annotations: needs --check IMAGES, the folder of the annotated images")
         if self.annotations is not None and kind == "classifier":
             raise InputError("--annotations: COCO's are for detectors, and this is a classifier; leave them out")
+        if self.images is not None:
+            list_images(self.images)
+        if self.annotations is not None and not self.annotations.is_file():
+            raise InputError(f"--annotations {self.annotations}: no such file; expected COCO JSON of the images")
         measured = self.images is not None and (self.annotations is not None or kind == "classifier")
         if precision == "int8" and not measured and not self.force:
             data = "--check IMAGES" if kind == "classifier" else "--check IMAGES --annotations FILE"

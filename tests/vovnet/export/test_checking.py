@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vovnet.errors import InputError
 from vovnet.export.checking import CheckOptions
@@ -24,8 +25,22 @@ IMAGES, FILE = Path("images"), Path("truth.json")
         (CheckOptions(IMAGES), "int8", "classifier"),
     ],
 )
-def test_good_options(options: CheckOptions, precision: Precision, kind: Kind) -> None:
+def test_good_options(
+    options: CheckOptions, precision: Precision, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    IMAGES.mkdir()
+    Image.new("RGB", (3, 3)).save(IMAGES / "one.png")
+    FILE.write_text("{}")
     options.validate(precision, kind)
+    if options.annotations is not None:
+        FILE.unlink()
+        with pytest.raises(InputError, match=f"--annotations {FILE}"):
+            options.validate(precision, kind)
+    if options.images is not None:
+        (IMAGES / "one.png").unlink()
+        with pytest.raises(InputError, match=str(IMAGES)):
+            options.validate(precision, kind)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +53,11 @@ def test_good_options(options: CheckOptions, precision: Precision, kind: Kind) -
         (CheckOptions(), "int8", "classifier", "--check IMAGES"),
     ],
 )
-def test_options_that_do_not_fit(options: CheckOptions, precision: Precision, kind: Kind, named: str) -> None:
+def test_options_that_do_not_fit(
+    options: CheckOptions, precision: Precision, kind: Kind, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    IMAGES.mkdir()
+    Image.new("RGB", (3, 3)).save(IMAGES / "one.png")
     with pytest.raises(InputError, match=named):
         options.validate(precision, kind)
