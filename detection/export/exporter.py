@@ -16,7 +16,6 @@ from torch import nn
 
 import vovnet
 from vovnet.detection.export.graph import ExportableDetector, Masks
-from vovnet.detection.legacy.transform import LegacyTransform
 from vovnet.errors import InputError
 from vovnet.export.metadata import ExportedInput, ExportMetadata, InputType, Precision
 from vovnet.export.nms import onnx_translations, openvino_extension
@@ -112,7 +111,7 @@ def _metadata(detector: Any, graph: ExportableDetector, input: ExportedInput, pr
         input=input,
         categories=[{"id": int(one["id"]), "name": str(one["name"])} for one in detector.categories],
         masks=graph.masks,
-        box_format="xyxy_inclusive" if isinstance(detector.transform, LegacyTransform) else "xyxy",
+        box_format="xyxy_inclusive" if graph.rules.inclusive else "xyxy",
         preprocessing=detector.preprocessing,
         thresholds={"score": heads.score_thresh, "nms": heads.nms_thresh, "detections": heads.detections_per_img},
         model=dataclasses.asdict(detector.recipe),

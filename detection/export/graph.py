@@ -24,11 +24,11 @@ _SMALLEST_BOX = 1e-2  # torchvision's roi_heads.py drops detections with a small
 
 
 @dataclass(frozen=True)
-class _Rules:
+class BoxRules:
     """In what the published detectors' box arithmetic differs from torchvision's."""
 
     inclusive: bool
-    """Both corners are pixels of the box ("+1"); see :mod:`vovnet.detection.legacy.boxes`."""
+    """Both corners are pixels of the box ("+1"), as legacy/boxes.py describes it."""
 
     def clip(self, boxes: Tensor, size: Tensor) -> Tensor:
         """Clip boxes (…, 4) to an image of ``size`` (height, width)."""
@@ -70,7 +70,7 @@ class ExportableDetector(nn.Module):
         parts: Any = detector
         legacy = isinstance(parts.transform, LegacyTransform)
         self.resizing = LegacyResizing(parts.transform, size) if legacy else TorchvisionResizing(parts.transform)
-        self.rules = _Rules(inclusive=legacy)
+        self.rules = BoxRules(inclusive=legacy)
         self.backbone, self.rpn, self.heads = parts.backbone, parts.rpn, parts.roi_heads
         self.pooled_levels = [str(name) for name in self.heads.box_roi_pool.featmap_names]
         strides = parts.backbone.strides[: len(self.pooled_levels)]

@@ -88,7 +88,7 @@ class TorchvisionResizing(_Resizing):
 class LegacyResizing(_Resizing):
     """Resizes as the reference does: Pillow's bilinear filter, which averages, on bytes; BGR in 0..255 minus the mean.
 
-    See :mod:`vovnet.detection.legacy.transform`. Pillow 13 resizes some tall images vertically first
+    legacy/transform.py is the source. Pillow 13 resizes some tall images vertically first
     (:func:`vovnet.export.resampling.resizes_vertically_first`), which is done here only for a fixed size.
 
     Args:
@@ -115,7 +115,7 @@ class LegacyResizing(_Resizing):
         return Prepared(nn.functional.pad(pixels, padding), size, original)
 
     def sides(self, height: Any, width: Any) -> tuple[Any, Any]:
-        """Return height and width after the resize; see :func:`vovnet.detection.legacy.transform.resized_size`."""
+        """Return height and width after the resize; see ``resized_size`` in legacy/transform.py."""
         target = self._target(height, width)
         return _largest(target, target * height // width), _largest(target, target * width // height)
 
