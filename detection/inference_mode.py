@@ -37,7 +37,8 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
     parameter = next(detector.parameters())
     home = parameter.device
     check_number_type("the detector's weights are", parameter.dtype, "call detector.float()")
-    if "meta" in (home.type, torch.get_default_device().type):
+    # torch.get_default_device() fails in PyTorch 2.8 after torch.set_default_device(None).
+    if "meta" in (home.type, torch.empty(0).device.type):
         raise InputError(
             "device: the detector or torch's default device is 'meta', which computes nothing; set another"
         )
