@@ -6,6 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 """The files of a folder with a model, in timm's form or a detector's."""
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+"""The errors that ``zipfile`` raises for damaged and hostile archives, OSError for an offset that no file has."""
 
 _MAX_BYTES = 16 * 2**20
 _MAX_DEPTH = 64

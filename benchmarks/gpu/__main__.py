@@ -24,7 +24,7 @@ from benchmarks.gpu.sections import SECTIONS
 
 NEEDED = ("torch", "torchvision", "timm", "safetensors", "huggingface_hub")
 RESERVE_SECONDS = 10
-"""For what is not a section's: imports, the last report, processes that take their time to end."""
+"""Seconds kept for work outside the sections: imports, the last report, and processes that end slowly."""
 HOW_ON_CPU = "the small case for the CPU: make gpu GPU_ARGS=--cpu"
 
 

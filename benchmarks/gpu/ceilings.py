@@ -1,4 +1,4 @@
-"""What this device can do at most: bytes per second of a copy, and operations per second of a matrix product."""
+"""Measure the device's limits: bytes per second of a copy, and operations per second of a matrix product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the steps of a section leave: one JSON object a line, readable at any moment, also after a kill."""
+"""The results of a section's steps: one JSON object a line, readable at any moment, also after a kill."""
 
 from __future__ import annotations
 

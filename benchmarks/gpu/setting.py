@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device can do at most, as measured.
+    """The measured limits of the device.
 
     Attributes:
         values: ``copy`` → bytes per second, read and written; fp16, bf16, tf32, fp32 → operations per second of a
@@ -89,7 +89,7 @@ class Setting:
 
     @cached_property
     def ceilings(self) -> Ceilings:
-        """What the section ``ceilings`` has measured."""
+        """The limits that the section ``ceilings`` has measured."""
         records = read(self._folder / "ceilings.jsonl").values()
         return Ceilings({name: value for record in records for name, value in record.values.items()})
 

@@ -26,7 +26,7 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a step returns: rows of the section's table, and numbers for later sections."""
+    """The result of a step: rows of the section's table, and numbers for later sections."""
 
     rows: Sequence[Row] = ()
     values: Mapping[str, float] = field(default_factory=dict)

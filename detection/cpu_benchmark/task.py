@@ -54,7 +54,7 @@ class Task:
 
     @property
     def file_input(self) -> NDArray[np.float32]:
-        """What the file takes: the images, or a detector's single one without a batch."""
+        """The input of the exported file: the batch of images, or for a detector its one image (3, H, W)."""
         return self._as_file_takes(self.images)
 
     @property

@@ -25,7 +25,7 @@ _SMALLEST_BOX = 1e-2  # torchvision's roi_heads.py drops detections with a small
 
 @dataclass(frozen=True)
 class BoxRules:
-    """In what the published detectors' box arithmetic differs from torchvision's."""
+    """The box arithmetic of torchvision's detectors, or of the published ones (``conventions: legacy``)."""
 
     inclusive: bool
     """Both corners are pixels of the box ("+1"), as legacy/boxes.py describes it."""

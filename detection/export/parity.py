@@ -38,16 +38,18 @@ from vovnet.results.detections import ImageDetections
 SCORE = 0.05
 """Detections with a higher score are compared."""
 LARGEST_BOX_DIFFERENCE = 0.05
-"""In pixels, as the other two of a file of precision fp32."""
+"""Largest difference in pixels of a coordinate that a file of precision fp32 may have."""
 LARGEST_SCORE_DIFFERENCE = 1e-4
+"""Largest difference of a score that such a file may have."""
 LEAST_MASK_IOU = 0.99
+"""Smallest IoU of a mask with the detector's that such a file may have."""
 
 _KINDS = {"bbox": "box", "segm": "mask"}
 
 
 @dataclass(frozen=True)
 class DetectorParity:
-    """What a detector and its file found in the same images.
+    """The comparison of a detector and its exported file on the same images.
 
     Attributes:
         file: the exported file.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vovnet.errors import InputError, reason
-from vovnet.files import atomic_path
+from vovnet.files import DAMAGED_ZIP, atomic_path
 
 FORMAT = "vovnet-run"
 FORMAT_VERSION = 1
@@ -70,7 +70,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as error:
+    except (*DAMAGED_ZIP, pickle.UnpicklingError, KeyError) as error:
         raise InputError(
             f"checkpoint '{path}': cannot be read; it is truncated, tampered with or not a checkpoint of vovnet "
             f"({reason(error)[:200]}); use a copy, or start a new run with --overwrite"

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from vovnet.errors import InputError, reason
+from vovnet.files import DAMAGED_ZIP
 
 MOST_BYTES = 2**30
 """Largest size of a file in an archive. The largest published detector has a quarter of it."""
@@ -22,8 +21,6 @@ MOST_BYTES = 2**30
 _CHUNK = 2**20
 _UNIX = 3  # the system whose file types are in the upper half of external_attr
 _ENCRYPTED = 0x1
-_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
-"""What zipfile raises on damaged and hostile archives."""
 
 
 def is_archive(path: Path) -> bool:
@@ -33,7 +30,7 @@ def is_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return not any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in archive.namelist())
-    except _DAMAGED:
+    except DAMAGED_ZIP:
         return True
 
 
@@ -55,7 +52,7 @@ def member_blocks(path: Path, *, name: str | None = None, most: int = MOST_BYTES
                 yield block
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except _DAMAGED as error:
+    except DAMAGED_ZIP as error:
         raise InputError(
             f"{path}: not a zip archive, or a truncated or damaged one ({reason(error)}); fetch it again"
         ) from error

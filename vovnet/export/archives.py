@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vovnet.errors import InputError, reason
 from vovnet.export.metadata import KEY
+from vovnet.files import DAMAGED_ZIP
 
 _MAX_BYTES = 16 * 2**20
 
@@ -22,7 +23,7 @@ def stored_text(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return next(_texts(archive), None)
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.LargeZipFile) as error:
+    except DAMAGED_ZIP as error:
         raise InputError(f"{path}: is not an archive of PyTorch, or is truncated ({reason(error)})") from error
 
 
@@ -31,7 +32,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
+    except DAMAGED_ZIP:
         return False
     return any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names)
 
