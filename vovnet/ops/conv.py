@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vovnet.modules import Geometry
 from vovnet.ops import cuda
 from vovnet.ops.arguments import check_conv, conv_shape, pair
+from vovnet.ops.gradients import convolution_backward
 from vovnet.ops.registration import AutogradContext, refuse_second_derivative, refuse_vmap, register_autocast
 from vovnet.ops.relu_mask import is_channels_last, match_strides
 
@@ -126,25 +128,21 @@ def _conv_backward(
     wants_x, wants_weight, wants_scale, wants_shift = wanted
     layout = _layout(x, weight)
     g, total = cuda.gradient_before_relu(grad.contiguous(memory_format=layout), output_or_mask, wants_shift)
-    wants_folded = wants_weight or wants_scale
-    # The shift's gradient is summed below: convolution_backward may sum in the map's own dtype.
     x, folded = x.contiguous(memory_format=layout), fold(weight, scale, x.dtype, layout)
-    geometry = (stride, padding, dilation, False, [0, 0], groups)
-    d_x, d_folded, _ = torch.ops.aten.convolution_backward(
-        g, x, folded, None, *geometry, [wants_x, wants_folded, False]
-    )
+    geometry = Geometry(list(stride), list(padding), list(dilation), groups)
+    d_x, d_folded = convolution_backward(g, x, folded, geometry, wants_x, wants_weight or wants_scale)
     none = weight.new_empty(0)
     d_weight, d_scale, d_shift = none, none.clone(), none.clone()
-    if wants_folded:
+    if d_folded is not None:
         d_folded = d_folded.to(weight.dtype)
-    if wants_scale:
-        d_scale = (d_folded * weight).sum((1, 2, 3))
-    if wants_weight:
-        d_weight = d_folded.mul_(scale[:, None, None, None]) if scale is not None else d_folded
-        d_weight = match_strides(weight, d_weight)
+        if wants_scale:
+            d_scale = (d_folded * weight).sum((1, 2, 3))
+        if wants_weight:
+            d_weight = d_folded.mul_(scale[:, None, None, None]) if scale is not None else d_folded
+            d_weight = match_strides(weight, d_weight)
     if wants_shift:
         d_shift = g.sum((0, 2, 3), dtype=weight.dtype) if total is None else total.to(weight.dtype)
-    return d_x if wants_x else x.new_empty(0), d_weight, d_scale, d_shift
+    return x.new_empty(0) if d_x is None else d_x, d_weight, d_scale, d_shift
 
 
 @_conv_backward.register_fake

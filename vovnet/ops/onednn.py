@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vovnet.modules import Geometry
+from vovnet.ops.gradients import convolution_backward
+
+_POINTWISE = Geometry([1, 1], [0, 0], [1, 1], 1)
 
 _LARGE = 10_000
 """Number of pixels of a contiguous (N, C, H, W) map from which matrix products are faster."""
@@ -60,11 +63,9 @@ def convolution_gradients(
         d_x: Tensor | None = None
         d_block: Tensor | None = None
         if want or wants_weight:
-            d_x, d_block, _ = torch.ops.aten.convolution_backward(
-                g, x, _kernel(block, x), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [want, wants_weight, False]
-            )
-        d_inputs.append(x.new_empty(0) if d_x is None or not want else d_x)
-        d_blocks.append(x.new_empty(0) if d_block is None or not wants_weight else d_block.flatten(1))
+            d_x, d_block = convolution_backward(g, x, _kernel(block, x), _POINTWISE, want, wants_weight)
+        d_inputs.append(x.new_empty(0) if d_x is None else d_x)
+        d_blocks.append(x.new_empty(0) if d_block is None else d_block.flatten(1))
     return d_inputs, d_blocks
 
 
