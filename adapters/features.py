@@ -18,7 +18,7 @@ from timm.models import load_state_dict
 from timm.models._features import FeatureGetterNet, FeatureInfo
 from torch import nn
 
-from vovnet.adapters.levels import choose_levels
+from vovnet.adapters.levels import PYRAMID_STRIDES, choose_levels
 from vovnet.checkpoints.pretrained import readable, unpacked
 from vovnet.errors import InputError, did_you_mean, reason, shown
 
@@ -70,8 +70,11 @@ def features_by_name(
     in_chans: int | None,
     backbone_args: Mapping[str, Any],
     whole: bool = False,
+    strides: Sequence[int] = PYRAMID_STRIDES,
 ) -> Features:
     """Create the timm model ``name`` with ``features_only``; it returns only the maps that the pyramid takes.
+
+    Without ``out_indices`` these are the last maps with each of ``strides``.
 
     With ``whole`` it returns only timm's last map, whatever the strides, and no stage is cut off.
 
@@ -92,8 +95,8 @@ def features_by_name(
     pretrained = pretrained or file is not None
     with torch.device("meta"):  # only feature_info is needed: this uses no memory and draws no random numbers
         info = _create(name, {key: value for key, value in args.items() if key != "device"}).feature_info
-    strides = [entry["reduction"] for entry in info.info]
-    indices = (len(strides) - 1,) if whole else choose_levels(strides, out_indices, name)
+    offered = [entry["reduction"] for entry in info.info]
+    indices = (len(offered) - 1,) if whole else choose_levels(offered, out_indices, name, strides)
     args |= {"pretrained": pretrained and download, "out_indices": indices}
     net = _create(name, args) if file is None or not download else _create_from_file(name, args, file)
     return _describe(net, name, indices, tuple(range(len(indices))), pretrained)
@@ -143,7 +146,12 @@ def _create_from_file(name: str, args: Mapping[str, Any], file: Path) -> Any:
 
 
 def features_of_instance(
-    model: nn.Module, *, pretrained: bool, out_indices: Sequence[int] | None, in_chans: int | None
+    model: nn.Module,
+    *,
+    pretrained: bool,
+    out_indices: Sequence[int] | None,
+    in_chans: int | None,
+    strides: Sequence[int] = PYRAMID_STRIDES,
 ) -> Features:
     """Take an existing timm model: made with ``features_only``, or a classifier with ``forward_intermediates``.
 
@@ -162,12 +170,12 @@ def features_of_instance(
     if isinstance(info, FeatureInfo):
         net = model
         outputs = [i % len(info) for i in info.out_indices]
-        strides = [info[i]["reduction"] for i in outputs]
+        offered = [info[i]["reduction"] for i in outputs]
         wanted = None if out_indices is None else _positions_of(out_indices, outputs, len(info), name)
-        positions = choose_levels(strides, wanted, f"{name} (feature maps {outputs})")
+        positions = choose_levels(offered, wanted, f"{name} (feature maps {outputs})", strides)
         indices = tuple(outputs[p] for p in positions)
     elif hasattr(model, "forward_intermediates"):
-        indices = choose_levels([entry["reduction"] for entry in info], out_indices, name)
+        indices = choose_levels([entry["reduction"] for entry in info], out_indices, name, strides)
         net = FeatureGetterNet(model, out_indices=indices)
         for attribute in ("pretrained_cfg", "in_chans"):
             setattr(net, attribute, getattr(model, attribute, None))

@@ -11,14 +11,20 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from vovnet.adapters.features import Features, features_by_name, features_of_instance, verify_features
 from vovnet.adapters.freezing import freeze_stages
+from vovnet.adapters.levels import PYRAMID_STRIDES
 from vovnet.adapters.norms import FpnNorm, Norm, convert_norms, norm_layer
 from vovnet.adapters.outputs import with_outputs
 from vovnet.errors import InputError
 
 _log = logging.getLogger("vovnet")
 
-ExtraLevel = Literal["pool", "p6p7"]
-_LEVEL_NAMES: dict[ExtraLevel | None, tuple[str, ...]] = {None: (), "pool": ("pool",), "p6p7": ("p6", "p7")}
+ExtraLevel = Literal["pool", "p6p7", "p6p7_c5"]
+_LEVEL_NAMES: dict[ExtraLevel | None, tuple[str, ...]] = {
+    None: (),
+    "pool": ("pool",),
+    "p6p7": ("p6", "p7"),
+    "p6p7_c5": ("p6", "p7"),
+}
 """torchvision's names for the levels behind the backbone's own."""
 
 
@@ -26,7 +32,7 @@ class FpnBackbone(nn.Module):
     """A timm feature extractor (``body``) and torchvision's pyramid (``fpn``): the backbone of a torchvision detector.
 
     Attributes:
-        out_channels: channels of every level.
+        out_channels: channels of every level; a list with the channels of each level if ``per_level_channels``.
         level_names: ``("0", "1", …)`` for the backbone's levels, then ``"pool"`` or ``"p6"``, ``"p7"``.
         roi_level_names: the names of the backbone's own levels. Boxes are pooled from these.
         strides: stride in pixels of every level in ``level_names``.
@@ -37,19 +43,25 @@ class FpnBackbone(nn.Module):
     """
 
     def __init__(
-        self, features: Features, *, out_channels: int, extra_level: ExtraLevel | None, fpn_norm: FpnNorm | None
+        self,
+        features: Features,
+        *,
+        out_channels: int,
+        extra_level: ExtraLevel | None,
+        fpn_norm: FpnNorm | None,
+        per_level_channels: bool = False,
     ) -> None:
         super().__init__()
-        extra_block: ExtraFPNBlock | None = LastLevelMaxPool() if extra_level == "pool" else None
-        if extra_level == "p6p7":
-            extra_block = LastLevelP6P7(out_channels, out_channels)
+        extra_block = _extra_block(extra_level, features.channels[-1], out_channels)
         self.body = features.net
         self.fpn = FeaturePyramidNetwork(list(features.channels), out_channels, extra_block, norm_layer(fpn_norm))
         extra = _LEVEL_NAMES[extra_level]
         deepest = features.strides[-1]
-        self.out_channels = out_channels
         self.roi_level_names = tuple(str(i) for i in range(len(features.strides)))
         self.level_names = self.roi_level_names + extra
+        self.out_channels = out_channels
+        if per_level_channels:
+            self.out_channels = [out_channels] * len(self.level_names)  # type: ignore[assignment]
         self.strides = features.strides + tuple(deepest * 2 ** (i + 1) for i in range(len(extra)))
         self.mean = features.mean
         self.std = features.std
@@ -70,6 +82,16 @@ class FpnBackbone(nn.Module):
         return self.fpn(levels)
 
 
+def _extra_block(extra_level: ExtraLevel | None, deepest: int, out_channels: int) -> ExtraFPNBlock | None:
+    if extra_level is None:
+        return None
+    if extra_level == "pool":
+        return LastLevelMaxPool()
+    block = LastLevelP6P7(deepest if extra_level == "p6p7_c5" else out_channels, out_channels)
+    block.use_P5 = extra_level == "p6p7"  # torchvision decides by the numbers of channels, which may be equal
+    return block
+
+
 def fpn_backbone(
     model_or_name: str | nn.Module,
     *,
@@ -86,6 +108,8 @@ def fpn_backbone(
     download: bool = True,
     norm_eps: float | None = None,
     out_modules: Sequence[str] | None = None,
+    strides: Sequence[int] = PYRAMID_STRIDES,
+    per_level_channels: bool = False,
 ) -> FpnBackbone:
     """Turn any timm model with ``features_only`` into a torchvision detection backbone with a feature pyramid.
 
@@ -101,9 +125,10 @@ def fpn_backbone(
             backbone and is changed.
         pretrained: start from timm's pretrained weights; for an instance, True says that its weights are trained ones.
         out_indices: indices of the feature maps to take, from the finest; each stride must be twice the previous one.
-            None takes the last map with each of the strides 4, 8, 16 and 32.
+            None takes the last map with each of ``strides``.
         out_channels: channels of every pyramid level.
-        extra_level: ``pool`` adds one level by subsampling, ``p6p7`` two by strided convolutions, None no level.
+        extra_level: ``pool`` adds one level by subsampling, ``p6p7`` two by strided convolutions of the pyramid's last
+            level, ``p6p7_c5`` two by strided convolutions of the backbone's last map, None no level.
         norm: what to do with the backbone's batch norms. ``frozen_bn`` fixes them if the weights are pretrained, and
             otherwise warns; ``bn`` lets them train; ``sync_bn`` shares their statistics between processes (on GPUs
             only); ``gn`` replaces them by group norms. Norms of other kinds stay as they are.
@@ -118,6 +143,10 @@ def fpn_backbone(
         norm_eps: epsilon of the backbone's batch norms; None keeps the model's.
         out_modules: names of modules whose outputs are the feature maps, such as ``["blocks.5.0", "blocks.6"]``, if
             timm has none there; None takes timm's maps.
+        strides: strides of the pyramid's levels in pixels, each twice the previous one. torchvision's RetinaNet and
+            FCOS take 8, 16 and 32.
+        per_level_channels: make ``out_channels`` of the backbone a list with a number for each level, as torchvision's
+            ``SSD`` takes it; its other detectors take one number.
 
     Raises:
         InputError: a value is out of its range, or the model lacks the maps that a pyramid needs.
@@ -135,6 +164,7 @@ def fpn_backbone(
             in_chans=in_chans,
             backbone_args=backbone_args or {},
             whole=out_modules is not None,
+            strides=strides,
         )
         if out_modules is not None:
             features = with_outputs(features, out_modules)
@@ -144,7 +174,7 @@ def fpn_backbone(
         if out_modules is not None:
             raise InputError("out_modules are for a model that is made from a name; this one returns its own maps")
         features = features_of_instance(
-            model_or_name, pretrained=pretrained, out_indices=out_indices, in_chans=in_chans
+            model_or_name, pretrained=pretrained, out_indices=out_indices, in_chans=in_chans, strides=strides
         )
     else:
         raise InputError(f"expected a timm model or its name, got {type(model_or_name).__name__}")
@@ -156,7 +186,13 @@ def fpn_backbone(
     _log.info("%s: %s", features.name, report)
     for note in notes:
         warnings.warn(f"{features.name}: {note}", stacklevel=2)
-    backbone = FpnBackbone(features, out_channels=out_channels, extra_level=extra_level, fpn_norm=fpn_norm)
+    backbone = FpnBackbone(
+        features,
+        out_channels=out_channels,
+        extra_level=extra_level,
+        fpn_norm=fpn_norm,
+        per_level_channels=per_level_channels,
+    )
     backbone.norm_report = report
     return backbone
 

@@ -17,26 +17,29 @@ PYRAMID_STRIDES = (4, 8, 16, 32)
 """The levels of the FPN paper, arXiv:1612.03144."""
 
 
-def choose_levels(strides: Sequence[int], out_indices: Sequence[int] | None, name: str) -> tuple[int, ...]:
+def choose_levels(
+    strides: Sequence[int], out_indices: Sequence[int] | None, name: str, pyramid: Sequence[int] = PYRAMID_STRIDES
+) -> tuple[int, ...]:
     """Return the index of each pyramid level among a model's feature maps.
 
     Args:
         strides: stride in pixels of every feature map of the model, in order.
         out_indices: the wanted maps (negative indices count from the end), or None for the last map with each of the
-            strides 4, 8, 16 and 32.
+            strides of ``pyramid``.
         name: the model's name in messages.
+        pyramid: the strides of the levels, in pixels.
 
     Raises:
         InputError: a stride is missing, or is not twice the previous one. The message gives indices that would work.
     """
     if out_indices is None:
-        missing = [s for s in PYRAMID_STRIDES if s not in strides]
+        missing = [s for s in pyramid if s not in strides]
         if missing:
             raise InputError(
                 f"{name} has no feature map with stride {_listed(missing)} (its strides are {_listed(strides)}), and a "
-                f"feature pyramid takes {_listed(PYRAMID_STRIDES)}; {_suggestion(strides, 4, max(strides))}"
+                f"feature pyramid takes {_listed(pyramid)}; {_suggestion(strides, min(pyramid), max(strides))}"
             )
-        return tuple(_last(strides, stride) for stride in PYRAMID_STRIDES)
+        return tuple(_last(strides, stride) for stride in pyramid)
     indices = _absolute(out_indices, len(strides), name)
     chosen = [strides[i] for i in indices]
     doubling = all(later == 2 * earlier for earlier, later in itertools.pairwise(chosen))

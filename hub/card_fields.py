@@ -12,9 +12,9 @@ from torch import nn
 
 from vovnet.checkpoints.places import is_torchvision, locate
 from vovnet.detection.checkpoints.network_facts import read_facts
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
-from vovnet.detection.models.build import DETECTORS
 from vovnet.detection.models.flops import MASKS, PROPOSALS, classifier_gmacs, detector_gmacs, working_size
 from vovnet.detection.zoo.published import COCO_CLASSES, PublishedRow, published_row
 from vovnet.errors import InputError
@@ -47,6 +47,7 @@ class CardFields:
     rows: Mapping[str, str]
     training: str
     citations: tuple[str, ...]
+    """Keys of the papers of the network."""
     tags: tuple[str, ...]
     categories: tuple[str, ...] = ()
     metrics: tuple[Metrics, ...] = ()
@@ -54,6 +55,8 @@ class CardFields:
     """The metrics of each category, if they are known."""
     datasets: tuple[str, ...] = ()
     """The Hub's names of the training data, if known."""
+    paper: str | None = None
+    """BibTeX of the detector's paper."""
     base_model: str | None = None
     """The Hub repository that the training started from."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -84,22 +87,21 @@ def detector_fields(
     run = load_recipe(folder / RECIPE_FILE) if source is None and (folder / RECIPE_FILE).is_file() else None
     kept = kept_evaluation(folder, run)
     height, width = working_size(detector)
-    counted = f"{PROPOSALS:,} proposals" + (f" and {MASKS} masks" if model.detector == "mask_rcnn" else "")
-    name = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}[model.detector]
-    task = "image-segmentation" if model.detector == "mask_rcnn" else "object-detection"
+    facts = DETECTORS[model.detector]
+    name, task, found = facts.title, facts.task, facts.annotation
+    counted = "" if facts.one_stage else f", {PROPOSALS:,} proposals" + (f" and {MASKS} {found}" if found else "")
     inclusive = ", both corners inside" if hasattr(detector, "boxes_to_xywh") else ""
     rows = {
-        "detector": f"torchvision's `{DETECTORS[model.detector].__name__}` with a feature pyramid",
+        "detector": f"torchvision's `{facts.torchvision}` with a feature pyramid",
         "backbone": f"`{model.backbone}`",
         "conventions": f"{model.conventions} (of boxes, anchors and selection)",
         "parameters": f"{_parameters(detector):,}",
-        "GMACs": f"{detector_gmacs(detector):.1f} for one {height}×{width} image, {counted}",
+        "GMACs": f"{detector_gmacs(detector):.1f} for one {height}×{width} image{counted}",
         "input": "a list of RGB images (3, H, W) as floats in 0..1"
         if model.in_chans == 3
         else f"a list of images ({model.in_chans}, H, W) as floats in 0..1",
         "preprocessing": f"inside the detector: {_preprocessing(preprocessing)}",
-        "output": f"boxes (x1, y1, x2, y2) in pixels{inclusive}, labels, scores"
-        + (", masks" if model.detector == "mask_rcnn" else ""),
+        "output": f"boxes (x1, y1, x2, y2) in pixels{inclusive}, labels, scores" + (f", {found}" if found else ""),
     }
     return CardFields(
         title=f"{name}, {model.backbone}, {len(detector.categories)} categories",
@@ -110,7 +112,8 @@ def detector_fields(
         library="vovnet",
         rows=rows,
         training=_detector_training(source, published, run, train_data),
-        citations=(*_network_family(model.backbone), model.detector),
+        citations=_network_family(model.backbone),
+        paper=facts.citation,
         tags=tuple(sorted({"vovnet", "torchvision", "object-detection", task})),
         categories=tuple(str(category["name"]) for category in detector.categories),
         metrics=published_metrics(published) if published else run_metrics(run, kept, eval_data),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vovnet.checkpoints.sources import source_of_file
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.detection.zoo.published import PublishedRow
@@ -72,11 +73,11 @@ def published_metrics(row: PublishedRow) -> tuple[Metrics, ...]:
 
 
 def kept_evaluation(folder: Path, run: Recipe | None) -> Mapping[str, Any] | None:
-    """Return the line of the evaluation whose weights a run kept: the best by mask AP, else by box AP."""
+    """Return the line of the evaluation whose weights a run kept: the best by the AP that the detector is kept by."""
     path = folder / METRICS_FILE
     if run is None or not path.is_file():
         return None
-    key = "mask_ap" if run.model.detector == "mask_rcnn" else "box_ap"
+    key = f"{DETECTORS[run.model.detector].kept_by}_ap"
     rows = [row for row in read_metrics(path) if _is_counted(row.get(key))]
     return max(rows, key=lambda row: row[key], default=None)
 

@@ -37,18 +37,6 @@ _CITATIONS = {
   booktitle = {CVPR},
   year      = {2016}
 }""",
-    "faster_rcnn": """@inproceedings{ren2015faster,
-  title     = {Faster {R-CNN}: Towards Real-Time Object Detection with Region Proposal Networks},
-  author    = {Ren, Shaoqing and He, Kaiming and Girshick, Ross and Sun, Jian},
-  booktitle = {NeurIPS},
-  year      = {2015}
-}""",
-    "mask_rcnn": """@inproceedings{he2017mask,
-  title     = {Mask {R-CNN}},
-  author    = {He, Kaiming and Gkioxari, Georgia and Doll{\\'a}r, Piotr and Girshick, Ross},
-  booktitle = {ICCV},
-  year      = {2017}
-}""",
 }
 
 
@@ -91,7 +79,7 @@ def compose_card(
         repository=repository,
         origin=None if source is None else f"{code(source.file)}, SHA-256 {code(source.sha256)}",
         version=version,
-        citation="\n".join(_CITATIONS[key] for key in fields.citations),
+        citation="\n".join([*(_CITATIONS[key] for key in fields.citations), *([fields.paper] if fields.paper else [])]),
     )
 
 

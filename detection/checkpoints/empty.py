@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.models.build import build_detector
@@ -17,13 +16,13 @@ _MOST_COMPUTED = 2**28
 """Numbers in tensors that a network computes when it is built: Swin's masks for a large image have some millions."""
 
 
-def empty_detector(model: ModelRecipe) -> FasterRCNN:
+def empty_detector(model: ModelRecipe) -> nn.Module:
     """Build the detector of a recipe on the meta device: its tensors have shapes and no memory."""
     with torch.device("meta"):
         return build_detector(model, download=False)
 
 
-def fill_detector(detector: FasterRCNN, model: ModelRecipe, tensors: Mapping[str, Tensor]) -> FasterRCNN:
+def fill_detector(detector: nn.Module, model: ModelRecipe, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Give an empty detector its weights.
 
     Args:

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import timm
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
 
 from vovnet.checkpoints.places import is_torchvision, model_folder, torchvision_hint
 from vovnet.checkpoints.safetensors_file import open_safetensors, safetensors_bytes
@@ -104,7 +103,7 @@ class StoredDetector:
     title: str = ""
     """The name, published AP and licence of published weights, as one line; empty for other weights."""
 
-    def empty(self) -> FasterRCNN:
+    def empty(self) -> nn.Module:
         """Build the detector without memory for its weights.
 
         Raises:
@@ -154,7 +153,7 @@ def _input_errors(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot build the detector ({' '.join(str(error).split())[:300]})") from error
 
 
-def attach(detector: FasterRCNN, config: DetectorConfig) -> Detector:
+def attach(detector: nn.Module, config: DetectorConfig) -> Detector:
     """Give a detector the attributes that evaluation and prediction read, and return it."""
     described = cast(Detector, detector)
     described.categories = config.categories

@@ -18,14 +18,16 @@ from vovnet.detection.checkpoints.folder import StoredDetector, find_folder, sto
 from vovnet.detection.checkpoints.network_facts import check_start, check_strides, read_facts
 from vovnet.detection.checkpoints.norm_eps import frozen_norms, kept_norms, norm_eps_of
 from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, NORM_EPS, torchvision_detector
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.fields import is_given, shown
 from vovnet.detection.config.schema import SETTINGS, ConventionName, ModelRecipe, Recipe
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 
-# The parts whose shapes depend on the number of classes.
-_PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
-_MASK_PARTS = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
+_PREDICTORS = tuple({part: None for facts in DETECTORS.values() for part in facts.class_parts})
+_OWN_PARTS = [facts.own_parts for facts in DETECTORS.values() if facts.own_parts]
+_OPTIONAL = ("mask_head", "keypoint_head", "num_keypoints")
+"""Keys of the model whose parts some detectors lack."""
 _COUNTER = ".num_batches_tracked"
 
 _SAME_WEIGHTS = ("frozen_bn", "bn", "sync_bn")
@@ -115,7 +117,7 @@ def _fits(key: str, own: ModelRecipe, theirs: ModelRecipe) -> bool:
         trains = own.norm != "frozen_bn" and is_given(own, "norm")
         same = (NORM_EPS if value is None else value) == (NORM_EPS if expected is None else expected)
         return same or (expected == 0 and trains)
-    if key.startswith("mask_head") and theirs.detector == "faster_rcnn":
+    if key.startswith(_OPTIONAL) and not DETECTORS[theirs.detector].own_parts:
         return True
     return key.endswith("norm") and value in _SAME_WEIGHTS and expected in _SAME_WEIGHTS
 
@@ -125,9 +127,9 @@ def load_matching(
 ) -> Start:
     """Load another detector's weights into a detector, or a timm model's weights into its backbone.
 
-    Predictors for another number of classes keep their random weights, and so does the mask head if the other detector
-    has none. The other detector's mask head is left out if this one has none. With a backbone, all other parts keep
-    theirs.
+    Predictors for another number of classes keep their random weights, and so does a mask or keypoint head if the
+    other detector has none. The other detector's head is left out if this one has none. With a backbone, all other
+    parts keep theirs.
 
     Args:
         detector: The detector that receives the weights, in place.
@@ -176,23 +178,30 @@ def _load_detector(detector: nn.Module, stored: StoredDetector, name: str) -> St
     predictors = [
         key for key, shape in expected.items() if key.startswith(_PREDICTORS) and key in found and found[key] != shape
     ]
-    masks, their_masks = ([key for key in keys if key.startswith(_MASK_PARTS)] for keys in (expected, found))
-    only_one = bool(masks) != bool(their_masks)
+    anew, left_out = _parts_of_one(expected, found), _parts_of_one(found, expected)
     # Frozen norms have no counters of batches and other norms do; either can start from the other.
     counters = [key for key in {*expected, *found} if key.endswith(_COUNTER)]
-    unequal = {*predictors, *counters, *(masks + their_masks if only_one else ())}
+    unequal = {*predictors, *counters, *(key for key in {*expected, *found} if key.startswith((*anew, *left_out)))}
     refuse_differences(stored.path, _without(expected, unequal), _without(found, unequal))
-    skipped = {*predictors, *(their_masks if only_one else ())}
-    tensors = {key: tensor for key, tensor in stored.tensors().items() if key not in skipped}
+    tensors = {
+        key: tensor
+        for key, tensor in stored.tensors().items()
+        if key not in predictors and not key.startswith(tuple(left_out))
+    }
     norms = frozen_norms(detector)
     with kept_norms(norms, norm_eps_of(stored.empty()) if norms else {}, name):
         detector.load_state_dict(tensors, strict=False)
-    mask_parts = [f"{part}*" for part in _MASK_PARTS]
-    return Start(
-        stored.title or name,
-        predictors + (mask_parts if masks and only_one else []),
-        mask_parts if their_masks and only_one else [],
-    )
+    return Start(stored.title or name, predictors + [f"{part}*" for part in anew], [f"{part}*" for part in left_out])
+
+
+def _parts_of_one(keys: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return the parts of a kind of detectors, such as the mask head, of which there are tensors only in ``keys``."""
+    return [
+        part
+        for parts in _OWN_PARTS
+        if any(key.startswith(parts) for key in keys) and not any(key.startswith(parts) for key in others)
+        for part in parts
+    ]
 
 
 def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
@@ -214,7 +223,8 @@ def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
     found = _without(shapes_of(tensors), unused + counters)
     refuse_differences(weights, _without(expected, counters), found)
     body.load_state_dict({key: tensors[key] for key in found}, strict=False)
-    return sorted({f"{name}.*" for name in ("backbone.fpn", "rpn", "roi_heads")})
+    others = [name for name, _ in detector.named_children() if name != "backbone"]
+    return sorted(f"{name}.*" for name in ("backbone.fpn", *others) if any(detector.get_submodule(name).parameters()))
 
 
 def _without(shapes: Shapes, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:

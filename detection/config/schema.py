@@ -14,6 +14,7 @@ from typing_extensions import TypedDict  # pydantic reads typing's from Python 3
 
 from vovnet.adapters.fpn import ExtraLevel
 from vovnet.adapters.norms import FpnNorm, Norm
+from vovnet.detection.config.detectors import DetectorName
 from vovnet.detection.config.fields import Arguments, Flag, Integer, Number, PathText, Text, recipe_part
 
 ConventionName = Literal["torchvision", "legacy"]
@@ -47,8 +48,6 @@ CONVENTIONS: dict[ConventionName, ConventionFacts] = {
 """Facts about each value of ``model.conventions``."""
 
 
-Detector = Literal["faster_rcnn", "mask_rcnn"]
-
 _MAX_PIXELS = 20_000
 _MAX_CHANNELS = 4096
 _MAX_PROPOSALS = 100_000
@@ -70,8 +69,8 @@ class ModelRecipe:
     machine's memory or hours of building.
     """
 
-    detector: Detector = "faster_rcnn"
-    """Kind of detector."""
+    detector: DetectorName = "faster_rcnn"
+    """Kind of detector: torchvision's class of that name."""
     conventions: ConventionName = "torchvision"
     """Rules for images, boxes, training and published files; ``legacy`` follows maskrcnn-benchmark
     (docs/reproduce.md)."""
@@ -84,7 +83,8 @@ class ModelRecipe:
     in_chans: Integer = Field(default=3, ge=1, le=1024)
     """Channels of an image: 3 for RGB, 1 for grey."""
     out_indices: Annotated[list[Annotated[Integer, Field(ge=-64, le=64)]], Field(max_length=64)] | None = None
-    """Feature maps of the backbone; null takes those with strides 4, 8, 16 and 32."""
+    """Feature maps of the backbone; null takes those with strides 4, 8, 16 and 32, and from 8 on for ``retinanet`` and
+    ``fcos``."""
     out_modules: Annotated[list[Text], Field(min_length=1, max_length=64)] | None = None
     """Modules of the backbone whose outputs are the feature maps, such as ``[blocks.5.0, blocks.6]``, where timm has no
     map; null takes timm's. It replaces ``out_indices``."""
@@ -101,8 +101,10 @@ class ModelRecipe:
     """Channels of every pyramid level."""
     fpn_norm: FpnNorm | None = None
     """Norms of the pyramid; null uses none, as in the paper."""
-    extra_level: ExtraLevel | None = "pool"
-    """Levels above the backbone's: ``pool`` adds P6 by max-pooling, ``p6p7`` adds two by strided convolutions."""
+    extra_level: Literal["auto"] | ExtraLevel | None = "auto"
+    """Levels above the backbone's: ``pool`` adds P6 by max-pooling, ``p6p7`` adds two by strided convolutions of the
+    last level, ``p6p7_c5`` two by strided convolutions of the backbone's last map. ``auto`` is ``p6p7`` for
+    ``retinanet`` and ``fcos``, and ``pool`` for the others."""
     num_classes: Annotated[Integer, Field(ge=1, le=20_000)] | None = None
     """Number of object classes without the background; null takes the training data's."""
     min_size: _Pixels = 800
@@ -117,9 +119,10 @@ class ModelRecipe:
     anchor_sizes: Annotated[list[Annotated[list[_AnchorSize], Field(max_length=64)]], Field(max_length=64)] | None = (
         None
     )
-    """Anchor sizes in pixels, a list for each level; null gives level i the size 32 × 2^i."""
+    """Anchor sizes in pixels, a list for each level. null gives level i the size 32 × 2^i, for ``retinanet`` also
+    2^(1/3) and 2^(2/3) times it, and for ``fcos`` the level's stride, which is the unit of its boxes."""
     aspect_ratios: list[_Positive] = Field(default_factory=lambda: [0.5, 1.0, 2.0], min_length=1, max_length=64)
-    """Aspect ratios of the anchors, height / width."""
+    """Aspect ratios of the anchors, height / width. ``fcos`` has only square ones."""
     rpn_pre_nms_top_n_train: Integer = Field(default=2000, ge=1, le=_MAX_PROPOSALS)
     """Proposals of each level before non-maximum suppression, in training."""
     rpn_pre_nms_top_n_test: Integer = Field(default=1000, ge=1, le=_MAX_PROPOSALS)
@@ -152,8 +155,18 @@ class ModelRecipe:
     """Convolutions of the mask head."""
     mask_head_channels: Integer = Field(default=256, ge=1, le=_MAX_CHANNELS)
     """Channels of these convolutions."""
+    num_keypoints: Annotated[Integer, Field(ge=1, le=1024)] | None = None
+    """Number of keypoints of an object, for ``keypoint_rcnn``; null takes the training data's."""
+    keypoint_head_convs: Integer = Field(default=8, ge=1, le=32)
+    """Convolutions of the keypoint head."""
+    keypoint_head_channels: Integer = Field(default=512, ge=1, le=_MAX_CHANNELS)
+    """Channels of these convolutions."""
     head_norm: FpnNorm | None = None
-    """Norms of the convolutions in the box and mask heads; null uses none."""
+    """Norms of the convolutions in the heads; null uses none, and ``gn`` for ``fcos``."""
+    regression_loss: Literal["l1", "giou"] = "l1"
+    """Loss of the boxes of ``retinanet``; ``fcos`` has ``giou``, and the others have a smooth L1 loss."""
+    topk_candidates: Integer = Field(default=1000, ge=1, le=_MAX_PROPOSALS)
+    """Detections of each level before non-maximum suppression, for ``retinanet`` and ``fcos``."""
 
 
 SETTINGS = {
@@ -161,6 +174,7 @@ SETTINGS = {
     *("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test"),
     *("rpn_batch_size_per_image", "rpn_score_thresh"),
     *("box_score_thresh", "box_nms_thresh", "box_detections_per_img", "box_batch_size_per_image"),
+    *("topk_candidates", "regression_loss"),
 }
 """Keys of the model that change neither the network nor what its weights mean: sizes, thresholds, numbers of boxes."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from vovnet.detection.config.fields import shown
+from vovnet.detection.config.detectors import DETECTORS
+from vovnet.detection.config.fields import is_given, shown
 from vovnet.detection.config.schema import ModelRecipe, Recipe
 from vovnet.errors import InputError
 
@@ -37,6 +38,12 @@ def check_model(model: ModelRecipe) -> None:
         raise InputError("model.num_classes is not set: give the number of object classes, without background")
     if model.max_size < model.min_size:
         _refuse("model.max_size", f"at least model.min_size, {model.min_size}", model.max_size)
+    facts = DETECTORS[model.detector]
+    if model.conventions == "legacy" and not facts.legacy:
+        known = ", ".join(name for name, one in DETECTORS.items() if one.legacy)
+        _refuse("model.detector", f"one of {known} with model.conventions=legacy", model.detector)
+    if facts.needs_keypoints and model.num_keypoints is None:
+        raise InputError("model.num_keypoints is not set: give the number of keypoints of an object")
     if model.stride_in_1x1 and model.conventions != "legacy":
         _refuse("model.stride_in_1x1", "null or false, as timm's networks have their stride in the 3×3", True)
     for key in ("image_mean", "image_std"):
@@ -53,12 +60,23 @@ def check_anchors(model: ModelRecipe, levels: int) -> None:
             levels.
     """
     sizes = model.anchor_sizes
+    if model.detector == "fcos":
+        _check_points(model)
     if sizes is None:
         return
     if len(sizes) != levels:
         _refuse("model.anchor_sizes", f"{levels} lists, one a pyramid level (model.extra_level counts)", sizes)
     if len({len(level) for level in sizes}) != 1 or not sizes[0]:
         _refuse("model.anchor_sizes", "as many sizes at each level, at least one", sizes)
+
+
+def _check_points(model: ModelRecipe) -> None:
+    """Check what a detector without anchors leaves open: one point a place, whose unit is one size a level."""
+    if any(len(level) != 1 for level in model.anchor_sizes or []):
+        expected = "one size a level, the unit of its boxes, or null for the strides"
+        _refuse("model.anchor_sizes", expected, model.anchor_sizes)
+    if is_given(model, "aspect_ratios") and model.aspect_ratios not in ([1.0], [0.5, 1.0, 2.0]):
+        _refuse("model.aspect_ratios", "[1.0]: fcos has no other boxes; leave it out", model.aspect_ratios)
 
 
 def _refuse(key: str, expected: str, got: object) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.folder import attach
@@ -96,7 +95,7 @@ def build_network(case: Case) -> nn.Module:
         settings.append("norm=bn")  # eager PyTorch is faster with it than with frozen norms
         recipe = load_recipe(case.network, [f"model.{setting}" for setting in settings])
         detector = build_detector(recipe, download=False)
-        _calibrated(detector.backbone)
+        _calibrated(detector.get_submodule("backbone"))
         _make_choosy(detector.eval(), make_images(case)[0])
         categories = [{"id": number, "name": str(number)} for number in range(1, CATEGORIES + 1)]
         return attach(detector, compose_config(detector, recipe.model, categories))
@@ -137,7 +136,7 @@ def _calibrated(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _make_choosy(detector: FasterRCNN, image: Tensor) -> None:
+def _make_choosy(detector: nn.Module, image: Tensor) -> None:
     """Scale the class logits and raise the background's, in place, until ``CANDIDATES`` scores pass the threshold."""
     heads: Any = detector.roi_heads
     layer = heads.box_predictor.cls_score

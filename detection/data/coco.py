@@ -135,7 +135,7 @@ class CocoDataset(Dataset[Any]):
             return
         files = ", ".join(map(str, self._files))
         if self.masks and images and "no_mask" in self.dropped.problems:
-            hint = "no annotation has a usable mask; model.detector=faster_rcnn needs none"
+            hint = "no annotation has a usable mask; a model.detector without masks needs none"
         else:
             hint = self.dropped.summary() or "there are no annotations"
         raise InputError(f"{files}: empty dataset: no usable object is in it ({hint})")

@@ -55,7 +55,7 @@ KINDS: dict[str, Kind] = {
     "empty_mask": Kind("mask without area", "annotation", "left out of mask training"),
     "duplicate_name": Kind("category name that an earlier category has", "category", "kept, a class of its own"),
     "no_objects": Kind("no usable object other than crowds", "file", "refused, in evaluation too"),
-    "no_usable_mask": Kind("no object with a usable mask", "file", "refused for mask_rcnn"),
+    "no_usable_mask": Kind("no object with a usable mask", "file", "refused for detectors of masks"),
 }
 
 EXAMPLES = 5

@@ -57,7 +57,7 @@ def check_sample(
         checked["masks"] = _masks(target["masks"], count, size)
     elif needs_masks and "polygons" not in target:
         if count:
-            raise InputError("masks: missing; a Mask R-CNN is trained on masks (or set model.detector=faster_rcnn)")
+            raise InputError("masks: missing; this detector is trained on masks; give them, or another model.detector")
         checked["masks"] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))
     if target.get("iscrowd") is not None:
         checked["iscrowd"] = _crowds(target["iscrowd"], count)

@@ -59,7 +59,7 @@ def check_data(
         boxes = check_content(content, ImageFolder(images), False, DataReport())
         report.add("no_usable_mask" if _has_objects(boxes) else "no_objects", str(annotations))
     elif not content.has_masks:
-        report.notes.append("no annotation has a segmentation; mask_rcnn cannot be trained on this file")
+        report.notes.append("no annotation has a segmentation; a detector of masks cannot be trained on this file")
     for image in progress_bar(checked if decode else (), "check", "image", shown=progress):
         _check_pixels(image, max_pixels, report)
     return report

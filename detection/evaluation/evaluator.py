@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import CheckedDataset, ImageIds, checked
@@ -219,7 +220,7 @@ def evaluation_dataset(
     categories: Any = detector.categories
     return CocoDataset(
         [DataSource(str(images), str(annotations))],
-        masks=recipe.detector == "mask_rcnn",
+        masks=DETECTORS[recipe.detector].needs_masks,
         training=False,
         channels=recipe.in_chans,
         max_pixels=max_pixels,

@@ -19,11 +19,12 @@ from vovnet.detection.legacy.boxes import boxes_to_xywh
 from vovnet.detection.legacy.roi_heads import LegacyRoIHeads, legacy_roi_pool
 from vovnet.detection.legacy.rpn import LegacyRegionProposalNetwork
 from vovnet.detection.legacy.transform import PIXEL_MEAN_BGR, LegacyTransform
-from vovnet.detection.models.build import BOX_POOL, MASK_POOL, SAMPLING_RATIO, assemble, recipe_backbone
+from vovnet.detection.models.build import assemble, recipe_backbone
+from vovnet.detection.models.two_stage import BOX_POOL, MASK_POOL, SAMPLING_RATIO
 from vovnet.errors import InputError
 
 
-def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
+def build_legacy_detector(model: ModelRecipe, download: bool) -> nn.Module:
     """Build the detector of a checked recipe with ``conventions: legacy``, with random weights.
 
     The detector takes RGB images in [0, 1] like any torchvision detector. Its boxes are inclusive (both corners are
@@ -61,14 +62,14 @@ def build_legacy_detector(model: ModelRecipe, download: bool) -> FasterRCNN:
 def _check_counterparts(model: ModelRecipe) -> None:
     wanted = {
         "in_chans": (3,),
-        "extra_level": ("pool",),
+        "extra_level": ("pool", "auto"),
         "rpn_head_convs": (1,),
         "rpn_score_thresh": (0.0,),
         "norm_eps": (None,),
         "out_modules": (None,),
     }
-    for key, (value,) in wanted.items():
-        if getattr(model, key) != value:
+    for key, (value, *others) in wanted.items():
+        if getattr(model, key) not in (value, *others):
             raise InputError(
                 f"model.{key} must be {'null' if value is None else value} with conventions: legacy, got "
                 f"{shown(getattr(model, key))}; leave it out"

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import timm
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
 
 from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, published_resnet_keys, shapes_of
 from vovnet.detection.checkpoints.empty import empty_detector
+from vovnet.detection.config.detectors import DetectorName
 from vovnet.detection.config.loading import load_recipe, recipe_names
-from vovnet.detection.config.schema import Detector, ModelRecipe
+from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.legacy.anchors import base_anchors
 from vovnet.errors import InputError
 from vovnet.vovnet import VoVNet, published_keys
@@ -64,7 +64,7 @@ class PublishedDetector:
     """The file's key → ours, for every tensor of the detector."""
     ignored: dict[str, str]
     """The keys that are left out on purpose, and the reason."""
-    detector: FasterRCNN
+    detector: nn.Module
     """The detector of ``model`` on the meta device, without the weights."""
 
     @property
@@ -216,7 +216,7 @@ def _recipe_of(body: str, found: Shapes) -> tuple[str, str | None, ModelRecipe]:
     """Return the title, the shipped recipe (if there is one), and the model with the file's number of classes."""
     masks = any(key.startswith("roi_heads.mask.") for key in found)
     grouped = not any(key.endswith(".running_mean") for key in found)
-    detector: Detector = "mask_rcnn" if masks else "faster_rcnn"
+    detector: DetectorName = "mask_rcnn" if masks else "faster_rcnn"
     part = BODIES[body]
     form = "scratch_{}_{}_FPN_3x_gn" if grouped else "{}_{}_FPN_2x"
     name = form.format(detector, part)

@@ -11,6 +11,7 @@ import torch
 
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.initialize import with_network_of_init
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import recipe_to_yaml
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
@@ -193,7 +194,7 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
 def _datasets(
     recipe: Recipe, rules: TrainingRules, train_dataset: DetectionDataset | None, val_dataset: DetectionDataset | None
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
-    masks = recipe.model.detector == "mask_rcnn"
+    masks = DETECTORS[recipe.model.detector].needs_masks
     data, channels = recipe.data, recipe.model.in_chans
     if train_dataset is not None:
         train_dataset = checked(train_dataset, "train_dataset", channels=channels, needs_masks=masks)
@@ -249,8 +250,8 @@ def _announce(run: Run, train_dataset: DetectionDataset, val_dataset: DetectionD
     solver, model = run.recipe.solver, run.recipe.model
     parameters = sum(parameter.numel() for parameter in run.detector.parameters()) / 1e6
     lines = [
-        f"{model.detector} with {model.backbone}: {parameters:.1f} M parameters, {model.num_classes} classes, "
-        f"on {run.device} × {distributed.world_size()}, autocast {solver.amp}",
+        f"{DETECTORS[model.detector].title} with {model.backbone}: {parameters:.1f} M parameters, "
+        f"{model.num_classes} classes, on {run.device} × {distributed.world_size()}, autocast {solver.amp}",
         f"data: {len(train_dataset)} training images, {0 if val_dataset is None else len(val_dataset)} for validation",
         f"learning rate {scaled_learning_rate(solver):g} = {solver.base_lr:g} × {solver.batch_size} images / "
         f"{solver.reference_batch_size}; {solver.max_iterations} iterations of {solver.batch_size} images "

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import PARAM_LIST as ParamList
 from torch.optim.swa_utils import AveragedModel
-from torchvision.models.detection import FasterRCNN
 
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.config_json import compose_config
@@ -97,7 +96,7 @@ def prepare(
     return run
 
 
-def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.device, resumed: bool) -> FasterRCNN:
+def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.device, resumed: bool) -> nn.Module:
     """Return the detector on the device, with the weights that the training starts from unless the run is resumed."""
     solver = recipe.solver
     # A resumed run has its backbone's weights in the checkpoint, and one with `init` gets others.

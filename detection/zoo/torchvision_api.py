@@ -10,6 +10,7 @@ from typing import Any
 
 import torchvision
 from timm.models._registry import get_arch_pretrained_cfgs
+from torch import nn
 from torchvision.models._api import register_model
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -48,14 +49,14 @@ _FREE = SETTINGS | {"trainable_stages"}
 
 
 def _torchvision_style(
-    detector: type[FasterRCNN],
+    detector: type[nn.Module],
     architecture: str,
     *,
     num_classes: int | None,
     weights_backbone: bool | str | None,
     trainable_backbone_layers: int | None,
     settings: dict[str, Any],
-) -> FasterRCNN:
+) -> nn.Module:
     """Build a detector as torchvision's ``fasterrcnn_resnet50_fpn`` does."""
     _check_settings(detector, settings)
     name, pretrained = _backbone_weights(architecture, weights_backbone)
@@ -91,7 +92,7 @@ def _backbone_weights(architecture: str, weights: bool | str | None) -> tuple[st
     return f"{architecture}.{weights}", True
 
 
-def _check_settings(detector: type[FasterRCNN], settings: dict[str, Any]) -> None:
+def _check_settings(detector: type[nn.Module], settings: dict[str, Any]) -> None:
     """Refuse unknown arguments, because torchvision passes them to its transform, which ignores them."""
     known = {*inspect.signature(detector).parameters, *inspect.signature(GeneralizedRCNNTransform).parameters}
     known = (known | {"_skip_resize"}) - {"backbone", "num_classes", "kwargs"}
@@ -112,7 +113,7 @@ def _with_weights(
     num_classes: int | None,
     weights_backbone: bool | str | None,
     settings: dict[str, Any],
-) -> FasterRCNN:
+) -> nn.Module:
     """Build the detector of published weights. Arguments may change sizes and thresholds, but not the network.
 
     Args:
@@ -140,7 +141,7 @@ def _with_weights(
     return build_published(weights, {k: v for k, v in settings.items() if k in _FREE}, progress=progress)
 
 
-def _offer(name: str, build: Callable[..., FasterRCNN], weights: type[PublishedWeights]) -> None:
+def _offer(name: str, build: Callable[..., nn.Module], weights: type[PublishedWeights]) -> None:
     """Register a builder and its weights with torchvision."""
     build.__name__ = build.__qualname__ = name
     build.__annotations__["weights"] = weights | str | None  # get_model_weights reads it
@@ -149,8 +150,8 @@ def _offer(name: str, build: Callable[..., FasterRCNN], weights: type[PublishedW
 
 
 def _register(
-    name: str, detector: type[FasterRCNN], architecture: str, enum: type[PublishedWeights]
-) -> Callable[..., FasterRCNN]:
+    name: str, detector: type[nn.Module], architecture: str, enum: type[PublishedWeights]
+) -> Callable[..., nn.Module]:
     """Make a builder with torchvision's signature and register it with torchvision as ``name``."""
 
     def build(
@@ -161,7 +162,7 @@ def _register(
         weights_backbone: bool | str | None = None,
         trainable_backbone_layers: int | None = None,
         **kwargs: Any,
-    ) -> FasterRCNN:
+    ) -> nn.Module:
         layers = trainable_backbone_layers
         if layers is not None and not 0 <= layers <= STAGES:
             raise InputError(f"trainable_backbone_layers must be 0 to {STAGES}, got {layers}")
@@ -219,7 +220,7 @@ maskrcnn_vovnet39_fpn = _register("maskrcnn_vovnet39_fpn", MaskRCNN, "vovnet39",
 maskrcnn_vovnet57_fpn = _register("maskrcnn_vovnet57_fpn", MaskRCNN, "vovnet57", MaskRCNN_VoVNet57_FPN_Weights)
 
 
-def _register_legacy(detector: str, depth: int, enum: type[PublishedWeights]) -> Callable[..., FasterRCNN]:
+def _register_legacy(detector: str, depth: int, enum: type[PublishedWeights]) -> Callable[..., nn.Module]:
     """Make and register the builder of a published ResNet detector; torchvision has the names without "legacy"."""
     name = f"{detector.replace('_', '')}_legacy_resnet{depth}_fpn"
     recipe = f"{detector}_R_{depth}_FPN_2x"
@@ -231,7 +232,7 @@ def _register_legacy(detector: str, depth: int, enum: type[PublishedWeights]) ->
         num_classes: int | None = None,
         weights_backbone: None = None,
         **kwargs: Any,
-    ) -> FasterRCNN:
+    ) -> nn.Module:
         fixed = {"detector", "conventions", "backbone", "num_classes"}
         _refuse_unknown(name, kwargs, {field.name for field in fields(ModelRecipe)} - fixed)
         if chosen := enum.verify(weights):
