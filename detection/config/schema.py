@@ -212,6 +212,17 @@ class DataRecipe:
     It replaces ``train_min_sizes``."""
     colour: Number = Field(default=0.0, ge=0, le=1)
     """Strength of brightness, contrast, saturation and hue jitter, from 0 to 1."""
+    mosaic: Number = Field(default=0.0, ge=0, le=1)
+    """Probability that an image becomes a mosaic of itself and three others (arXiv:2004.10934), after the transforms
+    above."""
+    mosaic_off: Number = Field(default=0.15, ge=0, le=1)
+    """Last part of the training, as a fraction, that has no mosaics (arXiv:2107.08430)."""
+    copy_paste: Number = Field(default=0.0, ge=0, le=1)
+    """Probability that objects of another image are pasted into an image by their masks, each with probability 0.5
+    (arXiv:2012.07177). It needs masks."""
+    repeat_threshold: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Fraction of the images below which a category is rare. Images with rare categories come more often in an epoch,
+    sqrt(threshold / fraction) times on average (repeat-factor sampling, arXiv:1908.03195). null takes each once."""
     aspect_ratio_groups: Flag = True
     """Fill each batch with only wide or only high images."""
     workers: Integer = Field(default=2, ge=0, le=1024)
@@ -267,6 +278,16 @@ class SolverRecipe:
     ema: Annotated[Number, Field(ge=0, le=1)] | None = None
     """Decay of an exponential moving average of the weights, such as 0.999. After ``n`` iterations it is at most
     (1 + n) / (10 + n). The average is evaluated and published instead of the weights."""
+    box_loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """Classification loss of the box head; ``focal`` gives boxes that are right already little weight
+    (arXiv:1708.02002, with softmax)."""
+    focal_gamma: Number = Field(default=2.0, ge=0, le=100)
+    """With ``focal``: the higher, the less weight."""
+    focal_alpha: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """With ``focal``: weight of objects; that of the background is 1 - alpha. null gives both the weight 1."""
+    class_weights: Annotated[dict[Text, _Positive], Field(max_length=20_000)] | None = None
+    """Weights of categories in this loss, by name, such as ``{Platelets: 2}``; those of others and of the background
+    are 1."""
     channels_last: Flag = True
     """Use the channels-last memory layout."""
     memory: Literal["plain", "normal", "low"] = "normal"

@@ -238,6 +238,11 @@ class CocoDataset(Dataset[Any]):
         """Return an image's id."""
         return int(self._ids[index])
 
+    def image_labels(self, index: int) -> list[int]:
+        """Return the label of each object of an image, from the annotation file."""
+        labels: list[int] = self._labels[self._starts[index] : self._starts[index + 1]].tolist()
+        return labels
+
     def file_name(self, index: int) -> str:
         """Return an image's ``file_name`` in its annotation file."""
         return self._names[index]

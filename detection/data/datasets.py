@@ -43,6 +43,7 @@ class CheckedDataset(Dataset[Any]):
     Attributes:
         categories: ``{"id", "name"}`` in label order.
         image_size: The dataset's own function, or None; see :class:`vovnet.detection.data.DetectionDataset`.
+        image_labels: The same.
     """
 
     def __init__(self, dataset: Any, name: str, channels: int | None, needs_masks: bool) -> None:
@@ -57,6 +58,7 @@ class CheckedDataset(Dataset[Any]):
         self.image_size: Callable[[int], tuple[int, int]] | None = None
         if getattr(self.dataset, "image_size", None) is not None:
             self.image_size = self._image_size
+        self.image_labels: Callable[[int], Iterable[int]] | None = getattr(self.dataset, "image_labels", None)
         len(self)
 
     @property

@@ -40,7 +40,7 @@ class Selection:
         self._plain = type(subset).__getitem__ is Subset.__getitem__
         self.categories = getattr(subset, "categories", None) or getattr(self.inner, "categories", None)
         self.dropped_summary = getattr(self.inner, "dropped_summary", "")
-        for attribute in ("image_size", "file_name", "image_id"):
+        for attribute in ("image_size", "file_name", "image_id", "image_labels"):
             if getattr(subset, attribute, None) is not None:
                 setattr(self, attribute, getattr(subset, attribute))
             elif getattr(self.inner, attribute, None) is not None:
@@ -85,7 +85,7 @@ class Concatenation:
         self.dropped_summary = "; ".join(filter(None, (getattr(part, "dropped_summary", "") for part in self.parts)))
         self._ends = list(accumulate(len(part) for part in self.parts))
         self._ids = self._own_ids()
-        for attribute in ("image_size", "file_name"):
+        for attribute in ("image_size", "file_name", "image_labels"):
             if all(getattr(part, attribute, None) is not None for part in self.parts):
                 setattr(self, attribute, _Delegated(self, attribute))
 

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.failures import NO_MEMORY, NO_WORKERS, FrozenLoaderError, LoaderError, ended, loader_failures
+from vovnet.detection.data.mixing import MixedDataset, closing_stream, mixes
 from vovnet.detection.data.protocol import DetectionDataset, Target
-from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups
+from vovnet.detection.data.sampler import BatchStream, SampleKey, aspect_groups, repeat_factors
 from vovnet.detection.data.samples import Sample
 from vovnet.detection.data.transforms import TransformedDataset, train_transforms
 from vovnet.detection.data.transport import PREFETCH, Parcel, pack
@@ -63,10 +64,16 @@ def training_loader(
     """
     dataset = checked(dataset)
     groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
-    stream = BatchStream(groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, stop=stop)
-    return batch_loader(
-        dataset, train_transforms(data), stream, workers=data.workers, timeout=data.timeout, pin_memory=pin_memory
+    repeats = None if data.repeat_threshold is None else repeat_factors(dataset, data.repeat_threshold)
+    stream = BatchStream(
+        groups, batch_size, seed=seed, rank=rank, world_size=world_size, start=start, stop=stop, repeats=repeats
     )
+    transforms = train_transforms(data)
+    if mixes(data):
+        mixed = MixedDataset(dataset, transforms, data.mosaic, data.copy_paste)
+        order = closing_stream(stream, data, stop)
+        return _batches(mixed, data.workers, data.timeout, pin_memory=pin_memory, batch_sampler=order)
+    return batch_loader(dataset, transforms, stream, workers=data.workers, timeout=data.timeout, pin_memory=pin_memory)
 
 
 def batch_loader(

@@ -36,6 +36,8 @@ class DetectionDataset(Protocol):
       Without it, evaluation uses the targets.
     - ``dataset.file_name(i)`` returns the image's name for messages.
     - ``dataset.image_id(i)`` returns the image's id without loading it, for parts and concatenations of datasets.
+    - ``dataset.image_labels(i)`` returns the labels (1..K) of the image's objects without decoding it, for
+      ``data.repeat_threshold``.
 
     ``Subset`` and ``ConcatDataset`` of torch take these attributes from the datasets in them. A concatenation needs
     datasets with the same categories; images whose ids an earlier part has get new ones.

@@ -153,9 +153,8 @@ def legacy_train_transforms(data: DataRecipe) -> Callable[[Tensor, Target], tupl
     Raises:
         InputError: The recipe has a transform that the reference does not have.
     """
-    foreign = {"vertical_flip": data.vertical_flip, "scale_jitter": data.scale_jitter, "colour": data.colour}
-    for key, value in foreign.items():
-        if value:
+    for key in ("vertical_flip", "scale_jitter", "colour", "mosaic", "copy_paste", "repeat_threshold"):
+        if value := getattr(data, key):
             raise InputError(
                 f"data.{key}: legacy conventions have no such transform; leave it out (got {value}), or set "
                 "model.conventions=torchvision"

@@ -20,6 +20,7 @@ from vovnet.detection.checkpoints.initialize import load_matching, network_text
 from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
 from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
 from vovnet.detection.models.build import build_detector
+from vovnet.detection.training.box_loss import set_box_loss
 from vovnet.detection.training.rules import TrainingRules
 from vovnet.detection.training.run import Run
 from vovnet.detection.training.state import load_state, restore_random_state
@@ -108,6 +109,7 @@ def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.devi
             if network := network_text(recipe):
                 echo(f"init: the network is torchvision's: {network}")
     compose_config(detector, recipe.model, categories)  # refuses before the training what could not be stored after it
+    set_box_loss(detector, solver, categories)
     detector.to(device)
     if solver.memory != "plain" and has_osa_blocks(detector):
         memory_efficient(detector, solver.memory)
@@ -205,8 +207,9 @@ def _names(categories: Iterable[Category]) -> str:
 def _check_same_run(recipe: Recipe, state: Mapping[str, Any], output: Path) -> None:
     saved = _flat(recipe_to_dict(recipe_from_dict(state["recipe"], f"checkpoint '{output / 'last.pt'}'")))
     asked = _flat(recipe_to_dict(recipe))
-    # With a cosine schedule the learning rates depend on the number of iterations.
-    free = FREE_ON_RESUME - ({"solver.max_iterations"} if recipe.solver.schedule == "cosine" else set())
+    # The learning rates of a cosine depend on the number of iterations, and so does the end of the mosaics.
+    by_length = recipe.solver.schedule == "cosine" or (recipe.data.mosaic and recipe.data.mosaic_off)
+    free = FREE_ON_RESUME - ({"solver.max_iterations"} if by_length else set())
     changed = [
         f"{key} (was {saved.get(key)}, now {asked.get(key)})"
         for key in sorted(saved.keys() | asked.keys())

@@ -42,6 +42,7 @@ def test_equals_pycocotools(real: DataSource, training: bool) -> None:
         entry = reference.imgs[target["image_id"]]
         assert dataset.file_name(index) == entry["file_name"]
         assert dataset.image_size(index) == (entry["height"], entry["width"]) == tuple(image.shape[1:])
+        assert dataset.image_labels(index) == target["labels"].tolist()
         annotations = reference.loadAnns(reference.getAnnIds(entry["id"], iscrowd=False if training else None))
         assert len(target["labels"]) == len(annotations)
         for row, annotation in enumerate(annotations):

@@ -50,6 +50,9 @@ class Numbered(Dataset[Any]):
     def file_name(self, index: int) -> str:
         return f"{self.numbers[index]}.jpg"
 
+    def image_labels(self, index: int) -> list[int]:
+        return [1 + self.numbers[index] % 2]
+
 
 class Knowing(Numbered):
     """It says the ids of its images without loading them."""
@@ -89,6 +92,8 @@ def test_subsets_at_any_depth(kind: Callable[[range], Any]) -> None:
     assert dataset.image_size is not None
     assert [dataset.image_size(index) for index in range(3)] == [(35, 30), (23, 30), (26, 30)]
     assert dataset.described(1) == "dataset[1] (3.jpg)"
+    assert dataset.image_labels is not None
+    assert [dataset.image_labels(index) for index in range(3)] == [[2], [2], [1]]
     assert aspect_groups(dataset) == [1, 0, 0]
     assert numbers(pickle.loads(pickle.dumps(dataset))) == [15, 3, 6]
 
@@ -101,6 +106,8 @@ def test_concatenations_at_any_depth(kind: Callable[[range], Any]) -> None:
     assert len(set(ids(dataset))) == 9
     assert ids(dataset)[:2] == [0, 1]
     assert dataset.described(6) == "dataset[6] (7.jpg)"
+    assert dataset.image_labels is not None
+    assert [dataset.image_labels(index) for index in (5, 6, 8)] == [[2], [2], [1]]
     assert dataset.image_size is not None
     assert [dataset.image_size(index)[0] for index in (6, 7, 8)] == [27, 27, 20]
     assert ids(pickle.loads(pickle.dumps(dataset))) == ids(dataset)

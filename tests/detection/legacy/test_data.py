@@ -166,7 +166,17 @@ def test_datasets_of_other_people() -> None:
     np.testing.assert_array_equal(found["polygons"].objects[0], masks[2].numpy().repeat(2, axis=0).repeat(2, axis=1))
 
 
-@pytest.mark.parametrize(("key", "value"), [("vertical_flip", 0.5), ("scale_jitter", [0.1, 2.0]), ("colour", 0.3)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vertical_flip", 0.5),
+        ("scale_jitter", [0.1, 2.0]),
+        ("colour", 0.3),
+        ("mosaic", 0.5),
+        ("copy_paste", 0.5),
+        ("repeat_threshold", 0.1),
+    ],
+)
 def test_what_the_reference_does_not_have(key: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"data.{key}"):
         legacy_train_transforms(DataRecipe(**{key: value}))
