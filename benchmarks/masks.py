@@ -12,9 +12,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import Ratio, environment
+
+if TYPE_CHECKING:
+    from vovnet.detection.config.schema import Category
 
 RECIPES = {False: "mask_rcnn_vovnet39_fpn", True: "mask_rcnn_V_39_FPN_1x"}
 MODEL = ["model.pretrained=false", "model.norm=bn", "model.num_classes=2", "model.box_score_thresh=0"]
@@ -43,9 +46,9 @@ def peak_of(way: str, size: tuple[int, int], legacy: bool, fuse: bool, whole_ima
     image[:, ::2] = 200
     with torch.no_grad():
         if way == "predict":
-            found = predict(detector, [image])[0]
-            count = len(found)
-            draw_detections(Image.fromarray(image.permute(1, 2, 0).numpy()), found, threshold=0)
+            drawn = predict(detector, [image])[0]
+            count = len(drawn)
+            draw_detections(Image.fromarray(image.permute(1, 2, 0).numpy()), drawn, threshold=0)
         elif way == "evaluate":
             count = 100
             evaluate(detector, _OneImage(image))
@@ -68,7 +71,7 @@ class _OneImage:
 
     def __init__(self, image: Any) -> None:
         self.image = image
-        self.categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+        self.categories: list[Category] = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
         height, width = image.shape[1:]
         box, outline = [0, 0, width, height], [[0, 0, width, 0, width, height, 0, height]]
         entry = {"image_id": 1, "category_id": 1, "bbox": box, "area": height * width, "iscrowd": 0}

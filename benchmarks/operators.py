@@ -144,7 +144,7 @@ def table(timings: Sequence[Timing]) -> str:
 
 def concatenated(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
     """Compute the aggregation in plain PyTorch, as timm's block does."""
-    out = F.relu(F.conv2d(torch.cat(inputs, 1), weight, bias), inplace=True)
+    out = F.relu(F.conv2d(torch.cat(list(inputs), 1), weight, bias), inplace=True)
     return out if residual is None else out + residual
 
 
@@ -296,7 +296,8 @@ def event_clock(filler_bytes: int, head_start: float = 2e-3) -> Clock:
 @contextmanager
 def precision(kind: str) -> Iterator[None]:
     """Set PyTorch's precision of float32 products: TF32 for ``tf32`` only."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn  # `conv` is unknown to its types
+    matmul = torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.conv.fp32_precision, matmul.fp32_precision
     # PyTorch has an older and a newer setting. These two set both; it raises an error where they contradict each other.
     cudnn.allow_tf32 = matmul.allow_tf32 = kind == "tf32"
@@ -346,12 +347,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Timing]:
     options = parser().parse_args(arguments)
     gpu = find_gpu()
     capability = torch.cuda.get_device_capability(gpu.device)
+    cudnn: Any = torch.backends.cudnn
     print(environment("vovnet", "torch", "triton"))
     name = torch.cuda.get_device_name(gpu.device)
     cache = f"{gpu.cache_bytes / 2**20:.0f} MiB of L2 cache"
-    versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    versions = f"CUDA {torch.version.cuda}, cuDNN {cudnn.version()}"
     print(f"{name}, compute capability {capability[0]}.{capability[1]}, {cache}, {versions}")
-    kinds = usable_kinds(options.kinds, capability, torch.backends.cudnn.conv.fp32_precision == "tf32")
+    kinds = usable_kinds(options.kinds, capability, cudnn.conv.fp32_precision == "tf32")
     if left_out := [kind for kind in options.kinds if kind not in kinds]:
         print(f"left out, as this GPU lacks them or PyTorch's settings forbid them: {', '.join(left_out)}")
     return compare(options, gpu, kinds)

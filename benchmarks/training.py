@@ -32,7 +32,7 @@ from benchmarks.batches import CLASSES, Batch, make_batch, wait
 from benchmarks.common import Ratio, environment, positive, speed_ratio, throughput_table, timed
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.schema import Category, Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.iteration import model_targets, step
 from vovnet.detection.training.preparation import prepare
@@ -67,7 +67,7 @@ def build_ours(recipe: Recipe, categories: int, device: torch.device) -> Run:
     Speed does not depend on the weights, so nothing is downloaded. A detector with random weights and frozen norms is
     saved, and the run starts from it (``init``).
     """
-    named = [{"id": number, "name": f"class {number}"} for number in range(1, categories + 1)]
+    named = [Category(id=number, name=f"class {number}") for number in range(1, categories + 1)]
     model = replace(recipe.model, num_classes=categories)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         torch.manual_seed(0)
