@@ -21,6 +21,7 @@ from torch import nn
 from vovnet.adapters.levels import PYRAMID_STRIDES, choose_levels
 from vovnet.checkpoints.pretrained import readable, unpacked
 from vovnet.errors import InputError, did_you_mean, reason, shown
+from vovnet.terminal.text import shortened
 
 _RESERVED_ARGS = ("pretrained", "features_only", "out_indices", "in_chans", "exportable", "scriptable", "no_jit")
 _IMAGES = ((2, 3), (9, 11))
@@ -84,7 +85,7 @@ def features_by_name(
     """
     if ":" not in name and not timm.is_model(name):  # a colon names a source, as in "hf-hub:ORG/NAME"
         close = did_you_mean(name.split(".")[0], timm.list_models(), "timm.list_models() returns the names", most=3)
-        raise InputError(f"timm knows no model {name!r}; {close}")
+        raise InputError(f"timm knows no model {shortened(name, 100)!r}; {close}")
     for key in backbone_args:
         if key in _RESERVED_ARGS:
             raise TypeError(f"backbone_args has {key!r}, which fpn_backbone sets itself; use its own arguments")

@@ -223,8 +223,8 @@ def _load_backbone(detector: nn.Module, weights: Path) -> list[str]:
     found = _without(shapes_of(tensors), unused + counters)
     refuse_differences(weights, _without(expected, counters), found)
     body.load_state_dict({key: tensors[key] for key in found}, strict=False)
-    others = [name for name, _ in detector.named_children() if name != "backbone"]
-    return sorted(f"{name}.*" for name in ("backbone.fpn", *others) if any(detector.get_submodule(name).parameters()))
+    others = {name.partition(".")[0] for name, _ in detector.named_parameters()} - {"backbone"}
+    return sorted(f"{name}.*" for name in ("backbone.fpn", *others))
 
 
 def _without(shapes: Shapes, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:

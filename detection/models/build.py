@@ -14,6 +14,7 @@ from vovnet.detection.config.validation import check_anchors, check_model
 from vovnet.detection.models.one_stage import fcos, retinanet
 from vovnet.detection.models.two_stage import faster_rcnn, keypoint_rcnn, mask_rcnn
 from vovnet.errors import InputError, reason
+from vovnet.terminal.text import shortened
 
 BUILDERS: dict[DetectorName, Callable[[ModelRecipe, FpnBackbone], nn.Module]] = {
     "faster_rcnn": faster_rcnn,
@@ -95,10 +96,12 @@ def recipe_backbone(model: ModelRecipe, download: bool) -> FpnBackbone:
             strides=facts.strides,
         )
     except InputError as error:
-        raise InputError(f"model.backbone {model.backbone!r}: {error}") from error
+        raise InputError(f"model.backbone {shortened(model.backbone, 100)!r}: {error}") from error
     except Exception as error:
         if not model.backbone_args:
             raise
         # The arguments come from a recipe, which may say anything; timm raises whatever it runs into.
         cause = f"{type(error).__name__}: {reason(error)}"
-        raise InputError(f"model.backbone_args: {model.backbone!r} cannot be built with them ({cause})") from error
+        raise InputError(
+            f"model.backbone_args: {shortened(model.backbone, 100)!r} cannot be built with them ({cause})"
+        ) from error

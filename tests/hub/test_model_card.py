@@ -19,6 +19,7 @@ from local_hub import Hub
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.models.flops import detector_gmacs
 from vovnet.detection.zoo.published import coco_categories
 from vovnet.errors import SOURCE as SOURCE_ADDRESS
@@ -42,7 +43,8 @@ FACTS = CardFields(
     library="vovnet",
     rows={"backbone": "`vovnet39`", "parameters": "44,000,000"},
     training="By somebody.",
-    citations=("vovnet", "mask_rcnn"),
+    citations=("vovnet",),
+    paper=DETECTORS["mask_rcnn"].citation,
     tags=("vovnet", "object-detection"),
     categories=("cat", "dog"),
     metrics=(

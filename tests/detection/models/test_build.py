@@ -180,7 +180,7 @@ def test_frozen_without_a_download() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"detector": "retinanet"}, "model.detector: expected one of 'faster_rcnn' or 'mask_rcnn', got 'retinanet'"),
+        ({"detector": "yolo"}, "model.detector: expected one of 'faster_rcnn', 'mask_rcnn', 'keypoint_rcnn'"),
         ({"norm": "in"}, "model.norm"),
         ({"fpn_norm": "frozen_bn"}, "model.fpn_norm: expected one of 'bn', 'sync_bn' or 'gn' or null, got"),
         ({"extra_level": "p6"}, "model.extra_level"),
