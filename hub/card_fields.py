@@ -258,6 +258,10 @@ def _schedule(recipe: Recipe) -> str:
     steps = ", ".join(f"{step:,}" for step in solver.steps)
     drops = f" × {solver.gamma:g} at {steps}" if solver.schedule == "steps" else ""
     return (
-        f"{solver.max_iterations:,} iterations of {solver.batch_size} images, SGD, learning rate "
-        f"{solver.base_lr:g} ({solver.schedule}{drops}), weight decay {solver.weight_decay:g}"
+        f"{solver.max_iterations:,} iterations of {solver.batch_size} images, {_optimizer(solver.optimizer)}, "
+        f"learning rate {solver.base_lr:g} ({solver.schedule}{drops}), weight decay {solver.weight_decay:g}"
     )
+
+
+def _optimizer(name: str) -> str:
+    return "SGD" if name == "sgd" else f"timm's {name}"

@@ -237,8 +237,13 @@ class DataRecipe:
 
 @recipe_part("solver")
 class SolverRecipe:
-    """SGD and its schedule, counted in iterations (one optimizer step each)."""
+    """The optimizer and its schedule, counted in iterations (one optimizer step each)."""
 
+    optimizer: Text = "sgd"
+    """An optimizer of timm by its name there: ``sgd``, ``adamw``, ``lamb``, ``muon``, … (docs/training.md). It sees
+    gradients alone; those that need more are refused."""
+    optimizer_args: Arguments = field(default_factory=dict)
+    """More arguments of the optimizer, such as ``{betas: [0.9, 0.95]}``."""
     base_lr: Number = Field(default=0.02, ge=0)
     """Learning rate for ``reference_batch_size`` images an iteration; it is scaled linearly to ``batch_size``."""
     reference_batch_size: Integer = Field(default=16, ge=1, le=1_000_000)
@@ -259,18 +264,24 @@ class SolverRecipe:
     """Iterations over which the learning rate rises linearly at the start."""
     warmup_factor: Number = Field(default=0.001, ge=0, le=1)
     """Fraction of the learning rate at which the warm-up starts."""
+    backbone_lr_factor: Number = Field(default=1.0, ge=0, le=1000)
+    """Factor of the learning rate for the timm network; pyramid and heads have none."""
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from each layer of the timm network to the one before, counted from the heads, by
+    the model's ``group_matcher``; null has none."""
     momentum: Number = Field(default=0.9, ge=0, le=1)
-    """Momentum of SGD."""
+    """Momentum, of optimizers that have one."""
     nesterov: Flag = False
-    """Use Nesterov momentum."""
+    """Use Nesterov momentum, with ``sgd``."""
     weight_decay: Number = Field(default=0.0001, ge=0)
     """Weight decay."""
     norm_weight_decay: Annotated[Number, Field(ge=0)] | None = None
-    """Weight decay of norms; null uses ``weight_decay``."""
+    """Weight decay of norms; null uses ``weight_decay`` with ``sgd`` and 0 with others, as timm does."""
     bias_lr_factor: Number = Field(default=1.0, ge=0)
     """Factor of the learning rate for biases."""
     bias_weight_decay: Annotated[Number, Field(ge=0)] | None = None
-    """Weight decay of biases; null uses ``weight_decay``."""
+    """Weight decay of biases; null as for norms. Tables of positions and other vectors have none with others than
+    ``sgd``."""
     clip_grad_norm: Annotated[Number, Field(gt=0)] | None = None
     """Upper limit of the gradient's norm; null does not clip."""
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"

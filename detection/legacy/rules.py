@@ -6,10 +6,11 @@ from collections.abc import Generator, Sequence
 
 import torch
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vovnet.detection import distributed
+from vovnet.detection.config.fields import shown
 from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.loader import Batch, batch_loader
@@ -36,7 +37,7 @@ class LegacyRules(TrainingRules):
         ``vovnet convert --input bgr255`` makes such a start of other weights.
         """
         legacy_train_transforms(recipe.data)
-        _check_norm_decay(recipe.solver)
+        _check_solver(recipe.solver)
         if recipe.model.pretrained and recipe.init is None and not resume:
             raise InputError(_no_start(recipe.model))
 
@@ -65,28 +66,28 @@ class LegacyRules(TrainingRules):
         transforms = legacy_train_transforms(data)
         return batch_loader(dataset, transforms, stream, workers=data.workers, timeout=data.timeout)
 
-    def build_optimizer(self, model: nn.Module, solver: SolverRecipe) -> SGD:
+    def build_optimizer(self, model: nn.Module, solver: SolverRecipe, network: ModelRecipe | None = None) -> SGD:
         """Return SGD with momentum over every parameter that is trained, in up to two groups: weights, biases.
 
         Reference solver/build.py:7-20, which makes a group of each parameter and looks for "bias" in its name: norms'
         biases are biases, and norms' weights decay like any others.
 
         Raises:
-            InputError: the recipe sets a weight decay for norms, which would need a third group.
+            InputError: the recipe asks for another optimizer, or for groups of other parameters.
         """
-        _check_norm_decay(solver)
+        _check_solver(solver)
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         weights = [parameter for name, parameter in trained if name.rpartition(".")[2] != "bias"]
         biases = [parameter for name, parameter in trained if name.rpartition(".")[2] == "bias"]
         return build_sgd(solver, weights, biases)
 
-    def build_schedule(self, sgd: SGD, solver: SolverRecipe) -> LambdaLR:
+    def build_schedule(self, updates: Optimizer, solver: SolverRecipe) -> LambdaLR:
         """Return the schedule as a torch scheduler, which is stepped once an iteration, after the update.
 
         The reference steps its own before the forward pass (engine/trainer.py:66), so its first update has the factor
         of 1 finished update, and so has ours. The factors are those of solver/lr_scheduler.py:39-52.
         """
-        return LambdaLR(sgd, lambda finished: learning_rate_factor(solver, finished + 1))
+        return LambdaLR(updates, lambda finished: learning_rate_factor(solver, finished + 1))
 
     def step(self, run: Run, batches: Sequence[Batch]) -> dict[str, float]:
         """Run one iteration, or skip it without update and schedule step if an image has no object.
@@ -117,9 +118,17 @@ def _no_start(model: ModelRecipe) -> str:
     )
 
 
-def _check_norm_decay(solver: SolverRecipe) -> None:
+def _check_solver(solver: SolverRecipe) -> None:
     if solver.norm_weight_decay is not None:
         raise InputError(
             f"solver.norm_weight_decay: legacy conventions treat norms' weights like others; expected null, got "
             f"{solver.norm_weight_decay:g} (model.conventions=torchvision has it)"
         )
+    plain = SolverRecipe()
+    for key in ("optimizer", "optimizer_args", "layer_decay", "backbone_lr_factor"):
+        if getattr(solver, key) != getattr(plain, key):
+            raise InputError(
+                f"solver.{key}: legacy conventions train with SGD alone, as maskrcnn-benchmark does; expected "
+                f"{shown(getattr(plain, key))}, got {shown(getattr(solver, key))} "
+                "(model.conventions=torchvision has it)"
+            )

@@ -74,7 +74,7 @@ def prepare(
         torch.use_deterministic_algorithms(True)
     with distributed.patience():  # a process may download weights or build kernels for all
         detector = _detector(recipe, categories, device, resumed=state is not None)
-    optimizer = rules.build_optimizer(detector, recipe.solver)
+    optimizer = rules.build_optimizer(detector, recipe.solver, recipe.model)
     wrapped: nn.Module = detector
     if distributed.world_size() > 1:
         wrapped = DistributedDataParallel(detector, device_ids=[device] if device.type == "cuda" else None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 
 from torch import nn
-from torch.optim import SGD
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vovnet.adapters.layers import ParameterFacts, parameter_facts
 from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import Batch, training_loader
@@ -15,6 +16,8 @@ from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.training import optimizer
 from vovnet.detection.training.iteration import step
 from vovnet.detection.training.run import Run
+from vovnet.detection.training.timm_optimizer import check_optimizer
+from vovnet.errors import InputError
 
 
 class TrainingRules:
@@ -29,6 +32,7 @@ class TrainingRules:
         Raises:
             InputError: a value of the recipe has no counterpart in these rules.
         """
+        check_optimizer(recipe.solver)
 
     def training_batches(
         self,
@@ -60,17 +64,40 @@ class TrainingRules:
             dataset, data, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, start=start, stop=stop
         )
 
-    def build_optimizer(self, model: nn.Module, solver: SolverRecipe) -> SGD:
-        """Return the optimizer over every parameter that is trained."""
-        return optimizer.build_optimizer(model, solver)
+    def build_optimizer(self, model: nn.Module, solver: SolverRecipe, network: ModelRecipe | None = None) -> Optimizer:
+        """Return the optimizer over every parameter that is trained.
 
-    def build_schedule(self, sgd: SGD, solver: SolverRecipe) -> LambdaLR:
+        Args:
+            model: the detector.
+            solver: names the optimizer.
+            network: the recipe of the detector, for optimizers that treat parts of the backbone differently.
+        """
+        facts = None
+        if network is not None and (solver.optimizer != "sgd" or solver.layer_decay is not None):
+            facts = _backbone_facts(model, solver, network)
+        return optimizer.build_optimizer(model, solver, facts)
+
+    def build_schedule(self, updates: Optimizer, solver: SolverRecipe) -> LambdaLR:
         """Return the learning-rate schedule, which is stepped once an iteration, after the update."""
-        return optimizer.build_schedule(sgd, solver)
+        return optimizer.build_schedule(updates, solver)
 
     def step(self, run: Run, batches: Sequence[Batch]) -> dict[str, float]:
         """Run one iteration and return its losses, or nothing if the iteration was skipped."""
         return step(run, batches)
+
+
+def _backbone_facts(model: nn.Module, solver: SolverRecipe, network: ModelRecipe) -> ParameterFacts:
+    body: nn.Module = model.backbone.body  # type: ignore[union-attr, assignment]
+    try:
+        facts = parameter_facts(body, network.backbone, network.backbone_args)
+    except InputError as error:
+        raise InputError(f"model.{error}") from error
+    if solver.layer_decay is not None and not facts.layers:
+        raise InputError(
+            f"solver.layer_decay: timm's {network.backbone} has no group_matcher, which would say which layer a "
+            "parameter belongs to; expected null (solver.backbone_lr_factor works with every backbone)"
+        )
+    return facts
 
 
 RULES: dict[str, Callable[[], TrainingRules]] = {"torchvision": TrainingRules}

@@ -109,3 +109,12 @@ def test_a_training_without_a_start_says_the_way_to_one(name: str, overrides: li
     assert way in str(caught.value)
     assert "--input bgr255" in str(caught.value)
     LegacyRules().check_training(load_recipe(name, [*overrides, "init=somewhere"]), resume=False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"optimizer": "adamw"}, {"optimizer_args": {"eps": 1e-6}}, {"layer_decay": 0.9}, {"backbone_lr_factor": 0.1}],
+)
+def test_another_optimizer_than_the_references_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"solver\.{next(iter(fields))}: legacy"):
+        LegacyRules().build_optimizer(nn.Linear(2, 2), recipe(**fields))
