@@ -28,10 +28,6 @@ _MAX_ENTRIES = 64
 _MAX_NUMBER = 100_000
 _MAX_DEPTH = 8
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # of a dataclass, of a typed dictionary
-_INSTEAD = {
-    "solver.epochs": "the length is counted in iterations: "
-    "set solver.max_iterations to epochs × images / solver.batch_size"
-}
 _GIVEN = "_given"
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _EXPECTED = {  # what an error of pydantic asks for
@@ -235,7 +231,7 @@ def _explain(error: ValidationError, schema: type, section: str = "") -> str:
     key = _key(((section,) if section else ()) + path) or "recipe"
     if found["type"] in _UNKNOWN_KEY:
         known = f"expected one of {', '.join(fields)}" if fields else "leave it out"
-        return f"unknown key '{key}'; {_INSTEAD.get(key) or did_you_mean(str(path[-1]), fields, known, cutoff=0.5)}"
+        return f"unknown key '{key}'; {did_you_mean(str(path[-1]), fields, known, cutoff=0.5)}"
     if found["type"] == "missing":
         return f"missing key '{key}'"
     # pydantic gives the bounds of a float field as floats.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from vovnet.adapters.fpn import ExtraLevel
@@ -56,6 +56,7 @@ _MAX_ITERATIONS = 2**63 - 1
 
 _Pixels = Annotated[Integer, Field(ge=1, le=_MAX_PIXELS)]
 _Iteration = Annotated[Integer, Field(ge=0, le=_MAX_ITERATIONS)]
+_Step = Annotated[Number, Field(ge=0, le=2**53), AfterValidator(lambda step: int(step) if step.is_integer() else step)]
 _Level = Annotated[Number, Field(ge=-100_000, le=100_000)]
 _AnchorSize = Annotated[Integer, Field(ge=1, le=100_000)]
 _Positive = Annotated[Number, Field(gt=0, le=100_000)]
@@ -235,9 +236,13 @@ class DataRecipe:
     files that fill the memory."""
 
 
+def _steps_of_1x() -> list[float]:
+    return [60000, 80000]
+
+
 @recipe_part("solver")
 class SolverRecipe:
-    """The optimizer and its schedule, counted in iterations (one optimizer step each)."""
+    """The optimizer and its schedule, counted in iterations (one optimizer step each) or in epochs."""
 
     optimizer: Text = "sgd"
     """An optimizer of timm by its name there: ``sgd``, ``adamw``, ``lamb``, ``muon``, … (docs/training.md). It sees
@@ -254,10 +259,18 @@ class SolverRecipe:
     """Forward-backward passes an iteration."""
     max_iterations: Integer = Field(default=90000, ge=1, le=_MAX_ITERATIONS)
     """Length of the training, in iterations."""
+    epochs: Annotated[Number, Field(gt=0, le=100_000)] | None = None
+    """Length of the training in epochs, in place of ``max_iterations``; ``steps`` are epochs, too. ``recipe.yaml`` has
+    them as iterations."""
+    patience: Annotated[Integer, Field(ge=1, le=_MAX_ITERATIONS)] | None = None
+    """Evaluations without a better AP after which the run ends; null never ends it early."""
+    min_delta: Number = Field(default=0.0, ge=0, le=1)
+    """With ``patience``: how much higher a better AP is, such as 0.001."""
     schedule: Literal["steps", "cosine"] = "steps"
     """How the learning rate falls: by ``gamma`` at each of ``steps``, or along a cosine to 0."""
-    steps: list[_Iteration] = Field(default_factory=lambda: [60000, 80000], max_length=1024)
-    """Iterations at which the learning rate is multiplied by ``gamma``."""
+    steps: list[_Step] = Field(default_factory=_steps_of_1x, max_length=1024)
+    """Iterations at which the learning rate is multiplied by ``gamma``. Below 1 they are fractions of the length, and
+    with ``epochs`` the others are epochs."""
     gamma: Number = Field(default=0.1, ge=0)
     """Factor at each of ``steps``."""
     warmup_iterations: _Iteration = 500
@@ -318,6 +331,8 @@ class LogRecipe:
     """Iterations between two lines of losses."""
     evaluate_every: _Iteration = 5000
     """Iterations between two evaluations. There is always one at the end; 0 means only that one."""
+    evaluate_epochs: Annotated[Number, Field(gt=0, le=100_000)] | None = None
+    """The same in epochs, in place of ``evaluate_every``; ``recipe.yaml`` has it as iterations."""
     checkpoint_every: Integer = Field(default=1000, ge=1, le=_MAX_ITERATIONS)
     """Iterations between two writes of ``last.pt``."""
     checkpoint_minutes: Number = Field(default=5.0, ge=0, le=1e6)

@@ -7,6 +7,7 @@ from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.evaluation.evaluator import format_metrics
 from vovnet.detection.training.claim import resume_mode
 from vovnet.detection.training.engine import train
+from vovnet.detection.training.length import seconds_of
 from vovnet.errors import one_line_errors
 
 
@@ -20,11 +21,15 @@ def main() -> None:
     parser.add_argument("--auto-resume", action="store_true", help="continue the run in --output if there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU of this process, if there is one)")
+    parser.add_argument("--time-limit", metavar="TIME", help="save and stop after 2h, 90m, …; --resume goes on")
     args = parser.parse_intermixed_args()
     with one_line_errors():
         recipe = load_recipe(args.recipe, args.overrides)
         mode = resume_mode(args.resume, args.auto_resume)
-        metrics = train(recipe, args.output, resume=mode, overwrite=args.overwrite, device=args.device)
+        limit = None if args.time_limit is None else seconds_of(args.time_limit)
+        metrics = train(
+            recipe, args.output, resume=mode, overwrite=args.overwrite, device=args.device, time_limit=limit
+        )
         if metrics and os.environ.get("RANK", "0") == "0":
             print(format_metrics(metrics))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,7 @@ from vovnet.detection.inference_mode import check_number_type
 from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar, TensorBoard
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.curves import plot_curves
+from vovnet.detection.training.length import with_iterations
 from vovnet.detection.training.limits import warn_of_training_limits
 from vovnet.detection.training.optimizer import scaled_learning_rate
 from vovnet.detection.training.preparation import prepare
@@ -50,6 +53,7 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
     device: str | torch.device | None = None,
+    time_limit: float | None = None,
 ) -> dict[str, Any]:
     """Train a detector and write a folder that ``load_detector`` reads.
 
@@ -69,6 +73,8 @@ def train(
         overwrite: replace the files of an earlier run in ``output``.
         progress: show a progress bar.
         device: None selects the GPU of this process, or the CPU if there is none.
+        time_limit: seconds from the call of this function after which the run stops as by a signal, so that it can be
+            resumed; None sets no limit.
 
     Returns:
         The metrics of the last evaluation, as :func:`vovnet.detection.evaluate` returns them; empty without validation
@@ -77,10 +83,11 @@ def train(
     Raises:
         InputError: the recipe, the data, the folder or the checkpoint cannot be used.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint is intact.
-        TrainingInterrupted: a signal stopped the run; the message says what is saved and how to continue.
+        TrainingInterrupted: a signal or the time limit stopped the run; the message says how to continue.
         LoaderError: a loader process died or did not answer within ``data.timeout``.
         ProcessLostError: the same for another process of the run.
     """
+    began = time.monotonic()
     check_recipe(recipe)
     check_number_type(
         "torch's default dtype is", torch.get_default_dtype(), "call torch.set_default_dtype(torch.float32)"
@@ -98,8 +105,12 @@ def train(
         rules.check_training(recipe, claim.resumes)
         with distributed.patience():
             train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
+        recipe = with_iterations(recipe, len(train_dataset))
+        if recipe.solver.patience is not None and val_dataset is None:
+            raise InputError("solver.patience: it needs data.val to evaluate; give both or neither")
         run = prepare(recipe, rules, output, device, train_dataset.categories, claim.resumes)
         run.evaluates = val_dataset is not None
+        run.deadline = math.inf if time_limit is None else began + time_limit
         all_callbacks: list[Callback] = []
         if distributed.rank() == 0:
             claim.begin()
@@ -117,6 +128,12 @@ def train(
             _plot(run)
             raise
         _plot(run)
+        if run.exhausted and distributed.rank() == 0:
+            solver = run.recipe.solver
+            say(
+                f"ended early after iteration {run.iteration}: no AP of the last {run.stale} evaluations was more than "
+                f"{solver.min_delta:g} above {run.reference:.3g} (solver.patience, solver.min_delta)"
+            )
     return run.metrics
 
 
@@ -177,7 +194,7 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
                 timeout=run.recipe.data.timeout,
                 # An untrained detector reaches its limits everywhere; those of the data were told at the start.
                 tell_limits=False,
-                should_stop=lambda: run.stop_signal > 0,
+                should_stop=lambda: _stop_wished(run),
             )
         except EvaluationStopped:
             agree_to_stop(run)
@@ -189,6 +206,11 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
             callback.evaluation(run, run.metrics)
     save_run(run)  # last: a run that is killed before this line is done evaluates again when it is resumed
     agree_to_stop(run)
+
+
+def _stop_wished(run: Run) -> bool:
+    run.note_time()
+    return run.stop_signal > 0
 
 
 def _datasets(

@@ -91,6 +91,7 @@ def model_targets(target: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _agree_on_losses(run: Run, summed: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, float]:
     """Return the mean losses of all processes; they also agree whether to stop or to save after this iteration."""
+    run.note_time()
     wishes = torch.tensor([float(run.stop_signal), float(run.checkpoint_is_old)], device=run.device)
     *values, stop, old = distributed.mean_over_processes(torch.stack([*summed.values(), *wishes])).tolist()
     if stop:

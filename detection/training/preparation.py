@@ -45,7 +45,7 @@ STATE_KEYS = {
 }
 """Keys of ``last.pt`` beside its format."""
 
-FREE_ON_RESUME = {"log", "data.timeout", "data.workers", "solver.max_iterations"}
+FREE_ON_RESUME = {"log", "data.timeout", "data.workers", "solver.max_iterations", "solver.patience"}
 """Keys of a recipe that may change when a run is resumed, because they do not change the losses."""
 
 
@@ -245,6 +245,7 @@ def _restore(run: Run, state: Mapping[str, Any]) -> None:
     run.best = float(state["best"])
     # Checkpoints of earlier versions do not tell; then an evaluation of this iteration is repeated.
     run.evaluated = int(state.get("evaluated", 0))
+    run.reference, run.stale = float(state.get("reference", run.best)), int(state.get("stale", 0))
     run.metrics = dict(state.get("metrics", {}))
     run.schedule.last_epoch = int(state["schedule"]["last_epoch"])
     for group, base, factor in zip(

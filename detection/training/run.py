@@ -22,6 +22,9 @@ from vovnet.detection.training.state import random_state, save_state
 
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
 
+TIME_IS_UP = 1000
+"""Stands for a signal in :attr:`Run.stop_signal` when the time limit is over; no signal has such a number."""
+
 
 @dataclass
 class Run:
@@ -49,6 +52,10 @@ class Run:
     """The iteration of the last evaluation that was finished."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """The metrics of that evaluation, as :func:`vovnet.detection.evaluate` returns them."""
+    reference: float = -math.inf
+    """The score that a better evaluation exceeds by ``solver.min_delta``."""
+    stale: int = 0
+    """Evaluations since then."""
     saved: int = 0
     """The iteration of ``last.pt``; 0 if there is none."""
     saved_at: float = field(default_factory=time.monotonic)
@@ -57,8 +64,10 @@ class Run:
     """True if all processes have agreed to write ``last.pt`` after this iteration, because the last is too old."""
     median_object: float | None = None
     """The median side in pixels of the training data's objects, if it is known."""
+    deadline: float = math.inf
+    """When the run stops for lack of time, in seconds of :func:`time.monotonic`."""
     stop_signal: int = 0
-    """The signal that asked this process to stop, or 0."""
+    """The signal that asked this process to stop, :data:`TIME_IS_UP`, or 0."""
     stopping: bool = False
     """True if all processes have agreed to stop after this iteration."""
 
@@ -71,8 +80,19 @@ class Run:
 
     @property
     def at_end(self) -> bool:
-        """True after the last iteration."""
-        return self.iteration >= self.recipe.solver.max_iterations
+        """True after the last iteration, and when the run ends early."""
+        return self.iteration >= self.recipe.solver.max_iterations or self.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        """True if the last ``solver.patience`` evaluations were no better than one before."""
+        patience = self.recipe.solver.patience
+        return patience is not None and self.stale >= patience
+
+    def note_time(self) -> None:
+        """Ask this process to stop if its time is up."""
+        if not self.stop_signal and time.monotonic() >= self.deadline:
+            self.stop_signal = TIME_IS_UP
 
     @property
     def checkpoint_due(self) -> bool:
@@ -116,6 +136,8 @@ def _write(run: Run, states: Sequence[Mapping[str, Any]]) -> None:
             "iteration": run.iteration,
             "best": run.best,
             "evaluated": run.evaluated,
+            "reference": run.reference,
+            "stale": run.stale,
             "metrics": run.metrics,
             "model": run.detector.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),
@@ -132,7 +154,14 @@ def _write(run: Run, states: Sequence[Mapping[str, Any]]) -> None:
 
 @distributed.patience()
 def save_if_best(run: Run, score: float) -> None:
-    """If no earlier score was as good, write the weights that were evaluated to ``best.pt`` and publish them."""
+    """If no earlier score was as good, write the weights that were evaluated to ``best.pt`` and publish them.
+
+    Scores that are not better are counted for ``solver.patience``.
+    """
+    if score > run.reference + run.recipe.solver.min_delta:
+        run.reference, run.stale = score, 0
+    else:
+        run.stale += 1
     if not score > run.best:
         return
     run.best = score

@@ -11,7 +11,7 @@ from types import FrameType
 
 from vovnet.detection import distributed
 from vovnet.detection.training.command import how_to_resume
-from vovnet.detection.training.run import Run
+from vovnet.detection.training.run import TIME_IS_UP, Run
 from vovnet.errors import StoppedError
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -19,15 +19,16 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class TrainingInterrupted(StoppedError):
-    """The run was stopped by a signal such as Ctrl-C. The message says what is saved and how to continue.
+    """The run was stopped by a signal such as Ctrl-C or by its time limit. The message says what is saved.
 
     Attributes:
-        exit_code: the shell's exit code for that signal, 128 + its number: 130 for Ctrl-C, 143 for SIGTERM.
+        exit_code: the shell's exit code for that signal, 128 + its number: 130 for Ctrl-C, 143 for SIGTERM. It is 124
+            for the time limit, as of the command ``timeout``.
     """
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
-        self.exit_code = 128 + number
+        self.exit_code = 124 if number == TIME_IS_UP else 128 + number
 
 
 class StopSignals:
@@ -98,7 +99,8 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 def agree_to_stop(run: Run) -> None:
-    """Set ``run.stopping`` in all processes if a signal reached one of them; all call this together."""
+    """Set ``run.stopping`` in all processes if one was told to stop or its time is up; all call this together."""
+    run.note_time()
     number = max(distributed.gather(run.stop_signal))
     if number:  # otherwise a signal that arrived during the exchange would be forgotten
         run.stop_signal, run.stopping = number, True
@@ -151,6 +153,8 @@ def _number(name: str) -> int:
 
 
 def _name(number: int) -> str:
+    if number == TIME_IS_UP:
+        return "the time limit"
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 

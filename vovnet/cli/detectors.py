@@ -50,15 +50,21 @@ def train(
     ] = False,
     overwrite: Overwrite = False,
     device: Device = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option("--time-limit", metavar="TIME", help="Save and stop after 2h, 90m, …; --resume goes on."),
+    ] = None,
 ) -> None:
     """Train a detector on COCO JSON. For several processes: torchrun -m vovnet.detection.train …"""
     from vovnet.detection import format_metrics, load_recipe
     from vovnet.detection import train as train_detector
     from vovnet.detection.training.claim import resume_mode
+    from vovnet.detection.training.length import seconds_of
 
     mode = resume_mode(resume, auto_resume)
+    limit = None if time_limit is None else seconds_of(time_limit)
     metrics = train_detector(
-        load_recipe(recipe, overrides or []), output, resume=mode, overwrite=overwrite, device=device
+        load_recipe(recipe, overrides or []), output, resume=mode, overwrite=overwrite, device=device, time_limit=limit
     )
     if metrics:
         typer.echo(format_metrics(metrics))
