@@ -53,6 +53,33 @@ def describe_machine(*packages: str) -> dict[str, str | int | None]:
     }
 
 
+def checkout_commit(folder: Path | None = None) -> dict[str, str | bool] | None:
+    """Return the commit of the checkout that this package runs from, or None if it runs from no checkout.
+
+    Args:
+        folder: the root of the checkout; None means where this package lies.
+
+    Returns:
+        ``commit``, the full hash, and ``changed``, true if a tracked file differs from that commit.
+    """
+    folder = folder or Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():  # a checkout of something else may lie further up
+        return None
+    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or changes is None else {"commit": commit, "changed": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # A hook of git sets variables that lead to its own repository.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=variables)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def peak_memory() -> int | None:
     """Return the most memory in bytes that this process has had, or None where the system does not tell (Windows)."""
     try:

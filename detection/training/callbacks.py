@@ -75,12 +75,30 @@ class BestEffort(Callback):
             )
 
 
+class Speed:
+    """Measures how long iterations take, without the evaluations between them."""
+
+    def begin(self, run: Run) -> None:
+        """Measure from here on."""
+        self.iteration, self.moment = run.iteration, time.monotonic()
+
+    def measure(self, run: Run) -> dict[str, float]:
+        """Return the numbers of :data:`.metrics_log.MEASURED`, and measure the next ones from here on."""
+        images = run.recipe.solver.batch_size * (run.iteration - self.iteration)
+        speed = images / max(time.monotonic() - self.moment, 1e-9)
+        self.begin(run)
+        memory = memory_in_use(run.device)
+        numbers = {"seconds": round(run.seconds, 3), "images_per_second": round(speed, 3)}
+        return numbers if memory is None else {**numbers, "memory": memory}
+
+
 class MetricsFile(Callback):
     """Writes ``metrics.jsonl``: an object a line, with losses every ``log_every`` iterations and AP at evaluations."""
 
     def __init__(self, path: Path, log_every: int) -> None:
         self.path = path
         self.log_every = log_every
+        self.speed = Speed()
 
     def start(self, run: Run) -> None:
         """Remove the lines that an interrupted run wrote after the checkpoint that this run continues from."""
@@ -89,14 +107,17 @@ class MetricsFile(Callback):
         if run.evaluation_due:  # its line may have been written, but the checkpoint after it was not
             kept = [record for record in kept if "loss" in record or record["iteration"] < run.iteration]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.speed.begin(run)
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
         if losses and (run.iteration % self.log_every == 0 or run.iteration == run.recipe.solver.max_iterations):
-            self._write({"iteration": run.iteration, **losses, "lr": run.last_lr})
+            self._write({"iteration": run.iteration, **losses, "lr": run.last_lr, **self.speed.measure(run)})
 
     def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
         classes = {"per_class": metrics["per_class"]} if "per_class" in metrics else {}
-        self._write({"iteration": run.iteration, **flat_metrics(metrics), **classes})
+        seconds = {"seconds": round(run.seconds, 3)}
+        self._write({"iteration": run.iteration, **flat_metrics(metrics), **seconds, **classes})
+        self.speed.begin(run)
 
     def _write(self, values: Mapping[str, Any]) -> None:
         try:
@@ -166,6 +187,7 @@ class TensorBoard(Callback):
     def __init__(self, folder: Path, log_every: int) -> None:
         self.folder = folder
         self.log_every = log_every
+        self.speed = Speed()
 
     @staticmethod
     def installed() -> bool:
@@ -177,15 +199,17 @@ class TensorBoard(Callback):
 
         self.previous_hook, threading.excepthook = threading.excepthook, self._hook
         self.writer = SummaryWriter(str(self.folder), purge_step=run.iteration + 1)
+        self.speed.begin(run)
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
         if run.iteration % self.log_every == 0:
-            for name, value in {**losses, "lr": run.last_lr}.items():
+            for name, value in {**losses, "lr": run.last_lr, **self.speed.measure(run)}.items():
                 self.writer.add_scalar(f"train/{name}", value, run.iteration)
 
     def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
         for name, value in flat_metrics(metrics).items():
             self.writer.add_scalar(f"val/{name}", value, run.iteration)
+        self.speed.begin(run)
 
     def stop(self, run: Run) -> None:
         try:

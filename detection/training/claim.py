@@ -16,7 +16,7 @@ from vovnet.folders.claim import claimed_folder, foreign_entries
 
 Resume = bool | Literal["auto"]
 
-STARTED = {"recipe.yaml", "metrics.jsonl", "curves.png"}
+STARTED = {"recipe.yaml", "environment.json", "metrics.jsonl", "curves.png"}
 """The files that a run writes before its first checkpoint, beside ``tensorboard/``. They hold no trained weights."""
 
 PATIENCE_SECONDS = {False: 0.0, True: 5.0, "auto": 120.0}

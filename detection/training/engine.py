@@ -28,6 +28,7 @@ from vovnet.detection.inference_mode import check_number_type
 from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar, TensorBoard
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.curves import plot_curves
+from vovnet.detection.training.environment_file import write_environment
 from vovnet.detection.training.length import with_iterations
 from vovnet.detection.training.limits import warn_of_training_limits
 from vovnet.detection.training.optimizer import scaled_learning_rate
@@ -115,6 +116,7 @@ def train(
         if distributed.rank() == 0:
             claim.begin()
             write_text(output / "recipe.yaml", recipe_to_yaml(run.recipe))
+            write_environment(run)
             all_callbacks = [*_own_callbacks(run, progress), *callbacks]
             _announce(run, train_dataset, val_dataset)
         if (sizes := sizes_of(train_dataset)) is not None:

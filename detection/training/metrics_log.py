@@ -9,6 +9,10 @@ from typing import Any
 
 from vovnet.errors import InputError
 
+MEASURED = ("seconds", "images_per_second", "memory")
+"""Keys of a line that differ between two equal runs: how long the run has taken in seconds, the speed since the line
+before, and the peak of memory in bytes."""
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a run's ``metrics.jsonl`` in order.

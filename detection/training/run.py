@@ -20,7 +20,10 @@ from vovnet.detection.config.loading import recipe_to_dict
 from vovnet.detection.config.schema import Category, Recipe
 from vovnet.detection.training.state import random_state, save_state
 
-RUN_FILES = ("recipe.yaml", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors", "config.json", "curves.png")
+RUN_FILES = (
+    *("recipe.yaml", "environment.json", "metrics.jsonl", "curves.png"),
+    *("last.pt", "best.pt", "model.safetensors", "config.json"),
+)
 
 TIME_IS_UP = 1000
 """Stands for a signal in :attr:`Run.stop_signal` when the time limit is over; no signal has such a number."""
@@ -62,6 +65,10 @@ class Run:
     """When it was written, or when the run began, in seconds of :func:`time.monotonic`."""
     saving: bool = False
     """True if all processes have agreed to write ``last.pt`` after this iteration, because the last is too old."""
+    seconds_before: float = 0.0
+    """How long the run took until ``last.pt`` was written, if it is resumed."""
+    began: float = field(default_factory=lambda: time.monotonic())
+    """When this process prepared the run, in seconds of :func:`time.monotonic`."""
     median_object: float | None = None
     """The median side in pixels of the training data's objects, if it is known."""
     deadline: float = math.inf
@@ -70,6 +77,11 @@ class Run:
     """The signal that asked this process to stop, :data:`TIME_IS_UP`, or 0."""
     stopping: bool = False
     """True if all processes have agreed to stop after this iteration."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, with its evaluations, in seconds; of a resumed run, all its parts together."""
+        return self.seconds_before + time.monotonic() - self.began
 
     @property
     def evaluation_due(self) -> bool:
@@ -138,6 +150,7 @@ def _write(run: Run, states: Sequence[Mapping[str, Any]]) -> None:
             "evaluated": run.evaluated,
             "reference": run.reference,
             "stale": run.stale,
+            "seconds": run.seconds,
             "metrics": run.metrics,
             "model": run.detector.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),

@@ -16,12 +16,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image, ImageDraw
+from tiny_runs import lines_of, losses_of
 
 from tests.helpers.processes import killed
 from vovnet.detection import distributed, evaluate
@@ -85,14 +85,6 @@ def torchrun(*arguments: object, timeout: float = 300) -> subprocess.CompletedPr
         timeout=timeout,
         check=False,
     )
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses_of(run: Path) -> list[dict[str, Any]]:
-    return [line for line in lines_of(run) if "loss" in line]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torchvision import tv_tensors
 
 from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.training.metrics_log import MEASURED
 
 
 class Squares:
@@ -63,8 +65,9 @@ def short_recipe(*, evaluate_every: int = 1, checkpoint_every: int = 100, **solv
 
 
 def assert_same_runs(run: Path, unbroken: Path) -> None:
-    """Compare two runs, of which one was stopped and resumed: every file but the curves is the same."""
-    for name in ("metrics.jsonl", "config.json", "recipe.yaml"):
+    """Compare two runs, of which one was stopped and resumed: all files but the curves and the times are the same."""
+    assert lines_of(run) == lines_of(unbroken), "metrics.jsonl"
+    for name in ("config.json", "recipe.yaml"):
         assert (run / name).read_bytes() == (unbroken / name).read_bytes(), name
     # The order of entries in a safetensors header is random.
     _assert_same(load_file(run / "model.safetensors"), load_file(unbroken / "model.safetensors"), "model.safetensors")
@@ -75,8 +78,21 @@ def assert_same_runs(run: Path, unbroken: Path) -> None:
     assert not list(run.glob(".tmp-*"))
 
 
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The objects of ``metrics.jsonl`` without what was measured: times, speed and memory."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+
+
+def losses_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of losses among :func:`lines_of`."""
+    return [line for line in lines_of(run) if "loss" in line]
+
+
 def _loaded(path: Path) -> Any:
-    return torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True)
+    state.pop("seconds", None)
+    return state
 
 
 def _assert_same(one: Any, other: Any, where: str) -> None:

@@ -23,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 from support import Outcome, command, contents
 from timm.models import save_for_hf
+from tiny_runs import lines_of, losses_of
 
 import vovnet  # noqa: F401 (registers our models)
 
@@ -63,14 +64,6 @@ solver:
   warmup_iterations: 2
 log: {{log_every: 1, evaluate_every: 0, checkpoint_every: 100}}
 """
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses_of(run: Path) -> list[dict[str, Any]]:
-    return [line for line in lines_of(run) if "loss" in line]
 
 
 def rectangle(left: int, top: int, width: int, height: int) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 import builtins
 import os
+import shutil
+import subprocess
 from importlib import metadata
 
+import pytest
 import torch
 
 from vovnet import environment
-from vovnet.environment import describe_machine, environment_report
+from vovnet.environment import checkout_commit, describe_machine, environment_report
 from vovnet.errors import install_advice
 
 
@@ -88,3 +91,29 @@ def test_installed_kernels_need_no_compiler(monkeypatch):
     monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     monkeypatch.setattr(prebuilt, "find_prebuilt", lambda library: object())
     assert "C++ compiler" not in environment_report().partition("[missing]")[2]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert checkout_commit(tmp_path) is None
+    git("init", "-q")
+    assert checkout_commit(tmp_path) is None, "no commit yet"
+    (tmp_path / "a.txt").write_text("a")
+    git("add", "a.txt")
+    git("commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    assert checkout_commit(tmp_path) == {"commit": commit, "changed": False}
+    (tmp_path / "b.txt").write_text("not tracked")
+    assert checkout_commit(tmp_path) == {"commit": commit, "changed": False}
+    (tmp_path / "a.txt").write_text("other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert checkout_commit(tmp_path) == {"commit": commit, "changed": True}
+    (tmp_path / "inner").mkdir()
+    assert checkout_commit(tmp_path / "inner") is None, "installed inside another project's checkout"
+    monkeypatch.setenv("PATH", "")
+    assert checkout_commit(tmp_path) is None

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from tiny_runs import lines_of, losses_of
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -95,14 +96,6 @@ def write_data(folder: Path, count: int, without_objects: tuple[int, ...] = ()) 
 
 def recipe_of(name: str, *settings: str) -> Recipe:
     return load_recipe(name, [*TINY, *settings])
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses_of(run: Path) -> list[dict[str, float]]:
-    return [line for line in lines_of(run) if "loss" in line]
 
 
 class InterruptAt(Callback):

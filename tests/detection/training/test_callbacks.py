@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from tiny_runs import Squares, short_recipe
 
-from vovnet.detection.training import engine
+from vovnet.detection.training import callbacks, engine, iteration, rules
+from vovnet.detection.training import run as run_module
 from vovnet.detection.training.callbacks import Callback, MetricsFile, TensorBoard
 from vovnet.detection.training.engine import train
 from vovnet.detection.training.metrics_log import read_metrics
@@ -42,6 +43,55 @@ def run_to(output: Path, *callbacks: Callback, progress: bool = False) -> list[i
     """Train without validation data; the iterations in the log."""
     train(short_recipe(), output, train_dataset=Squares(), callbacks=callbacks, progress=progress)
     return [record["iteration"] for record in read_metrics(output / "metrics.jsonl")]
+
+
+class Clock:
+    """Takes the place of the module ``time``, and goes on only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_lines_have_seconds_speed_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    for module in (callbacks, run_module):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(callbacks, "memory_in_use", lambda device: 5 * 2**30)
+    step, evaluate = iteration.step, engine.evaluate
+
+    def timed_step(*arguments: Any) -> Any:
+        clock.now += 1
+        return step(*arguments)
+
+    def timed_evaluation(*arguments: Any, **options: Any) -> Any:
+        clock.now += 100
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(rules, "step", timed_step)
+    monkeypatch.setattr(engine, "evaluate", timed_evaluation)
+    recipe = short_recipe(evaluate_every=4, max_iterations=6)
+    recipe.log.log_every = 2
+    train(recipe, tmp_path, train_dataset=Squares(), val_dataset=Squares(), progress=False)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    losses = [line for line in lines if "loss" in line]
+    assert [line["seconds"] for line in losses] == [2, 4, 106]
+    assert [line["images_per_second"] for line in losses] == [2, 2, 2]
+    assert {line["memory"] for line in losses} == {5 * 2**30}
+    assert [line["seconds"] for line in lines if "box_ap" in line] == [104, 206]
+
+    clock.now += 10_000
+    recipe.solver.max_iterations = 8
+    train(recipe, tmp_path, train_dataset=Squares(), val_dataset=Squares(), progress=False, resume=True)
+    assert [line["seconds"] for line in read_metrics(tmp_path / "metrics.jsonl")][-2:] == [208, 308]
+
+
+def test_memory_that_the_system_does_not_tell_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "memory_in_use", lambda device: None)
+    run_to(tmp_path)
+    assert all("memory" not in line and "seconds" in line for line in read_metrics(tmp_path / "metrics.jsonl"))
 
 
 @pytest.mark.parametrize(

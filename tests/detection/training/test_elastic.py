@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import lines_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ITERATIONS = 10
@@ -51,10 +50,6 @@ def one_machine(output: Path, *more: object) -> None:
     where = ("--nproc-per-node", 2, "--max-restarts", 3, "--master-addr", "127.0.0.1", "--master-port", free_port())
     log = output.with_suffix(".log")
     finish(torchrun(log, *where, *script(output, *more)), log)
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import tiny_runs
 import torch
+from tiny_runs import losses_of
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
@@ -47,11 +48,6 @@ def tiny_recipe(**solver: Any) -> Recipe:
         solver=SolverRecipe(**{**settings, "warmup_iterations": 2, **solver}),
         log=LogRecipe(log_every=1, evaluate_every=0, checkpoint_every=100),
     )
-
-
-def losses_of(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
 
 
 class InterruptAt(Callback):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Squares, assert_same_runs, short_recipe
+from tiny_runs import Squares, assert_same_runs, lines_of, short_recipe
 
 from vovnet.detection.training import engine
 from vovnet.detection.training.callbacks import Callback
@@ -148,7 +148,7 @@ def test_signals_to_every_process_leave_the_loaders_at_work(unbroken: Path, tmp_
     recipe = short_recipe(evaluate_every=2)
     recipe.data.workers = 1
     train(recipe, tmp_path, train_dataset=Squares(), val_dataset=Squares(), callbacks=[ToAll()], progress=False)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    assert lines_of(tmp_path) == lines_of(unbroken)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -207,7 +207,7 @@ def test_time_makes_checkpoints_too(unbroken: Path, tmp_path: Path) -> None:
 
     train(recipe, tmp_path, train_dataset=Squares(), val_dataset=Squares(), callbacks=[Looking()], progress=False)
     assert saved == [0, 1, 2]
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    assert lines_of(tmp_path) == lines_of(unbroken)
 
 
 @pytest.fixture
