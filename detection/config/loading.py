@@ -58,6 +58,18 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
+def flat_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's values by their keys, such as ``solver.base_lr``."""
+    return _flat(recipe_to_dict(recipe))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+    return flat
+
+
 def recipe_from_dict(values: Mapping[str, Any], where: str) -> Recipe:
     """Return the recipe that :func:`recipe_to_dict` described.
 

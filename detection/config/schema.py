@@ -337,6 +337,9 @@ class LogRecipe:
     """Iterations between two writes of ``last.pt``."""
     checkpoint_minutes: Number = Field(default=5.0, ge=0, le=1e6)
     """Minutes after which ``last.pt`` is written even so; 0 writes it by ``checkpoint_every`` alone."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] | None = None
+    """Programs that get the numbers as well, such as ``[tensorboard, wandb]``; null is TensorBoard if it is installed,
+    and ``[]`` is none."""
 
 
 @recipe_part("")

@@ -1,12 +1,10 @@
-"""Callbacks of a training run: the metrics file, the progress bar, TensorBoard, and the base class of your own."""
+"""Callbacks of a training run: the metrics file, the progress bar, and the base class of your own."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -179,49 +177,6 @@ class ProgressBar(Callback):
 
     def stop(self, run: Run) -> None:
         self.bar.close()
-
-
-class TensorBoard(Callback):
-    """Writes the numbers of the metrics file as TensorBoard scalars to ``RUN/tensorboard``."""
-
-    def __init__(self, folder: Path, log_every: int) -> None:
-        self.folder = folder
-        self.log_every = log_every
-        self.speed = Speed()
-
-    @staticmethod
-    def installed() -> bool:
-        """Return True if the optional ``tensorboard`` package is installed."""
-        return importlib.util.find_spec("tensorboard") is not None
-
-    def start(self, run: Run) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.previous_hook, threading.excepthook = threading.excepthook, self._hook
-        self.writer = SummaryWriter(str(self.folder), purge_step=run.iteration + 1)
-        self.speed.begin(run)
-
-    def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
-        if run.iteration % self.log_every == 0:
-            for name, value in {**losses, "lr": run.last_lr, **self.speed.measure(run)}.items():
-                self.writer.add_scalar(f"train/{name}", value, run.iteration)
-
-    def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        for name, value in flat_metrics(metrics).items():
-            self.writer.add_scalar(f"val/{name}", value, run.iteration)
-        self.speed.begin(run)
-
-    def stop(self, run: Run) -> None:
-        try:
-            self.writer.flush()  # close() does not tell of an error
-            self.writer.close()
-        finally:
-            threading.excepthook = self.previous_hook
-
-    def _hook(self, error: threading.ExceptHookArgs) -> None:
-        """Leave out the traceback of TensorBoard's own thread: its error is raised again by the next call."""
-        if not type(error.thread).__module__.startswith("tensorboard."):
-            self.previous_hook(error)
 
 
 def memory_in_use(device: torch.device) -> int | None:

@@ -62,7 +62,7 @@ def _series(records: Iterable[Mapping[str, Any]], wanted: Callable[[str], bool])
     return series
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Return the exponential moving average over a fiftieth of the curve (at least 5 points), unbiased at its start."""
     keep = 1 - 1 / max(5, len(values) / 50)
     total = weight = 0.0
@@ -80,7 +80,7 @@ def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
         label = "sum" if whole else name.removeprefix("loss_").replace("_", " ")
         (line,) = axes.plot(
             iterations,
-            _smooth(values),
+            smooth(values),
             linewidth=2.2 if whole else 1.4,
             color="#222222" if whole else None,
             marker="o" if len(values) == 1 else None,

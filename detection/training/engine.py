@@ -25,7 +25,8 @@ from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import check_number_type
-from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar, TensorBoard
+from vovnet.detection.training.background_log import logs_of, open_logs
+from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.curves import plot_curves
 from vovnet.detection.training.environment_file import write_environment
@@ -94,7 +95,7 @@ def train(
         "torch's default dtype is", torch.get_default_dtype(), "call torch.set_default_dtype(torch.float32)"
     )
     recipe = with_network_of_init(recipe)
-    rules = rules_of(recipe.model)
+    rules, logs = rules_of(recipe.model), logs_of(recipe.log)
     device = choose_device(device, default_device())
     output = expand_home(output)
     with (
@@ -102,6 +103,7 @@ def train(
         distributed.process_group(device, recipe.data.timeout),
         stop_signals() as signals,
         claimed_run(output, resume=resume, overwrite=overwrite) as claim,
+        contextlib.ExitStack() as stack,
     ):
         rules.check_training(recipe, claim.resumes)
         with distributed.patience():
@@ -112,12 +114,13 @@ def train(
         run = prepare(recipe, rules, output, device, train_dataset.categories, claim.resumes)
         run.evaluates = val_dataset is not None
         run.deadline = math.inf if time_limit is None else began + time_limit
+        stack.enter_context(open_logs(run, logs))
         all_callbacks: list[Callback] = []
         if distributed.rank() == 0:
             claim.begin()
             write_text(output / "recipe.yaml", recipe_to_yaml(run.recipe))
             write_environment(run)
-            all_callbacks = [*_own_callbacks(run, progress), *callbacks]
+            all_callbacks = [*_own_callbacks(run, progress), *logs, *callbacks]
             _announce(run, train_dataset, val_dataset)
         if (sizes := sizes_of(train_dataset)) is not None:
             run.median_object = sizes.median
@@ -164,6 +167,7 @@ def _loop(
             for callback in callbacks:
                 callback.start(run)
                 stack.callback(callback.stop, run)
+        run.began = time.monotonic()
         while run.evaluation_due or not run.at_end:
             if run.stopping:
                 raise stopped(run)
@@ -265,8 +269,6 @@ def _own_callbacks(run: Run, progress: bool) -> list[Callback]:
     own: list[Callback] = [MetricsFile(run.output / "metrics.jsonl", log.log_every)]
     if progress:
         own.append(BestEffort(ProgressBar(), "the progress bar"))
-    if TensorBoard.installed():
-        own.append(BestEffort(TensorBoard(run.output / "tensorboard", log.log_every), "TensorBoard's log"))
     return own
 
 

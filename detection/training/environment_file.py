@@ -27,7 +27,7 @@ def write_environment(run: Run) -> None:
     """
     path = run.output / "environment.json"
     before = read_environment(path) if run.iteration else {}
-    now = {**environment(run.device), "processes": distributed.world_size()}
+    now = {**machine_facts(run.device), "processes": distributed.world_size()}
     kept = {key: value for key, value in before.items() if key not in ("from_iteration", "earlier")}
     if kept == now:
         return
@@ -38,7 +38,7 @@ def write_environment(run: Run) -> None:
     write_json(path, {"from_iteration": run.iteration, **now, "earlier": parts})
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def machine_facts(device: torch.device) -> dict[str, Any]:
     """Return versions, machine, device, PyTorch's number of threads, and the commit of the checkout of vovnet."""
     machine = describe_machine(*PACKAGES)
     versions = {name: machine[name] for name in ("python", *PACKAGES)}

@@ -247,6 +247,7 @@ def _restore(run: Run, state: Mapping[str, Any]) -> None:
     run.evaluated = int(state.get("evaluated", 0))
     run.reference, run.stale = float(state.get("reference", run.best)), int(state.get("stale", 0))
     run.metrics = dict(state.get("metrics", {}))
+    run.loggers = {name: dict(names) for name, names in state.get("loggers", {}).items()}
     run.seconds_before = float(state.get("seconds", 0.0))
     run.schedule.last_epoch = int(state["schedule"]["last_epoch"])
     for group, base, factor in zip(

@@ -65,10 +65,12 @@ class Run:
     """When it was written, or when the run began, in seconds of :func:`time.monotonic`."""
     saving: bool = False
     """True if all processes have agreed to write ``last.pt`` after this iteration, because the last is too old."""
+    loggers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What names this run's records in the loggers: the logger's name → an id and the like, for a resumed run."""
     seconds_before: float = 0.0
     """How long the run took until ``last.pt`` was written, if it is resumed."""
     began: float = field(default_factory=lambda: time.monotonic())
-    """When this process prepared the run, in seconds of :func:`time.monotonic`."""
+    """When this process began to train, in seconds of :func:`time.monotonic`."""
     median_object: float | None = None
     """The median side in pixels of the training data's objects, if it is known."""
     deadline: float = math.inf
@@ -151,6 +153,7 @@ def _write(run: Run, states: Sequence[Mapping[str, Any]]) -> None:
             "reference": run.reference,
             "stale": run.stale,
             "seconds": run.seconds,
+            "loggers": {name: dict(names) for name, names in run.loggers.items()},
             "metrics": run.metrics,
             "model": run.detector.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import builtins
-import errno
 import json
-import shutil
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +14,14 @@ from tiny_runs import Squares, short_recipe
 
 from vovnet.detection.training import callbacks, engine, iteration, rules
 from vovnet.detection.training import run as run_module
-from vovnet.detection.training.callbacks import Callback, MetricsFile, TensorBoard
+from vovnet.detection.training.callbacks import Callback, MetricsFile
 from vovnet.detection.training.engine import train
 from vovnet.detection.training.metrics_log import read_metrics
-from vovnet.detection.training.run import Run
 
 
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "plot_curves", lambda log, out: None)
-
-
-class Acting(Callback):
-    """Does something after an iteration."""
-
-    def __init__(self, at: int, action: Any) -> None:
-        self.at, self.action = at, action
-
-    def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
-        if run.iteration == self.at:
-            self.action(run)
 
 
 def run_to(output: Path, *callbacks: Callback, progress: bool = False) -> list[int]:
@@ -57,7 +42,7 @@ class Clock:
 
 def test_lines_have_seconds_speed_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    for module in (callbacks, run_module):
+    for module in (callbacks, engine, run_module):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(callbacks, "memory_in_use", lambda device: 5 * 2**30)
     step, evaluate = iteration.step, engine.evaluate
@@ -115,45 +100,6 @@ def test_a_package_that_fails_at_its_import_is_done_without(
         assert run_to(tmp_path, progress=True) == [1, 2, 3]
     assert len([one for one in warned if "the run goes on without it" in str(one.message)]) == 1
     assert threading.excepthook is hook
-
-
-def delete_logs(run: Run) -> None:
-    shutil.rmtree(run.output / "tensorboard")
-
-
-def replace_logs(run: Run) -> None:
-    delete_logs(run)
-    (run.output / "tensorboard").write_text("a file")
-
-
-@pytest.mark.skipif(not TensorBoard.installed(), reason="needs tensorboard")
-@pytest.mark.parametrize("harm", [delete_logs, replace_logs])
-def test_a_run_outlives_the_folder_of_its_tensorboard(
-    harm: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    hook = threading.excepthook
-    with pytest.warns(RuntimeWarning, match="TensorBoard's log"):
-        assert run_to(tmp_path, Acting(1, harm)) == [1, 2, 3]
-    assert "Traceback" not in capfd.readouterr().err
-    assert threading.excepthook is hook
-
-
-@pytest.mark.skipif(not TensorBoard.installed(), reason="needs tensorboard")
-def test_a_run_outlives_a_tensorboard_on_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
-
-    def full(*arguments: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.warns(RuntimeWarning, match="No space left"):
-        assert run_to(tmp_path, Acting(1, lambda run: monkeypatch.setattr(LocalFileSystem, "_write", full))) == [
-            1,
-            2,
-            3,
-        ]
-    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError(32, "Broken pipe"), ValueError("closed")])

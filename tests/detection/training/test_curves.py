@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vovnet.detection.training.curves import _series, _smooth, plot_curves
+from vovnet.detection.training.curves import _series, plot_curves, smooth
 from vovnet.detection.training.metrics_log import read_metrics
 from vovnet.errors import InputError
 
@@ -57,10 +57,10 @@ def test_series_leave_out_what_is_no_number(tmp_path):
 
 
 def test_smoothing_keeps_constants_and_length():
-    assert _smooth([2.0] * 30) == pytest.approx([2.0] * 30)
-    assert _smooth([5.0]) == [5.0]
+    assert smooth([2.0] * 30) == pytest.approx([2.0] * 30)
+    assert smooth([5.0]) == [5.0]
     noisy = np.random.default_rng(0).normal(1, 0.3, 500)
-    assert np.std(_smooth(noisy.tolist())[100:]) < 0.15
+    assert np.std(smooth(noisy.tolist())[100:]) < 0.15
 
 
 def test_pyplot_is_left_alone(repository, tmp_path):
