@@ -317,6 +317,9 @@ class SolverRecipe:
     memory: Literal["plain", "normal", "low"] = "normal"
     """How much memory a backbone with OSA blocks needs for the backward pass: ``plain`` as much as PyTorch, ``normal``
     and ``low`` less (docs/operators.md), with the same results up to rounding."""
+    compile: Flag = False
+    """Compile the timm network for training by ``torch.compile``, as one graph for images of any size. A run prints
+    what that gave."""
     seed: Integer = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of all random numbers."""
     deterministic: Flag = False

@@ -28,6 +28,7 @@ from vovnet.detection.inference_mode import check_number_type
 from vovnet.detection.training.background_log import logs_of, open_logs
 from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar
 from vovnet.detection.training.claim import claimed_run
+from vovnet.detection.training.compiling import uncompiled
 from vovnet.detection.training.curves import plot_curves
 from vovnet.detection.training.environment_file import write_environment
 from vovnet.detection.training.length import with_iterations
@@ -190,7 +191,7 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
     # Buffers differ between processes, which saw different images. Rank 0 saves its own, so all evaluate those.
     distributed.share_buffers(detector)
     # Random numbers drawn in an evaluation must not change the training after it.
-    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []), uncompiled(run.recipe):
         try:
             metrics = evaluate(
                 detector,

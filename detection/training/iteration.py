@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vovnet.detection import distributed
+from vovnet.detection.config.schema import SolverRecipe
 from vovnet.detection.data.loader import Batch
 from vovnet.detection.inference_mode import to_input
 from vovnet.detection.training.run import Run
@@ -40,7 +41,7 @@ def step(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
         inputs = [to_input(image, run.device) for image in images]
         truths = [{k: v.to(run.device, non_blocking=True) for k, v in model_targets(t).items()} for t in targets]
         with _gradients_stay_local(run, number < len(batches)):
-            with _autocast(run):
+            with autocast(solver, run.device):
                 losses = _losses(run, inputs, truths)
             loss = torch.stack([value.float() for value in losses.values()]).sum() / len(batches)
             run.scaler.scale(loss).backward()
@@ -113,12 +114,13 @@ def _not_finite(run: Run, batches: Sequence[Batch], values: str) -> NonFiniteLos
     )
 
 
-def _autocast(run: Run) -> contextlib.AbstractContextManager[None]:
+def autocast(solver: SolverRecipe, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which a training computes its losses."""
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = dtypes.get(run.recipe.solver.amp)
+    dtype = dtypes.get(solver.amp)
     if dtype is None:
         return contextlib.nullcontext()
-    return torch.autocast(run.device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def _gradients_stay_local(run: Run, local: bool) -> contextlib.AbstractContextManager[None]:

@@ -21,6 +21,8 @@ from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
 from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.box_loss import set_box_loss
+from vovnet.detection.training.compiling import compile_backbone
+from vovnet.detection.training.iteration import autocast
 from vovnet.detection.training.rules import TrainingRules
 from vovnet.detection.training.run import Run
 from vovnet.detection.training.state import load_state, restore_random_state
@@ -75,6 +77,7 @@ def prepare(
     with distributed.patience():  # a process may download weights or build kernels for all
         detector = _detector(recipe, categories, device, resumed=state is not None)
     optimizer = rules.build_optimizer(detector, recipe.solver, recipe.model)
+    _compile(detector, recipe, device)
     wrapped: nn.Module = detector
     if distributed.world_size() > 1:
         wrapped = DistributedDataParallel(detector, device_ids=[device] if device.type == "cuda" else None)
@@ -117,6 +120,17 @@ def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.devi
     if solver.channels_last:
         detector.to(memory_format=torch.channels_last)
     return detector
+
+
+def _compile(detector: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """Compile the backbone if the recipe asks for it."""
+    solver = recipe.solver
+    if solver.compile:
+        images = solver.batch_size // (distributed.world_size() * solver.accumulate)
+        with distributed.patience():
+            gain = compile_backbone(detector, recipe, device, images, lambda: autocast(solver, device))
+        if distributed.rank() == 0:
+            echo(gain)
 
 
 def _check_batch_size(recipe: Recipe) -> None:
