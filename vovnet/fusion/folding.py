@@ -22,7 +22,7 @@ from vovnet.vovnet import ConvNormAct, OsaBlock
 ONE_BY_ONE = Geometry([1, 1], [0, 0], [1, 1], 1)
 """The geometry of a 1×1 convolution."""
 
-_NORMS = (BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+NORMS = (BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 """Norms that, in evaluation, scale and shift each channel by numbers that do not depend on the image."""
 
 Builder = Callable[..., nn.Module]
@@ -39,6 +39,10 @@ class NotFusable(Exception):
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class NormStays(NotFusable):
+    """A norm depends on the image. It stays; its convolution is fused without it."""
 
 
 class Settings(NamedTuple):
@@ -73,7 +77,8 @@ def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, setting
     timm's norms contain an activation, which comes before ``act``.
 
     Raises:
-        NotFusable: the convolution or the norm is of another kind, or one of the three has hooks.
+        NotFusable: the convolution or the norm is of another kind, or one of the three has hooks. It is a
+            :class:`NormStays` if only the norm is of another kind.
     """
     if type(conv) is not nn.Conv2d:
         raise NotFusable(f"its convolution is a {type(conv).__name__}")
@@ -81,13 +86,13 @@ def fold(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, setting
         raise NotFusable(f"its convolution has padding_mode={conv.padding_mode!r}, padding={conv.padding!r}")
     if is_identity_in_eval(norm):
         norm = None
-    if norm is not None:
-        _check_norm(norm)
     for part in (conv, norm, act):
         if part is not None and any(map(has_hooks_or_patched_forward, part.modules())):
             raise NotFusable(
                 f"its {type(part).__name__} has hooks (as pruning and weight norm have) or its own forward"
             )
+    if norm is not None:
+        _check_norm(norm)
     weight, bias = _folded(conv, norm)
     acts = [part for part in (getattr(norm, "act", None), act) if part is not None and not is_identity_in_eval(part)]
     relu = [type(part) for part in acts] == [nn.ReLU]
@@ -144,7 +149,7 @@ def fuse_separable_conv(layer: SeparableConvNormAct, settings: Settings) -> nn.M
 def fuse_conv_norm_activation(layer: Conv2dNormActivation, settings: Settings) -> FusedConv:
     """torchvision's convolution, and perhaps a norm and an activation."""
     conv, *rest = layer
-    norm = rest.pop(0) if rest and isinstance(rest[0], (*_NORMS, nn.GroupNorm)) else None
+    norm = rest.pop(0) if rest and isinstance(rest[0], (*NORMS, nn.GroupNorm)) else None
     if len(rest) > 1:
         raise NotFusable(f"its parts are {', '.join(type(part).__name__ for part in layer)}")
     return fold(conv, norm, rest[0] if rest else None, settings)
@@ -183,7 +188,7 @@ def _is_one_by_one(layer: nn.Module) -> bool:
 
 
 class _BatchNorm(Protocol):
-    """The attributes of the norms in :data:`_NORMS` after :func:`_check_norm`."""
+    """The attributes of the norms in :data:`NORMS` after :func:`_check_norm`."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -193,8 +198,8 @@ class _BatchNorm(Protocol):
 
 
 def _check_norm(norm: nn.Module) -> None:
-    if type(norm) not in _NORMS:
-        raise NotFusable(f"its norm is a {type(norm).__name__}")
+    if type(norm) not in NORMS:
+        raise NormStays(f"its norm is a {type(norm).__name__}")
     if norm.running_mean is None:
         raise NotFusable(f"its {type(norm).__name__} takes each batch's own statistics")
     drop = getattr(norm, "drop", None)

@@ -1,7 +1,8 @@
 """``vovnet.fuse``: an inference copy of a model with norms folded into convolutions and fused OSA blocks.
 
 The model is walked from the top. A module whose exact class has a builder is replaced by what the builder returns;
-otherwise its children are visited. The copy is made by ``copy.deepcopy`` with the replacements as its memo, so that
+otherwise its children are visited. Convolutions that are left are fused where they stand
+(:mod:`vovnet.fusion.plain`). The copy is made by ``copy.deepcopy`` with the replacements as its memo, so that
 everything that refers to a replaced module, as timm's feature extractors and torchvision's detectors do, then refers
 to the replacement.
 """
@@ -14,12 +15,14 @@ import warnings
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+import vovnet.fusion.residual  # noqa: F401 (registers its builder)
 from vovnet.errors import InputError, reason
 from vovnet.fusion.base import FusedLayer, kernels_available, warn_if_unsupported
-from vovnet.fusion.folding import NotFusable, Settings, builder_of
+from vovnet.fusion.folding import NormStays, NotFusable, Settings, builder_of
 from vovnet.fusion.layers import FusedOsaBlock
+from vovnet.fusion.plain import cast_inputs, fuse_plain_convs
 from vovnet.fusion.sequences import chain_sequences
 from vovnet.memory.layers import plain_layers
 from vovnet.modules import has_hooks_or_patched_forward
@@ -33,8 +36,8 @@ _log = logging.getLogger("vovnet")
 def fuse(model: M, precision: Precision = "fp32", algorithm: Algorithm = "auto") -> M:
     """Return a copy of a model for fast inference on a CPU. The model itself is not changed.
 
-    Takes the networks of this package, timm's ``vovnet*`` and ``ese_vovnet*``, and other models made of timm's
-    ``ConvNormAct`` or torchvision's ``Conv2dNormActivation``: as classifiers, with ``features_only``, and inside
+    Takes the networks of this package, timm's ``vovnet*`` and ``ese_vovnet*``, and other models in which batch norms
+    and ReLUs follow convolutions: as classifiers, with ``features_only``, with a segmentation decoder, and inside
     torchvision's detectors, whose pyramid, heads and pooling are fused, too. Inputs, outputs and attributes stay the
     same. The state dict does not: save the original's. The copy has the weights of this moment; fuse again after
     changing them.
@@ -70,7 +73,9 @@ def fuse(model: M, precision: Precision = "fp32", algorithm: Algorithm = "auto")
                 f"model: this {type(model).__name__} cannot be copied ({reason(error)}); remove what cannot, as weight "
                 "norm (torch.nn.utils.remove_weight_norm)"
             ) from error
-        _prepare_unfused(fused.requires_grad_(False).eval(), precision)
+        plain_layers(fused.requires_grad_(False).eval())
+        fuse_plain_convs(fused, fuser.settings)
+        _prepare_unfused(fused, precision)
     if has_detector and precision == "bf16":
         vovnet.fusion.detectors.cast_backbone_outputs(fused)
     chain_sequences(fused)
@@ -133,7 +138,7 @@ class _Fuser:
                 self.replaced[id(module)] = build(module, self.settings)
                 return
             except NotFusable as error:
-                why = error.reason
+                why = "" if isinstance(error, NormStays) else error.reason
         before = len(self.left)
         for child_name, child in module.named_children():
             self.visit(f"{name}.{child_name}".lstrip("."), child)
@@ -144,10 +149,8 @@ class _Fuser:
 def _prepare_unfused(fused: nn.Module, precision: Precision) -> None:
     """Prepare the modules that are not fused, in place.
 
-    They get their classes from before ``memory_efficient`` back, recompute nothing and have channels-last weights. In
-    a bf16 copy they compute in float32.
+    They recompute nothing and have channels-last weights. In a bf16 copy they compute in float32.
     """
-    plain_layers(fused)
     for module in fused.modules():
         if hasattr(module, "grad_checkpointing"):
             setattr(module, "grad_checkpointing", False)  # noqa: B010 (nn.Module's stubs allow no plain attributes)
@@ -156,19 +159,7 @@ def _prepare_unfused(fused: nn.Module, precision: Precision) -> None:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
         if precision == "bf16" and next(module.parameters(recurse=False), None) is not None:
-            module.float().register_forward_pre_hook(_cast_inputs, with_kwargs=True)
-
-
-def _cast_inputs(
-    module: nn.Module, inputs: tuple[object, ...], named: dict[str, object]
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return a module's inputs with bfloat16 tensors in the type of its parameters."""
-    dtype = next(module.parameters(recurse=False)).dtype
-
-    def cast(x: object) -> object:
-        return x.to(dtype) if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
-
-    return tuple(map(cast, inputs)), {name: cast(x) for name, x in named.items()}
+            module.float().register_forward_pre_hook(cast_inputs, with_kwargs=True)
 
 
 def _notes(model: nn.Module, fused: nn.Module, fuser: _Fuser) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
+from fused_parts import check_detections
 from osa_reference import draw
-from small_networks import detector, network, trained
+from small_networks import detector, network
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
@@ -24,15 +24,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from vovnet import fuse
 from vovnet.detection import predict
 from vovnet.errors import InputError
-from vovnet.fusion.detectors import (
-    FusedBoxHead,
-    FusedBoxPredictor,
-    FusedMaskPredictor,
-    FusedPyramid,
-    FusedRoIAlign,
-    FusedRpnHead,
-)
-from vovnet.fusion.layers import FusedConv
+from vovnet.fusion.pyramid import FusedPyramid
+from vovnet.fusion.two_stage import FusedBoxHead, FusedBoxPredictor, FusedMaskPredictor, FusedRoIAlign, FusedRpnHead
 from vovnet.results.limits import LimitWarning
 
 DETECTORS: dict[str, tuple[str, dict[str, str]]] = {
@@ -64,24 +57,6 @@ def images() -> list[Tensor]:
 def made(name: str) -> Any:
     recipe, model = DETECTORS[name]
     return detector(recipe, **model)
-
-
-def check_detections(got: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
-    """Check that each detection has a counterpart: same label, box within 0.1 pixels, score within 0.001, same mask."""
-    assert len(got) == len(expected)
-    for one, other in zip(got, expected, strict=True):
-        assert set(one) == set(other)
-        assert len(one["boxes"]) == len(other["boxes"]) > 5
-        far = (one["boxes"][:, None] - other["boxes"]).abs().amax(dim=2)
-        unlike = (one["scores"][:, None] - other["scores"]).abs() > 1e-3
-        far[unlike | (one["labels"][:, None] != other["labels"])] = torch.inf
-        nearest, place = far.min(dim=1)
-        assert float(nearest.max()) < 0.1
-        if "masks" in one:
-            assert one["masks"].shape == other["masks"].shape
-            assert float((one["masks"] - other["masks"][place]).abs().mean()) < 1e-3
-        for key, value in one.items():
-            assert value.dtype == other[key].dtype
 
 
 def of_type(model: nn.Module, kind: type[nn.Module]) -> list[Any]:
@@ -136,28 +111,11 @@ def test_copies_and_pickles(way: str) -> None:
         check_detections(other(images()), model(images()))
 
 
-def test_other_detectors_of_torchvision(way: str) -> None:
-    """Their backbone keeps norms in modules of their own, which are not fused; the parts around it are."""
-    torch.manual_seed(0)
-    builder = torchvision.models.detection.retinanet_resnet50_fpn
-    model = trained(builder(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=96))
-    with pytest.warns(
-        UserWarning, match="left as they are: backbone.body.conv1, .* layers that vovnet.fuse does not know"
-    ):
-        fused = fuse(model)
-    assert len(of_type(fused, FusedPyramid)) == 1
-    assert len(of_type(fused, FusedConv)) == 2 * 3 + 2 + 2 * 4  # pyramid, P6 and P7, towers of the heads
-    x = draw((1, 3, 64, 96), 0, torch.float32)
-    got, expected = fused.backbone(x), model.backbone(x)  # type: ignore[operator]
-    for one, other in zip(got.values(), expected.values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
-
-
-def test_group_norm_is_left_alone_and_said(way: str) -> None:
+def test_group_norm_stays_without_its_convolution(way: str) -> None:
     model = detector("scratch_mask_rcnn_V_39_FPN_3x_gn")
-    with pytest.warns(UserWarning, match=r"backbone.fpn.inner_blocks.0, .* \(its norm is a GroupNorm\)") as caught:
-        fused = fuse(model)
-    assert len(caught) == 1
+    fused = fuse(model)
+    assert of_type(fused, nn.GroupNorm)
+    assert not of_type(fused, nn.Conv2d)
     check_detections(fused(images()), model(images()))
 
 

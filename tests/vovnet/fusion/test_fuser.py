@@ -273,7 +273,6 @@ LEFT = "stages.1.blocks.0.conv_mid.1"
         (_hook_block, "stages.1.blocks.0", "hooks", 4),
         (_pruning, LEFT, "Conv2d has hooks", 4),
         (_weight_norm, LEFT, "ParametrizedConv2d", 4),
-        (_group_norm, LEFT, "GroupNormAct", 4),
         (_batch_statistics, LEFT, "own statistics", 4),
         (_reflecting, LEFT, "reflect", 4),
         (_own_forward, LEFT, "its own forward", 4),
@@ -294,6 +293,17 @@ def test_what_is_left_alone_is_said_once_and_computed(change: Any, name: str, wh
     check_equal(fused, model, image())
     with pytest.warns(UserWarning, match="left as they are"):
         check_equal(fuse(memory_efficient(copy.deepcopy(model))), model, image())
+
+
+def test_a_norm_that_depends_on_the_image_stays_without_its_convolution(way: str) -> None:
+    model = network("ours")
+    _group_norm(model)
+    model.eval()
+    fused = fuse(model)
+    assert len(of_type(fused, FusedOsaBlock)) == 4
+    assert len(of_type(fused, GroupNormAct)) == 1
+    assert not of_type(fused, nn.Conv2d)
+    check_equal(fused, model, image())
 
 
 def test_depthwise_blocks_that_kept_less_for_training(way: str) -> None:
@@ -355,10 +365,22 @@ def test_hooks_of_what_is_copied_still_run(way: str) -> None:
     assert seen == [1]
 
 
+class Unknown(nn.Module):
+    """What it calls depends on the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.conv(x) if float(x.sum()) > 0 else self.conv(-x)
+        return out.mean((2, 3))
+
+
 def test_unknown_models_are_copied_with_a_warning(way: str) -> None:
     torch.manual_seed(0)
-    model = timm.create_model("resnet10t", num_classes=5).eval()
-    with pytest.warns(UserWarning, match="left as they are: conv1.0, .* more .convolutions of layers that vovnet"):
+    model = Unknown().eval()
+    with pytest.warns(UserWarning, match="left as they are: conv .convolutions of layers that vovnet"):
         fused = fuse(model)
     check_equal(fused, model, image())
     linear = nn.Linear(5, 3).eval()
