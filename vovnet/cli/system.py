@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vovnet.cli.options import OptionalOutput, Overwrite
+from vovnet.cli.options import Device, OptionalOutput, Overwrite, home_path
 
 commands = typer.Typer()
 benchmark = typer.Typer(help="Measure how fast networks run on this machine.")
@@ -35,6 +36,26 @@ def benchmark_cpu(
         restart_with_huge_pages()
     with contextlib.nullcontext() if output is None else claimed_folder(output, overwrite=overwrite):
         run_benchmark(cases or [], backends or [], rounds, threads=threads, output=output, say=typer.echo)
+
+
+@benchmark.command("table")
+def benchmark_published_columns(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs, detectors' folders, ORG/NAME, or torchvision:NAME.")
+    ],
+    rounds: Annotated[int, typer.Option("--rounds", min=0, help="Turns of each detector; 0 measures no time.")] = 10,
+    image: Annotated[
+        Path | None, typer.Option("--image", parser=home_path, metavar="FILE", help="The image. Default: noise.")
+    ] = None,
+    device: Device = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", parser=home_path, metavar="FILE", help="Markdown file.")
+    ] = None,
+) -> None:
+    """Print detectors in the published table's columns: training memory, inference time, box AP and mask AP."""
+    from vovnet.detection.runs.published_table import benchmark_table
+
+    benchmark_table(runs, rounds=rounds, image=image, device=device, output=output, say=typer.echo)
 
 
 @commands.command()
