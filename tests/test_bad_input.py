@@ -201,6 +201,19 @@ def test_a_command_line_that_is_mistyped(arguments: list[str], word: str) -> Non
     command(*arguments).refused(word)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--transforms", "no_such_module_here:augment"], "no_such_module_here"),
+        (["--transforms", "json:loads"], "raised TypeError"),
+        (["--show-batch", "sheet.txt"], "--show-batch"),
+    ],
+)
+def test_transforms_and_sheets_that_are_none(arguments: list[str], word: str, workplace: Path, tmp_path: Path) -> None:
+    command("train", workplace / "tiny.yaml", "--output", tmp_path / "run", *arguments).refused(word)
+    assert untouched(tmp_path / "run")
+
+
 def test_a_device_that_is_none(workplace: Path, detector: Path, tmp_path: Path) -> None:
     command("train", workplace / "tiny.yaml", "--output", tmp_path / "run", "--device", "gpu").refused("gpu")
     evaluate(detector, workplace, tmp_path / "out", "--device", "gpu").refused("gpu")

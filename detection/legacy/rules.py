@@ -29,6 +29,7 @@ class LegacyRules(TrainingRules):
     """The reference's data, order of images, optimizer and schedule."""
 
     dataset_class = LegacyCocoDataset
+    takes_transforms = False
 
     def check_training(self, recipe: Recipe, resume: bool) -> None:
         """Refuse what the reference cannot do, and a pretrained backbone without ``init``.

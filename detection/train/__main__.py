@@ -4,6 +4,7 @@ import argparse
 import os
 
 from vovnet.detection.config.loading import load_recipe
+from vovnet.detection.data.user_transforms import load_transforms
 from vovnet.detection.evaluation.evaluator import format_metrics
 from vovnet.detection.training.claim import resume_mode
 from vovnet.detection.training.engine import train
@@ -19,6 +20,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     parser.add_argument("--auto-resume", action="store_true", help="continue the run in --output if there is one")
+    parser.add_argument("--transforms", metavar="MODULE:FUNCTION", help="own transforms, before the recipe's")
+    parser.add_argument("--show-batch", metavar="FILE.png", help="draw the first training images, after transforms")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU of this process, if there is one)")
     parser.add_argument("--time-limit", metavar="TIME", help="save and stop after 2h, 90m, …; --resume goes on")
@@ -28,7 +31,14 @@ def main() -> None:
         mode = resume_mode(args.resume, args.auto_resume)
         limit = None if args.time_limit is None else seconds_of(args.time_limit)
         metrics = train(
-            recipe, args.output, resume=mode, overwrite=args.overwrite, device=args.device, time_limit=limit
+            recipe,
+            args.output,
+            transforms=None if args.transforms is None else load_transforms(args.transforms),
+            show_batch=args.show_batch,
+            resume=mode,
+            overwrite=args.overwrite,
+            device=args.device,
+            time_limit=limit,
         )
         if metrics and os.environ.get("RANK", "0") == "0":
             print(format_metrics(metrics))

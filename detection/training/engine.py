@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +16,20 @@ from vovnet.detection import distributed
 from vovnet.detection.checkpoints.initialize import with_network_of_init
 from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import recipe_to_yaml
-from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.schema import DataRecipe, Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.failures import loader_failures
+from vovnet.detection.data.loader import Batch
 from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
+from vovnet.detection.data.user_transforms import Transforms, VariedDataset, check_transforms, name_of
 from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import check_number_type
 from vovnet.detection.training.background_log import logs_of, open_logs
+from vovnet.detection.training.batch_sheet import checked_sheet_path, write_batch_sheet
 from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.compiling import uncompiled
@@ -51,6 +55,8 @@ def train(
     *,
     train_dataset: DetectionDataset | None = None,
     val_dataset: DetectionDataset | None = None,
+    transforms: Transforms | None = None,
+    show_batch: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     resume: bool | Literal["auto"] = False,
     overwrite: bool = False,
@@ -70,6 +76,10 @@ def train(
         train_dataset: any dataset that follows the protocol of :mod:`vovnet.detection.data`; None reads ``data.train``.
         val_dataset: the same for ``data.val``. Without validation data nothing is evaluated, and the last weights are
             published.
+        transforms: your own training transforms, which come before the recipe's: a function of ``(image, target)``,
+            such as torchvision's v2 transforms, or a ``Compose`` of Albumentations with ``bbox_params``. They are tried
+            on some samples first. A recipe does not record them, and resuming needs the same.
+        show_batch: a PNG file for the first training images, as the transforms leave them, with their objects.
         callbacks: your own callbacks; they are called after the built-in ones, in the process of rank 0.
         resume: continue from ``output/last.pt``; losses, metrics and weights equal those of a run without interruption.
             ``"auto"`` does so if the file exists, and starts the run if nothing or an interrupted start is there.
@@ -99,6 +109,8 @@ def train(
     rules, logs = rules_of(recipe.model), logs_of(recipe.log)
     device = choose_device(device, default_device())
     output = expand_home(output)
+    if show_batch is not None:
+        show_batch = checked_sheet_path(show_batch)
     with (
         loader_failures(),
         distributed.process_group(device, recipe.data.timeout),
@@ -109,10 +121,14 @@ def train(
         rules.check_training(recipe, claim.resumes)
         with distributed.patience():
             train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
+            if transforms is not None:
+                train_dataset = _varied(recipe, rules, train_dataset, transforms)
         recipe = with_iterations(recipe, len(train_dataset))
         if recipe.solver.patience is not None and val_dataset is None:
             raise InputError("solver.patience: it needs data.val to evaluate; give both or neither")
-        run = prepare(recipe, rules, output, device, train_dataset.categories, claim.resumes)
+        run = prepare(
+            recipe, rules, output, device, train_dataset.categories, claim.resumes, transforms=name_of(transforms)
+        )
         run.evaluates = val_dataset is not None
         run.deadline = math.inf if time_limit is None else began + time_limit
         stack.enter_context(open_logs(run, logs))
@@ -128,6 +144,9 @@ def train(
             if distributed.rank() == 0:
                 warn_of_training_limits(run.recipe, sizes)
         signals.run = run
+        if show_batch is not None and distributed.rank() == 0:
+            with contextlib.closing(_batches(replace(run.recipe.data, workers=0), run, rules, train_dataset)) as shown:
+                write_batch_sheet(shown, run.categories, show_batch)
         try:
             _loop(run, rules, train_dataset, val_dataset, all_callbacks)
         except StoppedError:
@@ -151,17 +170,7 @@ def _loop(
     callbacks: Sequence[Callback],
 ) -> None:
     solver = run.recipe.solver
-    batches = rules.training_batches(
-        train_dataset,
-        run.recipe.data,
-        batch_size=solver.batch_size // (distributed.world_size() * solver.accumulate),
-        seed=solver.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        start=run.iteration * solver.accumulate,
-        stop=solver.max_iterations * solver.accumulate,
-        passes=solver.accumulate,
-    )
+    batches = _batches(run.recipe.data, run, rules, train_dataset)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(batches))
         with distributed.patience():
@@ -182,6 +191,22 @@ def _loop(
                 agree_to_stop(run)
             if run.checkpoint_due:
                 save_run(run)
+
+
+def _batches(data: DataRecipe, run: Run, rules: TrainingRules, dataset: DetectionDataset) -> Generator[Batch]:
+    """Return the batches that this process has not had yet."""
+    solver = run.recipe.solver
+    return rules.training_batches(
+        dataset,
+        data,
+        batch_size=solver.batch_size // (distributed.world_size() * solver.accumulate),
+        seed=solver.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start=run.iteration * solver.accumulate,
+        stop=solver.max_iterations * solver.accumulate,
+        passes=solver.accumulate,
+    )
 
 
 def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]) -> None:
@@ -254,6 +279,23 @@ def _datasets(
     if len(train_dataset) == 0:
         raise InputError("data.train: the dataset has no usable images; run `vovnet check-data` on it")
     return train_dataset, val_dataset
+
+
+def _varied(
+    recipe: Recipe, rules: TrainingRules, dataset: DetectionDataset, transforms: Transforms
+) -> DetectionDataset:
+    """Return the training data with the user's transforms, after they have been tried."""
+    if not rules.takes_transforms:
+        raise InputError(
+            f"transforms: model.conventions={recipe.model.conventions} has none but the reference's; leave them out "
+            "or set model.conventions=torchvision"
+        )
+    masks = DETECTORS[recipe.model.detector].needs_masks
+    varied = VariedDataset(
+        checked(dataset, "data.train", channels=recipe.model.in_chans, needs_masks=masks), transforms
+    )
+    check_transforms(varied, recipe.data.workers)
+    return varied
 
 
 def _plot(run: Run) -> None:

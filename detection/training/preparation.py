@@ -58,6 +58,8 @@ def prepare(
     device: torch.device,
     categories: Sequence[Category],
     resume: bool,
+    *,
+    transforms: str | None = None,
 ) -> Run:
     """Build the detector, the optimizer and the other parts of a run; with ``resume``, restore their state.
 
@@ -70,6 +72,7 @@ def prepare(
     state = _load_everywhere(output / "last.pt", categories) if resume else None
     if state is not None:
         _check_same_run(recipe, state, output)
+        _check_same_transforms(transforms, state.get("transforms"))
     torch.manual_seed(recipe.solver.seed)
     if recipe.solver.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it for cuBLAS
@@ -92,6 +95,7 @@ def prepare(
         schedule=rules.build_schedule(optimizer, recipe.solver),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.solver.amp == "fp16"),
         ema=_moving_average(detector, recipe.solver.ema),
+        transforms=transforms,
     )
     # Each process samples its own anchors and boxes.
     torch.manual_seed(recipe.solver.seed + distributed.rank())
@@ -238,6 +242,15 @@ def _check_same_run(recipe: Recipe, state: Mapping[str, Any], output: Path) -> N
         echo(
             f"resume: {distributed.world_size()} processes instead of {state['processes']}: the run continues, but its "
             "losses will differ from those of an uninterrupted run"
+        )
+
+
+def _check_same_transforms(asked: str | None, saved: str | None) -> None:
+    """Refuse to resume with other transforms of the user's own; runs of earlier versions had none."""
+    if asked != saved:
+        raise InputError(
+            f"--resume: the run's own transforms were {saved or 'none'}, now they are {asked or 'none'}; give the same "
+            "--transforms (transforms=… in Python), or start a new run in another folder"
         )
 
 

@@ -25,6 +25,8 @@ class TrainingRules:
 
     dataset_class: type[CocoDataset] = CocoDataset
     """Reads the training data of a recipe."""
+    takes_transforms: bool = True
+    """True if transforms of the user's own can come before those of the recipe."""
 
     def check_training(self, recipe: Recipe, resume: bool) -> None:
         """Refuse a recipe that these rules cannot train.

@@ -45,6 +45,8 @@ class Run:
     schedule: LambdaLR
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
+    transforms: str | None = None
+    """The name of the user's own transforms."""
     iteration: int = 0
     """Finished optimizer steps."""
     best: float = -math.inf
@@ -147,6 +149,7 @@ def _write(run: Run, states: Sequence[Mapping[str, Any]]) -> None:
         {
             "recipe": recipe_to_dict(run.recipe),
             "categories": run.categories,
+            "transforms": run.transforms,
             "iteration": run.iteration,
             "best": run.best,
             "evaluated": run.evaluated,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,17 @@ import typer
 from vovnet.cli.options import (
     Annotations,
     AnyWeights,
+    AutoResume,
     Device,
     Fuse,
     Images,
     MaxPixels,
     Output,
     Overwrite,
+    OwnTransforms,
+    Resume,
+    ShowBatch,
+    TimeLimit,
     Weights,
     cpu_only,
     device_for,
@@ -44,28 +50,22 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
     output: Output,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as solver.base_lr=0.01")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
-    auto_resume: Annotated[
-        bool, typer.Option("--auto-resume", help="Continue the run in --output if there is one, else start it.")
-    ] = False,
+    resume: Resume = False,
+    auto_resume: AutoResume = False,
+    transforms: OwnTransforms = None,
+    show_batch: ShowBatch = None,
     overwrite: Overwrite = False,
     device: Device = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option("--time-limit", metavar="TIME", help="Save and stop after 2h, 90m, …; --resume goes on."),
-    ] = None,
+    time_limit: TimeLimit = None,
 ) -> None:
     """Train a detector on COCO JSON. For several processes: torchrun -m vovnet.detection.train …"""
     from vovnet.detection import format_metrics, load_recipe
     from vovnet.detection import train as train_detector
     from vovnet.detection.training.claim import resume_mode
-    from vovnet.detection.training.length import seconds_of
 
     mode = resume_mode(resume, auto_resume)
-    limit = None if time_limit is None else seconds_of(time_limit)
-    metrics = train_detector(
-        load_recipe(recipe, overrides or []), output, resume=mode, overwrite=overwrite, device=device, time_limit=limit
-    )
+    start = partial(train_detector, transforms=transforms, show_batch=show_batch, time_limit=time_limit)
+    metrics = start(load_recipe(recipe, overrides or []), output, resume=mode, overwrite=overwrite, device=device)
     if metrics:
         typer.echo(format_metrics(metrics))
     typer.echo(f"the run is in {output}; try: vovnet predict IMAGE --weights {output} --output predictions")

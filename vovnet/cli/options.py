@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +20,18 @@ def home_path(path: str) -> Path:
     from vovnet.folders.home import expand_home
 
     return expand_home(path)
+
+
+def own_transforms(text: str) -> object:
+    from vovnet.detection.data.user_transforms import load_transforms
+
+    return load_transforms(text)
+
+
+def seconds(text: str) -> float:
+    from vovnet.detection.training.length import seconds_of
+
+    return seconds_of(text)
 
 
 # Shells leave "~" alone in quotes and in --output=~/run.
@@ -47,6 +59,29 @@ AnyWeights = Annotated[
         "-w",
         help=f"{_DETECTOR} Or a classifier: its folder, ORG/NAME, or a name of timm's, such as vovnet39.",
     ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")]
+AutoResume = Annotated[
+    bool, typer.Option("--auto-resume", help="Continue the run in --output if there is one, else start it.")
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit", parser=seconds, metavar="TIME", help="Save and stop after 2h, 90m, …; --resume goes on."
+    ),
+]
+OwnTransforms = Annotated[
+    Any,
+    typer.Option(
+        "--transforms",
+        parser=own_transforms,
+        metavar="MODULE:FUNCTION",
+        help="Own transforms before the recipe's: of torchvision v2, Albumentations, or a function.",
+    ),
+]
+ShowBatch = Annotated[
+    Path | None,
+    typer.Option("--show-batch", metavar="FILE.png", help="Draw the first training images, after transforms."),
 ]
 Images = Annotated[Path, typer.Option("--images", help="Folder that the file_name entries are relative to.")]
 MaxPixels = Annotated[

@@ -18,10 +18,17 @@ from vovnet.results.rle import decode, encode_part
 Rectangle = tuple[float, float, float, float]
 
 _MASK_OPACITY = 0.42
+_SIDE = 384
+"""Longer side of an image on a sheet, in pixels."""
 
 
 def draw_detections(
-    image: Image.Image, detections: Sequence[Mapping[str, Any]], threshold: float = 0.5, *, labels: bool = True
+    image: Image.Image,
+    detections: Sequence[Mapping[str, Any]],
+    threshold: float = 0.5,
+    *,
+    labels: bool = True,
+    scores: bool = True,
 ) -> Image.Image:
     """Draw detections into a copy of an image, the best on top. A category has the same colour in every image.
 
@@ -31,6 +38,7 @@ def draw_detections(
             ``category_id``, ``category`` and ``score``; optional ``segmentation`` (an RLE of the image's size).
         threshold: detections with a lower score are not drawn.
         labels: write category and score beside each box.
+        scores: False leaves out the score.
 
     Returns:
         A new ``RGB`` image of the same size. Lines and letters scale with it.
@@ -55,7 +63,7 @@ def draw_detections(
         taken: list[Rectangle] = []
         # The best detections come first, so that their labels get the best places.
         for one in reversed(shown):
-            text = f"{drawable(one['category'])} {one['score']:.2f}"
+            text = drawable(one["category"]) + (f" {one['score']:.2f}" if scores else "")
             _label(draw, text, _corners(one["bbox"], drawn.size), category_colour(int(one["category_id"])), font, taken)
     return drawn
 
@@ -97,9 +105,33 @@ def prediction_sheet(
     """
     if not samples:
         raise InputError("prediction_sheet: no images were given")
-    side, gap, head = 384, 10, 44
-    columns = min(columns, len(samples))
-    cells = [_cell(image, detections, truth, threshold, side) for image, detections, truth in samples]
+    cells = [_cell(image, detections, truth, threshold, scores=True) for image, detections, truth in samples]
+    _write_sheet(cells, f"Detections with score ≥ {threshold:g}; dashed: the truth", out_png, columns)
+
+
+def object_sheet(
+    samples: Sequence[tuple[Image.Image, Sequence[Mapping[str, Any]]]],
+    title: str,
+    out_png: str | os.PathLike[str],
+    columns: int = 4,
+) -> None:
+    """Write one image that shows several images with their objects, drawn like detections without scores.
+
+    Args:
+        samples: for each image: the image, and its objects as in :func:`prediction_sheet`, but for the score.
+        title: a line above the images.
+        out_png: written atomically.
+        columns: largest number of images in a row.
+    """
+    cells = [
+        _cell(image, [{**one, "score": 1.0} for one in objects], [], 0.0, scores=False) for image, objects in samples
+    ]
+    _write_sheet(cells, title, out_png, columns)
+
+
+def _write_sheet(cells: Sequence[Image.Image], title: str, out_png: str | os.PathLike[str], columns: int) -> None:
+    side, gap, head = _SIDE, 10, 44
+    columns = min(columns, len(cells))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
     sheet = Image.new("RGB", (columns * (side + gap) + gap, head + sum(heights) + gap * len(rows)), "white")
@@ -109,7 +141,6 @@ def prediction_sheet(
             left = gap + column * (side + gap)
             sheet.paste(cell, (left + (side - cell.width) // 2, top + (height - cell.height) // 2))
         top += height + gap
-    title = f"Detections with score ≥ {threshold:g}; dashed: the truth"
     ImageDraw.Draw(sheet).text((gap, 12), drawable(title, 80), fill="#222222", font=label_font(20))
     with atomic_path(out_png) as temporary:
         sheet.save(temporary)
@@ -120,10 +151,10 @@ def _cell(
     detections: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],
     threshold: float,
-    side: int,
+    scores: bool,
 ) -> Image.Image:
     """Return one image of the sheet. It is resized before drawing, so that lines and letters stay sharp."""
-    scale = side / max(image.size)
+    scale = _SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     scaled = []
@@ -136,7 +167,7 @@ def _cell(
             entry["segmentation"] = {"size": [size[1], size[0]], "counts": counts}
         scaled.append(entry)
     truth = [{**one, "bbox": [value * scale for value in one["bbox"]]} for one in annotations]
-    return draw_detections(draw_truth(resized, truth), scaled, threshold)
+    return draw_detections(draw_truth(resized, truth), scaled, threshold, scores=scores)
 
 
 def line_width(size: tuple[int, int]) -> int:
