@@ -6,10 +6,12 @@ is followed. Code that depends on the values or the shapes of feature maps canno
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 from torch.fx import Graph, Node, Tracer
 
 from vovnet.modules import is_identity_in_eval
+from vovnet.processes import ForkSafeLock
 
 
 class Slot(NamedTuple):
@@ -36,6 +39,9 @@ class Slot(NamedTuple):
         """Put another module there."""
         self.owner._modules[self.key] = module
 
+
+_tracing = ForkSafeLock()
+"""Held while torch.fx, which replaces methods of ``nn.Module`` meanwhile, records a call."""
 
 Chain = list[Slot]
 """Modules of which each takes only the output of the one before, and is all that takes it."""
@@ -79,9 +85,10 @@ class Calls:
         return {id(self.root.get_submodule(path)) for path in paths if path and self._slot(path) is None}
 
     def chains(self, wanted: type[nn.Module]) -> list[Chain]:
-        """Return the chains that begin at modules of the type ``wanted``, if all recordings have them."""
-        found = [list(self._chains(graph, wanted)) for graph in self.graphs]
-        return [chain for chain in found[0] if all(chain in others for others in found[1:])]
+        """Return the chains that begin at modules of the type ``wanted``, as far as all recordings agree."""
+        recorded = [{chain[0]: chain for chain in self._chains(graph, wanted)} for graph in self.graphs]
+        firsts = [first for first in recorded[0] if all(first in chains for chains in recorded)]
+        return [_common_start([chains[first] for chains in recorded]) for first in firsts]
 
     def _chains(self, graph: Graph, wanted: type[nn.Module]) -> Iterator[Chain]:
         used = Counter(id(self._module(node)) for node in graph.nodes if node.op == "call_module")
@@ -130,14 +137,24 @@ def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
 
 
+def _common_start(chains: list[Chain]) -> Chain:
+    steps = zip(*chains, strict=False)  # as many as the shortest has
+    return [step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps)]
+
+
 def _record(module: nn.Module, fixed: dict[str, object]) -> Graph:
-    with warnings.catch_warnings():
+    """Record a call of a module's double, which has the same modules and tensors, but attributes of its own."""
+    shared = [*module.parameters(), *module.buffers(), *(part for part in module.modules() if part is not module)]
+    double = copy.deepcopy(module, {id(value): value for value in shared})
+    with _tracing, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Recorder().trace(module, fixed or None)
+        return _Recorder().trace(double, fixed or None)
 
 
 class _Recorder(Tracer):
     """Follows a module's own code, but not that of the modules in it."""
+
+    proxy_buffer_attributes = True  # a buffer that forward counts in is not changed
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

@@ -101,6 +101,33 @@ class DependsOnTheImage(ByHand):
         return self.norm1(self.conv1(x)) if float(x.sum()) > 1e9 else self.conv1(x)  # type: ignore[no-any-return]
 
 
+class Remembers(ByHand):
+    """Counts its calls and keeps what it computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.seen: list[Tensor] = []
+        self.out: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.out = self.relu(self.norm1(self.conv1(x)))
+        self.seen.append(self.out)
+        return self.out
+
+
+class OtherNames(ByHand):
+    """Calls its layers by names that come later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv3, self.norm3 = self.conv1, self.norm2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm3(self.conv2(x)) + self.norm1(self.conv3(x))  # type: ignore[no-any-return]
+
+
 class CallsIntoASequence(nn.Module):
     """Takes a feature map from the middle of a sequence."""
 
@@ -161,8 +188,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
     "called twice": (TwiceCalled, 1, 2, 2),
     "reads a convolution": (ReadsTheConvolution, 0, 3, 2),
     "reads a weight": (ReadsTheWeight, 0, 3, 2),
-    "an argument": (DependsOnAnArgument, 0, 3, 2),
+    "an argument": (DependsOnAnArgument, 1, 2, 2),
     "depends on the image": (DependsOnTheImage, 0, 3, 2),
+    "remembers": (Remembers, 1, 2, 1),
+    "other names": (OtherNames, 0, 3, 2),
     "calls into a sequence": (CallsIntoASequence, 0, 2, 1),
     "shared": (shared_in_two_sequences, 3, 0, 0),
     "tied": (tied_weights, 2, 0, 0),
@@ -200,6 +229,11 @@ def test_what_is_folded(case: str, way: str) -> None:
         assert relative_error(copy.deepcopy(fused)(x), exact) <= 1e-5
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert count(model, FusedConv) == 0
+
+
+def test_nothing_is_left_of_following_the_code() -> None:
+    fused = quietly_fused(trained(Remembers()))
+    assert (fused.out, fused.seen, float(fused.calls)) == (None, [], 0)
 
 
 def test_an_optional_argument(way: str) -> None:
