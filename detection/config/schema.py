@@ -336,6 +336,8 @@ class LogRecipe:
     """Iterations between two evaluations. There is always one at the end; 0 means only that one."""
     evaluate_epochs: Annotated[Number, Field(gt=0, le=100_000)] | None = None
     """The same in epochs, in place of ``evaluate_every``; ``recipe.yaml`` has it as iterations."""
+    validation_losses: Flag = False
+    """Compute the losses on the validation data at each evaluation, too: ``val_loss`` and its parts."""
     checkpoint_every: Integer = Field(default=1000, ge=1, le=_MAX_ITERATIONS)
     """Iterations between two writes of ``last.pt``."""
     checkpoint_minutes: Number = Field(default=5.0, ge=0, le=1e6)

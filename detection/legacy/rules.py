@@ -39,6 +39,11 @@ class LegacyRules(TrainingRules):
         """
         legacy_train_transforms(recipe.data)
         _check_solver(recipe.solver)
+        if recipe.log.validation_losses:
+            raise InputError(
+                "log.validation_losses: legacy conventions learn from polygons, which validation data does not have; "
+                "expected false, got true"
+            )
         if recipe.model.pretrained and recipe.init is None and not resume:
             raise InputError(_no_start(recipe.model))
 

@@ -42,6 +42,7 @@ from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import TrainingRules, rules_of
 from vovnet.detection.training.run import Run, save_if_best, save_run
 from vovnet.detection.training.signals import agree_to_stop, stop_signals, stopped
+from vovnet.detection.training.val_loss import validation_losses
 from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_text
 from vovnet.folders.home import expand_home
@@ -228,6 +229,8 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
                 tell_limits=False,
                 should_stop=lambda: _stop_wished(run),
             )
+            if run.recipe.log.validation_losses:
+                metrics["losses"] = validation_losses(run, dataset, lambda: _stop_wished(run))
         except EvaluationStopped:
             agree_to_stop(run)
             return

@@ -39,9 +39,14 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return COCO's numbers under their names in the metrics file: ``box_ap``, ``box_ap50``, …, ``mask_ap``, …"""
+    """Return the numbers of an evaluation under their names in the metrics file.
+
+    They are COCO's, ``box_ap``, ``box_ap50``, …, ``mask_ap``, …, and with ``log.validation_losses`` also ``val_loss``
+    and its parts.
+    """
     kinds = {"bbox": "box", "segm": "mask"}
-    return {
+    losses = {f"val_{name}": float(value) for name, value in metrics.get("losses", {}).items()}
+    return losses | {
         f"{kinds[kind]}_{name.lower()}": value
         for kind in kinds
         for name, value in metrics.get(kind, {}).items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Squares, assert_same_runs, short_recipe, tiny_model
+from tiny_runs import Squares, assert_same_runs, lines_of, short_recipe, tiny_model
 from torch import Tensor, nn
 
 from vovnet.detection.config.schema import ModelRecipe, Recipe
@@ -43,7 +42,7 @@ def recipe_of(**solver: Any) -> Recipe:
 
 def go(recipe: Recipe, output: Path, **settings: Any) -> list[dict[str, float]]:
     train(recipe, output, train_dataset=Squares(), val_dataset=Squares(), progress=False, **settings)
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return lines_of(output)
 
 
 def test_a_compiled_training_is_the_plain_one_and_is_resumed_exactly(
