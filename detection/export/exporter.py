@@ -85,7 +85,7 @@ def exportable_detector(
         raise InputError(f"batch {batch}: images of a batch have one size; give it, as in --size 800x1344")
     refuse_fused(detector, "detector")
     parts: Any = copy.deepcopy(detector).eval().cpu()
-    has_masks = parts.roi_heads.has_mask()
+    has_masks = getattr(parts, "roi_heads", None) is not None and parts.roi_heads.has_mask()
     graph = ExportableDetector(parts, masks=masks if has_masks else None, batched=batch is not None, size=size)
     graph.set_precision({"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32))
     channels = len(parts.transform.image_mean)
@@ -104,7 +104,7 @@ def exportable_detector(
 
 
 def _metadata(detector: Any, graph: ExportableDetector, input: ExportedInput, precision: Precision) -> ExportMetadata:
-    heads = detector.roi_heads
+    heads = getattr(detector, "roi_heads", detector)
     return ExportMetadata(
         kind="detector",
         version=vovnet.__version__,

@@ -243,7 +243,7 @@ def _floor(detector: nn.Module, pair: tuple[ImageDetections, ImageDetections]) -
 
     A detection that the detector's own threshold or limit nearly cut off may be missing from the other list.
     """
-    heads: Any = detector.roi_heads
+    heads: Any = getattr(detector, "roi_heads", detector)
     limit = limits_of(detector).detections
     lowest = max([float(one.scores.min()) for one in pair if limit is not None and len(one.scores) >= limit], default=0)
     cut = max(float(heads.score_thresh), lowest)

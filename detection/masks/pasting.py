@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads, expand_boxes, expand_masks
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -29,11 +30,14 @@ def detect(detector: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]
 
     Returns:
         What the detector returns for each image, but with ``box_masks`` (N, 1, M, M) in place of ``masks``
-        (N, 1, H, W). A detector with a ``forward`` or a pasting of its own keeps its ``masks``.
+        (N, 1, H, W). A detector with a ``forward`` or a pasting of its own keeps its ``masks``. Detections of class 0,
+        the background, are left out: RetinaNet and FCOS have an output for it that no object trains.
     """
     unpasted: Callable[[list[Tensor]], list[dict[str, Tensor]]] | None = getattr(detector, "unpasted", None)
     if unpasted is not None:  # an exported file
         return unpasted(images)
+    if isinstance(detector, RetinaNet | FCOS):
+        return [_without_background(found) for found in detector(images)]
     if not _pastes_as_torchvision(detector):
         return detector(images)
     heads: Any = detector.roi_heads
@@ -53,6 +57,11 @@ def detect(detector: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]
         if masks is not None:
             found[BOX_MASKS] = masks
     return outputs
+
+
+def _without_background(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    objects = found["labels"] > 0
+    return {name: value[objects] for name, value in found.items()}
 
 
 def _pastes_as_torchvision(detector: nn.Module) -> bool:

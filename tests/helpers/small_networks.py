@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import timm
@@ -64,14 +65,33 @@ def detector(recipe: str = "mask_rcnn_vovnet39_fpn", **model: str) -> FasterRCNN
     torch.manual_seed(0)
     overrides = [f"model.{key}={value}" for key, value in (MODEL | model).items()]
     made: Any = trained(build_detector(load_recipe(recipe, overrides), download=False))
-    for layer, deviation in (
-        (made.rpn.head.cls_logits, 0.1),
-        (made.rpn.head.bbox_pred, 0.05),
-        (made.roi_heads.box_predictor.cls_score, 0.2),
-        (made.roi_heads.box_predictor.bbox_pred, 0.02),
-    ):
-        nn.init.normal_(layer.weight, std=deviation)
+    for name, deviation in _DEVIATIONS.items():
+        with contextlib.suppress(AttributeError):
+            nn.init.normal_(made.get_submodule(name).weight, std=deviation)
+    if hasattr(made, "head"):
+        _see_objects(made.head)
     return made  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _see_objects(head: Any) -> None:
+    """Let the head of a one-stage detector find many objects, and no background, as a trained one."""
+    for part in (head.classification_head, head.regression_head):
+        for layer in part.conv.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    bias = head.classification_head.cls_logits.bias
+    bias.zero_().view(-1, head.classification_head.num_classes)[:, 0] = -100
+
+
+_DEVIATIONS = {
+    "rpn.head.cls_logits": 0.1,
+    "rpn.head.bbox_pred": 0.05,
+    "roi_heads.box_predictor.cls_score": 0.2,
+    "roi_heads.box_predictor.bbox_pred": 0.02,
+    "head.classification_head.cls_logits": 0.005,
+    "head.regression_head.bbox_reg": 0.0005,
+}
 
 
 def trained(model: nn.Module) -> nn.Module:

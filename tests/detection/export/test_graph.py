@@ -8,11 +8,13 @@ import pytest
 import small_networks
 import torch
 from torch import Tensor
+from torchvision.models.detection import MaskRCNN
 
 from vovnet.detection.export.graph import ExportableDetector
 from vovnet.detection.masks import detect
 
 SHAPES = [(80, 100), (160, 70), (33, 47)]
+ONE_STAGE = ("retinanet", "fcos")
 FASTER, LEGACY = "faster_rcnn_vovnet39_fpn", "mask_rcnn_V_39_FPN_1x"
 
 
@@ -53,8 +55,10 @@ def compare(detector: Any, graph: ExportableDetector, image: Tensor, outputs: di
         assert differences.mean() < 1e-3
 
 
-@pytest.fixture(scope="module", params=[FASTER, "mask_rcnn_vovnet39_fpn", LEGACY])
+@pytest.fixture(scope="module", params=[FASTER, "mask_rcnn_vovnet39_fpn", LEGACY, "retinanet", "fcos"])
 def detector(request: pytest.FixtureRequest) -> Any:
+    if request.param in ONE_STAGE:
+        return small_networks.detector(FASTER, detector=request.param, fpn_channels="64")
     made: Any = small_networks.detector(request.param)
     if request.param == LEGACY:  # its pixels are 0 to 255, and scores of exactly 1 would have no order
         with torch.no_grad():
@@ -64,7 +68,7 @@ def detector(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_images_of_all_sizes(detector: Any, shape: tuple[int, int]) -> None:
-    masks = detector.roi_heads.has_mask()
+    masks = isinstance(detector, MaskRCNN)
     graph = ExportableDetector(detector, masks="box" if masks else None).eval()
     image = image_of(shape)
     with torch.inference_mode():
