@@ -76,7 +76,7 @@ class VariedDataset(CheckedDataset):
 
     def __init__(self, dataset: CheckedDataset, transforms: Transforms) -> None:
         _check_callable(transforms, "transforms")
-        super().__init__(dataset.dataset, dataset.name, dataset.channels, dataset.needs_masks)
+        self.__dict__.update(vars(dataset))  # it is that dataset, which has been checked
         self.transforms = transforms
 
     def __getitem__(self, index: int) -> Sample:
@@ -90,6 +90,8 @@ class VariedDataset(CheckedDataset):
         """
         image, target = _given(*sample)
         try:
+            if "keypoints" in target:
+                raise InputError("few transforms would move keypoints, so targets with them take none; leave them out")
             try:
                 if is_albumentations(self.transforms):
                     result: Any = with_albumentations(self.transforms, image, dict(target))

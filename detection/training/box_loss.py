@@ -93,7 +93,7 @@ def set_box_loss(detector: nn.Module, solver: SolverRecipe, categories: Sequence
     if solver.box_loss == "cross_entropy" and not solver.class_weights:
         return
     heads = getattr(detector, "roi_heads", None)
-    if type(heads) is not RoIHeads:
+    if not isinstance(heads, RoIHeads) or type(heads) is not RoIHeads:
         key = "class_weights" if solver.class_weights else "box_loss"
         raise InputError(
             f"solver.{key}: this detector has no box head by torchvision's conventions, whose loss could be changed; "

@@ -148,6 +148,13 @@ def test_what_is_refused_before_a_training(name: str) -> None:
         assert word in line, line
 
 
+def test_keypoints_are_refused() -> None:
+    data = varied(lambda image, target: (image, target))
+    image, target = data[0]
+    with pytest.raises(InputError, match="keypoints"):
+        data.varied((image, target | {"keypoints": torch.zeros(2, 17, 3)}), 0)
+
+
 def test_a_generator_of_its_own_is_told() -> None:
     own = np.random.default_rng(0)
 
