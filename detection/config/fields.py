@@ -16,7 +16,17 @@ from contextlib import suppress
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 import pydantic.dataclasses
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import ArgsKwargs
 
 from vovnet.errors import InputError, did_you_mean
@@ -162,6 +172,30 @@ Flag = Annotated[bool, Field(strict=True), BeforeValidator(_read_flag)]
 Text = Annotated[str, Field(strict=True), BeforeValidator(_read_text), AfterValidator(_unicode)]
 PathText = Annotated[Text, AfterValidator(_without_variables)]
 """A path as the user wrote it: ``~`` is expanded where it is used. ``$NAME`` is refused, as ``${…}`` is everywhere."""
+
+
+class _Auto(int):
+    """The value of ``auto`` where a number is expected. The run replaces it by a number before it is used."""
+
+    def __repr__(self) -> str:
+        return "auto"
+
+
+AUTO = _Auto(0)
+
+
+def _number_or_auto(value: Any, read: Callable[[Any], int]) -> int:
+    return AUTO if value is AUTO or value == "auto" else read(value)
+
+
+BatchSize = Annotated[
+    int,
+    Field(strict=True, ge=1, le=1_000_000),
+    BeforeValidator(_read_integer),
+    WrapValidator(_number_or_auto),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 1_000_000}]}),
+]
+"""A number of images, or :data:`AUTO`."""
 Arguments = Annotated[dict[str, Any], BeforeValidator(_untyped)]
 """Keyword arguments of a function whose parameters are not known here."""
 

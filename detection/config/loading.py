@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vovnet.detection.config.fields import Unquoted, UnquotedNull, resolve, validate
+from vovnet.detection.config.fields import AUTO, Unquoted, UnquotedNull, resolve, validate
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.errors import InputError, did_you_mean
@@ -237,3 +237,4 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_representer(type(AUTO), lambda dumper, auto: dumper.represent_text(repr(auto)))

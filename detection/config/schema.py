@@ -15,7 +15,8 @@ from typing_extensions import TypedDict  # pydantic reads typing's from Python 3
 from vovnet.adapters.fpn import ExtraLevel
 from vovnet.adapters.norms import FpnNorm, Norm
 from vovnet.detection.config.detectors import DetectorName
-from vovnet.detection.config.fields import Arguments, Flag, Integer, Number, PathText, Text, recipe_part
+from vovnet.detection.config.fields import AUTO as AUTO
+from vovnet.detection.config.fields import Arguments, BatchSize, Flag, Integer, Number, PathText, Text, recipe_part
 
 ConventionName = Literal["torchvision", "legacy"]
 
@@ -253,8 +254,9 @@ class SolverRecipe:
     """Learning rate for ``reference_batch_size`` images an iteration; it is scaled linearly to ``batch_size``."""
     reference_batch_size: Integer = Field(default=16, ge=1, le=1_000_000)
     """Images an iteration that ``base_lr`` is for."""
-    batch_size: Integer = Field(default=16, ge=1, le=1_000_000)
-    """Images an iteration, over all processes and accumulation steps."""
+    batch_size: BatchSize = 16
+    """Images an iteration, over all processes and accumulation steps. ``auto`` takes ``reference_batch_size`` and finds
+    the ``accumulate`` that the memory needs; ``recipe.yaml`` has the answer."""
     accumulate: Integer = Field(default=1, ge=1, le=1_000_000)
     """Forward-backward passes an iteration."""
     max_iterations: Integer = Field(default=90000, ge=1, le=_MAX_ITERATIONS)

@@ -16,7 +16,7 @@ from vovnet.detection import distributed
 from vovnet.detection.checkpoints.initialize import with_network_of_init
 from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import recipe_to_yaml
-from vovnet.detection.config.schema import DataRecipe, Recipe
+from vovnet.detection.config.schema import AUTO, DataRecipe, Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import checked
@@ -29,6 +29,7 @@ from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import check_number_type
 from vovnet.detection.training.background_log import logs_of, open_logs
+from vovnet.detection.training.batch_memory import with_reference_batch
 from vovnet.detection.training.batch_sheet import checked_sheet_path, write_batch_sheet
 from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFile, ProgressBar
 from vovnet.detection.training.claim import claimed_run
@@ -119,6 +120,7 @@ def train(
         claimed_run(output, resume=resume, overwrite=overwrite) as claim,
         contextlib.ExitStack() as stack,
     ):
+        automatic, recipe = recipe.solver.batch_size is AUTO, with_reference_batch(recipe)
         rules.check_training(recipe, claim.resumes)
         with distributed.patience():
             train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
@@ -128,7 +130,14 @@ def train(
         if recipe.solver.patience is not None and val_dataset is None:
             raise InputError("solver.patience: it needs data.val to evaluate; give both or neither")
         run = prepare(
-            recipe, rules, output, device, train_dataset.categories, claim.resumes, transforms=name_of(transforms)
+            recipe,
+            rules,
+            output,
+            device,
+            train_dataset.categories,
+            claim.resumes,
+            transforms=name_of(transforms),
+            automatic=automatic,
         )
         run.evaluates = val_dataset is not None
         run.deadline = math.inf if time_limit is None else began + time_limit

@@ -20,6 +20,7 @@ from vovnet.detection.checkpoints.initialize import load_matching, network_text
 from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
 from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
 from vovnet.detection.models.build import build_detector
+from vovnet.detection.training.batch_memory import with_passes_that_fit
 from vovnet.detection.training.box_loss import set_box_loss
 from vovnet.detection.training.compiling import compile_backbone
 from vovnet.detection.training.iteration import autocast
@@ -60,8 +61,11 @@ def prepare(
     resume: bool,
     *,
     transforms: str | None = None,
+    automatic: bool = False,
 ) -> Run:
     """Build the detector, the optimizer and the other parts of a run; with ``resume``, restore their state.
+
+    With ``automatic`` the batch is divided into passes that fit into the memory; a resumed run repeats its own.
 
     Raises:
         InputError: the recipe cannot be used with these categories or processes, or the checkpoint is of another run.
@@ -71,6 +75,9 @@ def prepare(
     recipe = _with_precision(_with_classes(recipe, len(categories)), device)
     state = _load_everywhere(output / "last.pt", categories) if resume else None
     if state is not None:
+        if automatic:
+            passes = int(state["recipe"]["solver"]["accumulate"])
+            recipe = replace(recipe, solver=replace(recipe.solver, accumulate=passes))
         _check_same_run(recipe, state, output)
         _check_same_transforms(transforms, state.get("transforms"))
     torch.manual_seed(recipe.solver.seed)
@@ -79,6 +86,10 @@ def prepare(
         torch.use_deterministic_algorithms(True)
     with distributed.patience():  # a process may download weights or build kernels for all
         detector = _detector(recipe, categories, device, resumed=state is not None)
+    if automatic and state is None:
+        recipe, line = with_passes_that_fit(recipe, detector, device)
+        if distributed.rank() == 0:
+            echo(line)
     optimizer = rules.build_optimizer(detector, recipe.solver, recipe.model)
     _compile(detector, recipe, device)
     wrapped: nn.Module = detector
