@@ -125,7 +125,7 @@ def test_a_training_starts_from_torchvisions_weights(run: tuple[Path, Outcome], 
     after = load_file(folder / "model.safetensors")
     for key, value in state.items():  # the body's first stages, and all frozen norms
         if key.startswith("backbone.body.2.") or "running" in key:
-            assert torch.equal(after[our_key(key)], value), key
+            assert torch.equal(after[our_key(key, "faster_rcnn")], value), key
     assert after["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4
 
 

@@ -26,8 +26,10 @@ from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 
 _PREDICTORS = tuple({part: None for facts in DETECTORS.values() for part in facts.class_parts})
 _OWN_PARTS = [facts.own_parts for facts in DETECTORS.values() if facts.own_parts]
-_OPTIONAL = ("mask_head", "keypoint_head", "num_keypoints")
+_OPTIONAL = ("mask_head", "keypoint_head")
 """Keys of the model whose parts some detectors lack."""
+_NEVER_TAKEN = ("pretrained", "detector", "num_classes", "num_keypoints")
+"""Keys of the model that are the recipe's or its data's, and never torchvision's."""
 _COUNTER = ".num_batches_tracked"
 
 _SAME_WEIGHTS = ("frozen_bn", "bn", "sync_bn")
@@ -70,7 +72,7 @@ def with_network_of_init(recipe: Recipe) -> Recipe:
     taken: dict[str, Any] = {"pretrained": True}  # the weights of init are trained ones
     for key in (field.name for field in fields(ModelRecipe)):
         expected = getattr(theirs, key)
-        if key in ("pretrained", "detector", "num_classes") or getattr(own, key) == expected:
+        if key in _NEVER_TAKEN or getattr(own, key) == expected:
             continue
         if not is_given(own, key):
             taken[key] = expected

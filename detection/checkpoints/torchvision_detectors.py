@@ -1,7 +1,7 @@
 """torchvision's COCO detectors by name, ``torchvision:maskrcnn_resnet50_fpn_v2``, rebuilt on timm's backbones.
 
 Each is a :class:`~vovnet.detection.config.schema.ModelRecipe` whose detector computes, to the last bit, what
-torchvision's own computes with the same weights (torchvision/models/detection/faster_rcnn.py and mask_rcnn.py).
+torchvision's own computes with the same weights (torchvision/models/detection).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torchvision.models._api import WeightsEnum
 from vovnet.checkpoints.download import Checksum, checkpoints_folder, fetch
 from vovnet.checkpoints.pickled import read_checkpoint_file
 from vovnet.checkpoints.places import TORCHVISION_PREFIX
+from vovnet.detection.config.detectors import DetectorName
 from vovnet.detection.config.schema import Category, ModelRecipe
 from vovnet.errors import InputError, did_you_mean
 
@@ -32,6 +33,7 @@ _RESNET50: dict[str, Any] = {
 # The files were trained with frozen norms that had no epsilon (torchvision/models/detection/_utils.py, overwrite_eps).
 _V1: dict[str, Any] = {**_RESNET50, "norm": "frozen_bn", "norm_eps": 0.0}
 _V2: dict[str, Any] = {**_RESNET50, "fpn_norm": "bn", "head_norm": "bn", "rpn_head_convs": 2, "box_head_convs": 4}
+_RETINANET: dict[str, Any] = {"detector": "retinanet", "box_detections_per_img": 300}
 # The pyramid takes the maps before and behind the last stage, both of stride 32, and every level has all the anchors.
 _MOBILENET_V3: dict[str, Any] = {
     **_RESNET50,
@@ -44,11 +46,29 @@ _MOBILENET_V3: dict[str, Any] = {
 }
 NORM_EPS = 1e-5
 """The epsilon of timm's batch norms in these backbones, which ``norm_eps: null`` keeps."""
+_WITH_EPSILON = ("COCO_LEGACY",)
+"""Members whose frozen norms have torchvision's usual epsilon, where those of ``COCO_V1`` have none."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "fasterrcnn_resnet50_fpn": _V1,
     "fasterrcnn_resnet50_fpn_v2": _V2,
     "maskrcnn_resnet50_fpn": {**_V1, "detector": "mask_rcnn"},
     "maskrcnn_resnet50_fpn_v2": {**_V2, "detector": "mask_rcnn"},
+    "keypointrcnn_resnet50_fpn": {**_V1, "detector": "keypoint_rcnn", "num_keypoints": 17},
+    "retinanet_resnet50_fpn": {**_V1, **_RETINANET},
+    "retinanet_resnet50_fpn_v2": {
+        **_RESNET50,
+        **_RETINANET,
+        "head_norm": "gn",
+        "extra_level": "p6p7_c5",
+        "regression_loss": "giou",
+    },
+    "fcos_resnet50_fpn": {
+        **_RESNET50,
+        "detector": "fcos",
+        "norm": "frozen_bn",
+        "box_score_thresh": 0.2,
+        "box_nms_thresh": 0.6,
+    },
     "fasterrcnn_mobilenet_v3_large_fpn": _MOBILENET_V3,
     "fasterrcnn_mobilenet_v3_large_320_fpn": {
         **_MOBILENET_V3,
@@ -80,6 +100,10 @@ _OLD_NAMES = (
     (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)"), r"\1.0.\2"),
     (re.compile(r"(rpn\.head\.conv)\.(weight|bias)"), r"\1.0.0.\2"),
 )
+# And those of RetinaNet's head were numbered together with the activations between them.
+_OLD_HEAD_NAMES: dict[DetectorName, re.Pattern[str]] = {
+    "retinanet": re.compile(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)")
+}
 _OLD_MASK_NAME = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d+)\.(weight|bias)")
 
 
@@ -101,7 +125,10 @@ class TorchvisionDetector:
     @cached_property
     def model(self) -> ModelRecipe:
         """The model recipe of this detector."""
-        return ModelRecipe(**NETWORKS[self.name], num_classes=len(self.categories))
+        network = dict(NETWORKS[self.name])
+        if self.weights.name in _WITH_EPSILON:
+            del network["norm_eps"]
+        return ModelRecipe(**network, num_classes=len(self.categories))
 
     @property
     def file(self) -> Path:
@@ -111,7 +138,7 @@ class TorchvisionDetector:
     def __str__(self) -> str:
         """Return the whole name, the published precision and the licence."""
         (data, metrics), *_ = self.weights.meta["_metrics"].items()
-        published = ", ".join(f"{kind.removesuffix('_map')} AP {value}" for kind, value in metrics.items())
+        published = ", ".join(f"{metric_name(kind)} {value}" for kind, value in metrics.items())
         return f"{TORCHVISION_PREFIX}{self.name}.{self.weights.name} ({published} on {data}, as published; {LICENCE})"
 
     def tensors(self) -> dict[str, Tensor]:
@@ -121,12 +148,12 @@ class TorchvisionDetector:
             InputError: The file cannot be fetched, is not what torchvision published, or cannot be read.
         """
         path = self._fetch()
-        return {our_key(key): tensor for key, tensor in read_checkpoint_file(path).tensors.items()}
+        return {our_key(key, self.model.detector): tensor for key, tensor in read_checkpoint_file(path).tensors.items()}
 
     def _fetch(self) -> Path:
         """Return the path of the file, after comparing its SHA-256 with the beginning of it that its name ends in."""
         digits = PurePosixPath(urlsplit(self.weights.url).path).stem.rpartition("-")[2]
-        other = f"{'mask' if self.name.startswith('mask') else 'faster'}_rcnn_vovnet39_fpn"
+        other = f"{self.model.detector}_vovnet39_fpn"
         return fetch(
             self.weights.url,
             f"its licence: {LICENCE}",
@@ -155,13 +182,21 @@ def torchvision_detector(name: str) -> TorchvisionDetector:
     return TorchvisionDetector(detector, offered[member or "DEFAULT"])
 
 
-def our_key(key: str) -> str:
-    """Return our name of a tensor in a file of torchvision."""
-    return _timm_name(_current_name(key))
+def metric_name(kind: str) -> str:
+    """Return the name of a metric in text, such as ``box AP`` for torchvision's ``box_map``."""
+    part = kind.removesuffix("_map")
+    return f"{'keypoint' if part == 'kp' else part} AP"
 
 
-def _current_name(key: str) -> str:
+def our_key(key: str, detector: DetectorName) -> str:
+    """Return our name of a tensor in a file of torchvision for a kind of detector."""
+    return _timm_name(_current_name(key, detector))
+
+
+def _current_name(key: str, detector: DetectorName) -> str:
     """Return today's name of a tensor for one in the first files."""
+    if detector in _OLD_HEAD_NAMES and (old := _OLD_HEAD_NAMES[detector].fullmatch(key)):
+        return f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}"
     for pattern, replacement in _OLD_NAMES:
         if pattern.fullmatch(key):
             return pattern.sub(replacement, key)

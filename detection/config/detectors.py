@@ -44,6 +44,8 @@ class DetectorFacts:
     """Where in its state dict the tensors are whose shapes depend on the number of classes or of keypoints."""
     own_parts: tuple[str, ...] = ()
     """Where in its state dict the tensors are that a Faster R-CNN lacks."""
+    points: bool = False
+    """True if it predicts one box at each place, without anchors of several sizes and aspect ratios."""
     legacy: bool = False
     """True if it can follow maskrcnn-benchmark's conventions."""
 
@@ -141,6 +143,7 @@ DETECTORS: dict[DetectorName, DetectorFacts] = {
         strides=_ONE_STAGE_STRIDES,
         extra_level="p6p7",
         class_parts=_ONE_STAGE_CLASSES,
+        points=True,
         citation="""@inproceedings{tian2019fcos,
   title     = {{FCOS}: Fully Convolutional One-Stage Object Detection},
   author    = {Tian, Zhi and Shen, Chunhua and Chen, Hao and He, Tong},

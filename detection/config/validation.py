@@ -60,7 +60,7 @@ def check_anchors(model: ModelRecipe, levels: int) -> None:
             levels.
     """
     sizes = model.anchor_sizes
-    if model.detector == "fcos":
+    if DETECTORS[model.detector].points:
         _check_points(model)
     if sizes is None:
         return
@@ -76,7 +76,7 @@ def _check_points(model: ModelRecipe) -> None:
         expected = "one size a level, the unit of its boxes, or null for the strides"
         _refuse("model.anchor_sizes", expected, model.anchor_sizes)
     if is_given(model, "aspect_ratios") and model.aspect_ratios not in ([1.0], [0.5, 1.0, 2.0]):
-        _refuse("model.aspect_ratios", "[1.0]: fcos has no other boxes; leave it out", model.aspect_ratios)
+        _refuse("model.aspect_ratios", f"[1.0]: {model.detector} has no other boxes; leave it out", model.aspect_ratios)
 
 
 def _refuse(key: str, expected: str, got: object) -> None:

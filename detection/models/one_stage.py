@@ -16,7 +16,7 @@ from vovnet.detection.models.shared import anchor_generator, image_arguments, ou
 
 def retinanet(model: ModelRecipe, backbone: FpnBackbone) -> RetinaNet:
     """Return torchvision's ``RetinaNet`` around a backbone (arXiv:1708.02002)."""
-    sizes = model.anchor_sizes or [_octave(4 * stride) for stride in backbone.strides]
+    sizes = model.anchor_sizes or octave_sizes(backbone)
     anchors = anchor_generator(sizes, model.aspect_ratios)
     per_place = anchors.num_anchors_per_location()[0]
     head = RetinaNetHead(backbone.out_channels, per_place, outputs(model), norm_layer(model.head_norm))
@@ -39,9 +39,12 @@ _CONVS = 4
 """Convolutions of a branch of the head; torchvision's default."""
 
 
-def _octave(size: int) -> list[int]:
-    """Return three sizes in an octave, rounded as torchvision rounds them (retinanet.py, ``_default_anchorgen``)."""
-    return [size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))]
+def octave_sizes(backbone: FpnBackbone) -> list[list[int]]:
+    """Return the anchor sizes of the paper in pixels: three in an octave at each level, from four strides on.
+
+    They are rounded as torchvision rounds them (retinanet.py, ``_default_anchorgen``).
+    """
+    return [[int(4 * stride * 2 ** (third / 3)) for third in range(3)] for stride in backbone.strides]
 
 
 def _arguments(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:

@@ -38,13 +38,17 @@ def keypoint_rcnn(model: ModelRecipe, backbone: FpnBackbone) -> KeypointRCNN:
     return KeypointRCNN(backbone, **boxes, **_keypoint_parts(model, backbone))
 
 
+def default_anchor_sizes(backbone: FpnBackbone) -> list[list[int]]:
+    """Return the anchor sizes of the paper in pixels: one a level, from 32 on."""
+    return [[32 * 2**i] for i in range(len(backbone.level_names))]
+
+
 def _box_arguments(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:
     return {**image_arguments(model, backbone), **_rpn_parts(model, backbone), **_box_parts(model, backbone)}
 
 
 def _rpn_parts(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:
-    levels = len(backbone.level_names)
-    anchors = anchor_generator(model.anchor_sizes or [[32 * 2**i] for i in range(levels)], model.aspect_ratios)
+    anchors = anchor_generator(model.anchor_sizes or default_anchor_sizes(backbone), model.aspect_ratios)
     anchors_per_place = anchors.num_anchors_per_location()[0]
     return {
         "rpn_anchor_generator": anchors,
@@ -101,8 +105,3 @@ def _keypoint_parts(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]
 
 def _roi_pool(backbone: FpnBackbone, cells: int) -> MultiScaleRoIAlign:
     return MultiScaleRoIAlign(list(backbone.roi_level_names), output_size=cells, sampling_ratio=SAMPLING_RATIO)
-
-
-def _outputs(model: ModelRecipe) -> int:
-    assert model.num_classes is not None  # check_model refuses None
-    return model.num_classes + 1  # the background is class 0

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 
 import timm
 from torchvision.models import get_model_weights
+from torchvision.models._api import WeightsEnum
 
 from vovnet.checkpoints.download import checkpoints_folder
 from vovnet.checkpoints.places import TORCHVISION_PREFIX
 from vovnet.checkpoints.pretrained import hub_namespace
 from vovnet.checkpoints.sources import IMAGENET_SOURCES
 from vovnet.checkpoints.sources import Source as ImageNetFile
-from vovnet.detection.checkpoints.torchvision_detectors import LICENCE, NETWORKS
+from vovnet.detection.checkpoints.torchvision_detectors import LICENCE, NETWORKS, metric_name
 from vovnet.detection.zoo.published import PUBLISHED_BACKBONES, PUBLISHED_ROWS, PublishedRow
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import WEIGHTS_FILE
@@ -267,26 +268,30 @@ def _detector(row: PublishedRow) -> Source:
 def _torchvision() -> Iterator[Source]:
     for network in NETWORKS:
         offered = get_model_weights(network)
-        weights = offered["COCO_V1"]
-        members = [name for name, member in offered.__members__.items() if member is weights]
-        (data, metrics), *_ = weights.meta["_metrics"].items()
-        mebibytes: float = weights.meta["_file_size"]  # to three digits behind the point
-        digits = PurePosixPath(urlsplit(weights.url).path).stem.rpartition("-")[2]
-        yield Source(
-            f"{TORCHVISION_PREFIX}{network}",
-            network,
-            _TORCHVISION,
-            "torchvision",
-            "unknown",
-            LICENCE,
-            url=weights.url,
-            data=data.replace("-", " "),
-            published={f"{kind.removesuffix('_map')} AP": value for kind, value in metrics.items()},
-            checksum=f"SHA-256 {digits}…",
-            size=round(mebibytes * 2**20),
-            download=range(int((mebibytes - 0.001) * 2**20), int((mebibytes + 0.001) * 2**20) + 1),
-            aliases=tuple(f"{prefix}{network}.{name}" for prefix in (TORCHVISION_PREFIX, "") for name in members),
-        )
+        for weights in sorted(offered, key=lambda one: one is not offered["DEFAULT"]):
+            yield _of_torchvision(network, weights, offered)
+
+
+def _of_torchvision(network: str, weights: WeightsEnum, offered: type[WeightsEnum]) -> Source:
+    members = [name for name, member in offered.__members__.items() if member is weights]
+    (data, metrics), *_ = weights.meta["_metrics"].items()
+    mebibytes: float = weights.meta["_file_size"]  # to three digits behind the point
+    digits = PurePosixPath(urlsplit(weights.url).path).stem.rpartition("-")[2]
+    return Source(
+        f"{TORCHVISION_PREFIX}{network}" + ("" if "DEFAULT" in members else f".{weights.name}"),
+        network,
+        _TORCHVISION,
+        "torchvision",
+        "unknown",
+        LICENCE,
+        url=weights.url,
+        data=data.replace("-", " "),
+        published={metric_name(kind): value for kind, value in metrics.items()},
+        checksum=f"SHA-256 {digits}…",
+        size=round(mebibytes * 2**20),
+        download=range(int((mebibytes - 0.001) * 2**20), int((mebibytes + 0.001) * 2**20) + 1),
+        aliases=tuple(f"{prefix}{network}.{name}" for prefix in (TORCHVISION_PREFIX, "") for name in members),
+    )
 
 
 def _of_namespace(namespace: str) -> Iterator[Source]:

@@ -15,10 +15,12 @@ from torchvision.models._api import Weights, WeightsEnum
 from torchvision.transforms._presets import ObjectDetection
 
 from vovnet.checkpoints.download import fetch
+from vovnet.checkpoints.places import TORCHVISION_PREFIX
 from vovnet.checkpoints.sources import LICENCE_NOTICES
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.folder import attach
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.models.build import Detector
 from vovnet.detection.zoo.published import PublishedRow, coco_categories, published_model, published_row
 from vovnet.errors import InputError
@@ -86,11 +88,18 @@ class PublishedWeights(WeightsEnum, metaclass=_ListsMembers):
         return read_published(recipe, path)
 
 
+def unpublished(name: str) -> type[PublishedWeights]:
+    """Return an enum without members, for a detector that nothing is published of."""
+    make: Any = PublishedWeights  # the functional form of an enum, which type checkers know for literals alone
+    empty: type[PublishedWeights] = make(name, {}, module=__name__)
+    return empty
+
+
 def _other_sources(recipe: str) -> str:
     """Return other ways to a detector than a published file that cannot be fetched, with their commands."""
-    mask = recipe.startswith("mask_rcnn")
-    hosted = f"torchvision:{'maskrcnn' if mask else 'fasterrcnn'}_resnet50_fpn_v2"
-    ours = f"{'mask' if mask else 'faster'}_rcnn_vovnet39_fpn"
+    detector = published_model(recipe).detector
+    hosted = f"{TORCHVISION_PREFIX}{DETECTORS[detector].builder}_resnet50_fpn_v2"
+    ours = f"{detector}_vovnet39_fpn"
     return (
         f"convert a file (`vovnet convert FILE FOLDER`, then --weights FOLDER), take torchvision's detector of another "
         f"network (--weights {hosted}, or init={hosted} in a recipe), or train one from ImageNet weights of VoVNet-39 "
@@ -148,14 +157,14 @@ def _metrics(row: PublishedRow) -> dict[str, float]:
 
 
 class FasterRCNN_Legacy_ResNet50_FPN_Weights(PublishedWeights):
-    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_legacy_resnet50_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.legacy_builders.fasterrcnn_legacy_resnet50_fpn`."""
 
     COCO_V1 = _coco_v1("faster_rcnn_R_50_FPN_2x", num_params=41_704_036, ops=131.379)
     DEFAULT = COCO_V1
 
 
 class FasterRCNN_Legacy_ResNet101_FPN_Weights(PublishedWeights):
-    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.fasterrcnn_legacy_resnet101_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.legacy_builders.fasterrcnn_legacy_resnet101_fpn`."""
 
     COCO_V1 = _coco_v1("faster_rcnn_R_101_FPN_2x", num_params=60_643_940, ops=178.729)
     DEFAULT = COCO_V1
@@ -180,14 +189,14 @@ class FasterRCNN_VoVNet57_FPN_Weights(PublishedWeights):
 
 
 class MaskRCNN_Legacy_ResNet50_FPN_Weights(PublishedWeights):
-    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_legacy_resnet50_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.legacy_builders.maskrcnn_legacy_resnet50_fpn`."""
 
     COCO_V1 = _coco_v1("mask_rcnn_R_50_FPN_2x", num_params=44_347_573, ops=184.385)
     DEFAULT = COCO_V1
 
 
 class MaskRCNN_Legacy_ResNet101_FPN_Weights(PublishedWeights):
-    """Weights of :func:`~vovnet.detection.zoo.torchvision_api.maskrcnn_legacy_resnet101_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.legacy_builders.maskrcnn_legacy_resnet101_fpn`."""
 
     COCO_V1 = _coco_v1("mask_rcnn_R_101_FPN_2x", num_params=63_287_477, ops=231.735)
     DEFAULT = COCO_V1

@@ -43,6 +43,8 @@ def _like_trained(key: str, tensor: Tensor, values: Tensor, logits: float) -> Te
         return drawn * 0.1
     # Scores are of every height, and boxes keep near their anchors.
     spread = 0.003 if "bbox_pred" in key else logits if "cls_score" in key else 1
+    if key.startswith("head."):
+        spread = 0.02 if "_reg" in key or "ctrness" in key else 0.3 if "cls_logits" in key else 1
     return drawn * (spread * math.sqrt(2 / tensor[0].numel()))
 
 
@@ -70,15 +72,18 @@ def images(count: int = 2) -> list[Tensor]:
     ]
 
 
-def targets(batch: Iterable[Tensor]) -> list[dict[str, Tensor]]:
-    """Return two objects for each image, with masks."""
+def targets(batch: Iterable[Tensor], classes: int = 91) -> list[dict[str, Tensor]]:
+    """Return two objects for each image, with masks and keypoints."""
     found = []
     for image in batch:
         height, width = image.shape[1:]
         masks = torch.zeros(2, height, width, dtype=torch.uint8)
         masks[0, 5:40, 8:50] = masks[1, 20:50, 30:60] = 1
         boxes = torch.tensor([[8.0, 5.0, 50.0, 40.0], [30.0, 20.0, 60.0, 50.0]])
-        found.append({"boxes": boxes, "labels": torch.tensor([3, 18]), "masks": masks})
+        keypoints = torch.stack([boxes[:, :2] + 3, boxes[:, 2:] - 4], 1)[:, torch.arange(17) % 2]
+        keypoints = torch.cat([keypoints, torch.ones(2, 17, 1)], 2)
+        labels = torch.tensor([3, 18]) if classes > 2 else torch.tensor([1, 1])
+        found.append({"boxes": boxes, "labels": labels, "masks": masks, "keypoints": keypoints})
     return found
 
 
@@ -86,6 +91,9 @@ def small(detector: Any) -> Any:
     """Let a detector work on small images and few boxes, and not resize in training, as ours do not."""
     detector.transform.min_size, detector.transform.max_size = (96,), 192
     detector.transform._skip_resize = True
+    if not hasattr(detector, "roi_heads"):
+        detector.detections_per_img, detector.topk_candidates = 10, 50
+        return detector
     detector.rpn._post_nms_top_n = {"training": 50, "testing": 50}
     detector.roi_heads.fg_bg_sampler.batch_size_per_image = 32
     detector.roi_heads.detections_per_img = 10

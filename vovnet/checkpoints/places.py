@@ -24,7 +24,7 @@ _FILE_ENDING = re.compile(r"\.(pth|pt|zip|safetensors|json|onnx|xml|pt2|torchscr
 _CONVERTED = re.compile(r"\.(pth|pt|zip|pkl|bin|ckpt)$", re.IGNORECASE)
 _EXPORTED = re.compile(r"\.(onnx|xml|pt2|torchscript)$", re.IGNORECASE)
 _LOCAL_START = (".", "/", "~")
-_TORCHVISIONS = ("fasterrcnn_*", "maskrcnn_*")  # the detectors of torchvision that have a counterpart here
+_WITHOUT_PYRAMID = ("ssd*",)  # the detectors of torchvision that have no counterpart here
 _MOST_ENTRIES = 1000  # of a folder, to look for a similar name
 
 
@@ -71,7 +71,7 @@ def torchvision_hint(name: str) -> str:
     """Return a hint if a name is that of one of torchvision's detectors, or almost, without its prefix; else ``""``."""
     from torchvision.models import detection, list_models
 
-    known = [f"{TORCHVISION_PREFIX}{one}" for one in list_models(module=detection, include=_TORCHVISIONS)]
+    known = [f"{TORCHVISION_PREFIX}{one}" for one in list_models(module=detection, exclude=_WITHOUT_PYRAMID)]
     return did_you_mean(f"{TORCHVISION_PREFIX}{name.partition('.')[0]}", known, cutoff=0.95)
 
 

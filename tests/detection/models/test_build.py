@@ -1,21 +1,16 @@
 """Detectors: what recipes and torchvision's names build."""
 
 import dataclasses
-import warnings
 from typing import Any
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from vovnet.adapters import fpn_backbone
 from vovnet.detection import build_detector
 from vovnet.detection.config.schema import ModelRecipe, Recipe
-from vovnet.detection.zoo.torchvision_api import fasterrcnn_vovnet27_slim_fpn
 from vovnet.errors import InputError
 
 SMALL: dict[str, Any] = {
@@ -218,87 +213,3 @@ def test_a_recipe_is_not_changed() -> None:
     before = dataclasses.asdict(recipe)
     build_detector(recipe)
     assert dataclasses.asdict(recipe) == before
-
-
-@pytest.mark.parametrize("backbone", ["vovnet27_slim", "vovnet39", "vovnet57"])
-@pytest.mark.parametrize(("prefix", "kind"), [("fasterrcnn", FasterRCNN), ("maskrcnn", MaskRCNN)])
-def test_torchvision_finds_the_builders(prefix: str, kind: type, backbone: str) -> None:
-    name = f"{prefix}_{backbone}_fpn"
-    assert name in torchvision.models.list_models()
-    with torch.device("meta"):
-        detector = torchvision.models.get_model(name, weights=None, progress=False)
-    assert type(detector) is kind
-    assert detector.roi_heads.box_predictor.cls_score.out_features == 91
-    assert all(p.requires_grad for p in detector.parameters())
-    builder = torchvision.models.get_model_builder(name)
-    assert builder.__name__ == name
-    assert backbone in (builder.__doc__ or "")
-
-
-def test_torchvision_style_arguments_arrive() -> None:
-    anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((1.0,),) * 5)
-    detector = fasterrcnn_vovnet27_slim_fpn(
-        num_classes=4, min_size=(64, 72), image_mean=[0.0] * 3, rpn_anchor_generator=anchors, size_divisible=64
-    )
-    assert detector.roi_heads.box_predictor.cls_score.out_features == 4
-    assert detector.transform.min_size == (64, 72)
-    assert (detector.transform.image_mean, detector.transform.image_std) == ([0.0] * 3, [0.229, 0.224, 0.225])
-    assert detector.rpn.anchor_generator is anchors
-    assert detector.transform.size_divisible == 64
-    predictor = nn.Identity()
-    assert fasterrcnn_vovnet27_slim_fpn(box_predictor=predictor).roi_heads.box_predictor is predictor
-
-
-def test_a_mistyped_argument_is_named_with_its_neighbour() -> None:
-    with pytest.raises(TypeError, match="no argument 'box_score_tresh'; did you mean 'box_score_thresh'"):
-        fasterrcnn_vovnet27_slim_fpn(box_score_tresh=0.1)
-    with pytest.raises(TypeError, match="FasterRCNN has no argument 'mask_head'"):
-        fasterrcnn_vovnet27_slim_fpn(mask_head=None)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"weights": "DEFAULT"}, "weights='DEFAULT': nothing is published of this detector"),
-        ({"weights_backbone": "no_such_tag"}, "weights_backbone must be None, True, 'DEFAULT' or a tag"),
-        ({"trainable_backbone_layers": 6}, "trainable_backbone_layers must be 0 to 5, got 6"),
-    ],
-)
-def test_torchvision_style_values_are_checked(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        fasterrcnn_vovnet27_slim_fpn(**arguments)
-
-
-@pytest.mark.parametrize("given", [True, "DEFAULT", "TAG"])
-def test_a_pretrained_backbone_is_frozen_as_torchvision_freezes_it(
-    given: bool | str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def without_download(name: str, **options: Any) -> Any:
-        asked.append(name)
-        return fpn_backbone(name, download=False, **options)
-
-    monkeypatch.setattr("vovnet.detection.zoo.torchvision_api.fpn_backbone", without_download)
-    tag = timm.get_pretrained_cfg("vovnet39").tag
-    with torch.device("meta"):
-        detector = torchvision.models.get_model(
-            "fasterrcnn_vovnet39_fpn", weights_backbone=tag if given == "TAG" else given
-        )
-    assert asked == [f"vovnet39.{tag}" if given == "TAG" else "vovnet39"]
-    training = {k.split(".")[0] for k, p in detector.backbone.body.named_parameters() if p.requires_grad}
-    assert training == {"stages_1", "stages_2", "stages_3"}
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in detector.backbone.modules())
-
-
-def test_stages_of_random_weights_all_train() -> None:
-    with pytest.warns(UserWarning, match="trainable_backbone_layers=2 has no effect"):
-        detector = fasterrcnn_vovnet27_slim_fpn(trainable_backbone_layers=2)
-    assert all(p.requires_grad for p in detector.parameters())
-
-
-def test_building_from_random_weights_warns_of_nothing() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fasterrcnn_vovnet27_slim_fpn()
-        build_detector(small())

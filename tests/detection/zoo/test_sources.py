@@ -32,6 +32,10 @@ SHA1 = {  # as pytorchcv 0.0.74 lists them
 }
 
 
+FIRST_KEYPOINTS = "torchvision:keypointrcnn_resnet50_fpn.COCO_LEGACY"
+"""The only weights of torchvision that are not those of a plain name."""
+
+
 def named(name: str) -> Source:
     (one,) = select(published_sources(), [name])
     return one
@@ -45,7 +49,8 @@ def test_every_published_file_is_there_once() -> None:
     assert set(timm.list_pretrained("ese_vovnet*")) <= set(names)
     assert sum(name.endswith(".COCO_V1") for name in names) == len(PUBLISHED_ROWS) == 8
     starts = 2 + len(PUBLISHED_BACKBONES)
-    assert len(names) == len(IMAGENET_SOURCES) + len(NETWORKS) + len(timm.list_pretrained("ese_vovnet*")) + starts + 8
+    hosted = sum(len([*torchvision.models.get_model_weights(name)]) for name in NETWORKS)
+    assert len(names) == len(IMAGENET_SOURCES) + hosted + len(timm.list_pretrained("ese_vovnet*")) + starts + 8
 
 
 def test_every_start_of_the_docs_is_there() -> None:
@@ -104,7 +109,10 @@ def test_torchvisions_detectors_have_its_own_numbers() -> None:
     assert v2.size == pytest.approx(167.104 * 2**20, abs=1)
     assert v2.size in (v2.download or ())
     for network in NETWORKS:
-        assert torchvision_detector(named(f"torchvision:{network}").name).weights.url == named(network).url
+        assert (
+            torchvision_detector(named(f"torchvision:{network}").name).weights.url
+            == select(published_sources(), [network])[0].url
+        )
 
 
 def test_torchvisions_licence_is_that_of_its_code_and_no_claim_about_its_weights(hub: Hub) -> None:
@@ -121,8 +129,10 @@ def test_every_name_that_loads_a_detector_of_torchvision_finds_it(network: str) 
     assert {"COCO_V1", "DEFAULT"} <= members.keys()
     for name in (f"torchvision:{network}", *(f"torchvision:{network}.{member}" for member in members)):
         printed = str(torchvision_detector(name)).partition(" ")[0]
+        default = members.get(name.rpartition(".")[2], members["DEFAULT"]) is members["DEFAULT"]
+        expected = f"torchvision:{network}" if default else name
         for given in (name, name.removeprefix("torchvision:"), printed):
-            assert named(given).name == f"torchvision:{network}"
+            assert select(published_sources(), [given])[0].name == expected
 
 
 def test_timms_networks_are_on_the_hub() -> None:
@@ -169,7 +179,7 @@ def test_sources_are_chosen_by_name_network_or_pattern() -> None:
     assert chosen("vovnet39") == ["vovnet39.osmr_in1k", "vovnet39.in1k", "vovnet39_statedict_norm.pth"]
     assert chosen("VoVNet39.in1k") == ["vovnet39.in1k"]
     assert chosen("maskrcnn_resnet50_fpn") == ["torchvision:maskrcnn_resnet50_fpn"]
-    assert set(chosen("torchvision:*")) == {f"torchvision:{name}" for name in NETWORKS}
+    assert set(chosen("torchvision:*")) == {f"torchvision:{name}" for name in NETWORKS} | {FIRST_KEYPOINTS}
     assert chosen("vovnet57.in1k", "vovnet39.in1k") == ["vovnet39.in1k", "vovnet57.in1k"]
     assert len(chosen()) == len(published_sources())
     refused(lambda: chosen("vovnet39", "vovnet38"), "'vovnet38'", "'vovnet39'")
