@@ -88,6 +88,10 @@ class ExportedDetector(nn.Module):
         if form := self.exported.metadata.masks:
             masks = np.ascontiguousarray(outputs["masks"][: len(scores), None])
             found["box_masks" if form == "box" else "masks"] = torch.from_numpy(masks)
+        if self.exported.metadata.keypoints:
+            points = torch.from_numpy(outputs["keypoints"][: len(scores)])
+            found["keypoints"] = torch.cat((points[..., :2], torch.ones_like(points[..., 2:])), dim=-1)
+            found["keypoints_scores"] = points[..., 2].logit(eps=1e-6)  # torchvision's are logits
         return found
 
 

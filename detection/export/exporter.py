@@ -111,6 +111,7 @@ def _metadata(detector: Any, graph: ExportableDetector, input: ExportedInput, pr
         input=input,
         categories=[{"id": int(one["id"]), "name": str(one["name"])} for one in detector.categories],
         masks=graph.masks,
+        keypoints=detector.recipe.num_keypoints if graph.keypoints else None,
         box_format="xyxy_inclusive" if graph.rules.inclusive else "xyxy",
         preprocessing=detector.preprocessing,
         thresholds={"score": heads.score_thresh, "nms": heads.nms_thresh, "detections": heads.detections_per_img},

@@ -45,9 +45,13 @@ class ExportableDetector(nn.Module):
         self.rules = BoxRules(inclusive=legacy)
         self.backbone = parts.backbone
         dynamic = size is None
+        self.keypoints = False
         self.stages: OneStage | TwoStage
         if isinstance(detector, GeneralizedRCNN):
-            self.stages = TwoStage(parts, self.rules, masks=masks is not None, dynamic=dynamic)
+            self.keypoints = bool(parts.roi_heads.has_keypoint())
+            self.stages = TwoStage(
+                parts, self.rules, masks=masks is not None, keypoints=self.keypoints, dynamic=dynamic
+            )
         else:
             self.stages = OneStage(parts, self.rules, dynamic=dynamic)
         self.masks, self.batched = masks, batched
@@ -62,7 +66,8 @@ class ExportableDetector(nn.Module):
     @property
     def output_names(self) -> list[str]:
         """The names of the outputs, in order."""
-        return ["boxes", "scores", "labels", *(["masks"] if self.masks else []), "count"]
+        others = [name for name in ("masks", "keypoints") if getattr(self, name)]
+        return ["boxes", "scores", "labels", *others, "count"]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Detect objects.
@@ -72,18 +77,29 @@ class ExportableDetector(nn.Module):
 
         Returns:
             ``boxes`` (K, 4) XYXY in the image's pixels; ``scores`` (K,); ``labels`` (K,) from 1; ``masks``, (K, M, M)
-            probabilities or (K, H, W) uint8; ``count`` (): the number of detections. Rows behind ``count`` are 0.
+            probabilities or (K, H, W) uint8; ``keypoints`` (K, P, 3), x and y in the image's pixels and a score from 0
+            to 1; ``count`` (): the number of detections. Rows behind ``count`` are 0.
         """
         prepared = self.resizing(image if self.batched else image[None])
         features: dict[str, Tensor] = self.backbone(prepared.images.to(self.dtype))
         found = self.stages(prepared, features)
         ratios = prepared.original / prepared.size
-        resized = found.boxes * torch.stack((ratios[1], ratios[0], ratios[1], ratios[0]))
+        scale = torch.stack((ratios[1], ratios[0]))
+        resized = found.boxes * scale.repeat(2)
         outputs = [resized, found.scores, found.labels]
         if self.masks:
             outputs.append(self._masks(features, found, resized, image.shape[-2:]))
+        if self.keypoints:
+            outputs.append(self._keypoints(features, found, scale))
         outputs.append((found.labels > 0).sum(1))
         return tuple(outputs) if self.batched else tuple(output[0] for output in outputs)
+
+    def _keypoints(self, features: dict[str, Tensor], found: Found, scale: Tensor) -> Tensor:
+        """Return keypoints of detections, (N, K, P, 3)."""
+        assert isinstance(self.stages, TwoStage)
+        points = self.stages.keypoints(features, found)
+        points = torch.cat((points[..., :2] * scale, points[..., 2:].sigmoid()), dim=-1)
+        return torch.where((found.labels > 0)[:, :, None, None], points, 0.0)
 
     def _masks(self, features: dict[str, Tensor], found: Found, resized: Tensor, image_size: Sequence[Any]) -> Tensor:
         """Return masks of detections, (N, K, M, M) probabilities or (N, K, H, W) uint8."""

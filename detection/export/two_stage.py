@@ -1,4 +1,4 @@
-"""The detections of Faster and Mask R-CNN, with fixed shapes."""
+"""The detections of Faster, Mask and Keypoint R-CNN, with fixed shapes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from vovnet.detection.export.boxes import BoxRules, Found, best_of_classes, rows
+from vovnet.detection.export.keypoints import heatmap_keypoints
 from vovnet.detection.export.pooling import PyramidPool
 
 if TYPE_CHECKING:
@@ -23,13 +24,16 @@ class TwoStage(nn.Module):
     """Finds proposals and classifies them.
 
     Args:
-        detector: a Faster or Mask R-CNN. Its modules are shared, not copied.
+        detector: a Faster, Mask or Keypoint R-CNN. Its modules are shared, not copied.
         rules: its box arithmetic.
         masks: compute masks of the detections.
+        keypoints: compute keypoints of the detections.
         dynamic: images have all sizes.
     """
 
-    def __init__(self, detector: Any, rules: BoxRules, *, masks: bool, dynamic: bool) -> None:
+    def __init__(
+        self, detector: Any, rules: BoxRules, *, masks: bool, keypoints: bool = False, dynamic: bool = True
+    ) -> None:
         super().__init__()
         self.rules, self.dynamic = rules, dynamic
         self.rpn, self.heads = detector.rpn, detector.roi_heads
@@ -37,6 +41,7 @@ class TwoStage(nn.Module):
         strides = detector.backbone.strides[: len(self.pooled_levels)]
         self.box_pool = PyramidPool(self.heads.box_roi_pool, strides)
         self.mask_pool = PyramidPool(self.heads.mask_roi_pool, strides) if masks else None
+        self.keypoint_pool = PyramidPool(self.heads.keypoint_roi_pool, strides) if keypoints else None
         self.dtype = torch.float32
 
     def set_precision(self, dtype: torch.dtype) -> None:
@@ -58,6 +63,14 @@ class TwoStage(nn.Module):
         cells = logits.shape[-1]
         flat = found.labels.reshape(-1, 1, 1, 1).expand(-1, 1, cells, cells)
         return logits.gather(1, flat)[:, 0].sigmoid()
+
+    def keypoints(self, features: Mapping[str, Tensor], found: Found) -> Tensor:
+        """Return keypoints of detections, (N, K, P, 3): x and y in the network's pixels, and the heatmap's logit."""
+        assert self.keypoint_pool is not None
+        pooled = self.keypoint_pool(self._pooled(features), found.boxes).to(self.dtype)
+        maps: Tensor = self.heads.keypoint_predictor(self.heads.keypoint_head(pooled)).float()
+        points = heatmap_keypoints(maps, found.boxes.reshape(-1, 4))
+        return points.reshape(*found.labels.shape, *points.shape[1:])
 
     def _pooled(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         return [features[name].float() for name in self.pooled_levels]

@@ -59,6 +59,8 @@ class ExportMetadata:
     categories: Sequence[ExportedCategory]
     """A detector's label k is ``categories[k - 1]``; a classifier's probability k belongs to ``categories[k]``."""
     masks: MaskForm | None = None
+    keypoints: int | None = None
+    """The number of keypoints of each detection; None if the detector has none."""
     box_format: BoxFormat = "xyxy"
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """As in a detector's ``config.json``; for readers, because the graph has it inside."""
@@ -115,6 +117,7 @@ def from_json(text: object, where: str) -> ExportMetadata:
         input=_input(_Fields(fields.mapping("input"), where, "input.")),
         categories=_categories(values.get("categories"), where),
         masks=cast("MaskForm | None", fields.choice("masks", (None, *get_args(MaskForm)))),
+        keypoints=None if values.get("keypoints") is None else fields.number("keypoints", 1024),
         box_format=cast(BoxFormat, fields.choice("box_format", get_args(BoxFormat), "xyxy")),
         preprocessing=fields.mapping("preprocessing"),
         thresholds=fields.mapping("thresholds"),

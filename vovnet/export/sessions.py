@@ -32,7 +32,8 @@ def output_names(metadata: ExportMetadata) -> tuple[str, ...]:
     """Return the names of the outputs, in the order in which a file without names returns them."""
     if metadata.kind == "classifier":
         return ("probabilities",)
-    return ("boxes", "scores", "labels", *(("masks",) if metadata.masks else ()), "count")
+    others = [name for name in ("masks", "keypoints") if getattr(metadata, name)]
+    return ("boxes", "scores", "labels", *others, "count")
 
 
 def import_runtime(name: str, extra: str, path: Path) -> Any:

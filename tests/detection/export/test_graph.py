@@ -14,7 +14,7 @@ from vovnet.detection.export.graph import ExportableDetector
 from vovnet.detection.masks import detect
 
 SHAPES = [(80, 100), (160, 70), (33, 47)]
-ONE_STAGE = ("retinanet", "fcos")
+OTHERS = ("retinanet", "fcos", "keypoint_rcnn")
 FASTER, LEGACY = "faster_rcnn_vovnet39_fpn", "mask_rcnn_V_39_FPN_1x"
 
 
@@ -50,15 +50,18 @@ def compare(detector: Any, graph: ExportableDetector, image: Tensor, outputs: di
     same &= (outputs["boxes"][:count, None] - expected["boxes"]).abs().amax(2) < 0.05
     found, wanted = same.nonzero().unbind(1)
     assert len(wanted.unique()) >= 0.8 * len(expected["scores"])
+    if graph.keypoints:
+        differences = (outputs["keypoints"][found][..., :2] - expected["keypoints"][wanted][..., :2]).abs()
+        assert differences.median() < 0.05
     if graph.masks == "box":
         differences = (outputs["masks"][found] - expected["box_masks"][wanted, 0]).abs()
         assert differences.mean() < 1e-3
 
 
-@pytest.fixture(scope="module", params=[FASTER, "mask_rcnn_vovnet39_fpn", LEGACY, "retinanet", "fcos"])
+@pytest.fixture(scope="module", params=[FASTER, "mask_rcnn_vovnet39_fpn", LEGACY, "retinanet", "fcos", "keypoint_rcnn"])
 def detector(request: pytest.FixtureRequest) -> Any:
-    if request.param in ONE_STAGE:
-        return small_networks.detector(FASTER, detector=request.param, fpn_channels="64")
+    if request.param in OTHERS:
+        return small_networks.detector(FASTER, detector=request.param, fpn_channels="64", num_keypoints="3")
     made: Any = small_networks.detector(request.param)
     if request.param == LEGACY:  # its pixels are 0 to 255, and scores of exactly 1 would have no order
         with torch.no_grad():
