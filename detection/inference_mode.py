@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -133,7 +134,9 @@ def image_detections(
 
     Args:
         output: ``boxes`` (N, 4) XYXY pixels, ``labels`` (N,) from 1, ``scores`` (N,), optional ``masks``
-            (N, 1, H, W) probabilities, or the ``box_masks`` of :func:`vovnet.detection.masks.detect`.
+            (N, 1, H, W) probabilities, or the ``box_masks`` of :func:`vovnet.detection.masks.detect`; optional
+            ``keypoints`` (N, P, 3), of which x, y are used, with ``keypoints_scores`` (N, P), peaks of heat maps, whose
+            sigmoid is the score.
         image_id: COCO's id of the image.
         size: height and width of the image.
         category_ids: label k becomes ``category_ids[k - 1]``.
@@ -147,7 +150,19 @@ def image_detections(
     labels = output["labels"].detach().cpu().numpy().astype(np.int64)
     found = checked_detections(image_id, to_xywh(boxes).numpy(), scores, labels, category_ids, size)
     found.masks = _encoded(output, size)
+    found.keypoints = _keypoints(output, image_id)
     return found
+
+
+def _keypoints(output: Mapping[str, Tensor], image_id: int) -> NDArray[np.float32] | None:
+    if "keypoints" not in output:
+        return None
+    places = output["keypoints"].detach().float().cpu()[..., :2]
+    scores = output["keypoints_scores"].detach().float().cpu().sigmoid()
+    points = torch.cat((places, scores.reshape(*places.shape[:-1], 1)), dim=-1).numpy()
+    if not np.isfinite(points).all():
+        raise InputError(f"image {image_id}: the detector returned keypoints that are not finite")
+    return points
 
 
 def _encoded(output: Mapping[str, Tensor], size: tuple[int, int]) -> list[bytes] | None:

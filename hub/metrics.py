@@ -22,7 +22,7 @@ UNNAMED = "data that its publisher has not named"
 
 _AUTHORS = "the authors' table, not measured by us"
 _IMAGENET_CLASSES = 1000
-_KINDS = {"bbox": "box", "segm": "mask"}
+_KINDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def run_metrics(run: Recipe | None, kept: Mapping[str, Any] | None, eval_data: s
         return ()
     names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}
     found = []
-    for task, kind in (("object-detection", "box"), ("image-segmentation", "mask")):
+    for task, kind in (("object-detection", "box"), ("image-segmentation", "mask"), ("keypoint-detection", "keypoint")):
         values = {
             f"{kind} {name}": _percent(kept[f"{kind}_{short}"])
             for short, name in names.items()

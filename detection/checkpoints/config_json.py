@@ -11,6 +11,8 @@ from pydantic import Field
 from torch import nn
 
 from vovnet.checkpoints.timm_folder import FORBIDDEN_ARGS
+from vovnet.detection.config.categories import keypoint_count, keypoint_problem, plain_category
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.fields import recipe_part, shown, validate
 from vovnet.detection.config.loading import check_plain
 from vovnet.detection.config.schema import CONVENTIONS, Category, ModelRecipe
@@ -52,7 +54,7 @@ def compose_config(
     Args:
         detector: a torchvision detector (its ``transform`` gives the normalisation).
         model: the recipe that it was built from.
-        categories: the data's categories in label order; keys other than ``id`` and ``name`` are left out.
+        categories: the data's categories in label order; ``id``, ``name`` and those of keypoints are kept.
         median_object: the median side in pixels of the training data's objects; None takes that of a detector which was
             loaded, if it has one.
 
@@ -61,7 +63,7 @@ def compose_config(
             that :func:`read_config` checks.
     """
     transform: Any = detector.transform
-    kept: list[Category] = [{"id": int(category["id"]), "name": str(category["name"])} for category in categories]
+    kept = [plain_category(category) for category in categories]
     stored = dataclasses.replace(
         model,
         num_classes=len(kept) if model.num_classes is None else model.num_classes,
@@ -135,6 +137,13 @@ def _check(config: DetectorConfig) -> None:
         raise InputError(f"categories: expected model.num_classes = {model.num_classes}, got {len(config.categories)}")
     if len(ids) != len(config.categories):
         raise InputError("categories: expected different ids, but an id stands there twice")
+    for position, category in enumerate(config.categories):
+        if (problem := keypoint_problem(category)) is not None:
+            raise InputError(f"categories[{position}].{problem}")
+    if DETECTORS[model.detector].needs_keypoints:
+        points = keypoint_count(config.categories, "categories")
+        if points not in (None, model.num_keypoints):
+            raise InputError(f"model.num_keypoints: expected {points}, as categories name, got {model.num_keypoints}")
     expected, found = _preprocessing(model), dict(config.preprocessing)
     median = found.pop(MEDIAN_OBJECT, 1.0)
     if isinstance(median, bool) or not isinstance(median, int | float) or not 0 <= median <= _MAX_SIDE:

@@ -7,7 +7,7 @@ the JSON Schema for editors are generated from them (tests/helpers/recipe_refere
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
@@ -21,12 +21,20 @@ from vovnet.detection.config.fields import Arguments, BatchSize, Flag, Integer, 
 ConventionName = Literal["torchvision", "legacy"]
 
 
+_Edge = Annotated[list[Annotated[Integer, Field(ge=1, le=1024)]], Field(min_length=2, max_length=2)]
+
+
 @with_config(ConfigDict(extra="forbid"))
 class Category(TypedDict):
-    """A category of a detector or of a dataset, as in COCO JSON."""
+    """A category of a detector or of a dataset, as in COCO JSON.
+
+    ``keypoints`` are the names of its keypoints, and ``skeleton`` has pairs of their positions, from 1.
+    """
 
     id: Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)]
     name: Text
+    keypoints: NotRequired[Annotated[list[Text], Field(min_length=1, max_length=1024)]]
+    skeleton: NotRequired[Annotated[list[_Edge], Field(max_length=65_536)]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ _Step = Annotated[Number, Field(ge=0, le=2**53), AfterValidator(lambda step: int
 _Level = Annotated[Number, Field(ge=-100_000, le=100_000)]
 _AnchorSize = Annotated[Integer, Field(ge=1, le=100_000)]
 _Positive = Annotated[Number, Field(gt=0, le=100_000)]
+_Sigma = Annotated[Number, Field(gt=0, le=1)]
 
 
 @recipe_part("model")
@@ -163,6 +172,9 @@ class ModelRecipe:
     """Convolutions of the keypoint head."""
     keypoint_head_channels: Integer = Field(default=512, ge=1, le=_MAX_CHANNELS)
     """Channels of these convolutions."""
+    keypoint_sigmas: Annotated[list[_Sigma], Field(min_length=1, max_length=1024)] | None = None
+    """Sigma of each keypoint, by which an evaluation scales its distance (OKS): how far annotators differ, as a part of
+    the square root of the object's area. null has COCO's for the 17 keypoints of its persons, otherwise 0.05."""
     head_norm: FpnNorm | None = None
     """Norms of the convolutions in the heads; null uses none, and ``gn`` for ``fcos``."""
     regression_loss: Literal["l1", "giou"] = "l1"
@@ -201,6 +213,9 @@ class DataRecipe:
     """Validation data in the same form. Without any, nothing is evaluated and the last weights are published."""
     keep_empty: Flag = True
     """Keep training images without objects."""
+    min_keypoints: Integer = Field(default=0, ge=0, le=1_000_000)
+    """For detectors of keypoints: leave out training images with fewer labelled keypoints. torchvision's references
+    have 10 for COCO."""
     train_min_sizes: list[_Pixels] = Field(default_factory=lambda: [800], min_length=1, max_length=1024)
     """Short sides in pixels; one is drawn for each image."""
     train_max_size: _Pixels = 1333

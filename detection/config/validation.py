@@ -44,6 +44,9 @@ def check_model(model: ModelRecipe) -> None:
         _refuse("model.detector", f"one of {known} with model.conventions=legacy", model.detector)
     if facts.needs_keypoints and model.num_keypoints is None:
         raise InputError("model.num_keypoints is not set: give the number of keypoints of an object")
+    if facts.needs_keypoints and model.keypoint_sigmas and len(model.keypoint_sigmas) != model.num_keypoints:
+        expected = f"model.num_keypoints = {model.num_keypoints} numbers, one a keypoint"
+        _refuse("model.keypoint_sigmas", expected, model.keypoint_sigmas)
     if model.stride_in_1x1 and model.conventions != "legacy":
         _refuse("model.stride_in_1x1", "null or false, as timm's networks have their stride in the 3×3", True)
     for key in ("image_mean", "image_std"):

@@ -6,11 +6,13 @@ import gzip
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vovnet.detection.config.categories import MOST_KEYPOINTS, keypoint_problem, numbered_keypoints, plain_category
 from vovnet.detection.config.schema import Category
 from vovnet.detection.data.fields import whole_number
 from vovnet.errors import InputError, is_text, reason, shown
@@ -28,11 +30,23 @@ class AnnotationFile:
     images: list[Any]
     annotations: list[Any]
     categories: list[Category]
+    unsound_keypoints: dict[int, str] = field(default_factory=dict)
+    """Category id to what is wrong with its keypoints or skeleton, which are not used then."""
 
     @property
     def has_masks(self) -> bool:
         """True if any annotation has a segmentation, usable or not."""
         return any(isinstance(entry, dict) and has_segmentation(entry) for entry in self.annotations)
+
+    @property
+    def has_keypoints(self) -> bool:
+        """True if any annotation has keypoints, usable or not."""
+        return any(isinstance(entry, dict) and has_keypoints(entry) for entry in self.annotations)
+
+
+def has_keypoints(entry: dict[str, Any]) -> bool:
+    """True if an annotation has keypoints, usable or not: null and empty lists are none."""
+    return entry.get("keypoints") not in (None, [])
 
 
 def has_segmentation(entry: dict[str, Any]) -> bool:
@@ -65,7 +79,10 @@ def read_annotations(path: str | Path) -> AnnotationFile:
             raise InputError(f"{path}: key '{key}' must be a list, got {_type(content[key])}")
         if key != "annotations" and not content[key]:
             raise InputError(f"{path}: empty dataset: key '{key}' is an empty list")
-    return AnnotationFile(content["images"], content["annotations"], _check_categories(content["categories"], path))
+    categories = _check_categories(content["categories"], path)
+    unsound: dict[int, str] = {}
+    _add_keypoints(categories, content["categories"], unsound)
+    return AnnotationFile(content["images"], content["annotations"], categories, unsound)
 
 
 def _text(path: str | Path) -> str:
@@ -111,6 +128,38 @@ def _check_categories(categories: Sequence[Any], path: str | Path) -> list[Categ
         if names.setdefault(number, name) != name:
             raise InputError(f"{where}: id {number} is both '{shown(names[number])}' and '{shown(name)}'")
     return [{"id": number, "name": name} for number, name in names.items()]
+
+
+def _add_keypoints(categories: Sequence[Category], entries: Sequence[Any], unsound: dict[int, str]) -> None:
+    """Add the sound keypoints and skeletons of the file's entries to the categories."""
+    by_id = {category["id"]: category for category in categories}
+    for entry in entries:
+        category = by_id[whole_number(entry["id"]) or 0]
+        problem = keypoint_problem(entry)
+        if problem is None:
+            category.update(plain_category({**entry, **category}))
+            continue
+        unsound.setdefault(category["id"], problem)
+        if problem.startswith("skeleton"):
+            category.update(plain_category({**entry, **category, "skeleton": None}))
+
+
+def name_keypoints(content: AnnotationFile) -> list[int]:
+    """Number the keypoints of categories that do not name them, and return the ids of these categories.
+
+    Their number is the one that most of the annotations have.
+    """
+    nameless = {one["id"]: one for one in content.categories if "keypoints" not in one}
+    lengths: dict[int, Counter[int]] = {}
+    for entry in content.annotations if nameless else ():
+        if isinstance(entry, dict) and has_keypoints(entry) and isinstance(entry["keypoints"], list):
+            number = whole_number(entry.get("category_id"))
+            if number in nameless and len(entry["keypoints"]) % 3 == 0:
+                lengths.setdefault(number, Counter())[len(entry["keypoints"]) // 3] += 1
+    for number, found in lengths.items():
+        count = min(found.most_common(1)[0][0], MOST_KEYPOINTS)
+        nameless[number]["keypoints"] = numbered_keypoints(count)
+    return sorted(lengths)
 
 
 def _type(value: object) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from vovnet.detection.data import fields
+from vovnet.detection.data.keypoints import Points
 from vovnet.detection.data.masks import Segmentation
 from vovnet.detection.data.missing import looked_for
 from vovnet.detection.data.report import DataReport
@@ -32,6 +33,8 @@ class CheckedObject:
     """Sound polygons or run lengths; None if masks were not asked for or there is none."""
     annotation_id: int | str
     empty_mask: bool = False
+    keypoints: Points | None = None
+    """None if keypoints were not asked for or there are none."""
 
 
 @dataclass(slots=True)

@@ -15,15 +15,18 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from vovnet.detection.config.categories import mirror_order
 from vovnet.detection.config.schema import Category, DataSource
 from vovnet.detection.data.annotations import AnnotationFile, read_annotations
+from vovnet.detection.data.category_names import join_categories, match_categories
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject
+from vovnet.detection.data.ground_truth import ground_truth_of
 from vovnet.detection.data.masks import Segmentation, decode_masks
 from vovnet.detection.data.object_sizes import ObjectSizes
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
-from vovnet.detection.data.validation import check_content
-from vovnet.errors import InputError, shown
+from vovnet.detection.data.validation import check_content, check_keypoint_names
+from vovnet.errors import InputError
 from vovnet.images.folder import ImageFolder
 from vovnet.images.reading import ImageSizeError, UnreadableImage, example_names, read_image
 from vovnet.images.tensors import to_tensor
@@ -54,6 +57,9 @@ class CocoDataset(Dataset[Any]):
         keep_empty: In training, keep images without objects other than crowds.
         channels: 3 for RGB, 1 for grey.
         max_pixels: Images with more pixels are unreadable. None is Pillow's limit.
+        keypoints: Return keypoints. In evaluation, data without any is used for boxes only.
+        min_keypoints: In training with keypoints, leave out images with fewer labelled ones, as torchvision's
+            references do. Objects without any are kept: their boxes are trained.
         categories: The categories in label order, such as a detector's. They must include those of the files.
         category_names: If True, the names must agree as well as the ids; if False, the sets of ids must be equal.
 
@@ -76,40 +82,49 @@ class CocoDataset(Dataset[Any]):
         keep_empty: bool = True,
         channels: int = 3,
         max_pixels: int | None = None,
+        keypoints: bool = False,
+        min_keypoints: int = 0,
         categories: Sequence[Mapping[str, Any]] | None = None,
         category_names: bool = True,
     ) -> None:
         if not sources:
             raise InputError("data: no annotation files; expected a list of {images: FOLDER, annotations: FILE.json}")
         self.training, self.channels, self.max_pixels = training, channels, max_pixels
+        self.keypoints = self.wants_keypoints = keypoints
         self.dropped = DataReport()
         self._files = [source.annotations for source in sources]
-        known: dict[int, tuple[str, str]] = {}
+        known: dict[int, tuple[Category, str]] = {}
         images: list[CheckedImage] = []
         origins: list[tuple[int, int]] = []
         any_masks = False
         for number, source in enumerate(sources):
             content = read_annotations(source.annotations)
-            _join_categories(known, content.categories, source.annotations)
+            if keypoints and (training or content.has_keypoints):
+                check_keypoint_names(content, self.dropped)
+            join_categories(known, content.categories, source.annotations, keypoints)
             found = self._check(content, source, masks)
             any_masks = any_masks or any(one.segmentation for image in found for one in image.objects)
             origins += [(number, image.image_id) for image in found]
             _renumber(found, {image.image_id for image in images})
             images += found
         self.masks = masks and (any_masks or training)
-        ours: list[Category] = [{"id": number, "name": name} for number, (name, _) in sorted(known.items())]
+        ours = [category for _, (category, _) in sorted(known.items())]
+        self.keypoints = keypoints and any(one.keypoints is not None for image in images for one in image.objects)
         self.categories = ours if categories is None else match_categories(ours, categories, category_names)
         kept = [
             (image, origin)
             for image, origin in zip(images, origins, strict=True)
             if not training or keep_empty or any(not one.crowd for one in image.objects)
+            if not (training and self.keypoints) or labelled_keypoints(image) >= min_keypoints
         ]
         self._refuse_nothing([image for image, _ in kept])
         self._origins = [origin for _, origin in kept]
-        self.ground_truth = (
-            None if training else _ground_truth([image for image, _ in kept], self.categories, self.masks)
-        )
-        self._pack([image for image, _ in kept])
+        used = [image for image, _ in kept]
+        # Their number, after refusing keypoints that flips could not swap.
+        order = mirror_order(self.categories, ", ".join(self._files)) if self.keypoints else None
+        count = None if order is None else len(order)
+        self.ground_truth = None if training else ground_truth_of(used, self.categories, self.masks, count)
+        self._pack(used, count)
 
     def _check(self, content: AnnotationFile, source: DataSource, masks: bool) -> list[CheckedImage]:
         report = self.dropped
@@ -128,20 +143,27 @@ class CocoDataset(Dataset[Any]):
 
     def _usable(self, content: AnnotationFile, folder: ImageFolder, masks: bool) -> list[CheckedImage]:
         """Return the images and objects of a file to use, in the dataset's order, and add the rest to ``dropped``."""
-        return check_content(content, folder, masks, self.dropped, evaluation=not self.training)
+        return check_content(
+            content, folder, masks, self.dropped, evaluation=not self.training, keypoints=self.keypoints
+        )
 
     def _refuse_nothing(self, images: Sequence[CheckedImage]) -> None:
+        files = ", ".join(map(str, self._files))
+        if self.training and self.wants_keypoints and not any(map(labelled_keypoints, images)):
+            raise InputError(
+                f"{files}: no object has a labelled keypoint, or none is left by data.min_keypoints, and this detector "
+                "is trained on keypoints; a model.detector without keypoints needs none"
+            )
         if any(not one.crowd for image in images for one in image.objects):
             return
-        files = ", ".join(map(str, self._files))
         if self.masks and images and "no_mask" in self.dropped.problems:
             hint = "no annotation has a usable mask; a model.detector without masks needs none"
         else:
             hint = self.dropped.summary() or "there are no annotations"
         raise InputError(f"{files}: empty dataset: no usable object is in it ({hint})")
 
-    def _pack(self, images: Sequence[CheckedImage]) -> None:
-        """Store images and objects in flat arrays.
+    def _pack(self, images: Sequence[CheckedImage], keypoints: int | None) -> None:
+        """Store images and objects, with their number of keypoints, in flat arrays.
 
         They need a tenth of the memory of objects, and forked workers do not copy them by changing reference counts.
         """
@@ -163,6 +185,10 @@ class CocoDataset(Dataset[Any]):
             self._shapes += marshal.dumps(one.segmentation)
             starts.append(len(self._shapes))
         self._shape_starts = np.array(starts)
+        if keypoints is not None:
+            self._points = np.zeros((len(flat), keypoints, 3), dtype=np.float32)
+            for points, one in zip(self._points, flat, strict=True):
+                points[:] = 0 if one.keypoints is None else one.keypoints
 
     def _targets_of(self, image: CheckedImage) -> list[CheckedObject]:
         return [one for one in image.objects if not (self.training and one.crowd)]
@@ -205,13 +231,17 @@ class CocoDataset(Dataset[Any]):
         return tv_tensors.Image(pixels), target | self._extras(index)
 
     def _extras(self, index: int) -> Target:
-        """Return the masks of a target if the dataset has masks."""
+        """Return the masks and keypoints of a target if the dataset has them."""
+        extras: Target = {}
+        if self.keypoints:
+            points = self._points[self._starts[index] : self._starts[index + 1]]
+            extras["keypoints"] = torch.from_numpy(points.copy())
         if not self.masks:
-            return {}
+            return extras
         height, width = self.image_size(index)
         nothing = {"size": [height, width], "counts": [height * width]}  # In evaluation an object may have no mask.
         shapes = [shape or nothing for shape in self._segmentations(index)]
-        return {"masks": tv_tensors.Mask(decode_masks(shapes, height, width))}
+        return extras | {"masks": tv_tensors.Mask(decode_masks(shapes, height, width))}
 
     def _segmentations(self, index: int) -> list[Segmentation | None]:
         """Return the segmentation of each object of an image."""
@@ -265,54 +295,11 @@ def without_masks(dataset: D) -> D:
     return without
 
 
-def match_categories(
-    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: bool = True
-) -> list[Category]:
-    """Return the categories of a detector after checking that they include those of the data, by id and name.
-
-    If ``names`` is False, equal sets of ids are enough: a detector may not know the names of its categories.
-
-    Raises:
-        InputError: They do not; the message lists the differences.
-    """
-    known = {int(one["id"]): str(one["name"]) for one in theirs}
-    differences = []
-    if not names and {int(one["id"]) for one in ours} == known.keys():
-        ours = []
-    for one in ours:
-        if one["id"] not in known:
-            differences.append(f"{one['id']} '{one['name']}' is only in the data")
-        elif known[one["id"]] != one["name"]:
-            differences.append(f"{one['id']} is '{one['name']}' in the data and '{known[one['id']]}' in the detector")
-    if differences:
-        raise InputError(
-            f"categories of the data are not the detector's: {example_names(differences, len(differences), 5)}; the "
-            f"detector knows {example_names((f'{key} {name!r}' for key, name in known.items()), len(known), 5)}"
-        )
-    return [{"id": int(one["id"]), "name": str(one["name"])} for one in theirs]
-
-
-def _join_categories(known: dict[int, tuple[str, str]], categories: Sequence[Category], path: str) -> None:
-    """Add a file's categories to the known ones: id to (name, file).
-
-    Ids and names must agree with those of the earlier files. One file may have a name twice, and so may all of them.
-    """
-    ids = {name: (number, file) for number, (name, file) in known.items()}
-    for entry in categories:
-        number, name = entry["id"], entry["name"]
-        there, file = known.get(number, (name, path))
-        if there != name:
-            raise InputError(
-                f"category {number} is '{shown(there)}' in {file} but '{shown(name)}' in {path}; "
-                "joined files must agree"
-            )
-        other, file = ids.get(name, (number, path))
-        if other != number and number not in known:
-            raise InputError(
-                f"category '{shown(name)}' has id {other} in {file} but {number} in {path}; joined files must agree: "
-                "give it the same id in both"
-            )
-        known.setdefault(number, (name, path))
+def labelled_keypoints(image: CheckedImage) -> int:
+    """Return the number of labelled keypoints of an image's objects other than crowds."""
+    return sum(
+        int((one.keypoints[:, 2] > 0).sum()) for one in image.objects if not one.crowd and one.keypoints is not None
+    )
 
 
 def _renumber(images: Sequence[CheckedImage], taken: set[int]) -> None:
@@ -324,30 +311,3 @@ def _renumber(images: Sequence[CheckedImage], taken: set[int]) -> None:
     for image in images:
         if image.image_id in taken:
             image.image_id = next(free)
-
-
-def _ground_truth(images: Sequence[CheckedImage], categories: Sequence[Category], masks: bool) -> dict[str, Any]:
-    annotations = []
-    for image in images:
-        for one in image.objects:
-            entry: dict[str, Any] = {
-                "id": one.annotation_id,
-                "image_id": image.image_id,
-                "category_id": one.category_id,
-                "bbox": list(one.box),
-                "area": one.area,
-                "iscrowd": int(one.crowd),
-            }
-            if masks and one.segmentation is not None:
-                entry["segmentation"] = one.segmentation
-            annotations.append(entry)
-    ids = [entry["id"] for entry in annotations]
-    # pycocotools mixes up annotations that share an id, takes id 0 for "not found", and stores ids as float64.
-    if len(set(ids)) < len(ids) or not all(isinstance(number, int) and 0 < number < 2**53 for number in ids):
-        for number, entry in enumerate(annotations, start=1):
-            entry["id"] = number
-    entries = [
-        {"id": image.image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
-        for image in images
-    ]
-    return {"info": {}, "images": entries, "annotations": annotations, "categories": [dict(one) for one in categories]}

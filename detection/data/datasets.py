@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
+from vovnet.detection.config.categories import mirror_order
 from vovnet.detection.data.coco import without_masks
 from vovnet.detection.data.declared import GroundTruth, check_categories, check_ground_truth
 from vovnet.detection.data.joined import Concatenation, Selection, with_attributes
@@ -17,7 +18,12 @@ from vovnet.errors import InputError, shown
 
 
 def checked(
-    dataset: Any, name: str = "dataset", *, channels: int | None = None, needs_masks: bool = False
+    dataset: Any,
+    name: str = "dataset",
+    *,
+    channels: int | None = None,
+    needs_masks: bool = False,
+    needs_keypoints: bool = False,
 ) -> CheckedDataset:
     """Return a dataset whose samples are checked and have one form. A checked dataset is returned as it is.
 
@@ -26,13 +32,14 @@ def checked(
         name: What messages call the dataset.
         channels: The channels of a detector's input; grey and colour images are converted to it.
         needs_masks: Refuse objects without masks.
+        needs_keypoints: Refuse objects without keypoints, and categories that do not name them.
 
     Raises:
         InputError: The dataset as a whole does not follow the protocol.
     """
     if isinstance(dataset, CheckedDataset):
         return dataset
-    return CheckedDataset(dataset, name, channels, needs_masks)
+    return CheckedDataset(dataset, name, channels, needs_masks, needs_keypoints)
 
 
 class CheckedDataset(Dataset[Any]):
@@ -46,15 +53,28 @@ class CheckedDataset(Dataset[Any]):
         image_labels: The same.
     """
 
-    def __init__(self, dataset: Any, name: str, channels: int | None, needs_masks: bool) -> None:
+    def __init__(self, dataset: Any, name: str, channels: int | None, needs_masks: bool, needs_keypoints: bool) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             raise InputError(
                 f"{name}: expected a dataset with a length and dataset[i], got {type(dataset).__name__}; the order of "
                 "the images is drawn here"
             )
-        self.name, self.channels, self.needs_masks = name, channels, needs_masks
+        self.name, self.channels = name, channels
+        self.needs_masks, self.needs_keypoints = needs_masks, needs_keypoints
         self.dataset = with_attributes(dataset, name)
         self.categories = check_categories(getattr(self.dataset, "categories", None), name)
+        self.mirror: tuple[int, ...] | None = None
+        """For each keypoint the one whose place it takes in a mirror image; None without keypoints."""
+        try:
+            self.mirror = mirror_order(self.categories, name)
+        except InputError:
+            if needs_keypoints:
+                raise
+        if needs_keypoints and self.mirror is None:
+            raise InputError(
+                f"{name}: no category names its keypoints, and this detector is trained on them; give "
+                'categories = [{"id", "name", "keypoints": ["nose", …]}], or another model.detector'
+            )
         self.image_size: Callable[[int], tuple[int, int]] | None = None
         if getattr(self.dataset, "image_size", None) is not None:
             self.image_size = self._image_size
@@ -92,7 +112,13 @@ class CheckedDataset(Dataset[Any]):
         sample = self.dataset[index]
         try:
             return check_sample(
-                sample, index, len(self.categories), channels=self.channels, needs_masks=self.needs_masks
+                sample,
+                index,
+                len(self.categories),
+                channels=self.channels,
+                needs_masks=self.needs_masks,
+                needs_keypoints=self.needs_keypoints,
+                mirror=self.mirror,
             )
         except InputError as error:
             raise InputError(f"{self.described(index)}: {error}") from error

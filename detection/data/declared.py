@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vovnet.detection.config.categories import keypoint_problem, plain_category
 from vovnet.detection.config.schema import Category
 from vovnet.errors import InputError, is_text, shown
 
@@ -31,7 +32,9 @@ def check_categories(value: Any, name: str) -> list[Category]:
             raise InputError(f"{name}: expected categories = {form}; got categories[{position}] = {shown(entry)}")
         if any(number == one["id"] for one in categories):
             raise InputError(f"{name}: categories: id {number} stands twice; each category needs its own")
-        categories.append({"id": int(number), "name": entry["name"]})
+        if (problem := keypoint_problem(entry)) is not None:
+            raise InputError(f"{name}: categories[{position}].{problem}")
+        categories.append(plain_category(entry))
     return categories
 
 
@@ -58,6 +61,8 @@ def check_ground_truth(truth: Any, categories: Sequence[Category], name: str) ->
         sound = {
             "bbox = x, y, width, height in pixels": entry.get("bbox") is None or _is_box(entry["bbox"]),
             "area, a number of pixels": area is None or _are_finite([area], 1),
+            "keypoints = x, y, v of each, finite numbers": entry.get("keypoints") is None
+            or _are_finite(entry["keypoints"], len(entry["keypoints"]) // 3 * 3),
             "iscrowd, 0 or 1": crowd is None or (isinstance(crowd, int | np.integer) and crowd in (0, 1)),
         }
         for wanted, found in sound.items():

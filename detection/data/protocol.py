@@ -23,6 +23,9 @@ class DetectionDataset(Protocol):
     - ``labels``: int64 (N,) in 1..K. 0 is the background, and label k means ``dataset.categories[k - 1]``;
     - ``image_id``: int, different for each image; without it, the index is the id;
     - ``masks``, if there are masks: ``tv_tensors.Mask`` or a tensor, uint8 (N, H, W) of 0 and 1;
+    - ``keypoints``, if the categories name keypoints: float32 (N, P, 3), x, y in pixels and v of each of the P
+      points: 0 if it is not labelled, 1 if it is labelled but hidden, 2 if it is visible. A point outside of the image
+      counts as not labelled. Objects without any labelled point have zeros; only their boxes are trained;
     - ``iscrowd``, 0 or 1 (N,), and ``area``, float32 (N,) in pixels: optional. Training leaves out crowds.
 
     Other integers and floats, arrays and lists are converted. Other keys are ignored. Training and evaluation check
@@ -47,7 +50,12 @@ class DetectionDataset(Protocol):
 
     @property
     def categories(self) -> Sequence[Category]:
-        """``[{"id": int, "name": str}, ...]`` sorted by id. The ids are arbitrary and are used in results."""
+        """``[{"id": int, "name": str}, ...]`` sorted by id. The ids are arbitrary and are used in results.
+
+        A category may name its ``keypoints``; all that do need as many, with left and right at the same positions.
+        Names with the words left and right, or l and r, are swapped in mirror images. ``skeleton`` has pairs of their
+        positions, from 1.
+        """
         ...
 
     def __len__(self) -> int:

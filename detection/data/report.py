@@ -53,9 +53,17 @@ KINDS: dict[str, Kind] = {
     "rle_size": Kind("RLE whose size is not the image's", "annotation", "left out of mask training"),
     "rle_sum": Kind("RLE whose sum is not the image's area", "annotation", "left out of mask training"),
     "empty_mask": Kind("mask without area", "annotation", "left out of mask training"),
+    "bad_keypoints": Kind("keypoints that are not x, y, v of each of the category's", "annotation", "not used"),
+    "bad_visibility": Kind("visibility v that is not 0, 1 or 2", "annotation", "point not used"),
+    "keypoint_outside": Kind("labelled keypoint outside the image", "annotation", "point not used"),
+    "num_keypoints": Kind("num_keypoints that is not that of labelled ones", "annotation", "kept, counted anew"),
+    "no_keypoint_names": Kind("keypoints without names in their category", "category", "kept, flips swap none"),
+    "bad_keypoint_names": Kind("keypoint names or skeleton that are malformed", "category", "not used"),
+    "keypoint_counts": Kind("other number of keypoints than the first category", "category", "refused for keypoints"),
     "duplicate_name": Kind("category name that an earlier category has", "category", "kept, a class of its own"),
     "no_objects": Kind("no usable object other than crowds", "file", "refused, in evaluation too"),
     "no_usable_mask": Kind("no object with a usable mask", "file", "refused for detectors of masks"),
+    "no_usable_keypoint": Kind("no object with a labelled keypoint", "file", "refused for detectors of keypoints"),
 }
 
 EXAMPLES = 5
@@ -74,6 +82,8 @@ class DataReport:
     annotations: int = 0
     crowds: int = 0
     masks: int = 0
+    keypoints: int = 0
+    """Number of usable annotations with a labelled keypoint."""
     images_without_objects: int = 0
     """Number of usable images without a usable annotation other than a crowd."""
     orphans: int = 0
@@ -123,7 +133,8 @@ class DataReport:
         lines = [
             f"annotations  {', '.join(self.annotation_files)}",
             f"images       {self.images} ({self.images_without_objects} without objects)",
-            f"objects      {self.annotations} ({self.crowds} crowds, {self.masks or 'none'} with masks)",
+            f"objects      {self.annotations} ({self.crowds} crowds, {self.masks or 'none'} with masks"
+            f"{f', {self.keypoints} with keypoints' if self.keypoints else ''})",
             *(line.replace("\u00a0", " ") for line in categories),
             "",
         ]

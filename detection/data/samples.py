@@ -6,7 +6,7 @@ A value that could mean two things is refused; what means the same (a list for a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from vovnet.detection.data.keypoints import Keypoints
 from vovnet.detection.data.pixels import plain_tensor, to_pixels
 from vovnet.detection.data.protocol import Target
 from vovnet.errors import InputError, shown
@@ -27,7 +28,14 @@ _OURS = ("corners", "polygons")
 
 
 def check_sample(
-    sample: Any, index: int, classes: int, *, channels: int | None = None, needs_masks: bool = False
+    sample: Any,
+    index: int,
+    classes: int,
+    *,
+    channels: int | None = None,
+    needs_masks: bool = False,
+    needs_keypoints: bool = False,
+    mirror: Sequence[int] | None = None,
 ) -> Sample:
     """Return a sample in the form of :class:`vovnet.detection.data.DetectionDataset`, without other keys.
 
@@ -37,6 +45,8 @@ def check_sample(
         classes: The number of categories.
         channels: The channels of the image that is returned; None leaves tensors as they are.
         needs_masks: Refuse objects without masks.
+        needs_keypoints: Refuse objects without keypoints, labelled or not.
+        mirror: For each keypoint the one whose place it takes in a mirror image; None drops keypoints.
 
     Raises:
         InputError: The sample does not follow the protocol. The message does not name the sample.
@@ -59,6 +69,8 @@ def check_sample(
         if count:
             raise InputError("masks: missing; this detector is trained on masks; give them, or another model.detector")
         checked["masks"] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))
+    if mirror is not None:
+        checked |= _keypoints(target.get("keypoints"), count, size, mirror, needs_keypoints)
     if target.get("iscrowd") is not None:
         checked["iscrowd"] = _crowds(target["iscrowd"], count)
     if target.get("area") is not None:
@@ -124,6 +136,30 @@ def _masks(value: Any, count: int, size: tuple[int, int]) -> tv_tensors.Mask:
         if not binary:
             raise InputError("masks: expected values 0 and 1, got others; write masks > 0, or masks > 0.5")
     return tv_tensors.Mask(masks.to(torch.uint8))
+
+
+def _keypoints(value: Any, count: int, size: tuple[int, int], mirror: Sequence[int], needed: bool) -> Target:
+    """Return the target's keypoints as :class:`Keypoints`, or nothing if it has none and they are not needed."""
+    if value is None:
+        if not needed:
+            return {}
+        if count:
+            raise InputError(
+                "keypoints: missing; this detector is trained on keypoints; give them, or another model.detector"
+            )
+    shape = (count, len(mirror), 3)
+    points = torch.zeros(shape) if value is None else _tensor(value, "keypoints")
+    if not count and points.numel() == 0:
+        points = points.new_zeros(shape)
+    if points.shape != shape or points.dtype == torch.bool:
+        raise InputError(f"keypoints: expected {shape}, x, y in pixels and v of each, got {_form(value)}")
+    points = points.to(torch.float32)
+    numbers = points.numpy()
+    if not np.isfinite(numbers).all() or not np.isin(numbers[..., 2], (0, 1, 2)).all():
+        raise InputError(
+            "keypoints: expected finite x, y in pixels, and v 0 (not labelled), 1 (hidden) or 2 (visible) of each"
+        )
+    return {"keypoints": Keypoints.of(points, size, mirror).inside()}
 
 
 def _crowds(value: Any, count: int) -> Tensor:

@@ -4,6 +4,10 @@ Circles, rectangles and triangles of random colour, size and rotation are drawn 
 shadows. They may partly cover each other. As in COCO, the mask of a whole shape is a polygon and the mask of a partly
 covered one is run lengths. The same arguments give the same bytes (with the same versions of NumPy, Pillow and
 pycocotools).
+
+The corners of rectangles and triangles can be keypoints: the highest is ``top``, the others follow clockwise, so that
+``left`` and ``right`` change places in a mirror image. A triangle has no ``bottom``, and circles have no keypoints. A
+corner under another shape is hidden.
 """
 
 from __future__ import annotations
@@ -19,13 +23,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.schema import Category, DataSource
 from vovnet.detection.data.masks import decode_masks
 from vovnet.errors import InputError
 from vovnet.files import atomic_path, write_text
 from vovnet.folders.temporary import remove_leftovers
 
-CATEGORIES = [{"id": 1, "name": "circle"}, {"id": 2, "name": "rectangle"}, {"id": 3, "name": "triangle"}]
+CATEGORIES: list[Category] = [
+    {"id": 1, "name": "circle"},
+    {"id": 2, "name": "rectangle"},
+    {"id": 3, "name": "triangle"},
+]
+
+CORNERS = ("top", "right", "bottom", "left")
+"""The names of keypoints."""
+_SKELETONS = {"rectangle": [[1, 2], [2, 3], [3, 4], [4, 1]], "triangle": [[1, 2], [2, 4], [4, 1]]}
+_TRIANGLE = (0, 1, 3)
+"""Positions of a triangle's corners among the keypoints."""
 
 _FINE = 4
 """Number of sub-pixels per side of a pixel with which outlines are drawn."""
@@ -57,6 +71,7 @@ def generate_shapes(
     size: tuple[int, int] = (160, 160),
     max_shapes: int = 5,
     seed: int = 0,
+    keypoints: bool = False,
 ) -> dict[str, DataSource]:
     """Write ``train/*.png``, ``val/*.png``, ``annotations/instances_train.json`` and ``…_val.json`` below a folder.
 
@@ -70,6 +85,7 @@ def generate_shapes(
         size: The (width, height) of the images in pixels, at least 32.
         max_shapes: The largest number of shapes on an image, if there is room for them.
         seed: The seed of the images.
+        keypoints: Annotate corners as keypoints. The images are the same.
 
     Returns:
         The sources ``{"train": …, "val": …}`` as a recipe's ``data.train`` and ``data.val`` list them.
@@ -90,26 +106,35 @@ def generate_shapes(
         remove_leftovers(images)
         remove_leftovers(annotations.parent)
         annotations.unlink(missing_ok=True)
-        _write_split(images, annotations, range(first, first + count), size, max_shapes, seed)
+        _write_split(images, annotations, range(first, first + count), size, max_shapes, seed, keypoints)
         sources[split] = DataSource(images=str(images), annotations=str(annotations))
         first += count
     return sources
 
 
 def _write_split(
-    images: Path, annotations: Path, ids: range, size: tuple[int, int], max_shapes: int, seed: int
+    images: Path, annotations: Path, ids: range, size: tuple[int, int], max_shapes: int, seed: int, keypoints: bool
 ) -> None:
     content: dict[str, Any] = {"info": {"description": "vovnet shapes"}, "images": [], "annotations": []}
     for image_id in ids:
-        image, shapes = draw_image(np.random.default_rng([seed, image_id]), size, max_shapes)
+        image, shapes = draw_image(np.random.default_rng([seed, image_id]), size, max_shapes, keypoints)
         name = f"{image_id:06d}.png"
         _save(image, images / name)
         content["images"].append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
         for shape in shapes:
             number = len(content["annotations"]) + 1
             content["annotations"].append({"id": number, "image_id": image_id, **shape})
-    content["categories"] = [{**category, "supercategory": "shape"} for category in CATEGORIES]
+    content["categories"] = [
+        {**category, "supercategory": "shape", **(_named_corners(category["name"]) if keypoints else {})}
+        for category in CATEGORIES
+    ]
     write_text(annotations, json.dumps(content) + "\n")
+
+
+def _named_corners(category: str) -> dict[str, Any]:
+    """Return the part of a category that names its keypoints."""
+    skeleton = _SKELETONS.get(category)
+    return {} if skeleton is None else {"keypoints": list(CORNERS), "skeleton": skeleton}
 
 
 def _save(image: Image.Image, path: Path) -> None:
@@ -119,9 +144,12 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def draw_image(
-    rng: np.random.Generator, size: tuple[int, int], max_shapes: int
+    rng: np.random.Generator, size: tuple[int, int], max_shapes: int, keypoints: bool = False
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """Return an image (RGB) and its COCO annotations without ids: category_id, bbox, area, iscrowd, segmentation."""
+    """Return an image (RGB) and its COCO annotations without ids: category_id, bbox, area, iscrowd, segmentation.
+
+    With ``keypoints``, those of rectangles and triangles have ``keypoints`` and ``num_keypoints``.
+    """
     background = _background(rng, size)
     shapes = _place(rng, size, int(rng.integers(1, max_shapes + 1)), background.mean(axis=(0, 1)))
     pixels = background
@@ -129,7 +157,7 @@ def draw_image(
         pixels = _paint(rng, pixels, shape, size)
     pixels += rng.normal(0, 4, (size[1], size[0], 1))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    return image, [_annotation(shape) for shape in shapes]
+    return image, [_annotation(shape) | (_corners(shape) if keypoints else {}) for shape in shapes]
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], wanted: int, background: Floats) -> list[_Shape]:
@@ -222,6 +250,25 @@ def _paint(rng: np.random.Generator, pixels: Floats, shape: _Shape, size: tuple[
     light = 1 - rng.uniform(0.1, 0.3) * np.clip(across, -1, 1) - 0.35 * edge
     face = shape.colour * light[..., None]
     return pixels + cover[..., None] * (face - pixels)
+
+
+def _corners(shape: _Shape) -> dict[str, Any]:
+    """Return the keypoints of an annotation, or nothing for a circle."""
+    if shape.category_id == 1:
+        return {}
+    places = (0, 1, 2, 3) if shape.category_id == 2 else _TRIANGLE
+    first = min(range(len(shape.outline)), key=lambda position: shape.outline[position][1])
+    flat = [0.0] * (3 * len(CORNERS))
+    # The outline runs clockwise, as y points down.
+    for place, (x, y) in zip(places, shape.outline[first:] + shape.outline[:first], strict=True):
+        flat[3 * place : 3 * place + 3] = [x, y, 2 if _is_seen(shape, x, y) else 1]
+    return {"keypoints": flat, "num_keypoints": len(places)}
+
+
+def _is_seen(shape: _Shape, x: float, y: float) -> bool:
+    """True if no other shape covers all pixels of a shape around a point."""
+    rows, columns = (slice(max(0, int(value) - 2), int(value) + 3) for value in (y, x))
+    return bool(shape.visible[rows, columns].any())
 
 
 def _annotation(shape: _Shape) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from torchvision.transforms.v2 import functional
 
 from vovnet.detection.config.schema import DataRecipe
 from vovnet.detection.data.datasets import checked
+from vovnet.detection.data.keypoints import Keypoints
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.samples import Sample
 
-PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd")
+PER_OBJECT = ("boxes", "labels", "masks", "keypoints", "area", "iscrowd")
 """The keys of a target whose tensors have one row per object."""
 
 
@@ -109,7 +110,10 @@ class CropToFit(v2.Transform):
 
 
 class KeepUsable(v2.Transform):
-    """Clip boxes to the image. Remove crowds, objects with a side below one pixel, and objects with an empty mask."""
+    """Clip boxes to the image. Remove crowds, objects with a side below one pixel, and objects with an empty mask.
+
+    Keypoints that have left the image become unlabelled; an object may have none left.
+    """
 
     def forward(self, *inputs: Any) -> Any:
         """Return (image, target) without the removed objects."""
@@ -122,10 +126,20 @@ class KeepUsable(v2.Transform):
         if "iscrowd" in target:
             keep &= target["iscrowd"] == 0
         target = {**target, "boxes": boxes}
+        if "keypoints" in target:
+            target["keypoints"] = target["keypoints"].inside()
         if not keep.all():
             kept = {key: target[key] for key in PER_OBJECT if key in target}
-            target.update({key: tv_tensors.wrap(value[keep], like=value) for key, value in kept.items()})
+            target.update({key: rows_of(value, keep) for key, value in kept.items()})
         return image, target
+
+
+def rows_of(value: Tensor, keep: Tensor) -> Tensor:
+    """Return the rows of some objects as the same kind of tensor."""
+    if isinstance(value, Keypoints):
+        return value.like(value.as_subclass(Tensor)[keep])
+    rows: Tensor = tv_tensors.wrap(value[keep], like=value)
+    return rows
 
 
 def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from vovnet.detection.config.schema import Category
 from vovnet.detection.data import fields
-from vovnet.detection.data.annotations import AnnotationFile, has_segmentation, read_annotations
+from vovnet.detection.data.annotations import AnnotationFile, has_segmentation, name_keypoints, read_annotations
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject, check_images, identity
+from vovnet.detection.data.keypoints import Points, read_keypoints
 from vovnet.detection.data.masks import mask_area, sound_segmentation
 from vovnet.detection.data.report import DataReport
 from vovnet.detection.progress import progress_bar
@@ -53,8 +54,13 @@ def check_data(
     """
     content = read_annotations(annotations)
     report = DataReport([str(annotations)])
-    checked = check_content(content, ImageFolder(images), content.has_masks, report)
+    keypoints = content.has_keypoints
+    if keypoints:
+        check_keypoint_names(content, report)
+    checked = check_content(content, ImageFolder(images), content.has_masks, report, keypoints=keypoints)
     _check_names(content.categories, report)
+    if keypoints and not report.keypoints:
+        report.add("no_usable_keypoint", str(annotations))
     if not _has_objects(checked):
         boxes = check_content(content, ImageFolder(images), False, DataReport())
         report.add("no_usable_mask" if _has_objects(boxes) else "no_objects", str(annotations))
@@ -99,8 +105,27 @@ def _check_names(categories: Sequence[Category], report: DataReport) -> None:
             )
 
 
+def check_keypoint_names(content: AnnotationFile, report: DataReport) -> None:
+    """Add what is wrong with the keypoints that categories name. Those without names get numbers as names."""
+    for number, problem in content.unsound_keypoints.items():
+        report.add("bad_keypoint_names", number, problem)
+    for number in name_keypoints(content):
+        if number not in content.unsound_keypoints:
+            report.add("no_keypoint_names", number)
+    counts = [(one["id"], len(one["keypoints"])) for one in content.categories if "keypoints" in one]
+    for number, count in counts:
+        if count != counts[0][1]:
+            report.add("keypoint_counts", number, f"{count}, and category {counts[0][0]} has {counts[0][1]}")
+
+
 def check_content(
-    content: AnnotationFile, folder: ImageFolder, masks: bool, report: DataReport, *, evaluation: bool = False
+    content: AnnotationFile,
+    folder: ImageFolder,
+    masks: bool,
+    report: DataReport,
+    *,
+    evaluation: bool = False,
+    keypoints: bool = False,
 ) -> list[CheckedImage]:
     """Return the usable images and annotations of a file in its order, and add everything else to the report.
 
@@ -111,12 +136,14 @@ def check_content(
         report: The report to add to.
         evaluation: Keep masks that cover no pixel, which pycocotools counts among the objects to be found, and boxes
             without a sound mask.
+        keypoints: If True, read keypoints. An annotation without sound ones is used as an object without any.
     """
     images, lost = check_images(content.images, folder, report)
     names = {category["id"]: category["name"] for category in content.categories}
     for name in names.values():
         report.objects_per_category.setdefault(name, 0)
-    rules = _Rules(names, masks, evaluation, _are_normalized(content.annotations), report)
+    counts = {one["id"]: len(one.get("keypoints", ())) for one in content.categories} if keypoints else {}
+    rules = _Rules(names, masks, evaluation, _are_normalized(content.annotations), report, counts)
     seen: set[int | str] = set()
     for position, entry in enumerate(content.annotations):
         report.annotations += 1
@@ -141,6 +168,7 @@ def check_content(
         report.objects_per_category[names[checked.category_id]] += 1
         report.crowds += checked.crowd
         report.masks += has_segmentation(entry)
+        report.keypoints += checked.keypoints is not None and bool(checked.keypoints[:, 2].any())
     report.images_without_objects += sum(all(one.crowd for one in image.objects) for image in images.values())
     return list(images.values())
 
@@ -156,6 +184,8 @@ class _Rules:
     normalized: bool
     """True if the boxes of the file are fractions of the image's size."""
     report: DataReport
+    keypoints: dict[int, int]
+    """Category id to the number of its keypoints; empty if keypoints are not read."""
 
     def check(
         self, entry: dict[str, Any], annotation_id: int | str, image: CheckedImage | None
@@ -198,7 +228,22 @@ class _Rules:
             segmentation=segmentation if self.masks else None,
             annotation_id=annotation_id,
             empty_mask=self.masks and mask_problem == "empty_mask",
+            keypoints=self._keypoints(entry, category_id, annotation_id, image) if self.keypoints else None,
         )
+
+    def _keypoints(
+        self, entry: dict[str, Any], category_id: int, annotation_id: int | str, image: CheckedImage
+    ) -> Points | None:
+        """Return an annotation's keypoints after adding what is wrong with them."""
+        value, size = entry.get("keypoints"), (image.width, image.height)
+        points, problems = read_keypoints(value, self.keypoints[category_id], size, TOLERANCE)
+        for kind in problems:
+            self.report.add(kind, annotation_id, lambda: _keypoints_example(value, self.keypoints[category_id]))
+        stated = entry.get("num_keypoints")
+        labelled = 0 if points is None else int((points[:, 2] > 0).sum())
+        if stated is not None and not problems and fields.whole_number(stated) != labelled:
+            self.report.add("num_keypoints", annotation_id, lambda: f"{shown(stated)}, and {labelled} are labelled")
+        return points
 
     def _box_problem(self, box: fields.Box, image: CheckedImage) -> str | None:
         if self.normalized and _in_unit_square(box) and max(image.width, image.height) > 1:
@@ -213,6 +258,12 @@ class _Rules:
             self.report.add("bad_area", annotation_id, lambda: f"area {_value(entry, 'area')}")
         if entry.get("ignore") is not None and fields.flag(entry["ignore"]) is not False:
             self.report.add("ignore_set", annotation_id, lambda: f"ignore {_value(entry, 'ignore')}")
+
+
+def _keypoints_example(value: Any, count: int) -> str:
+    if isinstance(value, list) and len(value) != 3 * count:
+        return f"{len(value)} numbers where {3 * count} are expected"
+    return shown(value)
 
 
 def box_problem(box: fields.Box, width: int, height: int) -> str | None:

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers in pycocotools' order, each in 0..1, or -1 if there is nothing to count (as in COCO)."""
 
-IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
+_SIGMA = 0.05
+
+KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+"""COCO's ten numbers of keypoints, of up to 20 detections an image; there are none of small objects."""
+
+IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
+
+
+def metric_names(iou_type: str) -> tuple[str, ...]:
+    """Return the names of COCO's numbers of an IoU type, in pycocotools' order."""
+    return KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
 
 
 def percent(value: float) -> str:
@@ -45,14 +55,20 @@ class CocoEvaluator:
     Args:
         ground_truth: a COCO dictionary (``images``, ``annotations``, ``categories``); it is not changed. Missing
             ``id``, ``area``, ``iscrowd`` and ``bbox`` are filled in.
-        iou_types: ``bbox``, ``segm`` or both. None evaluates boxes, and masks if both the ground truth and every
-            detection have them.
+        iou_types: Some of ``bbox``, ``segm`` and ``keypoints``. None evaluates boxes, and masks and keypoints if both
+            the ground truth and every detection have them.
+        sigmas: sigma of each keypoint (``model.keypoint_sigmas``); None takes :func:`default_sigmas`.
     """
 
-    def __init__(self, ground_truth: Mapping[str, Any], iou_types: Sequence[IouType] | None = None) -> None:
+    def __init__(
+        self,
+        ground_truth: Mapping[str, Any],
+        iou_types: Sequence[IouType] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
         if iou_types is not None and (not iou_types or not set(iou_types) <= set(IOU_TYPES)):
             raise InputError(f"iou_types: expected some of {', '.join(IOU_TYPES)}, got {list(iou_types)}")
-        self.ground_truth = ground_truth
+        self.ground_truth, self.sigmas = ground_truth, sigmas
         self.requested = None if iou_types is None else [name for name in IOU_TYPES if name in iou_types]
         self.detections: dict[int, ImageDetections] = {}
         self.evaluated: dict[str, COCOeval] = {}
@@ -63,9 +79,17 @@ class CocoEvaluator:
         """The IoU types to evaluate. With ``iou_types=None`` they are known once all detections have been added."""
         if self.requested is not None:
             return self.requested
-        masks_true = any(annotation.get("segmentation") for annotation in self.ground_truth["annotations"])
-        masks_found = bool(self.detections) and all(one.masks is not None for one in self.detections.values())
-        return ["bbox", "segm"] if masks_true and masks_found else ["bbox"]
+        annotations, found = self.ground_truth["annotations"], self.detections.values()
+        types: list[IouType] = ["bbox"]
+        if (
+            found
+            and all(one.masks is not None for one in found)
+            and any(one.get("segmentation") for one in annotations)
+        ):
+            types.append("segm")
+        if found and all(one.keypoints is not None for one in found) and any(map(_has_keypoints, annotations)):
+            types.append("keypoints")
+        return types
 
     def update(self, detections: Iterable[ImageDetections]) -> None:
         """Add images. An image that was added before is skipped, so duplicates count once."""
@@ -90,27 +114,42 @@ class CocoEvaluator:
         """Evaluate the images that were added.
 
         Returns:
-            ``{"bbox": {name: value}, "segm": …, "per_class": {"bbox": [{"id", "name", "AP", "AP50", "objects"}]}}``
-            with the names of :data:`METRICS`; -1 if there is nothing to count.
+            ``{"bbox": {name: value}, "segm": …, "keypoints": …, "per_class": {"bbox": [{"id", "name", "AP", "AP50",
+            "objects"}], …}}`` with the names of :func:`metric_names`; -1 if there is nothing to count.
 
         Raises:
-            InputError: no images were added, one is not in the ground truth, or masks are requested but missing.
+            InputError: no images were added, one is not in the ground truth, or masks or keypoints are requested but
+                missing.
         """
         if not self.detections:
             raise InputError("evaluation: no images were evaluated; the dataset is empty")
         if "segm" in self.iou_types and any(one.masks is None for one in self.detections.values()):
             raise InputError("evaluation: 'segm' was requested, but the detector returns no masks; leave it out")
+        if "keypoints" in self.iou_types and any(one.keypoints is None for one in self.detections.values()):
+            raise InputError("evaluation: 'keypoints' was requested, but the detector returns none; leave it out")
         metrics: dict[str, Any] = {}
         per_class: dict[str, Any] = {}
         for iou_type in self.iou_types:
-            truth = coco_ground_truth(self.ground_truth, iou_type)
-            evaluated = run_coco_eval(truth, list(self.results(iou_type)), iou_type, sorted(self.detections))
+            sigmas = self._sigmas() if iou_type == "keypoints" else []
+            truth = coco_ground_truth(self.ground_truth, iou_type, len(sigmas))
+            evaluated = run_coco_eval(truth, list(self.results(iou_type)), iou_type, sorted(self.detections), sigmas)
             self.evaluated[iou_type] = evaluated
             metrics[iou_type], per_class[iou_type] = _numbers(evaluated), _per_class(evaluated)
         return {**metrics, "per_class": per_class}
 
+    def _sigmas(self) -> Sequence[float]:
+        """Return the sigmas, one for each keypoint of the detections."""
+        count = next(one.keypoints.shape[1] for one in self.detections.values() if one.keypoints is not None)
+        sigmas = default_sigmas(count) if self.sigmas is None else self.sigmas
+        if len(sigmas) != count:
+            raise InputError(f"sigmas: expected one for each of the detector's {count} keypoints, got {len(sigmas)}")
+        return sigmas
+
     def write_results(self, folder: Path) -> None:
-        """Write ``results_bbox.json`` and, if masks were evaluated, ``results_segm.json`` in COCO's results format."""
+        """Write ``results_bbox.json``, ``results_segm.json`` and ``results_keypoints.json`` in COCO's results format.
+
+        Only what was evaluated is written.
+        """
         for iou_type in self.iou_types:
             with atomic_path(folder / f"results_{iou_type}.json") as path, path.open("w", encoding="utf-8") as file:
                 # One result at a time: the whole text of COCO's validation set would take hundreds of megabytes.
@@ -126,35 +165,71 @@ class CocoEvaluator:
         return _precision(self.evaluated[iou_type])
 
 
-def run_coco_eval(truth: COCO, results: list[dict[str, Any]], iou_type: IouType, image_ids: Sequence[int]) -> COCOeval:
+def default_sigmas(count: int) -> list[float]:
+    """Return the sigmas of keypoints that have none of their own.
+
+    Those of 17 are COCO's, for its persons (pycocotools' ``Params.kpt_oks_sigmas``). All others are 0.05, in the middle
+    of these: from 0.025 for eyes to 0.107 for hips.
+    """
+    from pycocotools.cocoeval import Params
+
+    persons: list[float] = Params("keypoints").kpt_oks_sigmas.tolist()
+    return persons if count == len(persons) else [_SIGMA] * count
+
+
+def _has_keypoints(annotation: Mapping[str, Any]) -> bool:
+    flat = annotation.get("keypoints")
+    return flat is not None and any(visible > 0 for visible in flat[2::3])
+
+
+def run_coco_eval(
+    truth: COCO,
+    results: list[dict[str, Any]],
+    iou_type: IouType,
+    image_ids: Sequence[int],
+    sigmas: Sequence[float] = (),
+) -> COCOeval:
     """Return pycocotools' ``COCOeval`` after ``summarize``, without its printing.
 
     Args:
         truth: from :func:`coco_ground_truth`.
         results: COCO results. ``id``, ``area`` and ``iscrowd`` are added in place; ``loadRes`` would copy them.
-        iou_type: ``bbox`` or ``segm``.
+        iou_type: ``bbox``, ``segm`` or ``keypoints``.
         image_ids: the images to evaluate on.
+        sigmas: sigma of each keypoint.
     """
-    from pycocotools import mask as coco_mask
     from pycocotools.cocoeval import COCOeval
 
     if unknown := [image_id for image_id in image_ids if image_id not in truth.imgs]:
         raise InputError(f"evaluation: image {unknown[0]} is not in the ground truth ({len(unknown)} such)")
     found = empty_coco()
-    boxes = iou_type == "bbox"
     for position, entry in enumerate(results):
         entry["id"] = position + 1
         entry["iscrowd"] = 0
-        entry["area"] = entry["bbox"][2] * entry["bbox"][3] if boxes else int(coco_mask.area(entry["segmentation"]))
+        entry["area"] = _area(entry, iou_type)
     found.dataset = {**truth.dataset, "annotations": results}
     with _collector_paused(), contextlib.redirect_stdout(io.StringIO()):
         found.createIndex()
         evaluated = COCOeval(truth, found, iou_type)
         evaluated.params.imgIds = list(image_ids)
+        if iou_type == "keypoints":
+            evaluated.params.kpt_oks_sigmas = np.array(sigmas)
         evaluated.evaluate()
         evaluated.accumulate()
         evaluated.summarize()
     return evaluated
+
+
+def _area(result: Mapping[str, Any], iou_type: IouType) -> float:
+    """Return the area of a result in pixels, as pycocotools' ``loadRes`` does."""
+    from pycocotools import mask as coco_mask
+
+    if iou_type == "bbox":
+        return float(result["bbox"][2] * result["bbox"][3])
+    if iou_type == "segm":
+        return int(coco_mask.area(result["segmentation"]))
+    across, down = result["keypoints"][0::3], result["keypoints"][1::3]
+    return float((max(across) - min(across)) * (max(down) - min(down)))
 
 
 @contextlib.contextmanager
@@ -171,11 +246,11 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _numbers(evaluated: COCOeval) -> dict[str, float]:
-    return dict(zip(METRICS, map(float, evaluated.stats), strict=True))
+    return dict(zip(metric_names(evaluated.params.iouType), map(float, evaluated.stats), strict=True))
 
 
 def _precision(evaluated: COCOeval) -> NDArray[np.float64]:
-    """Return precision (10, 101, K) for objects of all sizes and up to 100 detections an image."""
+    """Return precision (10, 101, K) for objects of all sizes and up to 100 detections an image, 20 for keypoints."""
     return np.asarray(evaluated.eval["precision"])[:, :, :, 0, -1]
 
 

@@ -21,7 +21,7 @@ from vovnet.detection.data.failures import loader_failures
 from vovnet.detection.data.loader import evaluation_loader
 from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
-from vovnet.detection.evaluation.coco_eval import IOU_TYPES, METRICS, CocoEvaluator, IouType, percent
+from vovnet.detection.evaluation.coco_eval import IOU_TYPES, CocoEvaluator, IouType, metric_names, percent
 from vovnet.detection.evaluation.plots import plot_precision_recall
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import (
@@ -71,20 +71,22 @@ def evaluate(
     Args:
         detector: a torchvision detector. If it has ``categories``, they must be those of the dataset.
         dataset: follows the protocol of :mod:`vovnet.detection.data`.
-        output: a folder for ``metrics.json``, ``results_bbox.json``, ``results_segm.json`` and
-            ``precision_recall.png``; None writes nothing.
+        output: a folder for ``metrics.json``, ``results_bbox.json``, ``results_segm.json``, ``results_keypoints.json``
+            and ``precision_recall.png``; None writes nothing.
         device: where to run; None leaves the detector where it is.
         batch_size: images per batch in each process.
         workers: loader processes of each process.
         timeout: seconds to wait for a batch from the loader processes; 0 waits forever.
-        iou_types: ``bbox``, ``segm`` or both; None evaluates boxes, and masks if detector and data have them.
+        iou_types: some of ``bbox``, ``segm`` and ``keypoints``; None evaluates boxes, and masks and keypoints if
+            detector and data have them.
         progress: show a progress bar on stderr (rank 0 only).
         tell_limits: warn if images reach the detector's limit of detections, or are shrunk too far for their objects.
         should_stop: asked before each batch; if it returns True in one process, all stop.
 
     Returns:
-        ``{"bbox": {…}, "segm": {…}, "per_class": {"bbox": [{"id", "name", "AP", "AP50", "objects"}], …}}`` with the
-        names of :data:`METRICS`, in 0..1, or -1 if there is nothing to count; ``segm`` only if it was evaluated.
+        ``{"bbox": {…}, "segm": {…}, "keypoints": {…}, "per_class": {"bbox": [{"id", "name", "AP", "AP50", "objects"}],
+        …}}`` with the names of :func:`~vovnet.detection.evaluation.coco_eval.metric_names`, in 0..1, or -1 if there is
+        nothing to count; ``segm`` and ``keypoints`` only if they were evaluated.
 
     Raises:
         InputError: the dataset is empty, the categories differ, or the detector's output does not fit them.
@@ -100,7 +102,9 @@ def evaluate(
     truth = dataset.ground_truth
     ids = ImageIds(dataset, truth)
     collected: list[dict[str, Any]] = []
-    evaluator = CocoEvaluator(truth or {"images": [], "annotations": [], "categories": []}, iou_types)
+    nothing: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    sigmas = getattr(getattr(detector, "recipe", None), "keypoint_sigmas", None)
+    evaluator = CocoEvaluator(truth or nothing, iou_types, sigmas)
     category_ids = [int(category["id"]) for category in categories]
     to_xywh = box_converter(detector)
     loader = evaluation_loader(
@@ -143,8 +147,8 @@ def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:
     metrics = evaluator.summarize()
     if output is not None:
         evaluator.write_results(output)
-        if "segm" not in metrics:
-            (output / "results_segm.json").unlink(missing_ok=True)  # an earlier evaluation may have left it
+        for iou_type in {"segm", "keypoints"} - metrics.keys():  # an earlier evaluation may have left it
+            (output / f"results_{iou_type}.json").unlink(missing_ok=True)
         # When this file is there, the results are there, too.
         write_json(output / "metrics.json", metrics)
         plot = output / "precision_recall.png"
@@ -221,6 +225,7 @@ def evaluation_dataset(
     return CocoDataset(
         [DataSource(str(images), str(annotations))],
         masks=DETECTORS[recipe.detector].needs_masks,
+        keypoints=DETECTORS[recipe.detector].needs_keypoints,
         training=False,
         channels=recipe.in_chans,
         max_pixels=max_pixels,
@@ -245,6 +250,9 @@ def _truth_of_image(target: Target, size: tuple[int, int], category_ids: Sequenc
     if "masks" in target:
         for annotation, counts in zip(annotations, encode_masks(target["masks"].as_subclass(Tensor)), strict=True):
             annotation["segmentation"] = {"size": list(size), "counts": counts.decode("ascii")}
+    if "keypoints" in target:
+        for annotation, points in zip(annotations, target["keypoints"].as_subclass(Tensor).flatten(1), strict=True):
+            annotation["keypoints"] = points.tolist()
     return {"image": {"id": image_id, "height": size[0], "width": size[1]}, "annotations": annotations}
 
 
@@ -258,21 +266,25 @@ def _join(parts: Iterable[Iterable[dict[str, Any]]], categories: Iterable[Catego
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return COCO's twelve numbers and the per-class table as text, in percent; '–' if there is nothing to count."""
-    kinds = {"bbox": "boxes", "segm": "masks"}
-    lines = [f"{'in %':6}" + "".join(f"{name:>7}" for name in METRICS)]
+    """Return COCO's numbers and the per-class table as text, in percent; '–' if there is nothing to count."""
+    kinds = {"bbox": "boxes", "segm": "masks", "keypoints": "points"}
     present = [iou_type for iou_type in IOU_TYPES if iou_type in metrics]
+    lines: list[str] = []
+    above: tuple[str, ...] = ()
     for iou_type in present:
-        lines.append(f"{kinds[iou_type]:6}" + "".join(f"{percent(metrics[iou_type][name]):>7}" for name in METRICS))
+        if (names := metric_names(iou_type)) != above:  # COCO has other numbers for keypoints
+            lines.append(f"{'in %':6}" + "".join(f"{name:>7}" for name in names))
+            above = names
+        lines.append(f"{kinds[iou_type]:6}" + "".join(f"{percent(metrics[iou_type][name]):>7}" for name in names))
     tables = metrics.get("per_class", {})
     classes = tables.get(present[0], []) if present else []
     if classes:
-        names = [shortened(printable(entry["name"]), _MAX_NAME) for entry in classes]
-        width = max(5, *map(width_of, names))
+        labels = [shortened(printable(entry["name"]), _MAX_NAME) for entry in classes]
+        width = max(5, *map(width_of, labels))
         header = "".join(f"  {kinds[iou_type]} AP  AP50" for iou_type in present)
         lines += ["", f"{'class':{width}} {'objects':>8}{header}"]
-        for position, (name, entry) in enumerate(zip(names, classes, strict=True)):
-            row = f"{padded(name, width)} {entry['objects']:>8}"
+        for position, (label, entry) in enumerate(zip(labels, classes, strict=True)):
+            row = f"{padded(label, width)} {entry['objects']:>8}"
             for iou_type in present:
                 one = tables[iou_type][position]
                 row += f"  {percent(one['AP']):>8} {percent(one['AP50']):>5}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-_KINDS = {"bbox": "boxes", "segm": "masks"}
+_KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 _IOU_COLOURS = {0.5: "#0b6e99", 0.75: "#d9730d", None: "#222222"}
 _MAX_CLASS_LINES = 10
 
@@ -32,7 +32,7 @@ def plot_precision_recall(
 
     Args:
         source: an evaluator after ``summarize``, or an array (10, 101, K) of precision for each IoU type (``bbox``,
-            ``segm``), with -1 for a class without objects.
+            ``segm``, ``keypoints``), with -1 for a class without objects.
         out_png: written atomically.
         names: names of the K classes, if ``source`` holds arrays.
     """

@@ -16,15 +16,21 @@ from vovnet.errors import InputError, install_advice, shown
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-IouType = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm", "keypoints"]
 
 
-def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType) -> COCO:
+def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType, keypoints: int = 0) -> COCO:
     """Return a pycocotools ``COCO`` of copies of the annotations, with every key that ``COCOeval`` reads.
 
     Annotations get new ids if one is missing, no whole number, repeated or 0 (``COCOeval`` takes a match with id 0 for
     no match). For ``segm``, an object without a usable mask becomes a crowd region of its box, which ``COCOeval``
-    ignores. As in pycocotools, annotations of other images and categories than the listed ones do not count.
+    ignores. For ``keypoints``, the number of labelled points is counted, and an object without any is ignored. As in
+    pycocotools, annotations of other images and categories than the listed ones do not count.
+
+    Args:
+        ground_truth: A COCO dictionary.
+        iou_type: What is evaluated.
+        keypoints: The number of keypoints of an object, for ``keypoints``.
 
     Raises:
         InputError: An entry has a value that its field cannot have, or two images or categories have the same id.
@@ -39,7 +45,10 @@ def coco_ground_truth(ground_truth: Mapping[str, Any], iou_type: IouType) -> COC
         category_id = _read(annotation, "category_id", fields.whole_number, "a whole number", where)
         if image_id in images and category_id in known:
             known_ids = {"image_id": image_id, "category_id": category_id}
-            annotations.append(_complete({**annotation, **known_ids}, images[image_id], iou_type, where))
+            entry = _complete({**annotation, **known_ids}, images[image_id], iou_type, where)
+            if iou_type == "keypoints":
+                entry |= _keypoints_of(annotation, keypoints, where)
+            annotations.append(entry)
     ids = [fields.whole_number(_plain(annotation.get("id"))) for annotation in annotations]
     if len(set(ids)) != len(ids) or not {0, None}.isdisjoint(ids):
         ids = list(range(1, len(annotations) + 1))
@@ -79,6 +88,23 @@ def _complete(annotation: dict[str, Any], image: Mapping[str, Any], iou_type: Io
         if read["area"] is None:
             filled["area"] = w * h
     return filled
+
+
+def _keypoints_of(annotation: Mapping[str, Any], count: int, where: str) -> dict[str, Any]:
+    """Return the keypoints of an annotation, or zeros, and the number of those that are labelled."""
+    flat = annotation.get("keypoints")
+    if flat is None or len(flat) == 0:
+        return {"keypoints": [0.0] * (3 * count), "num_keypoints": 0}
+    try:
+        numbers = np.asarray(flat, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.shape != (3 * count,) or not np.isfinite(numbers).all():
+        raise InputError(
+            f"ground truth: {where}: keypoints: expected x, y, v of {count} points, as the detector has, got "
+            f"{shown(flat)}"
+        )
+    return {"keypoints": numbers.tolist(), "num_keypoints": int((numbers[2::3] > 0).sum())}
 
 
 def _box_of(annotation: dict[str, Any], where: str) -> list[float]:

@@ -52,10 +52,14 @@ class LegacyCocoDataset(CocoDataset):
         keep_empty: bool = True,
         channels: int = 3,
         max_pixels: int | None = None,
+        keypoints: bool = False,
+        min_keypoints: int = 0,
         categories: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         if not training:
             raise InputError("LegacyCocoDataset: training=False: evaluation needs every image; use CocoDataset")
+        if keypoints or min_keypoints:
+            raise InputError("LegacyCocoDataset: keypoints: the reference has no detector of them; use CocoDataset")
         self._left_out = [0, 0]
         super().__init__(
             sources,

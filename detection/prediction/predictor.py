@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from vovnet.images.reading import source_name
 from vovnet.images.tensors import to_tensor
 from vovnet.results.drawing import prediction_sheet
 from vovnet.results.limits import LimitWarning
+from vovnet.results.skeletons import skeletons_of
 from vovnet.results.writing import FileDetector, write_predictions
 from vovnet.terminal.streams import echo
 
@@ -62,7 +63,8 @@ def predict(
 
     Returns:
         For each image a list of all detections, best first: ``{"bbox": [x, y, width, height] in pixels, "score",
-        "category_id", "category"}``, and ``"segmentation"`` (COCO's RLE with text counts) if the detector has masks.
+        "category_id", "category"}``, ``"segmentation"`` (COCO's RLE with text counts) if the detector has masks, and
+        ``"keypoints"`` (x, y in pixels and score in 0..1 of each point, one after the other) if it has keypoints.
 
     Raises:
         InputError: an image cannot be read, or has the wrong shape, type or range; the message names it.
@@ -130,6 +132,7 @@ def predict_files(
             channels,
             limits_of(detector),
             (MemoryError, torch.OutOfMemoryError),
+            skeletons_of(_categories(detector) or []),
         )
         return write_predictions(files, paths, output, threshold, max_pixels=max_pixels, report=report, stacklevel=3)
 
@@ -160,14 +163,16 @@ def plot_predictions(
         image, target = dataset[index]
         pixels = to_pixels(image, channels, f"dataset[{index}]").cpu()
         corners = check_boxes(target["boxes"], (int(pixels.shape[1]), int(pixels.shape[2]))).tolist()
-        truth = [{"bbox": [x0, y0, x1 - x0, y1 - y0]} for x0, y0, x1, y1 in corners]
+        truth: list[dict[str, Any]] = [{"bbox": [x0, y0, x1 - x0, y1 - y0]} for x0, y0, x1, y1 in corners]
+        for one, points in zip(truth, target.get("keypoints", ()), strict=False):
+            one["keypoints"] = torch.as_tensor(points).flatten().tolist()
         drawn = functional.to_pil_image(as_bytes(pixels if channels == 3 else pixels[:1]))
         samples.append((drawn, pixels, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LimitWarning)  # it is told where all images are evaluated
         found = predict(detector, [pixels for _, pixels, _ in samples])
     sheet = [(drawn, one, truth) for (drawn, _, truth), one in zip(samples, found, strict=True)]
-    prediction_sheet(sheet, out_png, threshold)
+    prediction_sheet(sheet, out_png, threshold, skeletons=skeletons_of(_categories(detector) or []))
 
 
 def _detect(
@@ -181,8 +186,13 @@ def _detect(
     return [_in_terms_of_coco(detector, output, size) for output, size in zip(outputs, sizes, strict=True)]
 
 
+def _categories(detector: nn.Module) -> Sequence[Mapping[str, Any]] | None:
+    found: Any = getattr(detector, "categories", None)
+    return found
+
+
 def _in_terms_of_coco(detector: nn.Module, output: dict[str, Tensor], size: tuple[int, int]) -> list[dict[str, Any]]:
-    categories = getattr(detector, "categories", None)
+    categories = _categories(detector)
     if categories is None:
         labels = int(output["labels"].max()) if len(output["labels"]) else 0
         categories = [{"id": label, "name": str(label)} for label in range(1, labels + 1)]

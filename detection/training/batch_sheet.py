@@ -20,6 +20,7 @@ from vovnet.errors import InputError
 from vovnet.folders.home import expand_home
 from vovnet.results.drawing import object_sheet
 from vovnet.results.rle import encode_part
+from vovnet.results.skeletons import skeletons_of
 
 SHOWN = 16
 """Largest number of images on a sheet."""
@@ -40,7 +41,9 @@ def write_batch_sheet(batches: Iterable[Batch], categories: Sequence[Category], 
     pairs = chain.from_iterable(zip(images, targets, strict=True) for images, targets in batches)
     samples = [(_drawable(image), _objects(target, categories)) for image, target in islice(pairs, SHOWN)]
     if samples:  # a finished run has no more
-        object_sheet(samples, f"{len(samples)} training images after transforms", path)
+        object_sheet(
+            samples, f"{len(samples)} training images after transforms", path, skeletons=skeletons_of(categories)
+        )
 
 
 def checked_sheet_path(path: str | os.PathLike[str]) -> Path:
@@ -75,5 +78,7 @@ def _objects(target: Target, categories: Sequence[Category]) -> list[dict[str, A
             mask = np.ascontiguousarray(target["masks"][number].numpy() > 0)
             size = (mask.shape[0], mask.shape[1])
             one["segmentation"] = {"size": list(size), "counts": encode_part(mask, (0, 0), size)}
+        if "keypoints" in target:  # v is 0, 1 or 2, and a drawing leaves out scores below one half
+            one["keypoints"] = target["keypoints"][number].flatten().tolist()
         objects.append(one)
     return objects

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
+_KIND_COLOURS = {"box": "#0b6e99", "mask": "#d9730d", "keypoint": "#6b4c9a"}
+_METRIC_STYLES = {"ap": "-", "ap50": "--", "ap75": ":"}
+
 Curve = tuple[list[int], list[float]]
 """Iterations, and a value for each."""
 
@@ -35,9 +38,8 @@ def plot_curves(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLik
     """
     records = read_metrics(Path(metrics_jsonl))
     losses = _series(records, lambda key: key == "loss" or key.startswith("loss_"))
-    scores = _series(
-        records, lambda key: key in ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
-    )
+    shown = {f"{kind}_{metric}" for kind in _KIND_COLOURS for metric in _METRIC_STYLES}
+    scores = _series(records, lambda key: key in shown)
     rates = _series(records, lambda key: key == "lr")
     if not losses and not scores:
         raise InputError(f"{metrics_jsonl}: no losses and no AP in it; expected a run's metrics.jsonl")
@@ -104,14 +106,13 @@ def _plot_rate(axes: Axes, rates: Mapping[str, Curve]) -> None:
 
 
 def _plot_scores(axes: Axes, scores: Mapping[str, Curve]) -> None:
-    styles = {"ap": "-", "ap50": "--", "ap75": ":"}
     for name, (iterations, values) in scores.items():
         kind, metric = name.split("_")
         axes.plot(
             iterations,
             [100 * value for value in values],
-            styles[metric],
-            color="#0b6e99" if kind == "box" else "#d9730d",
+            _METRIC_STYLES[metric],
+            color=_KIND_COLOURS[kind],
             label=f"{kind} {metric.upper()}  {percent(values[-1])}",
             marker="o",
             markersize=3.5,

@@ -244,7 +244,7 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
             agree_to_stop(run)
             return
     run.evaluated, run.metrics = run.iteration, distributed.from_main(metrics)
-    save_if_best(run, run.metrics["segm" if "segm" in run.metrics else "bbox"]["AP"])
+    save_if_best(run, _kept_ap(run))
     with distributed.patience():
         for callback in callbacks:
             callback.evaluation(run, run.metrics)
@@ -257,13 +257,22 @@ def _stop_wished(run: Run) -> bool:
     return run.stop_signal > 0
 
 
+def _kept_ap(run: Run) -> float:
+    """Return the AP by which the best weights are kept; it is that of boxes if the data has nothing else."""
+    kind = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}[DETECTORS[run.recipe.model.detector].kept_by]
+    return float(run.metrics[kind if kind in run.metrics else "bbox"]["AP"])
+
+
 def _datasets(
     recipe: Recipe, rules: TrainingRules, train_dataset: DetectionDataset | None, val_dataset: DetectionDataset | None
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
-    masks = DETECTORS[recipe.model.detector].needs_masks
+    facts = DETECTORS[recipe.model.detector]
+    masks, keypoints = facts.needs_masks, facts.needs_keypoints
     data, channels = recipe.data, recipe.model.in_chans
     if train_dataset is not None:
-        train_dataset = checked(train_dataset, "train_dataset", channels=channels, needs_masks=masks)
+        train_dataset = checked(
+            train_dataset, "train_dataset", channels=channels, needs_masks=masks, needs_keypoints=keypoints
+        )
     if val_dataset is not None:
         val_dataset = checked(val_dataset, "val_dataset", channels=channels)
     if train_dataset is None:
@@ -278,6 +287,8 @@ def _datasets(
             keep_empty=data.keep_empty,
             channels=channels,
             max_pixels=data.max_pixels,
+            keypoints=keypoints,
+            min_keypoints=data.min_keypoints,
         )
     if val_dataset is None and data.val:
         val_dataset = CocoDataset(
@@ -286,6 +297,7 @@ def _datasets(
             training=False,
             channels=channels,
             max_pixels=data.max_pixels,
+            keypoints=keypoints,
             categories=train_dataset.categories,
         )
     if len(train_dataset) == 0:

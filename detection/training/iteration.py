@@ -87,7 +87,7 @@ def _losses(run: Run, images: Sequence[Tensor], targets: Sequence[Mapping[str, T
 
 def model_targets(target: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the entries of a target that a detector reads."""
-    return {key: target[key] for key in ("boxes", "labels", "masks", "polygons") if key in target}
+    return {key: target[key] for key in ("boxes", "labels", "masks", "keypoints", "polygons") if key in target}
 
 
 def _agree_on_losses(run: Run, summed: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, float]:

@@ -41,10 +41,10 @@ def _record(line: bytes) -> dict[str, Any] | None:
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of an evaluation under their names in the metrics file.
 
-    They are COCO's, ``box_ap``, ``box_ap50``, …, ``mask_ap``, …, and with ``log.validation_losses`` also ``val_loss``
-    and its parts.
+    They are COCO's, ``box_ap``, ``box_ap50``, …, ``mask_ap``, …, ``keypoint_ap``, …, and with ``log.validation_losses``
+    also ``val_loss`` and its parts.
     """
-    kinds = {"bbox": "box", "segm": "mask"}
+    kinds = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
     losses = {f"val_{name}": float(value) for name, value in metrics.get("losses", {}).items()}
     return losses | {
         f"{kinds[kind]}_{name.lower()}": value

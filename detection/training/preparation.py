@@ -17,6 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.initialize import load_matching, network_text
+from vovnet.detection.config.categories import keypoint_count, plain_category
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
 from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
 from vovnet.detection.models.build import build_detector
@@ -72,7 +74,7 @@ def prepare(
     """
     _check_batch_size(recipe)
     _check_norms(recipe.model, device)
-    recipe = _with_precision(_with_classes(recipe, len(categories)), device)
+    recipe = _with_precision(_with_classes(recipe, categories), device)
     state = _load_everywhere(output / "last.pt", categories) if resume else None
     if state is not None:
         if automatic:
@@ -134,6 +136,9 @@ def _detector(recipe: Recipe, categories: Sequence[Category], device: torch.devi
         kernels.available(device)  # builds them now rather than in the first iteration
     if solver.channels_last:
         detector.to(memory_format=torch.channels_last)
+        if DETECTORS[recipe.model.detector].needs_keypoints:
+            predictor: Any = detector.get_submodule("roi_heads.keypoint_predictor")
+            predictor.register_forward_hook(_contiguous)
     return detector
 
 
@@ -146,6 +151,11 @@ def _compile(detector: nn.Module, recipe: Recipe, device: torch.device) -> None:
             gain = compile_backbone(detector, recipe, device, images, lambda: autocast(solver, device))
         if distributed.rank() == 0:
             echo(gain)
+
+
+def _contiguous(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    # torchvision's keypointrcnn_loss views the heat maps, which fails in channels-last memory.
+    return output.contiguous()
 
 
 def _check_batch_size(recipe: Recipe) -> None:
@@ -167,15 +177,25 @@ def _check_norms(model: ModelRecipe, device: torch.device) -> None:
                 )
 
 
-def _with_classes(recipe: Recipe, number: int) -> Recipe:
-    """Return the recipe with the number of classes of the training data."""
-    wanted = recipe.model.num_classes
+def _with_classes(recipe: Recipe, categories: Sequence[Category]) -> Recipe:
+    """Return the recipe with the number of classes and, for a detector of keypoints, of keypoints of the data."""
+    model, number = recipe.model, len(categories)
+    _check_number("model.num_classes", model.num_classes, number, "categories")
+    model = replace(model, num_classes=number)
+    if DETECTORS[model.detector].needs_keypoints:
+        points = keypoint_count(categories, "training data")
+        if points is None:
+            raise InputError("training data: no category names its keypoints; use another model.detector")
+        _check_number("model.num_keypoints", model.num_keypoints, points, "keypoints")
+        model = replace(model, num_keypoints=points)
+    return replace(recipe, model=model)
+
+
+def _check_number(key: str, wanted: int | None, number: int, what: str) -> None:
     if wanted is not None and wanted != number:
         raise InputError(
-            f"model.num_classes: the recipe says {wanted}, the training data has {number} categories; "
-            "leave it out to take the data's"
+            f"{key}: the recipe says {wanted}, the training data has {number} {what}; leave it out to take the data's"
         )
-    return replace(recipe, model=replace(recipe.model, num_classes=number))
 
 
 def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
@@ -225,7 +245,7 @@ def _load_whole_state(path: Path, categories: Sequence[Category]) -> dict[str, A
 
 
 def _plain(categories: Iterable[Category]) -> list[Category]:
-    return [{"id": int(entry["id"]), "name": str(entry["name"])} for entry in categories]
+    return [plain_category(entry) for entry in categories]
 
 
 def _names(categories: Iterable[Category]) -> str:

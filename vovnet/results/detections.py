@@ -25,15 +25,26 @@ class ImageDetections:
     """(N,): ids of categories, not labels."""
     masks: list[bytes] | None = None
     """Compressed RLE counts of each detection; None if the detector returns no masks."""
+    keypoints: NDArray[np.float32] | None = None
+    """(N, P, 3): x, y in pixels and score (0 to 1) of each point; None if the detector returns no keypoints."""
     size: tuple[int, int] = (0, 0)
     """Height and width of the image; each RLE contains them."""
 
     def results(self, iou_type: str) -> Iterator[dict[str, Any]]:
-        """Yield dictionaries of COCO's results format: boxes for ``bbox``, RLE with text counts for ``segm``."""
+        """Yield dictionaries of COCO's results format.
+
+        They have boxes for ``bbox``, RLE with text counts for ``segm``, and x, y and score of each point, one after the
+        other, for ``keypoints``.
+        """
         scores, categories = self.scores.tolist(), self.category_ids.tolist()
         if iou_type == "bbox":
             for category, box, score in zip(categories, self.boxes.tolist(), scores, strict=True):
                 yield {"image_id": self.image_id, "category_id": category, "bbox": box, "score": score}
+            return
+        if iou_type == "keypoints":
+            points = [] if self.keypoints is None else [one.ravel().tolist() for one in self.keypoints]
+            for category, flat, score in zip(categories, points, scores, strict=True):
+                yield {"image_id": self.image_id, "category_id": category, "keypoints": flat, "score": score}
             return
         size = list(self.size)
         for category, counts, score in zip(categories, self.masks or [], scores, strict=True):
@@ -48,10 +59,12 @@ class ImageDetections:
 
         Returns:
             ``{"bbox": [x, y, width, height] in pixels, "score", "category_id", "category"}``, and ``"segmentation"``
-            (COCO's RLE with text counts) if there are masks.
+            (COCO's RLE with text counts) if there are masks, and ``"keypoints"`` (x, y in pixels and score of each
+            point, one after the other) if there are keypoints.
         """
         names = {int(category["id"]): str(category["name"]) for category in categories}
         masks = list(self.results("segm")) if self.masks is not None else []
+        points = list(self.results("keypoints")) if self.keypoints is not None else []
         entries = []
         for position, result in enumerate(self.results("bbox")):
             category_id = result["category_id"]
@@ -63,6 +76,8 @@ class ImageDetections:
             }
             if masks:
                 entry["segmentation"] = masks[position]["segmentation"]
+            if points:
+                entry["keypoints"] = points[position]["keypoints"]
             entries.append(entry)
         return sorted(entries, key=lambda one: -one["score"])
 

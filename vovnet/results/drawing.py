@@ -1,7 +1,8 @@
-"""Draw detections into images: translucent masks, boxes, and labels on a ground of their own."""
+"""Draw detections into images: translucent masks, boxes, skeletons, and labels on a ground of their own."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from vovnet.errors import InputError
 from vovnet.files import atomic_path
 from vovnet.results.lettering import Font, Rgb, category_colour, drawable, label_font
 from vovnet.results.rle import decode, encode_part
+from vovnet.results.skeletons import Skeleton, draw_keypoints
 
 Rectangle = tuple[float, float, float, float]
 
@@ -29,16 +31,20 @@ def draw_detections(
     *,
     labels: bool = True,
     scores: bool = True,
+    skeletons: Mapping[int, Skeleton] | None = None,
 ) -> Image.Image:
     """Draw detections into a copy of an image, the best on top. A category has the same colour in every image.
 
     Args:
         image: in any mode; it is not changed.
         detections: as :func:`vovnet.detection.predict` returns them: ``bbox`` [x, y, width, height] in pixels,
-            ``category_id``, ``category`` and ``score``; optional ``segmentation`` (an RLE of the image's size).
+            ``category_id``, ``category`` and ``score``; optional ``segmentation`` (an RLE of the image's size) and
+            ``keypoints``, of which those with a score of at least
+            :data:`~vovnet.results.skeletons.POINT_SCORE` are drawn.
         threshold: detections with a lower score are not drawn.
         labels: write category and score beside each box.
         scores: False leaves out the score.
+        skeletons: :func:`~vovnet.results.skeletons.skeletons_of` the categories; points are joined by its lines.
 
     Returns:
         A new ``RGB`` image of the same size. Lines and letters scale with it.
@@ -58,6 +64,10 @@ def draw_detections(
     draw = ImageDraw.Draw(drawn)
     for one in shown:
         draw.rectangle(_corners(one["bbox"], drawn.size), outline=category_colour(int(one["category_id"])), width=line)
+    for one in shown:
+        if "keypoints" in one:
+            skeleton = (skeletons or {}).get(int(one["category_id"]), Skeleton())
+            draw_keypoints(draw, one["keypoints"], skeleton, line)
     if labels:
         font = label_font(max(10, round(max(image.size) / 55)))
         taken: list[Rectangle] = []
@@ -69,7 +79,7 @@ def draw_detections(
 
 
 def draw_truth(image: Image.Image, annotations: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw the boxes of annotations into a copy of an image, as dashed white lines with a dark outline."""
+    """Draw annotations into a copy of an image: boxes as dashed white lines with a dark outline, keypoints as rings."""
     drawn = image.convert("RGB").copy()
     draw = ImageDraw.Draw(drawn)
     line = line_width(image.size)
@@ -82,6 +92,11 @@ def draw_truth(image: Image.Image, annotations: Sequence[Mapping[str, Any]]) -> 
             ((left, bottom), (left, top)),
         ):
             _dashes(draw, start, end, line)
+        flat = annotation.get("keypoints", ())
+        for x, y, visible in zip(flat[0::3], flat[1::3], flat[2::3], strict=True):
+            if visible > 0:
+                for radius, colour in ((line + 4, (0, 0, 0)), (line + 3, (255, 255, 255))):
+                    draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=1)
     return drawn
 
 
@@ -90,22 +105,26 @@ def prediction_sheet(
     out_png: str | os.PathLike[str],
     threshold: float = 0.5,
     columns: int = 4,
+    skeletons: Mapping[int, Skeleton] | None = None,
 ) -> None:
-    """Write one image that shows several images with their detections (coloured, labelled) and true boxes (dashed).
+    """Write one image that shows several images with their detections (coloured, labelled) and the truth.
+
+    True boxes are dashed, and true keypoints are rings.
 
     Args:
         samples: for each image: the image, its detections as :func:`vovnet.detection.predict` returns them, and its
-            annotations in COCO's format (``bbox`` in pixels; may be empty).
+            annotations in COCO's format (``bbox`` and optional ``keypoints`` in pixels; may be empty).
         out_png: written atomically.
         threshold: detections with a lower score are not drawn.
         columns: largest number of images in a row.
+        skeletons: as for :func:`draw_detections`.
 
     Raises:
         InputError: ``samples`` is empty.
     """
     if not samples:
         raise InputError("prediction_sheet: no images were given")
-    cells = [_cell(image, detections, truth, threshold, scores=True) for image, detections, truth in samples]
+    cells = [_cell(image, detections, truth, threshold, True, skeletons) for image, detections, truth in samples]
     _write_sheet(cells, f"Detections with score ≥ {threshold:g}; dashed: the truth", out_png, columns)
 
 
@@ -114,6 +133,7 @@ def object_sheet(
     title: str,
     out_png: str | os.PathLike[str],
     columns: int = 4,
+    skeletons: Mapping[int, Skeleton] | None = None,
 ) -> None:
     """Write one image that shows several images with their objects, drawn like detections without scores.
 
@@ -122,9 +142,11 @@ def object_sheet(
         title: a line above the images.
         out_png: written atomically.
         columns: largest number of images in a row.
+        skeletons: as for :func:`draw_detections`.
     """
     cells = [
-        _cell(image, [{**one, "score": 1.0} for one in objects], [], 0.0, scores=False) for image, objects in samples
+        _cell(image, [{**one, "score": 1.0} for one in objects], [], 0.0, False, skeletons)
+        for image, objects in samples
     ]
     _write_sheet(cells, title, out_png, columns)
 
@@ -152,6 +174,7 @@ def _cell(
     annotations: Sequence[Mapping[str, Any]],
     threshold: float,
     scores: bool,
+    skeletons: Mapping[int, Skeleton] | None,
 ) -> Image.Image:
     """Return one image of the sheet. It is resized before drawing, so that lines and letters stay sharp."""
     scale = _SIDE / max(image.size)
@@ -159,15 +182,24 @@ def _cell(
     resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     scaled = []
     for one in detections:
-        entry = {**one, "bbox": [value * scale for value in one["bbox"]]}
+        entry = _scaled(one, scale)
         if "segmentation" in one and one["score"] >= threshold:
             mask = Image.fromarray(decode(one["segmentation"]).astype(np.uint8) * 255)
             smooth = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
             counts = encode_part(smooth, (0, 0), (size[1], size[0]))
             entry["segmentation"] = {"size": [size[1], size[0]], "counts": counts}
         scaled.append(entry)
-    truth = [{**one, "bbox": [value * scale for value in one["bbox"]]} for one in annotations]
-    return draw_detections(draw_truth(resized, truth), scaled, threshold, scores=scores)
+    truth = [_scaled(one, scale) for one in annotations]
+    return draw_detections(draw_truth(resized, truth), scaled, threshold, scores=scores, skeletons=skeletons)
+
+
+def _scaled(one: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """Return a detection or annotation with its box and keypoints scaled."""
+    entry = {**one, "bbox": [value * scale for value in one["bbox"]]}
+    if "keypoints" in one:
+        factors = itertools.cycle((scale, scale, 1))
+        entry["keypoints"] = [value * factor for value, factor in zip(one["keypoints"], factors, strict=False)]
+    return entry
 
 
 def line_width(size: tuple[int, int]) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from vovnet.images.reading import read_image
 from vovnet.results.drawing import draw_detections
 from vovnet.results.limits import Limits
 from vovnet.results.names import output_names
+from vovnet.results.skeletons import Skeleton
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 
@@ -37,6 +38,8 @@ class FileDetector:
     limits: Limits
     memory_errors: tuple[type[BaseException], ...] = (MemoryError,)
     """What it raises if one image is too large for the memory; smaller ones may fit."""
+    skeletons: Mapping[int, Skeleton] = field(default_factory=dict)
+    """The skeleton of each category that has keypoints, by its id."""
 
 
 def write_predictions(
@@ -96,7 +99,7 @@ def write_predictions(
         written.append(folder / f"{name}.json")
         write_text(written[-1], json.dumps(detections, allow_nan=False) + "\n")
         with atomic_path(folder / f"{name}.png") as temporary:
-            draw_detections(image, detections, threshold).save(temporary)
+            draw_detections(image, detections, threshold, skeletons=detector.skeletons).save(temporary)
         line = f"{source}: {_describe(detections, threshold, detector.limits.detections)} -> {folder / name}.png"
         report(printable(line))
     detector.limits.warn(shapes, counts, stacklevel)

@@ -229,7 +229,7 @@ def test_box_datasets_need_no_masks(write: Write, entries: Any) -> None:
     report = check_data(source.images, source.annotations)
     assert report.ok
     assert report.masks == 0
-    with pytest.raises(InputError, match="faster_rcnn"):
+    with pytest.raises(InputError, match="without masks"):
         CocoDataset([source], masks=True, training=True)
     evaluation = CocoDataset([source], masks=True, training=False)
     assert "masks" not in evaluation[0][1]
@@ -341,7 +341,7 @@ def test_data_that_training_refuses(write: Write, entries: Any, fields: dict[str
     source = write([annotation(n, n, **fields) for n in (1, 2, 3)])
     report = check_data(source.images, source.annotations)
     assert set(report.problems) & {"no_objects", "no_usable_mask"} == ({kind} if kind else set())
-    assert any("mask_rcnn" in note for note in report.notes) is (kind is None)
+    assert any("detector of masks" in note for note in report.notes) is (kind is None)
     with pytest.raises(InputError, match="empty dataset"):
         CocoDataset([source], masks=True, training=True)
     for training in (True, False):
