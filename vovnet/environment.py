@@ -17,7 +17,7 @@ from vovnet.folders.home import user_cache
 _REQUIRED = ("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "jinja2", "typer")
 _DETECTION = ("pydantic", "pyyaml", "pycocotools", "matplotlib", "tqdm")
 _RUNTIMES = ("onnxruntime", "openvino")
-_OPTIONAL = ("tensorboard",)
+_OPTIONAL = ("tensorboard", "wandb", "mlflow", "trackio")
 _NO_TORCH = "not installed: only exported files run"
 _COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
 _VARIABLES = (
@@ -260,7 +260,7 @@ def _missing() -> list[tuple[str, str]]:
         (_REQUIRED, "networks and detectors need it: pip install {}"),
         (_DETECTION, f"training and evaluation need it: {install_advice('detection')}"),
         (_RUNTIMES, "only to run exported files: pip install {}"),
-        (_OPTIONAL, "only for TensorBoard logs: pip install {}"),
+        (_OPTIONAL, "only to log runs to it (log.loggers): pip install {}"),
     ):
         rows += [(name, mend.format(name)) for name in packages if _version(name) is None]
     if not _has_kernels() and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vovnet.detection.config.loading import flat_recipe, recipe_to_dict
@@ -103,7 +104,7 @@ class WeightsAndBiases(Logger):
     help = "run `wandb login`, set WANDB_MODE=offline, or leave wandb out of log.loggers"
 
     def open(self, run: Run, kept: Mapping[str, str]) -> dict[str, str]:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         # It would ask for a login in the terminal, and a run that nobody watches would wait for the answer.
         online = wandb.setup().settings.mode not in ("offline", "dryrun", "disabled")
@@ -138,30 +139,46 @@ class MLflow(Logger):
 
     def open(self, run: Run, kept: Mapping[str, str]) -> dict[str, str]:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report to its makers at the import
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
         self.client = MlflowClient()
-        if "id" in kept:
-            self.id = kept["id"]
-            self.client.update_run(self.id, status="RUNNING")
-            return dict(kept)
+        with _few_retries():  # later it may ask for minutes, in its own thread
+            if "id" in kept:
+                self.client.update_run(kept["id"], status="RUNNING")
+            self.id = kept.get("id") or self._begin(run, Param)
+        return {"id": self.id}
+
+    def _begin(self, run: Run, param: Any) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         experiment = self.client.get_experiment_by_name(name)
         number = self.client.create_experiment(name) if experiment is None else experiment.experiment_id
-        self.id = self.client.create_run(number, run_name=run.output.name).info.run_id
+        begun = str(self.client.create_run(number, run_name=run.output.name).info.run_id)
         settings = flat_recipe(run.recipe)
-        self.client.log_batch(self.id, params=[Param(key, str(value)[:500]) for key, value in settings.items()])
-        return {"id": self.id}
+        self.client.log_batch(begun, params=[param(key, str(value)[:500]) for key, value in settings.items()])
+        return begun
 
     def write(self, numbers: Mapping[str, float], iteration: int) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         now = int(1000 * time.time())
         self.client.log_batch(self.id, [Metric(name, value, now, iteration) for name, value in numbers.items()])
 
     def close(self, *, finished: bool) -> None:
         self.client.set_terminated(self.id, "FINISHED" if finished else "KILLED")
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let MLflow ask a server that does not answer for seconds instead of minutes, unless the user has set a number."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    given = name in os.environ
+    os.environ.setdefault(name, "3")
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[name]
 
 
 class Trackio(Logger):
@@ -171,7 +188,7 @@ class Trackio(Logger):
     help = "check TRACKIO_DIR and TRACKIO_SPACE_ID, or leave trackio out of log.loggers"
 
     def open(self, run: Run, kept: Mapping[str, str]) -> dict[str, str]:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         project = kept.get("project") or os.environ.get("TRACKIO_PROJECT") or PROJECT
         # It goes on with the latest run of that name, therefore no two may share one.
