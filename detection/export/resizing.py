@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vovnet.export.resampling import pillow_resize, pillow_version, resizes_vertically_first
+from vovnet.export.resampling import pillow_resize, resizes_vertically_first, scalar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ class TorchvisionResizing(_Resizing):
         height, width = images.shape[-2:]
         rows = _rounded_up(_side(height, width, self.min_size, self.max_size), self.divisor)
         columns = _rounded_up(_side(width, height, self.min_size, self.max_size), self.divisor)
-        original = torch.stack([_scalar(height), _scalar(width)])
+        original = torch.stack([scalar(height), scalar(width)])
         size = self.sides(original)
         pixels = _lerp(images, 2, _taps(rows, original[0], size[0]))
         pixels = _lerp(pixels, 3, _taps(columns, original[1], size[1]))
@@ -88,8 +88,7 @@ class TorchvisionResizing(_Resizing):
 class LegacyResizing(_Resizing):
     """Resizes as the reference does: Pillow's bilinear filter, which averages, on bytes; BGR in 0..255 minus the mean.
 
-    legacy/transform.py is the source. Pillow 13 resizes some tall images vertically first
-    (:func:`vovnet.export.resampling.resizes_vertically_first`), which is done here only for a fixed size.
+    legacy/transform.py is the source. The order of the two directions is the installed Pillow's.
 
     Args:
         transform: the detector's.
@@ -98,20 +97,22 @@ class LegacyResizing(_Resizing):
 
     def __init__(self, transform: Any, size: tuple[int, int] | None = None) -> None:
         super().__init__(transform)
-        self.vertical_first = (
-            size is not None and pillow_version() >= 13 and resizes_vertically_first(size, self.sides(*size))
-        )
+        self.size = size
 
     def forward(self, images: Tensor) -> Prepared:
         """Resize images (N, C, H, W): uint8 in 0..255 or float in 0..1."""
         height, width = images.shape[-2:]
         rows, columns = self.sides(height, width)
         pixels = images.float() if images.dtype == torch.uint8 else (images * 255).round()
-        pixels = pillow_resize(pixels, (rows, columns), "bilinear", vertical_first=self.vertical_first).flip(1)
+        if self.size is not None:
+            order = resizes_vertically_first(self.size, self.sides(*self.size))
+        else:
+            order = resizes_vertically_first((scalar(height), scalar(width)), (scalar(rows), scalar(columns)))
+        pixels = pillow_resize(pixels, (rows, columns), "bilinear", vertical_first=order).flip(1)
         pixels = (pixels - self.mean) / self.std
         padding = (0, _rounded_up(columns, self.divisor) - columns, 0, _rounded_up(rows, self.divisor) - rows)
-        size = torch.stack([_scalar(rows), _scalar(columns)]).float()
-        original = torch.stack([_scalar(height), _scalar(width)]).float()
+        size = torch.stack([scalar(rows), scalar(columns)]).float()
+        original = torch.stack([scalar(height), scalar(width)]).float()
         return Prepared(nn.functional.pad(pixels, padding), size, original)
 
     def sides(self, height: Any, width: Any) -> tuple[Any, Any]:
@@ -149,11 +150,6 @@ def _largest(a: Any, b: Any) -> Any:
 
 def _rounded_up(side: Any, divisor: int) -> Any:
     return (side + divisor - 1) // divisor * divisor
-
-
-def _scalar(size: Any) -> Tensor:
-    """Return a size as a tensor () int64 that follows the image's size."""
-    return torch.as_tensor(size) if torch.jit.is_tracing() else torch.full((), size, dtype=torch.int64)
 
 
 def _taps(count: Any, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:

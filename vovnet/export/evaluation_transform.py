@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vovnet.errors import InputError, shown
-from vovnet.export.resampling import Filter, pillow_resize, pillow_version, resizes_vertically_first, scalar
+from vovnet.export.resampling import Filter, pillow_resize, resizes_vertically_first, scalar
 
 CropMode = Literal["center", "squash", "border"]
 """``center``: the shorter side is scaled to its limit. ``squash``: both are. ``border``: the longer is, and padded."""
@@ -27,10 +27,9 @@ Size = tuple[Any, Any]
 class EvaluationTransform(nn.Module):
     """Resizes, crops and normalises images as timm does before evaluation.
 
-    For images of all sizes there are two differences from timm. Pillow 13 begins with the columns of an image that is
-    more than about twice as tall as wide (:func:`vovnet.export.resampling.resizes_vertically_first`). This is done here
-    for a fixed size, and in ``squash`` mode, where less tall images are concerned, too: there both orders are computed.
-    And a side that is scaled in ``border`` mode, or for an input that is not square, to exactly k + ½ pixels, which
+    Rows and columns are resized in the installed Pillow's order, see
+    :func:`vovnet.export.resampling.resizes_vertically_first`. For images of all sizes there is one difference from
+    timm: a side that is scaled in ``border`` mode, or for an input that is not square, to exactly k + ½ pixels, which
     timm rounds as the last bit of a float64 says, is rounded to the even number.
 
     Args:
@@ -58,22 +57,13 @@ class EvaluationTransform(nn.Module):
         old = self.size or (scalar(images.shape[-2]), scalar(images.shape[-1]))
         new = self._resized(old)
         top, left = (_crop_start(side, target) for side, target in zip(new, self.target, strict=True))
-        pixels = self._part(images, old, new, (top, left, *self.target))
+        order = resizes_vertically_first(old, new)
+        pixels = pillow_resize(images, new, self.filter, (top, left, *self.target), vertical_first=order)
         if self.pads:
             rows, columns = torch.arange(self.target[0]) + top, torch.arange(self.target[1]) + left
             inside = ((rows >= 0) & (rows < new[0]))[:, None] & ((columns >= 0) & (columns < new[1]))
             pixels = torch.where(inside, pixels, self.fill)
         return (pixels / 255 - self.mean) / self.std
-
-    def _part(self, images: Tensor, old: Size, new: Size, crop: tuple[Any, Any, int, int]) -> Tensor:
-        """Return a part of the resized images, resized in Pillow's order where it is known or both are computed."""
-        if pillow_version() < 13 or (self.size is None and self.mode != "squash"):
-            return pillow_resize(images, new, self.filter, crop)
-        vertical_first = resizes_vertically_first(old, new)
-        if self.size is not None:
-            return pillow_resize(images, new, self.filter, crop, vertical_first=vertical_first)
-        columns_first = pillow_resize(images, new, self.filter, crop, vertical_first=True)
-        return torch.where(vertical_first, columns_first, pillow_resize(images, new, self.filter, crop))
 
     def _resized(self, old: Size) -> Size:
         """Return height and width after timm's resize."""

@@ -59,6 +59,8 @@ def open_onnx(path: Path, threads: int | None) -> tuple[ExportMetadata, OnnxSess
     onnxruntime = import_runtime("onnxruntime", "onnx", path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings are about the graph, which the user did not write
+    # By default threads wait for one another in loops, and take the time that other sessions and processes need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -7,7 +7,6 @@ import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, overload
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from vovnet.errors import InputError, install_advice, reason
 from vovnet.export.metadata import KEY, ExportedInput
+from vovnet.export.operations import Operation, float_operations, onnx_operations, openvino_operations
 from vovnet.images.folder import list_images
 from vovnet.images.reading import read_image
 
@@ -24,48 +24,6 @@ FORMATS = ("onnx", "openvino")
 """The formats of files that NNCF quantizes."""
 MOST_IMAGES = 300
 """Of a folder for calibration, as many images are used; more change the ranges little and take time."""
-
-_MULTIPLIES = frozenset(
-    ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul", "Conv", "ConvTranspose", "Gemm")
-)
-"""Operators with weights, by the names of OpenVINO and of ONNX."""
-_POOLS = frozenset(("ROIAlign", "RoiAlign"))
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation of a graph.
-
-    Attributes:
-        type: OpenVINO's or ONNX's name.
-        inputs: for each input the name of the operation that computes it; None for constants.
-    """
-
-    type: str
-    inputs: Sequence[str | None]
-
-
-def float_operations(graph: Mapping[str, Operation]) -> list[str]:
-    """Return the operations that must stay in floating point: all but the network before its last layers.
-
-    What prepares the image, decodes boxes and selects them computes with coordinates and scores, which 256 values
-    cannot tell apart. The last layers, which compute little, return such numbers.
-
-    Args:
-        graph: name → operation, each after those that it takes inputs from.
-    """
-    weighted = {name for name, one in graph.items() if one.type in _MULTIPLIES and None in one.inputs[1:2]}
-    after: set[str] = set()
-    for name, one in graph.items():
-        if any(source in after or source in weighted for source in one.inputs):
-            after.add(name)
-    before: set[str] = set()
-    for name in reversed(list(graph)):
-        one = graph[name]
-        if name in weighted or name in before:
-            # The boxes that a pooling takes are coordinates.
-            before.update(source for source in one.inputs[: 1 if one.type in _POOLS else None] if source is not None)
-    return [name for name in graph if name not in before or not (name in weighted or name in after)]
 
 
 class CalibrationImages(Sequence[NDArray[np.uint8]]):
@@ -144,16 +102,7 @@ def _quantize_openvino(nncf: Any, path: Path, samples: Any, count: int) -> None:
     openvino: Any = import_module("openvino")
     model = openvino.Core().read_model(path)
     text = model.get_rt_info([KEY]).astype(str)
-    constants: set[str] = set()
-    graph = {}
-    for node in model.get_ordered_ops():
-        name, kind = node.get_friendly_name(), node.get_type_name()
-        sources = [value.get_node().get_friendly_name() for value in node.input_values()]
-        if kind == "Constant" or (sources and constants.issuperset(sources)):
-            constants.add(name)
-        else:
-            graph[name] = Operation(kind, [None if source in constants else source for source in sources])
-    quantized = _quantized(nncf, model, samples, count, graph)
+    quantized = _quantized(nncf, model, samples, count, openvino_operations(model))
     quantized.set_rt_info(text, [KEY])
     del model  # it maps the file that is written now
     openvino.save_model(quantized, path.with_name(f"int8-{path.name}"), compress_to_fp16=False)
@@ -164,17 +113,7 @@ def _quantize_openvino(nncf: Any, path: Path, samples: Any, count: int) -> None:
 def _quantize_onnx(nncf: Any, path: Path, samples: Any, count: int) -> None:
     onnx: Any = import_module("onnx")
     model = onnx.load(path)
-    constants = {one.name for one in model.graph.initializer}
-    made: dict[str, str] = {}
-    graph = {}
-    for position, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{position}"
-        if node.op_type == "Constant" or (node.input and all(one in constants for one in node.input)):
-            constants.update(node.output)
-            continue
-        made.update(dict.fromkeys(node.output, node.name))
-        graph[node.name] = Operation(node.op_type, [None if one in constants else made.get(one) for one in node.input])
-    quantized = _quantized(nncf, model, samples, count, graph)
+    quantized = _quantized(nncf, model, samples, count, onnx_operations(model))
     onnx.helper.set_model_props(quantized, {one.key: one.value for one in model.metadata_props})
     onnx.save(quantized, path)
 

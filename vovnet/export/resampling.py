@@ -21,7 +21,7 @@ def pillow_resize(
     resample: Filter,
     crop: tuple[Any, Any, Any, Any] | None = None,
     *,
-    vertical_first: bool = False,
+    vertical_first: bool | Tensor = False,
 ) -> Tensor:
     """Resize as ``PIL.Image.resize`` does: averaging when it shrinks, rounding to bytes after each direction.
 
@@ -35,7 +35,7 @@ def pillow_resize(
         resample: Pillow's filter.
         crop: top, left, height and width of the part of the result to return; None returns all of it. Top and left may
             be tensors. Where it reaches beyond the result, the result's edge is repeated.
-        vertical_first: which direction is first; see :func:`resizes_vertically_first`.
+        vertical_first: which direction is first, see :func:`resizes_vertically_first`. A tensor () selects one of both.
 
     Returns:
         (N, C, height, width) float, whole numbers in 0..255.
@@ -44,13 +44,16 @@ def pillow_resize(
     top, left, rows, columns = crop or (None, None, *size)
     horizontal = _weights(width, size[1], left, columns, resample)
     vertical = _weights(height, size[0], top, rows, resample)
+    if isinstance(vertical_first, Tensor):
+        rows_first = vertical.rows(horizontal.columns(images))
+        return torch.where(vertical_first, horizontal.columns(vertical.rows(images)), rows_first)
     if vertical_first:
         return horizontal.columns(vertical.rows(images))
     return vertical.rows(horizontal.columns(images))
 
 
 def resizes_vertically_first(old: tuple[Any, Any], new: tuple[Any, Any]) -> Any:
-    """Return whether Pillow 13 begins with the columns of an image: where far more rows than columns go away.
+    """Return whether the installed Pillow begins with an image's columns: 13 does, where far more rows than columns go.
 
     Earlier versions always begin with the rows. Only the bytes between the two directions are rounded differently.
 
@@ -59,8 +62,10 @@ def resizes_vertically_first(old: tuple[Any, Any], new: tuple[Any, Any]) -> Any:
         new: height and width after resizing.
 
     Returns:
-        A bool; a tensor if a size is one.
+        A bool; a tensor () if the sizes are tensors, but False for earlier versions.
     """
+    if pillow_version() < 13:
+        return False
     return (new[0] < old[0]) & (old[0] - new[0] > 2 * (old[1] - new[1]))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vovnet.errors import InputError, install_advice, reason
+from vovnet.export.float32_marks import save_for_bf16
 from vovnet.export.metadata import KEY, ExportMetadata, Precision
 from vovnet.export.precisions import Format as Format
 from vovnet.export.precisions import check_precision
@@ -162,8 +163,11 @@ def _write_onnx(exportable: Exportable, path: Path) -> None:
 
 def _write_openvino(exportable: Exportable, path: Path) -> None:
     openvino = _required("openvino")
-    model = openvino_model(exportable)
-    openvino.save_model(model, path, compress_to_fp16=exportable.metadata.precision == "fp16")
+    model, precision = openvino_model(exportable), exportable.metadata.precision
+    if precision == "bf16":
+        save_for_bf16(model, path)
+    else:
+        openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
 
 
 def openvino_model(exportable: Exportable) -> Any:

@@ -76,12 +76,13 @@ def test_any_image_gets_the_references_size(height: int, width: int, limits: tup
     assert resizing.sides(height, width) == resized_size(height, width, *limits)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_legacy_pixels_are_pillows(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("fixed", [False, True], ids=["any size", "one size"])
+@pytest.mark.parametrize("shape", [*SHAPES, (330, 90)])
+def test_legacy_pixels_are_pillows(shape: tuple[int, int], fixed: bool) -> None:
     transform: Any = LegacyTransform(96, 160, MEAN, [1.0] * 3)
     image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted, _ = transform.eval()([image / 255])
-    found = LegacyResizing(transform, shape)(image[None])
+    found = LegacyResizing(transform, shape if fixed else None)(image[None])
     assert found.images.shape == wanted.tensors.shape
     torch.testing.assert_close(found.images, wanted.tensors, atol=1e-3, rtol=0)
     assert tuple(found.size.tolist()) == wanted.image_sizes[0]

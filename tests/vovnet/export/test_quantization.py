@@ -1,4 +1,4 @@
-"""What stays in floating point, the images to calibrate with, and quantized files of both formats."""
+"""The images to calibrate with, and quantized files of both formats."""
 
 from __future__ import annotations
 
@@ -13,29 +13,10 @@ from PIL import Image
 
 from vovnet.errors import InputError
 from vovnet.export.metadata import KEY, ExportedInput, ExportMetadata
-from vovnet.export.quantization import CalibrationImages, Operation, float_operations, quantize_file
+from vovnet.export.quantization import CalibrationImages, quantize_file
 
 METADATA = ExportMetadata("detector", "0.1.0", ExportedInput(), [{"id": 1, "name": "cell"}], precision="int8")
 SIDE = 16
-
-
-def test_only_the_network_before_its_last_layers_is_quantized() -> None:
-    graph = {
-        "image": Operation("Parameter", []),
-        "normalised": Operation("Subtract", ["image", None]),
-        "stem": Operation("Convolution", ["normalised", None]),
-        "relu": Operation("Relu", ["stem"]),
-        "map": Operation("Convolution", ["relu", None]),
-        "logits": Operation("Convolution", ["map", None]),
-        "decoded": Operation("Exp", ["logits"]),
-        "pooled": Operation("ROIAlign", ["map", "decoded", None]),
-        "flat": Operation("Reshape", ["pooled", None]),
-        "score": Operation("MatMul", ["flat", None]),
-        "softmax": Operation("Softmax", ["score"]),
-        "pasted": Operation("MatMul", ["softmax", "decoded"]),
-    }
-    kept = ["image", "normalised", "logits", "decoded", "score", "softmax", "pasted"]
-    assert float_operations(graph) == kept
 
 
 def folder_of(path: Path, count: int, mode: str = "RGB", side: int = SIDE) -> Path:
