@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def check_detections(got: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
-    """Check that each detection has a counterpart: same label, box within 0.1 pixels, score within 0.001, same mask."""
+    """Check that each detection has a counterpart: same label, box within 0.1 pixels, score within 0.001, same mask,
+    same scores of keypoints."""
     assert len(got) == len(expected)
     for one, other in zip(got, expected, strict=True):
         assert set(one) == set(other)
@@ -20,6 +21,10 @@ def check_detections(got: list[dict[str, Tensor]], expected: list[dict[str, Tens
         if "masks" in one:
             assert one["masks"].shape == other["masks"].shape
             assert float((one["masks"] - other["masks"][place]).abs().mean()) < 1e-3
+        if "keypoints" in one:  # where a heatmap is flat, another pixel may be the largest by rounding
+            assert one["keypoints"].shape == other["keypoints"].shape
+            scores = other["keypoints_scores"][place]
+            assert float((one["keypoints_scores"] - scores).abs().max()) < 1e-3 * float(scores.abs().max())
         for key, value in one.items():
             assert value.dtype == other[key].dtype
 

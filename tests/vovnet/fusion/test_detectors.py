@@ -28,6 +28,7 @@ from vovnet.fusion.pyramid import FusedPyramid
 from vovnet.fusion.two_stage import FusedBoxHead, FusedBoxPredictor, FusedMaskPredictor, FusedRoIAlign, FusedRpnHead
 from vovnet.results.limits import LimitWarning
 
+KEYPOINTS = {"num_keypoints": "3", "keypoint_head_convs": "2", "keypoint_head_channels": "24"}
 DETECTORS: dict[str, tuple[str, dict[str, str]]] = {
     "Mask R-CNN": ("mask_rcnn_vovnet39_fpn", {}),
     "Faster R-CNN, P6 and P7": ("faster_rcnn_vovnet39_fpn", {"extra_level": "p6p7", "rpn_head_convs": "2"}),
@@ -37,6 +38,7 @@ DETECTORS: dict[str, tuple[str, dict[str, str]]] = {
         "faster_rcnn_vovnet39_fpn",
         {"backbone": "vovnet39a", "norm": "frozen_bn", "pretrained": "true"},
     ),
+    "Keypoint R-CNN": ("faster_rcnn_vovnet39_fpn", {"detector": "keypoint_rcnn"} | KEYPOINTS),
     "norms in the pyramid": ("mask_rcnn_vovnet39_fpn", {"fpn_norm": "bn"}),
 }
 
