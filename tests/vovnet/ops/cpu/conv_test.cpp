@@ -252,6 +252,8 @@ std::vector<Case> chosen_cases() {
       {{16}, 1, 3, 4, 8, {3, 2}, {2, 1}, {0, 1}},
       {{32}, 1, 9, 8, 16, {1, 1}, {2, 2}, {0, 0}},
       {{20}, 1, 9, 8, 16, {5, 5}, {3, 2}, {2, 2}},
+      {{32}, 1, 7, 7, 224, {3, 3}, {1, 1}, {1, 1}},                                       // threads share few tiles
+      {{40}, 1, 12, 11, 200, {3, 3}, {1, 1}, {1, 1}},
   };
   // Rows and tiles from one to beyond a thread's strip.
   for (int64_t width = 1; width <= 60; width += 1 + width / 8) {

@@ -207,22 +207,28 @@ struct RowBlocks {
   int rows(int64_t i) const { return static_cast<int>(begin(i + 1) - begin(i)); }
 };
 
-// Multiplies the packed rows of a row tile by one panel: sums[row][kPanel] = product, plus the old sums if `add`.
+// A range of row blocks.
+struct RowBlockRange {
+  int64_t begin, end;
+};
+
+// Multiplies some packed rows of a row tile by one panel: sums[row][kPanel] = product, plus the old sums if `add`.
 //
 // rows: row block by row block, [blocks][R][line] each; columns: [16 * blocks][kPanel].
 template <AccumulationChain kind, typename S>
-inline void multiply_row_tile(const RowBlocks<kind>& row_blocks, const S* rows, const S* columns, int64_t blocks,
-                           float* sums, bool add, Prefetcher& prefetcher) {
+inline void multiply_row_tile(const RowBlocks<kind>& row_blocks, const RowBlockRange& range, const S* rows,
+                              const S* columns, int64_t blocks, float* sums, bool add, Prefetcher& prefetcher) {
   for (int64_t from = 0; from < blocks; from += kChunk) {
     const int64_t here = blocks - from < kChunk ? blocks - from : kChunk;
-    for (int64_t b = 0; b < row_blocks.count; ++b) {
+    for (int64_t b = range.begin; b < range.end; ++b) {
       const int64_t first = row_blocks.begin(b);
       const int count = row_blocks.rows(b);
       const S* begin = rows + (first * blocks + from * count) * kBlock<S>;
       const char* next = reinterpret_cast<const char*>(begin);
-      if (prefetcher.cold && b < 2) {
+      if (prefetcher.cold && b - range.begin < 2) {
         // The next chunk's columns are prefetched during two row blocks; the first alone leaves too little time.
-        next = reinterpret_cast<const char*>(columns + (from + here) * kBlock<S> * kPanel) + b * here * kSteps * kLine;
+        next = reinterpret_cast<const char*>(columns + (from + here) * kBlock<S> * kPanel) +
+               (b - range.begin) * here * kSteps * kLine;
       }
       multiply_of<S, kind>(count)(begin, columns + from * kBlock<S> * kPanel, here, sums + first * kPanel,
                                   add || from > 0, prefetcher.cold ? kFarDistance : kNearDistance, next,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "row_tile.h"
+#include "tasks.h"
 
 namespace VOVNET_ISA {
 
@@ -30,7 +31,8 @@ inline void igemm_row_tile(const Conv& conv, const IgemmPlan<S>& plan, const voi
     }
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const S* columns = static_cast<const S*>(conv.packed) + (panel * plan.blocks + from) * kBlock<S> * kPanel;
-      multiply_row_tile(row_blocks, packed, columns, blocks, sums + panel * rows * kPanel, from > 0, prefetcher);
+      multiply_row_tile(row_blocks, {0, row_blocks.count}, packed, columns, blocks, sums + panel * rows * kPanel,
+                        from > 0, prefetcher);
     }
   }
   store_row_tile<M>(conv, first_panel, last_panel, m, rows, sums);
@@ -42,8 +44,7 @@ struct IgemmJob {
   const IgemmPlan<S>& plan;
   const void* table;
   char* scratch;  // one part per thread
-  int threads;
-  int64_t next;  // the next task to take
+  Tasks tasks;
 };
 
 template <typename M, typename S>
@@ -52,16 +53,16 @@ inline void igemm_task(void* context, int64_t thread) {
   const Conv& conv = job.conv;
   const IgemmPlan<S>& plan = job.plan;
   char* scratch = job.scratch + thread * plan.each();
-  const int threads = job.threads;
   for (;;) {
-    const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
-    if (i >= plan.tasks()) return;
+    const int64_t i = job.tasks.take(thread);
+    if (i < 0) return;
     Prefetcher prefetcher;
-    // Prefetches for the task that this thread takes next if the others are equally fast.
-    const int64_t next = (i + threads) / plan.groups;
-    if (next < plan.row_tiles) prefetcher = prefetch_rows<M>(conv, plan.begin(next), plan.begin(next + 1));
+    const int64_t next = i / plan.groups + 1;  // the row tile that this thread probably takes next
+    if (job.tasks.is_own(thread, next * plan.groups)) {
+      prefetcher = prefetch_rows<M>(conv, plan.begin(next), plan.begin(next + 1));
+    }
     prefetcher.add_share(conv.next, conv.next_bytes, i, plan.tasks());
-    prefetcher.cold = i < threads || plan.columns_bytes() > kKept;
+    prefetcher.cold = job.tasks.is_first(thread, i) || plan.columns_bytes() > kKept;
     igemm_row_tile<M>(conv, plan, job.table, scratch, i, prefetcher);
   }
 }
@@ -92,7 +93,8 @@ inline void igemm_conv(const Conv& conv, void* scratch, const Parallel& parallel
     fill_inner<M, S>(conv, static_cast<Inner<M>*>(scratch));
   }
   IgemmJob<S> job{
-      conv, plan, scratch, static_cast<char*>(scratch) + plan.table_bytes() / kLine * kLine, parallel.threads, 0};
+      conv, plan, scratch, static_cast<char*>(scratch) + plan.table_bytes() / kLine * kLine,
+      {plan.tasks(), parallel.threads}};
   parallel.run(parallel.threads, igemm_task<M, S>, &job);
 }
 

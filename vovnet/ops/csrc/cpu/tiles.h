@@ -19,11 +19,11 @@ template <typename S>
 struct WinogradPlan {
   int64_t tiles_y, tiles_x, tiles;
   int64_t blocks, panels;
-  int64_t parts;               // parts of the tiles: tasks if by row tile, one after the other if by point
+  int64_t parts;               // parts of the tiles; by point, one after the other
   int64_t part;                // tiles of the largest part
   int64_t row_step, sum_step;  // distance from one Winograd point to the next, in numbers
   bool by_point;
-  int64_t groups;  // groups of panels if by point, enough to keep every thread busy
+  int64_t groups;  // by row tile, shares of a part's products; by point, groups of panels; each is a task
   int points;
 
   template <typename W>
@@ -42,16 +42,24 @@ struct WinogradPlan {
     // With fewer parts per thread, reading all weights for each part does not pay.
     const int64_t few = columns_bytes() > (4 << 20) ? 2 : 1;
     by_point = rows_bytes * wanted > (800 << 10) || tiles < few * kFewest * threads;
-    if (by_point) {
+    // A few tiles whose rows fit twice into the second-level cache are transformed by every thread, which multiplies
+    // them by a share of the panels. With many threads, transforming would take too large a part of the time.
+    const bool shared = by_point && tiles * (rows_bytes + 4 * points * kPanel) <= (512 << 10);
+    groups = 1;
+    if (shared && threads > 1 && panels >= 2 * threads) {
+      by_point = false;
+      parts = 1;
+      groups = threads;
+    } else if (by_point) {
       // Rows and sums of all Winograd points stay in the third-level cache.
       const int64_t most = larger(4 * kFewest, (12 << 20) / (rows_bytes + sums_bytes));
       parts = ceil_div(tiles, most);
+      groups = smaller(panels, ceil_div(4 * threads, points));
     } else {
       parts = ceil_div(tiles, wanted);
       if (parts < 8 * threads) parts = ceil_div(parts, threads) * threads;
     }
     part = ceil_div(tiles, parts);
-    groups = smaller(panels, ceil_div(4 * threads, points));
     // An odd number of lines between Winograd points, so that a tile's vectors do not fall on the same sets of the
     // caches.
     row_step = (part * blocks | 1) * kBlock<S>;

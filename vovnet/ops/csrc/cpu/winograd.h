@@ -2,10 +2,12 @@
 // become the rows of a product with the transformed weight.
 //
 // There are two orders of the work. By row tile: a thread takes some tiles through all three steps, while they stay in
-// its second-level cache. By point, if there are few tiles and many weights: all tiles are transformed, then each
-// weight is read once, by one thread.
+// its second-level cache; if there are only a few tiles, each thread takes all of them through the steps for a share of
+// the output channels. By point, if there are few tiles and many weights: all tiles are transformed, then each weight
+// is read once, by one thread.
 #pragma once
 
+#include "tasks.h"
 #include "tiles.h"
 
 namespace VOVNET_ISA {
@@ -16,39 +18,46 @@ struct WinogradJob {
   const WinogradPlan<S>& plan;
   char* scratch;
   int threads;
-  int64_t next;          // the next part, or the next Winograd point and group of panels
+  Tasks tasks;           // by row tile: parts and groups; by point: Winograd points and groups
   int64_t first, tiles;  // by point: tiles of the current part
 };
 
 // ---- By row tile
 
+// A row tile's products are panels times row blocks; group g of plan.groups takes a share of them, and transforms the
+// rows that it needs itself. That costs less than reading what another core has transformed.
 template <typename W, typename M, typename S>
-inline void winograd_row_tile(const Conv& conv, const WinogradPlan<S>& plan, char* scratch, int64_t i,
+inline void winograd_row_tile(const Conv& conv, const WinogradPlan<S>& plan, char* scratch, int64_t i, int64_t g,
                               Prefetcher prefetcher) {
   const int64_t first = plan.begin(i), tiles = plan.begin(i + 1) - first;
   const TileBlocks<S> row_blocks(tiles);
   const Epilogue<M> epilogue(conv);
-  const int64_t inner = plan.blocks * kBlock<S>;
+  const int64_t inner = plan.blocks * kBlock<S>, count = row_blocks.count;
+  const int64_t from = g * plan.panels * count / plan.groups, until = (g + 1) * plan.panels * count / plan.groups;
   S* rows = reinterpret_cast<S*>(scratch);
   float* sums = reinterpret_cast<float*>(scratch + plan.rows_bytes());
-  for (int64_t b = 0; b < row_blocks.count; ++b) {
-    rows_of_tiles<W, M>(conv, plan, row_blocks, first, b, 0, plan.blocks, rows);
+  for (int64_t product = from; product < smaller(until, from + count); ++product) {
+    rows_of_tiles<W, M>(conv, plan, row_blocks, first, product % count, 0, plan.blocks, rows);
   }
-  prefetcher.delay(plan.panels * plan.points * row_blocks.count * plan.blocks);
-  for (int64_t panel = 0; panel < plan.panels; ++panel) {
+  prefetcher.delay((until - from) * plan.points * plan.blocks);
+  for (int64_t product = from; product < until;) {
+    const int64_t panel = product / count, begin = product % count;
+    const RowBlockRange range{begin, smaller(count, begin + until - product)};
+    const int64_t first_tile = row_blocks.begin(range.begin), last_tile = row_blocks.begin(range.end);
     const S* columns = static_cast<const S*>(conv.packed) + panel * plan.points * inner * kPanel;
-    int64_t asked = 0;
+    int64_t asked = first_tile;
     for (int f = 0; f < plan.points; ++f, columns += inner * kPanel) {
-      multiply_row_tile(row_blocks, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step, false,
-                     prefetcher);
+      multiply_row_tile(row_blocks, range, rows + f * plan.row_step, columns, plan.blocks, sums + f * plan.sum_step,
+                        false, prefetcher);
       if (epilogue.streams) continue;
-      for (; asked < tiles * (f + 1) / plan.points; ++asked) {
+      for (; asked < first_tile + (last_tile - first_tile) * (f + 1) / plan.points; ++asked) {
         ask_for_pixels<W, M>(conv, tile_of<W>(plan, first + asked), panel * kPanel);
       }
     }
-    for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t t = first_tile; t < last_tile; ++t) {
       transform_out<W>(conv, epilogue, tile_of<W>(plan, first + t), sums + t * kPanel, plan.sum_step, panel * kPanel);
     }
+    product += range.end - range.begin;
   }
   if (epilogue.streams) stream_end();
 }
@@ -81,13 +90,16 @@ inline void row_tiles_task(void* context, int64_t thread) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
   const WinogradPlan<S>& plan = job.plan;
   for (;;) {
-    const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
-    if (i >= plan.parts) return;
-    // Prefetches for the part that this thread takes next if the others are equally fast.
-    Prefetcher prefetcher = prefetch_tiles<W, M>(job.conv, plan, i + job.threads);
-    prefetcher.add_share(job.conv.next, job.conv.next_bytes, i, plan.parts);
-    prefetcher.cold = i < job.threads || plan.columns_bytes() > kKept;
-    winograd_row_tile<W, M>(job.conv, plan, job.scratch + thread * plan.each(), i, prefetcher);
+    const int64_t i = job.tasks.take(thread);
+    if (i < 0) return;
+    const int64_t part = i / plan.groups;
+    Prefetcher prefetcher;
+    if (job.tasks.is_own(thread, (part + 1) * plan.groups)) {  // the part that this thread probably takes next
+      prefetcher = prefetch_tiles<W, M>(job.conv, plan, part + 1);
+    }
+    prefetcher.add_share(job.conv.next, job.conv.next_bytes, i, plan.parts * plan.groups);
+    prefetcher.cold = job.tasks.is_first(thread, i) || plan.columns_bytes() > kKept;
+    winograd_row_tile<W, M>(job.conv, plan, job.scratch + thread * plan.each(), part, i % plan.groups, prefetcher);
   }
 }
 
@@ -103,7 +115,7 @@ inline void point_rows_task(void* context, int64_t i) {
 }
 
 template <typename W, typename S>
-inline void point_products_task(void* context, int64_t) {
+inline void point_products_task(void* context, int64_t thread) {
   auto& job = *static_cast<WinogradJob<S>*>(context);
   const WinogradPlan<S>& plan = job.plan;
   const TileBlocks<S> row_blocks(job.tiles);
@@ -111,16 +123,16 @@ inline void point_products_task(void* context, int64_t) {
   const S* rows = reinterpret_cast<const S*>(job.scratch);
   float* sums = reinterpret_cast<float*>(job.scratch + plan.rows_bytes());
   for (;;) {
-    const int64_t i = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
-    if (i >= plan.points * plan.groups) return;
+    const int64_t i = job.tasks.take(thread);
+    if (i < 0) return;
     const int64_t f = i / plan.groups, group = i % plan.groups;
     Prefetcher prefetcher;
     if (job.first == 0) prefetcher.add_share(job.conv.next, job.conv.next_bytes, i, plan.points * plan.groups);
     const int64_t last = (group + 1) * plan.panels / plan.groups;
     for (int64_t panel = group * plan.panels / plan.groups; panel < last; ++panel) {
       const S* columns = static_cast<const S*>(job.conv.packed) + (panel * plan.points + f) * inner * kPanel;
-      multiply_row_tile(row_blocks, rows + f * plan.row_step, columns, plan.blocks,
-                     sums + f * plan.sum_step + panel * job.tiles * kPanel, false, prefetcher);
+      multiply_row_tile(row_blocks, {0, row_blocks.count}, rows + f * plan.row_step, columns, plan.blocks,
+                        sums + f * plan.sum_step + panel * job.tiles * kPanel, false, prefetcher);
     }
   }
 }
@@ -143,7 +155,7 @@ inline void winograd_by_point(WinogradJob<S>& job, const Parallel& parallel) {
   for (int64_t i = 0; i < job.plan.parts; ++i) {
     job.first = job.plan.begin(i);
     job.tiles = job.plan.begin(i + 1) - job.first;
-    job.next = 0;
+    job.tasks = Tasks(job.plan.points * job.plan.groups, parallel.threads);
     const int64_t shares = job.plan.shares(parallel.threads);
     parallel.run(TileBlocks<S>(job.tiles).count * shares, point_rows_task<W, M, S>, &job);
     parallel.run(parallel.threads, point_products_task<W, S>, &job);
@@ -209,7 +221,8 @@ inline int64_t winograd_scratch(const Conv& conv, int threads) {
 template <typename W, typename M, typename S>
 inline void winograd_conv(const Conv& conv, void* scratch, const Parallel& parallel) {
   const WinogradPlan<S> plan(W{}, conv, parallel.threads);
-  WinogradJob<S> job{conv, plan, static_cast<char*>(scratch), parallel.threads, 0, 0, 0};
+  WinogradJob<S> job{conv, plan, static_cast<char*>(scratch), parallel.threads,
+                     {plan.parts * plan.groups, parallel.threads}, 0, 0};
   if (plan.by_point) {
     winograd_by_point<W, M>(job, parallel);
   } else {
