@@ -102,6 +102,7 @@ def test_no_advice_names_a_package_that_no_index_has() -> None:
 def test_every_requirement_has_a_floor_that_can_be_installed_exactly() -> None:
     known = floors()
     assert {"torch", "torchvision", "timm", "numpy", "pydantic", "pytest"} <= known.keys()
+    assert {"onnx", "onnxruntime", "onnxscript", "openvino", "nncf"} <= known.keys()  # of extras that extras name
     assert known.keys() & LEFT_OUT == set()
     requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["detection"]]
     assert {re.split(r"\W*>=", requirement)[0] for requirement in requirements} <= known.keys()

@@ -51,6 +51,8 @@ def run(path: Path, precision: str) -> Any:
 def test_the_digits_that_bfloat16_would_lose_are_kept(tmp_path: Path) -> None:
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor computes in float32 anyway")
+    if int(openvino.__version__.split(".")[0]) < 2026:
+        pytest.skip("OpenVINO 2025.0 forgets more marks")
     openvino.save_model(model(), tmp_path / "plain.xml", compress_to_fp16=False)
     save_for_bf16(model(), tmp_path / "marked.xml")
     expected = run(tmp_path / "plain.xml", "f32")
