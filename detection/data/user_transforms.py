@@ -22,7 +22,6 @@ from torchvision import tv_tensors
 
 from vovnet.detection.data.albumentations_bridge import is_albumentations, with_albumentations
 from vovnet.detection.data.datasets import CheckedDataset
-from vovnet.detection.data.keypoints import Keypoints
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.samples import Sample, check_sample
 from vovnet.detection.data.transforms import KeepUsable, rows_of, seeded
@@ -108,9 +107,6 @@ class VariedDataset(CheckedDataset):
 
     def _accepted(self, result: Any, before: Target, index: int) -> Sample:
         image, target = _form_checked(result, before)
-        if self.mirror is not None and "keypoints" in target:
-            points = target["keypoints"].as_subclass(Tensor).float()
-            target["keypoints"] = Keypoints.of(points, (int(image.shape[1]), int(image.shape[2])), self.mirror)
         image, target = KeepUsable()(image, target)
         return check_sample(
             (image, {**target, "image_id": before["image_id"]}),
@@ -118,8 +114,6 @@ class VariedDataset(CheckedDataset):
             len(self.categories),
             channels=self.channels,
             needs_masks=self.needs_masks,
-            needs_keypoints=self.needs_keypoints,
-            mirror=self.mirror,
         )
 
 
@@ -203,9 +197,6 @@ def _form_checked(result: Any, before: Target) -> Sample:
                 f"{key}: expected ({len(boxes)}, …), a row for each box that they left, got {_kinds(target[key])}; "
                 "what removes a box must remove its other entries, as v2.SanitizeBoundingBoxes does"
             )
-    if "keypoints" in before and target["keypoints"].shape[1:] != before["keypoints"].shape[1:]:
-        expected = (len(boxes), *before["keypoints"].shape[1:])
-        raise InputError(f"keypoints: expected {expected} after them, got {_kinds(target['keypoints'])}")
     labels = target["labels"]
     if labels.dtype != before["labels"].dtype:
         raise InputError(f"labels: expected {before['labels'].dtype} after them, got {labels.dtype}")

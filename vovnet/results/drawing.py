@@ -44,7 +44,8 @@ def draw_detections(
         threshold: detections with a lower score are not drawn.
         labels: write category and score beside each box.
         scores: False leaves out the score.
-        skeletons: :func:`~vovnet.results.skeletons.skeletons_of` the categories; points are joined by its lines.
+        skeletons: :func:`~vovnet.results.skeletons.skeletons_of` the categories; points are joined by its lines. Where
+            some categories have a skeleton, the points of others, which mean nothing, are not drawn.
 
     Returns:
         A new ``RGB`` image of the same size. Lines and letters scale with it.
@@ -65,8 +66,8 @@ def draw_detections(
     for one in shown:
         draw.rectangle(_corners(one["bbox"], drawn.size), outline=category_colour(int(one["category_id"])), width=line)
     for one in shown:
-        if "keypoints" in one:
-            skeleton = (skeletons or {}).get(int(one["category_id"]), Skeleton())
+        skeleton = (skeletons or {}).get(int(one["category_id"]), None if skeletons else Skeleton())
+        if "keypoints" in one and skeleton is not None:
             draw_keypoints(draw, one["keypoints"], skeleton, line)
     if labels:
         font = label_font(max(10, round(max(image.size) / 55)))

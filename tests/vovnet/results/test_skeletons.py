@@ -60,5 +60,7 @@ def test_only_points_with_a_score_are_drawn() -> None:
     assert tuple(drawn[40, 150]) == (255, 255, 255)  # score too low
     assert (drawn[80:110, 55:75] != 255).any()
     assert (drawn[80:110, 105:135] == 255).all()
+    other = np.asarray(draw_detections(image, [one], labels=False, skeletons={2: skeleton}))
+    assert tuple(other[40, 40]) == (255, 255, 255)  # a category without keypoints
     plain = np.asarray(draw_detections(image, [{**one, "score": 0.1}], labels=False))
     assert (plain == 255).all()
