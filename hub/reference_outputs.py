@@ -104,7 +104,7 @@ def _sample(value: Tensor) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _outputs(model: nn.Module) -> dict[str, Tensor]:
-    return _detector_outputs(model) if hasattr(model, "roi_heads") else _network_outputs(model)
+    return _detector_outputs(model) if hasattr(model, "recipe") else _network_outputs(model)
 
 
 def _network_outputs(model: Any) -> dict[str, Tensor]:
@@ -122,13 +122,25 @@ def _detector_outputs(detector: Any) -> dict[str, Tensor]:
     network_input = detector.transform.normalize(image(detector.recipe.in_chans, *_SIZE))[None]
     levels = detector.backbone(network_input)
     outputs = {f"pyramid.{name}": level for name, level in levels.items()}
-    objectness, deltas = detector.rpn.head(list(levels.values()))
-    outputs |= {"rpn.objectness": objectness[0], "rpn.deltas": deltas[0]}
+    return outputs | (
+        _of_proposals(detector, levels) if hasattr(detector, "roi_heads") else _of_places(detector, levels)
+    )
+
+
+def _of_places(detector: Any, levels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"head.{name}": value for name, value in detector.head([*levels.values()]).items()}
+
+
+def _of_proposals(detector: Any, levels: dict[str, Tensor]) -> dict[str, Tensor]:
+    objectness, deltas = detector.rpn.head([*levels.values()])
+    outputs = {"rpn.objectness": objectness[0], "rpn.deltas": deltas[0]}
     heads = detector.roi_heads
     boxes = [torch.tensor(_BOXES)]
     features = heads.box_head(heads.box_roi_pool(levels, boxes, [_SIZE]))
     outputs["box.logits"], outputs["box.deltas"] = heads.box_predictor(features)
-    if getattr(heads, "mask_predictor", None) is not None:
-        pooled = heads.mask_roi_pool(levels, boxes, [_SIZE])
-        outputs["mask.logits"] = heads.mask_predictor(heads.mask_head(pooled))
+    for part in ("mask", "keypoint"):
+        if getattr(heads, f"{part}_predictor", None) is not None:
+            pooled = getattr(heads, f"{part}_roi_pool")(levels, boxes, [_SIZE])
+            head, predictor = getattr(heads, f"{part}_head"), getattr(heads, f"{part}_predictor")
+            outputs[f"{part}.logits"] = predictor(head(pooled))
     return outputs

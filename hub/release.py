@@ -144,7 +144,7 @@ def _notes(fields: CardFields, description: Description) -> list[str]:
 
 def _draw_example(model: Any, image: Path, out: Path) -> list[str]:
     """Draw the example of the card into ``out``, and return notes about it."""
-    if not hasattr(model, "roi_heads"):
+    if not hasattr(model, "recipe"):
         raise InputError(f"--example {image}: this is a classifier, and only a detector's detections can be drawn")
     if draw_example(model, image, out / EXAMPLE_FILE):
         return []

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 M = TypeVar("M", bound=nn.Module)
 
 PROPOSALS, MASKS = 1000, 100
-"""The most proposals and masks of an image in the published detectors; torchvision counts with the same numbers."""
+"""The most proposals, and boxes with masks or keypoints, of an image in the published detectors; torchvision counts
+with the same numbers."""
 
 _DEFAULT_INPUT = (3, 224, 224)
 
@@ -60,10 +61,11 @@ def working_size(detector: nn.Module) -> tuple[int, int]:
 
 
 def detector_gmacs(detector: nn.Module, size: tuple[int, int] | None = None) -> float:
-    """Return the multiply-adds (10⁹) of a torchvision ``FasterRCNN`` or ``MaskRCNN`` for one image.
+    """Return the multiply-adds (10⁹) of a torchvision detector for one image.
 
     This counts the backbone and its pyramid, the RPN's head on every level, the box head and predictor on 1000
-    proposals, and the mask head and predictor, if there are any, on 100 boxes, with any score thresholds.
+    proposals, and the mask or keypoint head and predictor, if there are any, on 100 boxes, with any score thresholds.
+    Of a ``RetinaNet`` or ``FCOS`` it counts the backbone, its pyramid, and the head on every level.
 
     Args:
         detector: the detector; it is not changed.
@@ -71,14 +73,23 @@ def detector_gmacs(detector: nn.Module, size: tuple[int, int] | None = None) -> 
             the size that the detector works at (:func:`working_size`).
     """
     empty: Any = _on_meta(detector)
-    backbone, heads = empty.backbone, empty.roi_heads
+    backbone = empty.backbone
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         features = backbone(_empty(1, getattr(backbone, "in_chans", 3), *(size or working_size(detector))))
-        empty.rpn.head(list(features.values()))
-        heads.box_predictor(heads.box_head(_pooled(PROPOSALS, backbone, heads.box_roi_pool)))
-        if heads.has_mask():
-            heads.mask_predictor(heads.mask_head(_pooled(MASKS, backbone, heads.mask_roi_pool)))
+        if hasattr(empty, "roi_heads"):
+            empty.rpn.head([*features.values()])
+            _run_heads(empty.roi_heads, backbone)
+        else:
+            empty.head([*features.values()])
     return _multiply_adds(counter) / 1e9
+
+
+def _run_heads(heads: Any, backbone: Any) -> None:
+    heads.box_predictor(heads.box_head(_pooled(PROPOSALS, backbone, heads.box_roi_pool)))
+    if heads.has_mask():
+        heads.mask_predictor(heads.mask_head(_pooled(MASKS, backbone, heads.mask_roi_pool)))
+    if heads.has_keypoint():
+        heads.keypoint_predictor(heads.keypoint_head(_pooled(MASKS, backbone, heads.keypoint_roi_pool)))
 
 
 def _pooled(boxes: int, backbone: Any, pool: Any) -> Tensor:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import vovnet  # noqa: F401 (registers our models)
 from vovnet.detection.checkpoints.config_json import compose_config
-from vovnet.detection.checkpoints.folder import attach
+from vovnet.detection.checkpoints.folder import attach, load_detector, save_detector
 from vovnet.detection.config.schema import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
@@ -45,7 +46,7 @@ def lively(model: Any) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
-        is_detector = hasattr(model, "roi_heads")
+        is_detector = hasattr(model, "backbone")
         noise = model.transform.normalize(torch.rand(3, 128, 128))[None] if is_detector else torch.randn(2, 3, 128, 128)
         (model.backbone if is_detector else model.forward_features)(noise)  # in training mode: the norms take it in
     return model.eval()
@@ -108,6 +109,33 @@ def test_a_detectors_parts_are_all_recorded(mask_rcnn: nn.Module) -> None:
     assert recorded["mask.logits"]["shape"] == [4, 4, 28, 28]
     assert set(record_outputs(detector())) == {name for name in recorded if not name.startswith("mask")}
     assert len(json.dumps(recorded)) < 50_000
+
+
+KINDS = {
+    "keypoint_rcnn": (
+        {"num_keypoints": 5, "keypoint_head_convs": 1, "keypoint_head_channels": 8},
+        "roi_heads.keypoint_",
+    ),
+    "retinanet": ({}, "head."),
+    "fcos": ({}, "head."),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stored_detector_of_each_kind_is_told_from_another(kind: str, tmp_path: Path) -> None:
+    changes, part = KINDS[kind]
+    model = ModelRecipe(**{**TINY, **changes, "detector": kind})  # type: ignore[arg-type]
+    made = lively(build_detector(model))
+    save_detector(tmp_path, made, model, [{"id": i, "name": str(i)} for i in (1, 2, 3)])
+    recorded = record_outputs(load_detector(tmp_path))
+    assert compare_outputs(load_detector(tmp_path), recorded, "here") == 0
+    other = load_detector(tmp_path)
+    # Not biases: a group norm behind a convolution takes out what its bias adds.
+    for key in (key for key, _ in other.named_parameters() if key.startswith(part) and key.endswith("weight")):
+        wrong = copy.deepcopy(other)
+        wrong.get_parameter(key).data.add_(0.3)
+        with pytest.raises(InputError):
+            compare_outputs(wrong, recorded, "here")
 
 
 def test_recorded_values_are_those_of_the_network(network: Any) -> None:

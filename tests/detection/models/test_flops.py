@@ -46,7 +46,17 @@ class Count:
             self.total += output.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
 
 
-@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_resnet50_fpn_v2",
+        "maskrcnn_resnet50_fpn_v2",
+        "retinanet_resnet50_fpn",
+        "retinanet_resnet50_fpn_v2",
+        "fcos_resnet50_fpn",
+    ],
+)
 def test_torchvisions_numbers_of_its_detectors(name: str) -> None:
     with torch.device("meta"):
         detector = get_model(name, weights=None, weights_backbone=None)
@@ -101,6 +111,23 @@ def test_a_detector_counted_by_hand(kind: str, conventions: str) -> None:
         if kind == "mask_rcnn":
             hand.roi_heads.mask_predictor(hand.roi_heads.mask_head(torch.rand(100, 16, 14, 14)))
     assert detector_gmacs(detector, (64, 96)) == count.total / 1e9 > 0
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "keypoint_rcnn"])
+def test_other_detectors_counted_by_hand(kind: str) -> None:
+    changes = {"num_keypoints": 5, "keypoint_head_convs": 1, "keypoint_head_channels": 12}
+    detector = build_detector(ModelRecipe(**SMALL, **changes, detector=kind)).eval()
+    hand: Any = copy.deepcopy(detector)
+    count = Count(hand)
+    with torch.no_grad():
+        features = hand.backbone(torch.rand(1, 3, 256, 384))
+        if kind == "keypoint_rcnn":
+            hand.rpn.head([*features.values()])
+            hand.roi_heads.box_predictor(hand.roi_heads.box_head(torch.rand(1000, 16, 7, 7)))
+            hand.roi_heads.keypoint_predictor(hand.roi_heads.keypoint_head(torch.rand(100, 16, 14, 14)))
+        else:
+            hand.head([*features.values()])
+    assert detector_gmacs(detector, (256, 384)) == count.total / 1e9 > 0
 
 
 def test_other_channels_and_heads() -> None:
