@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 from torchvision.models._api import register_model
 
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import SETTINGS
 from vovnet.detection.zoo.weights import PublishedWeights, build_published
@@ -64,6 +65,8 @@ def with_weights(
     """
     recipe = weights.meta["recipe"]
     model = asdict(load_recipe(recipe).model)
+    if model["extra_level"] == "auto" != settings.get("extra_level"):
+        model["extra_level"] = DETECTORS[model["detector"]].extra_level
     given = {"num_classes": LEGACY_OUTPUTS if num_classes is None else num_classes, **settings}
     expected = {**{key: model.get(key) for key in settings}, "num_classes": LEGACY_OUTPUTS}
     for key, value in given.items():
