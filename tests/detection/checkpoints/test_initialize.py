@@ -290,7 +290,7 @@ def test_a_value_that_contradicts_torchvisions_network_is_refused(key: str, valu
 
 
 # Settings, and norms and an epsilon (null is 1e-5) with which the weights mean the same.
-FREE = {"detector", "norm", "norm_eps", "anchor_sizes", "image_mean", "image_std", *SETTINGS}
+FREE = {"detector", "num_keypoints", "norm", "norm_eps", "anchor_sizes", "image_mean", "image_std", *SETTINGS}
 
 
 def outcome(recipe: Recipe) -> ModelRecipe | str:
@@ -315,7 +315,7 @@ def test_a_value_that_a_recipe_gives_is_never_replaced(key: str, name: str) -> N
         assert getattr(found, key) == (True if key == "pretrained" else default)
         assert getattr(found, key) == expected or key in FREE
     left_out = with_network_of_init(Recipe(init=f"torchvision:{name}")).model
-    assert getattr(left_out, key) == (default if key == "detector" else expected)
+    assert getattr(left_out, key) == (default if key in ("detector", "num_keypoints") else expected)
 
 
 @pytest.mark.parametrize("recipe", ["faster_rcnn_vovnet39_fpn", "mask_rcnn_vovnet57_fpn", "bccd", "quickstart"])
