@@ -15,7 +15,7 @@ from local_hub import Hub
 ROOT = Path(__file__).resolve().parent.parent
 
 # Property tests draw the same examples in every run, so that a commit passes or fails for what it changes.
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 # A shell starts a background job (`make test &`) with Ctrl-C ignored, and a run then keeps it ignored, as it should.

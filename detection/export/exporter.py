@@ -109,7 +109,7 @@ def _metadata(detector: Any, graph: ExportableDetector, input: ExportedInput, pr
         kind="detector",
         version=vovnet.__version__,
         input=input,
-        categories=[{"id": int(one["id"]), "name": str(one["name"])} for one in detector.categories],
+        categories=list(detector.categories),
         masks=graph.masks,
         keypoints=detector.recipe.num_keypoints if graph.keypoints else None,
         box_format="xyxy_inclusive" if graph.rules.inclusive else "xyxy",

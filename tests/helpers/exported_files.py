@@ -138,6 +138,10 @@ def _detector(metadata: ExportMetadata) -> tuple[list[Any], list[Any]]:
         helper.make_tensor_value_info("labels", TensorProto.INT64, [ROWS]),
         helper.make_tensor_value_info("count", TensorProto.INT64, []),
     ]
+    if metadata.keypoints is not None:
+        points = np.full((ROWS, metadata.keypoints, 3), 0.75, np.float32)
+        nodes.append(_constant("keypoints", points))
+        outputs.append(helper.make_tensor_value_info("keypoints", TensorProto.FLOAT, list(points.shape)))
     if metadata.masks == "box":
         nodes.append(_constant("masks", grid()))
         outputs.append(helper.make_tensor_value_info("masks", TensorProto.FLOAT, [ROWS, GRID, GRID]))

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, cast, get_args
+from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
 from vovnet.errors import InputError, is_text, reason, shown
 
@@ -26,13 +26,20 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 _MAX_CHARACTERS = 16 * 2**20
 _MAX_SIDE = 2**20
 _MAX_CATEGORIES = 100_000
+_MAX_KEYPOINTS = 1024
+_MAX_EDGES = 65_536
 
 
 class ExportedCategory(TypedDict):
-    """A category of a detector, or a class of a classifier."""
+    """A category of a detector, or a class of a classifier.
+
+    ``keypoints`` are the names of its keypoints, and ``skeleton`` has pairs of their positions, from 1.
+    """
 
     id: int
     name: str
+    keypoints: NotRequired[list[str]]
+    skeleton: NotRequired[list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class ExportMetadata:
             InputError: a value is not one that :func:`from_json` takes.
         """
         values: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        values["categories"] = [{"id": one["id"], "name": one["name"]} for one in self.categories]
+        values["categories"] = [dict(one) for one in self.categories]
         try:
             text = json.dumps(values, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -117,7 +124,7 @@ def from_json(text: object, where: str) -> ExportMetadata:
         input=_input(_Fields(fields.mapping("input"), where, "input.")),
         categories=_categories(values.get("categories"), where),
         masks=cast("MaskForm | None", fields.choice("masks", (None, *get_args(MaskForm)))),
-        keypoints=None if values.get("keypoints") is None else fields.number("keypoints", 1024),
+        keypoints=None if values.get("keypoints") is None else fields.number("keypoints", _MAX_KEYPOINTS),
         box_format=cast(BoxFormat, fields.choice("box_format", get_args(BoxFormat), "xyxy")),
         preprocessing=fields.mapping("preprocessing"),
         thresholds=fields.mapping("thresholds"),
@@ -195,6 +202,25 @@ def _input(fields: _Fields) -> ExportedInput:
     )
 
 
+def _points(category: Mapping[str, Any], position: int, where: str) -> dict[str, Any]:
+    """Return the keypoints' names and the skeleton of a category that has them."""
+    names, edges = category.get("keypoints"), category.get("skeleton") or []
+    if names is None:
+        return {}
+    named = isinstance(names, list) and 1 <= len(names) <= _MAX_KEYPOINTS and all(map(is_text, names))
+    joined = isinstance(edges, list) and len(edges) <= _MAX_EDGES
+    if not named or not joined or not all(_is_edge(edge, len(names)) for edge in edges):
+        raise InputError(
+            f"{where}: 'categories[{position}]' in its metadata: expected names as 'keypoints' and pairs of their "
+            f"positions as 'skeleton', got {shown(names)} and {shown(edges)}"
+        )
+    return {"keypoints": names, "skeleton": edges}
+
+
+def _is_edge(edge: object, points: int) -> bool:
+    return isinstance(edge, list) and len(edge) == 2 and all(_is_number(end, 1, points) for end in edge)
+
+
 def _categories(values: object, where: str) -> list[ExportedCategory]:
     if not isinstance(values, list) or not 1 <= len(values) <= _MAX_CATEGORIES:
         raise InputError(f"{where}: 'categories' in its metadata: expected a list of objects, got {shown(values)}")
@@ -205,7 +231,7 @@ def _categories(values: object, where: str) -> list[ExportedCategory]:
                 f"{where}: 'categories[{position}]' in its metadata: expected an object with an integer 'id' and a "
                 f"text 'name', got {shown(one)}"
             )
-        found.append({"id": one["id"], "name": one["name"]})
+        found.append({"id": one["id"], "name": one["name"], **_points(one, position, where)})  # type: ignore[typeddict-item]
     if len({one["id"] for one in found}) != len(found):
         raise InputError(f"{where}: 'categories' in its metadata: expected different ids, but an id stands there twice")
     return found

@@ -20,6 +20,7 @@ from vovnet.results.detections import ImageDetections, checked_detections
 from vovnet.results.limits import MEDIAN_OBJECT, Limits, check_shape
 from vovnet.results.pasting import encode_pasted
 from vovnet.results.rle import encode_part
+from vovnet.results.skeletons import skeletons_of
 from vovnet.results.writing import FileDetector, write_predictions
 from vovnet.terminal.streams import echo
 
@@ -52,7 +53,7 @@ def predict_exported(
             metadata.categories
         )
 
-    files = FileDetector(detect, _image_channels(model), limits)
+    files = FileDetector(detect, _image_channels(model), limits, skeletons=skeletons_of(metadata.categories))
     return write_predictions(files, paths, output, threshold, max_pixels=max_pixels, report=report, stacklevel=3)
 
 
@@ -108,16 +109,25 @@ def exported_detections(
     ids = [one["id"] for one in metadata.categories]
     found = checked_detections(0, np.concatenate((boxes[:, :2], sides), axis=1), scores, labels, ids, size)
     if metadata.masks is not None:
-        masks = outputs["masks"][: len(scores)]
-        whole = (len(scores), *size) if metadata.masks == "image" else (len(scores), *masks.shape[1:2] * 2)
-        if masks.shape != whole or masks.ndim != 3:
-            raise InputError(f"{where}: expected masks of shape {whole}, got {masks.shape}")
-        found.masks = (
-            encode_pasted(masks, boxes, size)
-            if metadata.masks == "box"
-            else [encode_part(mask != 0, (0, 0), size) for mask in masks]
-        )
+        found.masks = _masks(metadata, outputs["masks"][: len(scores)], boxes, size, where)
+    if metadata.keypoints is not None:
+        points = outputs["keypoints"][: len(scores)]
+        whole = (len(scores), metadata.keypoints, 3)
+        if points.shape != whole or not np.isfinite(points).all():
+            raise InputError(f"{where}: expected finite keypoints of shape {whole}, got {points.shape}")
+        found.keypoints = points
     return found
+
+
+def _masks(
+    metadata: ExportMetadata, masks: NDArray[Any], boxes: NDArray[np.float32], size: tuple[int, int], where: str
+) -> list[bytes]:
+    whole = (len(boxes), *size) if metadata.masks == "image" else (len(boxes), *masks.shape[1:2] * 2)
+    if masks.shape != whole or masks.ndim != 3:
+        raise InputError(f"{where}: expected masks of shape {whole}, got {masks.shape}")
+    if metadata.masks == "box":
+        return encode_pasted(masks, boxes, size)
+    return [encode_part(mask != 0, (0, 0), size) for mask in masks]
 
 
 def found_rows(

@@ -70,6 +70,26 @@ def test_a_detector_without_masks_and_with_a_batch(tmp_path: Path, image: Path) 
     assert all("segmentation" not in one for one in found)
 
 
+def test_a_detector_of_keypoints(tmp_path: Path, image: Path) -> None:
+    named = [{**one, "keypoints": ["head", "tail"], "skeleton": [[1, 2]]} for one in DETECTOR.categories]
+    metadata = changed(masks=None, keypoints=2, categories=named)
+    model = open_exported(write_onnx(tmp_path / "d.onnx", metadata))
+    assert model.metadata.categories == named
+    (written, *_) = predict_exported(model, [image], tmp_path / "out", report=quiet)
+    assert [one["keypoints"] for one in json.loads(written.read_text())] == [[0.75] * 6] * FOUND
+    outputs = {"boxes": np.zeros((4, 4), np.float32), "scores": np.zeros(4, np.float32)}
+    outputs |= {"labels": np.array([1, 1, 0, 0]), "count": np.array(2), "keypoints": np.zeros((4, 3, 3), np.float32)}
+    with pytest.raises(InputError, match="keypoints"):
+        exported_detections(metadata, outputs, (30, 50), "d.onnx")
+
+
+@pytest.mark.parametrize("wrong", [{"keypoints": "head"}, {"keypoints": []}, {"skeleton": [[1, 3]]}, {"skeleton": [1]}])
+def test_wrong_keypoints_of_a_category_are_refused(wrong: dict[str, Any]) -> None:
+    category = {"id": 1, "name": "person", "keypoints": ["head", "tail"], "skeleton": [[1, 2]], **wrong}
+    with pytest.raises(InputError, match="keypoints"):
+        changed(categories=[category]).to_json()
+
+
 def test_grey_files_take_grey_images(tmp_path: Path, image: Path) -> None:
     grey = Image.open(image).convert("L")
     found = predicted(write_onnx(tmp_path / "d.onnx", changed(channels=1)), [image], tmp_path / "out")
