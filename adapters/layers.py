@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -58,7 +58,8 @@ def parameter_facts(body: nn.Module, name: str, backbone_args: Mapping[str, Any]
     layers: dict[str, int] = {}
     top = 0
     if hasattr(whole, "group_matcher"):
-        found: Mapping[str, int] = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
+        grouped = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
+        found = cast("Mapping[str, int]", grouped)  # reverse=True makes it parameter → layer
         top = max(found.values())
         layers = {own: top if original is None else found[original] for own, original in originals.items()}
     patterns: Iterable[str] = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ()
