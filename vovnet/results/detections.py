@@ -25,10 +25,10 @@ class ImageDetections:
     """(N,): ids of categories, not labels."""
     masks: list[bytes] | None = None
     """Compressed RLE counts of each detection; None if the detector returns no masks."""
-    keypoints: NDArray[np.float32] | None = None
-    """(N, P, 3): x, y in pixels and score (0 to 1) of each point; None if the detector returns no keypoints."""
     size: tuple[int, int] = (0, 0)
     """Height and width of the image; each RLE contains them."""
+    keypoints: NDArray[np.float32] | None = None
+    """(N, P, 3): x, y in pixels and score (0 to 1) of each point; None if the detector returns no keypoints."""
 
     def results(self, iou_type: str) -> Iterator[dict[str, Any]]:
         """Yield dictionaries of COCO's results format.
@@ -46,6 +46,8 @@ class ImageDetections:
             for category, flat, score in zip(categories, points, scores, strict=True):
                 yield {"image_id": self.image_id, "category_id": category, "keypoints": flat, "score": score}
             return
+        if self.masks and 0 in self.size:  # pycocotools would divide by it, which ends the process
+            raise InputError(f"image {self.image_id}: size: expected height and width with masks, got {self.size}")
         size = list(self.size)
         for category, counts, score in zip(categories, self.masks or [], scores, strict=True):
             segmentation = {"size": size, "counts": counts.decode("ascii")}
