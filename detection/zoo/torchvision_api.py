@@ -14,7 +14,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from vovnet.adapters import fpn_backbone
 from vovnet.detection.zoo import weights as enums
 from vovnet.detection.zoo.kinds import FASTER, FASTER_V2, FCOS, KEYPOINT, MASK, MASK_V2, RETINANET, RETINANET_V2, Kind
-from vovnet.detection.zoo.legacy_builders import (  # noqa: F401 (registers them, too)
+from vovnet.detection.zoo.published_resnets import (  # noqa: F401 (registers them, too)
     fasterrcnn_legacy_resnet50_fpn,
     fasterrcnn_legacy_resnet101_fpn,
     maskrcnn_legacy_resnet50_fpn,

@@ -157,14 +157,14 @@ def _metrics(row: PublishedRow) -> dict[str, float]:
 
 
 class FasterRCNN_Legacy_ResNet50_FPN_Weights(PublishedWeights):
-    """Weights of :func:`~vovnet.detection.zoo.legacy_builders.fasterrcnn_legacy_resnet50_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.published_resnets.fasterrcnn_legacy_resnet50_fpn`."""
 
     COCO_V1 = _coco_v1("faster_rcnn_R_50_FPN_2x", num_params=41_704_036, ops=131.379)
     DEFAULT = COCO_V1
 
 
 class FasterRCNN_Legacy_ResNet101_FPN_Weights(PublishedWeights):
-    """Weights of :func:`~vovnet.detection.zoo.legacy_builders.fasterrcnn_legacy_resnet101_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.published_resnets.fasterrcnn_legacy_resnet101_fpn`."""
 
     COCO_V1 = _coco_v1("faster_rcnn_R_101_FPN_2x", num_params=60_643_940, ops=178.729)
     DEFAULT = COCO_V1
@@ -189,14 +189,14 @@ class FasterRCNN_VoVNet57_FPN_Weights(PublishedWeights):
 
 
 class MaskRCNN_Legacy_ResNet50_FPN_Weights(PublishedWeights):
-    """Weights of :func:`~vovnet.detection.zoo.legacy_builders.maskrcnn_legacy_resnet50_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.published_resnets.maskrcnn_legacy_resnet50_fpn`."""
 
     COCO_V1 = _coco_v1("mask_rcnn_R_50_FPN_2x", num_params=44_347_573, ops=184.385)
     DEFAULT = COCO_V1
 
 
 class MaskRCNN_Legacy_ResNet101_FPN_Weights(PublishedWeights):
-    """Weights of :func:`~vovnet.detection.zoo.legacy_builders.maskrcnn_legacy_resnet101_fpn`."""
+    """Weights of :func:`~vovnet.detection.zoo.published_resnets.maskrcnn_legacy_resnet101_fpn`."""
 
     COCO_V1 = _coco_v1("mask_rcnn_R_101_FPN_2x", num_params=63_287_477, ops=231.735)
     DEFAULT = COCO_V1
