@@ -14,7 +14,7 @@ from vovnet.adapters.levels import PYRAMID_STRIDES
 DetectorName = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos"]
 
 Annotation = Literal["masks", "keypoints"]
-"""What an object may have beside its box and its category."""
+"""Kinds of annotations that an object may have beside its box and its category."""
 
 Task = Literal["object-detection", "image-segmentation", "keypoint-detection"]
 """The Hugging Face Hub's name of a task."""
@@ -22,7 +22,7 @@ Task = Literal["object-detection", "image-segmentation", "keypoint-detection"]
 
 @dataclass(frozen=True)
 class DetectorFacts:
-    """What the rest of the package needs to know about a kind of detector."""
+    """The properties of a kind of detector on which other modules depend."""
 
     title: str
     """Its name in text."""
@@ -35,7 +35,7 @@ class DetectorFacts:
     citation: str
     """BibTeX of the paper."""
     annotation: Annotation | None = None
-    """What its training data must have beside boxes; the same is detected, drawn and evaluated."""
+    """Kind of annotations that its training data must have beside boxes, and that it detects; None if there is none."""
     strides: tuple[int, ...] = PYRAMID_STRIDES
     """Strides in pixels of the backbone's levels."""
     extra_level: ExtraLevel = "pool"
@@ -74,6 +74,12 @@ class DetectorFacts:
 
 _ONE_STAGE_STRIDES = PYRAMID_STRIDES[1:]
 _ONE_STAGE_CLASSES = ("head.classification_head.cls_logits.",)
+_MASK_RCNN = """@inproceedings{he2017mask,
+  title     = {Mask {R-CNN}},
+  author    = {He, Kaiming and Gkioxari, Georgia and Doll{\\'a}r, Piotr and Girshick, Ross},
+  booktitle = {ICCV},
+  year      = {2017}
+}"""
 
 DETECTORS: dict[DetectorName, DetectorFacts] = {
     "faster_rcnn": DetectorFacts(
@@ -98,12 +104,7 @@ DETECTORS: dict[DetectorName, DetectorFacts] = {
         class_parts=("roi_heads.box_predictor.", "roi_heads.mask_predictor."),
         own_parts=("roi_heads.mask_head.", "roi_heads.mask_predictor."),
         legacy=True,
-        citation="""@inproceedings{he2017mask,
-  title     = {Mask {R-CNN}},
-  author    = {He, Kaiming and Gkioxari, Georgia and Doll{\\'a}r, Piotr and Girshick, Ross},
-  booktitle = {ICCV},
-  year      = {2017}
-}""",
+        citation=_MASK_RCNN,
     ),
     "keypoint_rcnn": DetectorFacts(
         title="Keypoint R-CNN",
@@ -113,12 +114,7 @@ DETECTORS: dict[DetectorName, DetectorFacts] = {
         annotation="keypoints",
         class_parts=("roi_heads.box_predictor.", "roi_heads.keypoint_predictor."),
         own_parts=("roi_heads.keypoint_head.", "roi_heads.keypoint_predictor."),
-        citation="""@inproceedings{he2017mask,
-  title     = {Mask {R-CNN}},
-  author    = {He, Kaiming and Gkioxari, Georgia and Doll{\\'a}r, Piotr and Girshick, Ross},
-  booktitle = {ICCV},
-  year      = {2017}
-}""",
+        citation=_MASK_RCNN,
     ),
     "retinanet": DetectorFacts(
         title="RetinaNet",
