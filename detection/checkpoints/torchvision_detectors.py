@@ -86,6 +86,13 @@ LICENCE = (
 )
 """The licence as users read it. torchvision states one for its code and none for the weights."""
 
+_SKELETON = (
+    *((16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9)),
+    *((8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)),
+)
+"""COCO's lines between the keypoints of its persons, as positions from 1 (``categories`` of
+``person_keypoints_val2017.json``). torchvision's weights name the keypoints alone."""
+
 _MOBILENET = re.compile(r"backbone\.body\.(\d+)\.(?:block\.(\d)\.)?(\w+)\.(\w+)")
 _BLOCKS = (1, 2, 3, 4, 2, 3, 1)
 _PLACES = ["", *(f"blocks.{stage}.{block}." for stage, count in enumerate(_BLOCKS) for block in range(count))]
@@ -118,9 +125,17 @@ class TorchvisionDetector:
 
     @cached_property
     def categories(self) -> list[Category]:
-        """COCO's 90 ids in order, which are the labels. The ids that COCO does not use are called ``N/A``."""
+        """COCO's 90 ids in order, which are the labels. The ids that COCO does not use are called ``N/A``.
+
+        Those of a detector of keypoints have COCO's names of them and its skeleton.
+        """
         names = self.weights.meta["categories"]
-        return [{"id": number, "name": name} for number, name in enumerate(names) if number]
+        found: list[Category] = [{"id": number, "name": name} for number, name in enumerate(names) if number]
+        points = self.weights.meta.get("keypoint_names")
+        if points:
+            for category in found:
+                category |= {"keypoints": [*points], "skeleton": [[*pair] for pair in _SKELETON]}
+        return found
 
     @cached_property
     def model(self) -> ModelRecipe:

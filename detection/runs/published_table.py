@@ -1,7 +1,8 @@
 """The table that the reference publishes, for detectors that are here: ``vovnet benchmark table``.
 
-The columns are those of https://github.com/stigma0617/maskrcnn-benchmark-vovnet, "Performance on COCO": backbone,
-detector, training memory, inference time, box AP and mask AP, each AP as AP/APs/APm/APl.
+The columns have the titles and the order of https://github.com/stigma0617/maskrcnn-benchmark-vovnet (README.md of the
+branch vovnet at f705301, "Performance on COCO"), without its last one, DOWNLOAD. Notes below the table
+say what they mean.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from vovnet.terminal.text import printable
 from vovnet.timing.rounds import time_calls
 
 COLUMNS = (
-    *("Backbone", "Detector", "Train mem (GB)", "Inference time (ms)"),
+    *("Backbone", "Detector", "Train mem(GB)", "Inference time (ms)"),
     *("Box AP (AP/APs/APm/APl)", "Mask AP (AP/APs/APm/APl)"),
 )
 ABSENT = "-"

@@ -35,6 +35,7 @@ from vovnet.detection.config.detectors import DetectorName
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
+from vovnet.results.skeletons import skeletons_of
 from vovnet.terminal import streams
 
 MORE = {"mask_rcnn": {"masks"}, "keypoint_rcnn": {"keypoints", "keypoints_scores"}}
@@ -164,7 +165,24 @@ def test_keypoints_are_of_persons() -> None:
     source = torchvision_detector("torchvision:keypointrcnn_resnet50_fpn")
     assert [(one["id"], one["name"]) for one in source.categories] == [(1, "person")]
     assert source.model.num_keypoints == len(source.weights.meta["keypoint_names"])
+    assert source.categories[0]["keypoints"] == source.weights.meta["keypoint_names"]
     assert "keypoint AP 65.0" in str(source)
+
+
+def test_keypoints_are_joined_as_a_body_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "keypointrcnn_resnet50_fpn"
+    in_cache(monkeypatch, {name: random_state(name)})
+    skeleton = skeletons_of(load_detector(f"torchvision:{name}").categories)[1]
+    joints = {frozenset((skeleton.names[a], skeleton.names[b])) for a, b in skeleton.edges}
+    assert len(joints) == len(skeleton.edges)
+    mirror = {one: one.replace("left", "?").replace("right", "left").replace("?", "right") for one in skeleton.names}
+    assert {frozenset(mirror[end] for end in joint) for joint in joints} == joints
+    reached = {"nose"}
+    while more := {end for joint in joints if joint & reached for end in joint} - reached:
+        reached |= more
+    assert reached == set(skeleton.names)
+    limbs = [("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle"), ("shoulder", "hip")]
+    assert all({f"left_{one}", f"left_{other}"} in joints for one, other in limbs)
 
 
 def test_the_first_keypoint_detector_has_norms_with_an_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
