@@ -15,7 +15,7 @@ import torch
 import vovnet.ops  # noqa: F401 (registers the operators)
 from vovnet import environment
 from vovnet.detection.config.schema import DataRecipe
-from vovnet.detection.data import loader
+from vovnet.detection.data import loader, workers
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.synthetic import generate_shapes
 from vovnet.detection.training import state
@@ -70,7 +70,7 @@ def test_loader_workers_can_start_in_a_new_process(tmp_path: Path, monkeypatch: 
         seen.extend((samples, options["collate_fn"], options["worker_init_fn"]))
         return []
 
-    monkeypatch.setattr(loader, "DataLoader", record)
+    monkeypatch.setattr(workers, "DataLoader", record)
     dataset = CocoDataset([sources["train"]], masks=True, training=True)
     for data in (DataRecipe(workers=1, colour=0.1, vertical_flip=0.1), DataRecipe(workers=1, scale_jitter=[0.5, 2.0])):
         assert next(loader.training_loader(dataset, data, batch_size=1, seed=0), None) is None

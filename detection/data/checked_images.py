@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 from vovnet.detection.data import fields
@@ -105,3 +106,21 @@ def identity(entry: Any, position: int) -> int | str:
     if isinstance(value, float):
         value = fields.whole_number(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) else f"#{position}"
+
+
+def labelled_keypoints(image: CheckedImage) -> int:
+    """Return the number of labelled keypoints of an image's objects other than crowds."""
+    return sum(
+        int((one.keypoints[:, 2] > 0).sum()) for one in image.objects if not one.crowd and one.keypoints is not None
+    )
+
+
+def renumber(images: Sequence[CheckedImage], taken: set[int]) -> None:
+    """Give new ids to the images whose ids are taken."""
+    used = taken.union(image.image_id for image in images)
+    highest = max(used, default=0)
+    start = highest + 1 if highest + len(images) < 2**63 else 1
+    free = (number for number in count(start) if number not in used)
+    for image in images:
+        if image.image_id in taken:
+            image.image_id = next(free)

@@ -7,7 +7,7 @@ import marshal
 import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from vovnet.detection.config.categories import mirror_order
 from vovnet.detection.config.schema import Category, DataSource
 from vovnet.detection.data.annotations import AnnotationFile, read_annotations
 from vovnet.detection.data.category_names import join_categories, match_categories
-from vovnet.detection.data.checked_images import CheckedImage, CheckedObject
+from vovnet.detection.data.checked_images import CheckedImage, CheckedObject, labelled_keypoints, renumber
 from vovnet.detection.data.ground_truth import ground_truth_of
 from vovnet.detection.data.masks import Segmentation, decode_masks
 from vovnet.detection.data.object_sizes import ObjectSizes
@@ -105,7 +105,7 @@ class CocoDataset(Dataset[Any]):
             found = self._check(content, source, masks)
             any_masks = any_masks or any(one.segmentation for image in found for one in image.objects)
             origins += [(number, image.image_id) for image in found]
-            _renumber(found, {image.image_id for image in images})
+            renumber(found, {image.image_id for image in images})
             images += found
         self.masks = masks and (any_masks or training)
         ours = [category for _, (category, _) in sorted(known.items())]
@@ -293,21 +293,3 @@ def without_masks(dataset: D) -> D:
     without = copy.copy(dataset)
     without.masks = False
     return without
-
-
-def labelled_keypoints(image: CheckedImage) -> int:
-    """Return the number of labelled keypoints of an image's objects other than crowds."""
-    return sum(
-        int((one.keypoints[:, 2] > 0).sum()) for one in image.objects if not one.crowd and one.keypoints is not None
-    )
-
-
-def _renumber(images: Sequence[CheckedImage], taken: set[int]) -> None:
-    """Give new ids to the images whose ids are taken."""
-    used = taken.union(image.image_id for image in images)
-    highest = max(used, default=0)
-    start = highest + 1 if highest + len(images) < 2**63 else 1
-    free = (number for number in count(start) if number not in used)
-    for image in images:
-        if image.image_id in taken:
-            image.image_id = next(free)

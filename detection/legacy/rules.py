@@ -12,8 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from vovnet.detection import distributed
 from vovnet.detection.config.fields import shown
 from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.datasets import checked
-from vovnet.detection.data.loader import Batch, batch_loader
+from vovnet.detection.data.loader import batch_loader
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.sampler import aspect_groups
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vovnet.detection.config.schema import Category
-from vovnet.detection.data.loader import Batch
+from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.pixels import as_bytes
 from vovnet.detection.data.protocol import Target
 from vovnet.errors import InputError

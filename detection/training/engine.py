@@ -19,9 +19,9 @@ from vovnet.detection.config.loading import recipe_to_yaml
 from vovnet.detection.config.schema import AUTO, DataRecipe, Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.coco import CocoDataset
+from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.failures import loader_failures
-from vovnet.detection.data.loader import Batch
 from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.user_transforms import Transforms, VariedDataset, check_transforms, name_of

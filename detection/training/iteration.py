@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vovnet.detection import distributed
 from vovnet.detection.config.schema import SolverRecipe
-from vovnet.detection.data.loader import Batch
+from vovnet.detection.data.collation import Batch
 from vovnet.detection.inference_mode import to_input
 from vovnet.detection.training.run import Run
 from vovnet.detection.training.signals import agree_to_stop

@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from vovnet.adapters.layers import ParameterFacts, parameter_facts
 from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.data.loader import Batch, training_loader
+from vovnet.detection.data.collation import Batch
+from vovnet.detection.data.loader import training_loader
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.training import optimizer
 from vovnet.detection.training.iteration import step

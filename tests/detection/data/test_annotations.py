@@ -80,3 +80,41 @@ def test_the_limit_is_above_honest_files(tmp_path: Path) -> None:
 def test_a_segmentation_that_is_something_else_counts_as_one(segmentation: Any, expected: bool) -> None:
     assert annotations.has_segmentation({"segmentation": segmentation}) is expected
     assert not annotations.has_segmentation({})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "got a list"),
+        ("3", "got a number"),
+        ('{"images": []}', "images"),
+        (json.dumps({**GOOD, "images": []}), "empty dataset"),
+        (json.dumps({**GOOD, "images": {}}), "'images' must be a list, got an object"),
+        (json.dumps({**GOOD, "categories": []}), "'categories' is an empty list"),
+        (json.dumps({**GOOD, "categories": ["a"]}), r"categories\[0\]"),
+        (json.dumps({**GOOD, "categories": [{"id": "1", "name": "a"}]}), r"categories\[0\]"),
+        (json.dumps({**GOOD, "categories": [{"id": 1}]}), r"categories\[0\]"),
+        (json.dumps({**GOOD, "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}), "both 'a' and 'b'"),
+        ('{"images": [1], "categories": [1]}', "'annotations' is missing"),
+    ],
+)
+def test_files_that_are_not_coco_json(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words) as caught:
+        read_annotations(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
+    for wrong in (tmp_path / "none.json", tmp_path, tmp_path / "latin.json"):
+        with pytest.raises(InputError) as caught:
+            read_annotations(wrong)
+        assert str(wrong) in str(caught.value)
+    (tmp_path / "bom.json").write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert read_annotations(tmp_path / "bom.json").images == GOOD["images"]
