@@ -12,6 +12,8 @@ from torch import nn
 
 from vovnet.checkpoints.places import is_torchvision, locate
 from vovnet.detection.checkpoints.network_facts import read_facts
+from vovnet.detection.checkpoints.torchvision_detectors import TorchvisionDetector
+from vovnet.detection.checkpoints.torchvision_file import published_by_torchvision
 from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import load_recipe, recipe_names
 from vovnet.detection.config.schema import Recipe
@@ -30,6 +32,7 @@ from vovnet.hub.metrics import (
     published_classifier_metrics,
     published_metrics,
     run_metrics,
+    torchvision_metrics,
 )
 
 RECIPE_FILE = "recipe.yaml"
@@ -82,6 +85,7 @@ def detector_fields(
     """
     model, preprocessing = detector.recipe, detector.preprocessing
     row = published_row(source.name) if source else None
+    torchvisions = published_by_torchvision(source.name, source.sha256) if source else None
     whole = len(detector.categories) == COCO_CLASSES
     published = row if row and source and source.file == row.file and whole else None
     run = load_recipe(folder / RECIPE_FILE) if source is None and (folder / RECIPE_FILE).is_file() else None
@@ -111,14 +115,20 @@ def detector_fields(
         task=task,
         library="vovnet",
         rows=rows,
-        training=_detector_training(source, published, run, train_data),
+        training=_torchvision_training(torchvisions)
+        if torchvisions
+        else _detector_training(source, published, run, train_data),
         citations=_network_family(model.backbone),
         paper=facts.citation,
         tags=tuple(sorted({"vovnet", "torchvision", "object-detection", task})),
         categories=tuple(str(category["name"]) for category in detector.categories),
-        metrics=published_metrics(published) if published else run_metrics(run, kept, eval_data),
+        metrics=torchvision_metrics(torchvisions)
+        if torchvisions
+        else published_metrics(published)
+        if published
+        else run_metrics(run, kept, eval_data),
         classes=metrics_by_class(kept),
-        datasets=("coco",) if published else (),
+        datasets=("coco",) if published or torchvisions else (),
         base_model=_start_on_the_hub(run),
     )
 
@@ -245,6 +255,10 @@ def _detector_training(
     if published:
         return f"By its authors, on COCO 2014: {recipe}. The recipe is `{source.name}`."
     return f"The file does not say how it was trained. The recipe of this structure, `{source.name}`: {recipe}."
+
+
+def _torchvision_training(source: TorchvisionDetector) -> str:
+    return f"By torchvision, on COCO train2017: {source.weights.meta['recipe']}"
 
 
 def _said_training(train_data: str | None) -> str:

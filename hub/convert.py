@@ -10,27 +10,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import timm
-from torch import Tensor
 
 from vovnet.checkpoints.pickled import to_float32
-from vovnet.checkpoints.shapes import Shapes, shapes_of
+from vovnet.checkpoints.places import is_torchvision
+from vovnet.checkpoints.shapes import shapes_of
 from vovnet.checkpoints.sources import hub_licence, licence_notice
-from vovnet.detection.checkpoints.empty import fill_detector
-from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.checkpoints.network_facts import NetworkInput
+from vovnet.detection.checkpoints.torchvision_detectors import torchvision_detector
+from vovnet.detection.checkpoints.torchvision_file import TorchvisionFile
 from vovnet.detection.config.loading import load_recipe, recipe_names
-from vovnet.detection.config.schema import ModelRecipe
-from vovnet.detection.legacy.keys import PARTS, PublishedDetector, check_cell_anchors, infer_detector
-from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
+from vovnet.detection.legacy.keys import PublishedDetector, check_cell_anchors
 from vovnet.errors import InputError, did_you_mean
 from vovnet.files import flush_folder, flush_to_disk
 from vovnet.folders.claim import claimed_folder
 from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
 from vovnet.hub.classifiers import PublishedNetwork, identified, infer_network, without_classifier, write_network
+from vovnet.hub.detectors import Expected, holds_detector, is_expected, licence_of, recognised, write_detector
 from vovnet.hub.input_folding import named_input
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of
 from vovnet.hub.network_inputs import described_by, with_input
@@ -38,8 +36,8 @@ from vovnet.hub.parts import BOTTOM_UP, Part, check_part, grouped
 from vovnet.hub.release import Description, StoredAs, check_architecture, describe
 from vovnet.hub.weights_file import WeightsFile, read_weights_file
 
-_TORCHVISION = ("roi_heads.box_head.", "roi_heads.box_predictor.")
-"""The beginnings of keys that torchvision's detectors have, and maskrcnn-benchmark's do not."""
+Published = PublishedDetector | TorchvisionFile | PublishedNetwork
+
 _MOST_LISTED = 10
 """Ignored keys that are listed one by one; more of them are counted by their beginnings."""
 
@@ -51,7 +49,7 @@ class Conversion:
     title: str
     """Contents of the file, such as ``Mask R-CNN V-39-FPN, 80 classes``."""
     name: str
-    """The shipped recipe that trains the detector, or timm's name of the network."""
+    """The shipped recipe that trains the detector, ``torchvision:NAME``, or timm's name of the network."""
     folder: Path
     notes: tuple[str, ...] = ()
     """Notes for the user: the input that the weights expect, types that were converted, the licence."""
@@ -78,9 +76,10 @@ def convert_checkpoint(
 ) -> Conversion:
     """Read a published checkpoint and write a folder that loads here.
 
-    Keys and shapes alone identify the contents. A Faster or Mask R-CNN of maskrcnn-benchmark becomes a detector folder
-    (:func:`vovnet.hub.load_detector`). A classifier of VoVNet.pytorch or pytorchcv, a detection backbone, a ResNet in
-    maskrcnn-benchmark's names or a VoVNetV2 of vovnet-detectron2 becomes a timm folder
+    Keys and shapes alone identify the contents, and a checksum those of torchvision's files that have the same ones. A
+    Faster or Mask R-CNN of maskrcnn-benchmark or a detector of torchvision with a feature pyramid becomes a detector
+    folder (:func:`vovnet.hub.load_detector`). A classifier of VoVNet.pytorch or pytorchcv, a detection backbone, a
+    ResNet in maskrcnn-benchmark's names or a VoVNetV2 of vovnet-detectron2 becomes a timm folder
     (``timm.create_model("local-dir:OUT", pretrained=True)`` after ``import vovnet``). The file is a state dict, or
     ``{"model": …}`` with an optimizer and the like beside it, with ``module.`` before all keys or none.
 
@@ -92,7 +91,7 @@ def convert_checkpoint(
             repository in timm's form. Only tensors and plain values are read, so nothing in it can run.
         out: The folder for the result; created if it does not exist.
         overwrite: Replace the files of a folder that is not empty.
-        expect: Name of a recipe or timm model; another content of the file is an error.
+        expect: Name of a recipe or timm model, or ``torchvision:NAME``; another content of the file is an error.
         architecture: How ``config.json`` names a VoVNet: ``timm`` (timm's ``vovnet39a`` with arguments, which also
             loads without this package) or ``vovnet`` (its name in this package). The outputs are equal.
         input: ``bgr255`` folds the input of ``conventions: legacy`` into the first convolution and its norm, and leaves
@@ -112,8 +111,9 @@ def convert_checkpoint(
     wanted = None if expect is None else _expected(expect)
     target, part = None if input is None else named_input(input), check_part(part)
     file = read_weights_file(path)
+    sha256 = sha256_of(file.path)
     try:
-        published = _infer(file, part, target)
+        published = _infer(file, part, target, sha256, wanted)
         if expect is not None and wanted is not None and not _is(published, wanted):
             raise InputError(_is_something_else(published, expect))
         check_cell_anchors(file.tensors)
@@ -125,14 +125,14 @@ def convert_checkpoint(
         raise InputError(f"{path}: {error}") from error
     if file.beside:
         notes.append(f"not read, beside the weights: {', '.join(file.beside)}")
-    licence = published.licence if isinstance(published, PublishedNetwork) else "unknown"
-    source = PublishedFile(file.name, sha256_of(file.path), _full_title(published), published.name, licence)
+    licence = published.licence if isinstance(published, PublishedNetwork) else licence_of(published)
+    source = PublishedFile(file.name, sha256, _full_title(published), published.name, licence)
     with claimed_folder(out, overwrite=overwrite) as folder, scratch_folder(folder) as staged:
         if isinstance(published, PublishedNetwork):
             write_network(staged, published, tensors, source.file)
             notes = [*published.notes, *published.input_notes, *notes]
         else:
-            notes = [*_write_detector(staged, published, tensors), *notes]
+            notes = [*write_detector(staged, published, tensors), *notes]
         describe(staged, staged, source, Description(license=hub_licence(licence), architecture=architecture))
         _move_files(staged, folder)
     notes.append(f"{source.file}, SHA-256 {source.sha256}: {licence_notice(licence)}")
@@ -149,47 +149,21 @@ def _move_files(staged: Path, folder: Path) -> None:
     flush_folder(folder)
 
 
-def _infer(file: WeightsFile, part: Part | None, target: NetworkInput | None) -> PublishedDetector | PublishedNetwork:
+def _infer(
+    file: WeightsFile, part: Part | None, target: NetworkInput | None, sha256: str, wanted: Expected | None
+) -> Published:
     shapes = shapes_of(file.tensors)
     detectron2 = any(key.startswith(BOTTOM_UP) for key in shapes)
-    if part is None and not detectron2 and any(key.startswith(PARTS) for key in shapes):
+    if part is None and not detectron2 and holds_detector([*shapes]):
         if target is not None:
             raise InputError("holds a detector, and --input is for a network: give --part backbone, too")
-        return _infer_detector(shapes)
+        return recognised(shapes, sha256, wanted)
     network = identified(infer_network(shapes, part), file.path)
     # Nobody shall classify RGB images with a network that takes others, so that its classifier is left out.
     return described_by(network if target is None else without_classifier(network), file)
 
 
-def _infer_detector(shapes: Shapes) -> PublishedDetector:
-    if any(key.startswith(_TORCHVISION) for key in shapes):
-        raise InputError(
-            "holds a detector in torchvision's names; those of maskrcnn-benchmark are converted. torchvision's COCO "
-            "files load by their names (--weights or init=torchvision:NAME, which `vovnet weights` lists), and "
-            "--part backbone takes the network of a detector alone"
-        )
-    try:
-        return infer_detector(shapes)
-    except InputError as error:
-        raise InputError(f"{error}; give --part backbone to take its network alone") from error
-
-
-def _write_detector(folder: Path, published: PublishedDetector, tensors: Mapping[str, Tensor]) -> list[str]:
-    detector = fill_detector(published.detector, published.model, tensors)
-    classes = published.model.num_classes
-    save_detector(
-        folder, detector, published.model, coco_categories() if classes == COCO_CLASSES else _numbered(classes)
-    )
-    if classes == COCO_CLASSES:
-        return []
-    return [f"the file does not name its {classes} classes: config.json calls them 1 to {classes}"]
-
-
-def _numbered(classes: int | None) -> list[dict[str, Any]]:
-    return [{"id": i, "name": str(i)} for i in range(1, (classes or 0) + 1)]
-
-
-def _is_something_else(published: PublishedDetector | PublishedNetwork, expect: str) -> str:
+def _is_something_else(published: Published, expect: str) -> str:
     if isinstance(published, PublishedDetector):
         return f"{published.is_not(expect)}; nothing was written"
     hint = ""
@@ -198,8 +172,10 @@ def _is_something_else(published: PublishedDetector | PublishedNetwork, expect: 
     return f"is {_full_title(published)} ({published.name}), not {expect}{hint}; nothing was written"
 
 
-def _expected(expect: str) -> ModelRecipe | str:
-    """The model of a recipe, or timm's name of a network."""
+def _expected(expect: str) -> Expected:
+    """The model of a recipe, a detector of torchvision, or timm's name of a network."""
+    if is_torchvision(expect):
+        return torchvision_detector(expect)
     if expect in recipe_names() or expect.endswith((".yaml", ".yml")):
         return load_recipe(expect).model
     architecture = expect.partition(".")[0]  # without a tag such as .in1k
@@ -210,14 +186,12 @@ def _expected(expect: str) -> ModelRecipe | str:
     raise InputError(f"--expect '{expect}' is neither a recipe nor a timm model; {hint}".rstrip("; "))
 
 
-def _is(published: PublishedDetector | PublishedNetwork, wanted: ModelRecipe | str) -> bool:
-    if isinstance(published, PublishedDetector):
-        return isinstance(wanted, ModelRecipe) and published.has_structure_of(wanted)
-    return published.name == wanted
+def _is(published: Published, wanted: Expected) -> bool:
+    return published.name == wanted if isinstance(published, PublishedNetwork) else is_expected(published, wanted)
 
 
-def _full_title(published: PublishedDetector | PublishedNetwork) -> str:
-    if isinstance(published, PublishedDetector):
+def _full_title(published: Published) -> str:
+    if not isinstance(published, PublishedNetwork):
         return published.full_title
     classes = published.num_classes
     return f"{published.title}, {f'{classes} classes' if classes else 'a backbone without a classifier'}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vovnet.checkpoints.sources import source_of_file
+from vovnet.detection.checkpoints.torchvision_detectors import TorchvisionDetector, metric_name
 from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.training.metrics_log import read_metrics
@@ -69,6 +70,24 @@ def published_metrics(row: PublishedRow) -> tuple[Metrics, ...]:
         )
         for task, (kind, values) in tables.items()
         if values
+    )
+
+
+def torchvision_metrics(source: TorchvisionDetector) -> tuple[Metrics, ...]:
+    """Return the metrics that torchvision states of one of its detectors."""
+    tasks = {"box": "object-detection", "mask": "image-segmentation", "keypoint": "keypoint-detection"}
+    (data, stated), *_ = source.weights.meta["_metrics"].items()
+    named = {metric_name(name): value for name, value in stated.items()}
+    return tuple(
+        Metrics(
+            tasks[name.partition(" ")[0]],
+            data,
+            "coco",
+            {name: value},
+            "torchvision's table, not measured by us",
+            "https://docs.pytorch.org/vision/stable/models.html",
+        )
+        for name, value in named.items()
     )
 
 

@@ -6,6 +6,7 @@ torchvision's own computes with the same weights (torchvision/models/detection).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,11 +151,21 @@ class TorchvisionDetector:
         """Where torch's cache holds the file, or will hold it."""
         return checkpoints_folder() / PurePosixPath(urlsplit(self.weights.url).path).name
 
+    @property
+    def full_name(self) -> str:
+        """The whole name, ``torchvision:NAME.WEIGHTS``."""
+        return f"{TORCHVISION_PREFIX}{self.name}.{self.weights.name}"
+
+    @property
+    def digits(self) -> str:
+        """The beginning of the file's SHA-256, in which the name of the file ends."""
+        return PurePosixPath(urlsplit(self.weights.url).path).stem.rpartition("-")[2]
+
     def __str__(self) -> str:
         """Return the whole name, the published precision and the licence."""
         (data, metrics), *_ = self.weights.meta["_metrics"].items()
         published = ", ".join(f"{metric_name(kind)} {value}" for kind, value in metrics.items())
-        return f"{TORCHVISION_PREFIX}{self.name}.{self.weights.name} ({published} on {data}, as published; {LICENCE})"
+        return f"{self.full_name} ({published} on {data}, as published; {LICENCE})"
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights by our keys; the file is downloaded once, into torch's cache.
@@ -167,15 +178,14 @@ class TorchvisionDetector:
 
     def _fetch(self) -> Path:
         """Return the path of the file, after comparing its SHA-256 with the beginning of it that its name ends in."""
-        digits = PurePosixPath(urlsplit(self.weights.url).path).stem.rpartition("-")[2]
         other = f"{self.model.detector}_vovnet39_fpn"
         return fetch(
             self.weights.url,
             f"its licence: {LICENCE}",
-            name=f"{TORCHVISION_PREFIX}{self.name}.{self.weights.name}",
+            name=self.full_name,
             otherwise=f"take other weights (`vovnet weights` lists them, `vovnet weights check` asks which of them "
             f"answer), or train a detector from ImageNet weights of VoVNet-39 (`vovnet train {other}`)",
-            checksum=Checksum("sha256", digits),
+            checksum=Checksum("sha256", self.digits),
         )
 
 
@@ -225,13 +235,15 @@ def _timm_name(key: str) -> str:
     found = _MOBILENET.fullmatch(key)
     if found is None:
         return key
-    number, layer = int(found[1]), found[3]
-    place = _PLACES[number]
-    if found[2] is None:  # the first and the last convolution
-        name = {"0": "conv" if number else "conv_stem", "1": "bn1"}[layer]
-    elif layer in _EXCITATION:
-        name = _EXCITATION[layer]
-    else:
-        parts = _LAYERS_WITHOUT_EXPANSION if number == 1 else _LAYERS
-        name = parts[int(found[2])][int(layer)]
-    return f"backbone.body.{place}{name}.{found[4]}"
+    with contextlib.suppress(LookupError, ValueError):  # a file may have any key; one of no part keeps its name
+        number, layer = int(found[1]), found[3]
+        place = _PLACES[number]
+        if found[2] is None:  # the first and the last convolution
+            name = {"0": "conv" if number else "conv_stem", "1": "bn1"}[layer]
+        elif layer in _EXCITATION:
+            name = _EXCITATION[layer]
+        else:
+            parts = _LAYERS_WITHOUT_EXPANSION if number == 1 else _LAYERS
+            name = parts[int(found[2])][int(layer)]
+        return f"backbone.body.{place}{name}.{found[4]}"
+    return key

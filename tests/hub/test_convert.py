@@ -28,12 +28,11 @@ from safetensors.torch import load_file
 from support import contents
 from timm.models import save_for_hf
 from torch import Tensor
-from torchvision.models import get_model
 from torchvision.models.detection import FasterRCNN
 from zips import hostile_archives, zipped
 
 from vovnet.checkpoints import sources
-from vovnet.checkpoints.shapes import published_resnet_keys, shapes_of
+from vovnet.checkpoints.shapes import published_resnet_keys
 from vovnet.checkpoints.sources import source_named
 from vovnet.cli import main
 from vovnet.detection.checkpoints.empty import empty_detector
@@ -365,16 +364,6 @@ def test_an_expected_recipe_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: {detector: faster_rcnn, backbone: vovnet57}\n")
     path = save(tmp_path / "f.pth", constant(detector_shapes("faster_rcnn_V_57_FPN_2x")))
     assert "mine.yaml" in refused(path, tmp_path, expect=str(tmp_path / "mine.yaml"))
-
-
-@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
-def test_torchvisions_detectors_load_by_name(name: str, tmp_path: Path) -> None:
-    with torch.device("meta"):
-        shapes = shapes_of(get_model(name, weights=None, weights_backbone=None).state_dict())
-    message = refused(save(tmp_path / "tv.pth", constant(shapes)), tmp_path)
-    assert "init=torchvision:NAME" in message
-    assert "--part backbone" in message
-    assert len(message) < 500 + len(str(tmp_path))
 
 
 def test_a_detector_that_does_not_fit_names_the_way_to_its_backbone(tmp_path: Path) -> None:

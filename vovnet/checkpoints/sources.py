@@ -23,12 +23,17 @@ LICENCE_NOTICES = {
         f"its licence is MIT, Copyright (c) 2018-2026 Oleg Sémery (https://github.com/osmr/imgclsmob); it was "
         f"{_IMAGENET_TERMS}, whose terms are for you to judge"
     ),
+    "bsd-3-clause": (
+        "torchvision's licence is BSD-3-Clause, for its code, and it states none for the weights; they were trained on "
+        "COCO (https://cocodataset.org/#termsofuse), whose terms are for you to judge"
+    ),
     "not-stated": "it states no licence; ask where it comes from",
 }
 """Licence of published weights → what its users should know. ``unknown`` are the files of VoVNet.pytorch and
-maskrcnn-benchmark(-vovnet), ``cc-by-nc-4.0`` those of vovnet-detectron2, ``mit`` those of pytorchcv;
-``not-stated`` is a file whose publisher nothing tells: its names are timm's or torchvision's and it has no
-``config.json``, or they are pytorchcv's and its checksum is unknown, or another project's heads are in it."""
+maskrcnn-benchmark(-vovnet), ``cc-by-nc-4.0`` those of vovnet-detectron2, ``mit`` those of pytorchcv,
+``bsd-3-clause`` torchvision's detectors; ``not-stated`` is a file whose publisher nothing tells: its names are timm's
+or torchvision's and it has no ``config.json``, or they are pytorchcv's or those of torchvision's detectors and its
+checksum is unknown, or another project's heads are in it."""
 
 WITHOUT_LICENCE = frozenset({"unknown", "not-stated"})
 """The keys of :data:`LICENCE_NOTICES` that are no licence."""

@@ -23,7 +23,7 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(help="Folder for config.json and model.safetensors.")],
     expect: Annotated[
-        str | None, typer.Option("--expect", help="Name of the recipe or timm model that the file must hold.")
+        str | None, typer.Option("--expect", help="Recipe, timm model or torchvision:NAME that the file must hold.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in OUT.")] = False,
     input: Annotated[
