@@ -166,9 +166,10 @@ def published_classifier_metrics(
 
 def _measured_part(run: Recipe) -> str:
     """Return which data a run was evaluated on: the names of the annotation files, without their folders."""
-    train, val = ([source.annotations for source in sources] for sources in (run.data.train, run.data.val))
-    kind = "training data itself" if val and set(val) <= set(train) else "validation data"
-    return ", ".join([kind, *(re.split(r"[/\\]", path)[-1] for path in val)])
+    train, val = run.data.train, run.data.val
+    kind = "training data itself" if val and all(source in train for source in val) else "validation data"
+    names = [re.split(r"[/\\]", source.labels)[-1] + (f" ({source.split})" if source.split else "") for source in val]
+    return ", ".join([kind, *names])
 
 
 def _is_class_row(entry: object) -> bool:

@@ -13,7 +13,7 @@ import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin
 
 import pydantic.dataclasses
 from pydantic import (
@@ -279,6 +279,8 @@ def shown(value: object) -> str:
     """Return a value as a recipe would write it, shortened where it is long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, ArgsKwargs):
+        value = value.kwargs or {}
     try:
         return reprlib.repr(value)
     except ValueError:  # an integer of thousands of digits
@@ -295,5 +297,6 @@ def _fields_at(schema: Any, path: Sequence[str | int]) -> Mapping[Any, Any]:
     for name in path:
         if isinstance(name, str):
             annotation = schema.__pydantic_fields__[name].annotation
-            schema = next((cls for cls in get_args(annotation) if isinstance(cls, type)), annotation)
+            inside = (get_args(one)[0] if get_origin(one) is Annotated else one for one in get_args(annotation))
+            schema = next((cls for cls in inside if isinstance(cls, type)), annotation)
     return getattr(schema, "__pydantic_fields__", {})

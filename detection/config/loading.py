@@ -54,8 +54,14 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain data, as checkpoints store it."""
-    return dataclasses.asdict(recipe)
+    """Return the recipe as plain data, as checkpoints store it. Sources of data have the keys that they use."""
+    values = dataclasses.asdict(recipe)
+    for split in ("train", "val"):
+        sources = values["data"][split]
+        values["data"][split] = [
+            {key: one for key, one in source.items() if one not in (None, "")} for source in sources
+        ]
+    return values
 
 
 def flat_recipe(recipe: Recipe) -> dict[str, Any]:

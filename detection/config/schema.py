@@ -17,6 +17,8 @@ from vovnet.adapters.norms import FpnNorm, Norm
 from vovnet.detection.config.detectors import DetectorName
 from vovnet.detection.config.fields import AUTO as AUTO
 from vovnet.detection.config.fields import Arguments, BatchSize, Flag, Integer, Number, PathText, Text, recipe_part
+from vovnet.detection.config.sources import DataSource as DataSource
+from vovnet.detection.config.sources import PathOrSource
 
 ConventionName = Literal["torchvision", "legacy"]
 
@@ -194,22 +196,13 @@ SETTINGS = {
 
 
 @recipe_part("data")
-class DataSource:
-    """One annotation file and the folder that its ``file_name`` entries are relative to."""
-
-    images: PathText
-    """Folder of images."""
-    annotations: PathText
-    """COCO file of annotations."""
-
-
-@recipe_part("data")
 class DataRecipe:
     """The data for training and evaluation, and how images are varied."""
 
-    train: list[DataSource] = field(default_factory=list)
-    """Training data: a list of ``{images: FOLDER, annotations: FILE.json}``."""
-    val: list[DataSource] = field(default_factory=list)
+    train: list[PathOrSource] = field(default_factory=list)
+    """Training data: a list of ``{images: FOLDER, annotations: FILE.json}``, of ``{yolo: data.yaml}``, of
+    ``{voc: FOLDER}`` or of folders whose format is found out (docs/data.md)."""
+    val: list[PathOrSource] = field(default_factory=list)
     """Validation data in the same form. Without any, nothing is evaluated and the last weights are published."""
     keep_empty: Flag = True
     """Keep training images without objects."""

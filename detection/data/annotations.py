@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from vovnet.detection.config.categories import MOST_KEYPOINTS, keypoint_problem, numbered_keypoints, plain_category
 from vovnet.detection.config.schema import Category
 from vovnet.detection.data.fields import whole_number
+from vovnet.detection.formats.labels import Places, Problem
 from vovnet.errors import InputError, is_text, reason, shown
 from vovnet.folders.home import expand_home
 
@@ -32,6 +33,12 @@ class AnnotationFile:
     categories: list[Category]
     unsound_keypoints: dict[int, str] = field(default_factory=dict)
     """Category id to what is wrong with its keypoints or skeleton, which are not used then."""
+    problems: list[Problem] = field(default_factory=list)
+    """What the reader of another format could not use."""
+    places: Places | None = None
+    """Where annotations stand in files of another format."""
+    notes: list[str] = field(default_factory=list)
+    """Facts that the reader of another format found, a line each."""
 
     @property
     def has_masks(self) -> bool:

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 
 from vovnet.detection.config.categories import mirror_order
 from vovnet.detection.config.schema import Category, DataSource
-from vovnet.detection.data.annotations import AnnotationFile, read_annotations
+from vovnet.detection.data.annotations import AnnotationFile
 from vovnet.detection.data.category_names import join_categories, match_categories
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject, labelled_keypoints, renumber
 from vovnet.detection.data.ground_truth import ground_truth_of
@@ -25,6 +25,7 @@ from vovnet.detection.data.masks import Segmentation, decode_masks
 from vovnet.detection.data.object_sizes import ObjectSizes
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
+from vovnet.detection.data.sources import SourceFile, read_source, take_ids
 from vovnet.detection.data.validation import check_content, check_keypoint_names
 from vovnet.errors import InputError
 from vovnet.images.folder import ImageFolder
@@ -92,19 +93,21 @@ class CocoDataset(Dataset[Any]):
         self.training, self.channels, self.max_pixels = training, channels, max_pixels
         self.keypoints = self.wants_keypoints = keypoints
         self.dropped = DataReport()
-        self._files = [source.annotations for source in sources]
+        self._files: list[str] = []
         known: dict[int, tuple[Category, str]] = {}
         images: list[CheckedImage] = []
         origins: list[tuple[int, int]] = []
         any_masks = False
-        for number, source in enumerate(sources):
-            content = read_annotations(source.annotations)
+        for file in (one for source in sources for one in read_source(source, "train" if training else "val")):
+            content = file.content
             if keypoints and (training or content.has_keypoints):
                 check_keypoint_names(content, self.dropped)
-            join_categories(known, content.categories, source.annotations, keypoints)
-            found = self._check(content, source, masks)
+            take_ids(file, [*(categories or ()), *(category for category, _ in known.values())])
+            join_categories(known, content.categories, file.name, keypoints)
+            found = self._check(file, masks)
             any_masks = any_masks or any(one.segmentation for image in found for one in image.objects)
-            origins += [(number, image.image_id) for image in found]
+            origins += [(len(self._files), image.image_id) for image in found]
+            self._files.append(file.name)
             renumber(found, {image.image_id for image in images})
             images += found
         self.masks = masks and (any_masks or training)
@@ -126,17 +129,17 @@ class CocoDataset(Dataset[Any]):
         self.ground_truth = None if training else ground_truth_of(used, self.categories, self.masks, count)
         self._pack(used, count)
 
-    def _check(self, content: AnnotationFile, source: DataSource, masks: bool) -> list[CheckedImage]:
+    def _check(self, file: SourceFile, masks: bool) -> list[CheckedImage]:
         report = self.dropped
-        report.annotation_files.append(str(source.annotations))
+        report.annotation_files.append(file.name)
         if masks and not self.training:
-            masks = content.has_masks
-        found = self._usable(content, ImageFolder(source.images), masks)
+            masks = file.content.has_masks
+        found = self._usable(file.content, file.folder, masks)
         for kind in sorted(LOST_IMAGE) if not self.training else ():
             if kind in report.problems:
                 examples = example_names(report.examples[kind], len(report.problems[kind]))
                 raise InputError(
-                    f"{source.annotations}: {KINDS[kind].text}: {examples}; an evaluation needs every image, "
+                    f"{file.name}: {KINDS[kind].text}: {examples}; an evaluation needs every image, "
                     "`vovnet check-data` lists what is wrong"
                 )
         return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vovnet.detection.formats.labels import Places
 from vovnet.errors import shown
 from vovnet.images.reading import example_names
 
@@ -28,11 +29,14 @@ KINDS: dict[str, Kind] = {
     "duplicate_image_id": Kind("image id that an earlier image has", "image", "left out"),
     "path_outside": Kind("file_name that leaves the folder of images", "image", "left out"),
     "missing_image": Kind("missing image file", "image", "left out"),
+    "label_file": Kind("file of labels that is missing or cannot be read", "image", "left out with its image"),
     "no_size": Kind("image entry without a whole-number width and height", "image", "kept, size read from the file"),
     "narrow_image": Kind("image more than 200 times as long as wide", "image", "kept, evaluation may refuse it"),
     "unreadable_image": Kind("unreadable or truncated image", "image", "left out, when it is met"),
     "size_differs": Kind("width and height that are not the image's", "image", "left out, when it is met"),
     "exif_stored": Kind("EXIF rotation that width and height do not follow", "image", "kept, not rotated"),
+    "bad_line": Kind("line of labels that is malformed", "annotation", "left out"),
+    "bad_shape": Kind("shape that is neither a box nor a polygon", "annotation", "left out"),
     "annotation_entry": Kind("annotation that is not an object", "annotation", "left out"),
     "annotation_id": Kind("annotation id that is not a whole number", "annotation", "kept, id not used"),
     "duplicate_annotation_id": Kind("annotation id that an earlier annotation has", "annotation", "kept, id not used"),
@@ -42,6 +46,7 @@ KINDS: dict[str, Kind] = {
     "ignore_set": Kind("ignore that is not 0", "annotation", "kept, ignore not used"),
     "bad_box": Kind("box that is not four finite numbers", "annotation", "left out"),
     "normalized_box": Kind("box in 0..1, where pixels are expected", "annotation", "left out"),
+    "pixel_box": Kind("box in pixels, where 0..1 is expected", "annotation", "left out"),
     "empty_box": Kind("box with zero or negative width or height", "annotation", "left out"),
     "box_outside": Kind("box entirely outside the image", "annotation", "left out"),
     "box_partly_outside": Kind("box partly outside the image", "annotation", "clipped"),
@@ -69,7 +74,9 @@ KINDS: dict[str, Kind] = {
 EXAMPLES = 5
 """Number of problems of each kind that a report shows in detail."""
 
-LOST_IMAGE = frozenset({"image_entry", "duplicate_image_id", "path_outside", "missing_image", "unreadable_image"})
+LOST_IMAGE = frozenset(
+    {"image_entry", "duplicate_image_id", "path_outside", "missing_image", "label_file", "unreadable_image"}
+)
 """Kinds that make an image unusable before it is decoded (``unreadable_image`` if its size is read from the file)."""
 
 
@@ -94,6 +101,8 @@ class DataReport:
     """Kind (a key of ``KINDS``) to the ids of its images or annotations; ``#n`` is entry n, which has no id."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Kind to what is wrong with the first few, such as the path that was looked for. Not every kind has them."""
+    places: Places | None = None
+    """Where the annotations of the file that is being checked stand, if its format is not COCO's."""
     notes: list[str] = field(default_factory=list)
     """Facts to know that are not problems, a line each."""
     dropped_images: int = 0
@@ -115,9 +124,18 @@ class DataReport:
         """
         ids = self.problems.setdefault(kind, [])
         ids.append(entry_id)
-        if example and len(ids) <= EXAMPLES:
-            text = example if isinstance(example, str) else example()
-            self.examples.setdefault(kind, []).append(f"{KINDS[kind].of} {shown(entry_id)}: {text}")
+        if len(ids) > EXAMPLES:
+            return
+        parts = [f"{KINDS[kind].of} {shown(entry_id)}", self._place(kind, entry_id)]
+        parts.append(example if isinstance(example, str) else example())
+        if any(parts[1:]):
+            self.examples.setdefault(kind, []).append(": ".join(filter(None, parts)))
+
+    def _place(self, kind: str, entry_id: int | str) -> str:
+        """Return where an annotation stands, or nothing if its file is COCO's."""
+        if self.places is None or KINDS[kind].of != "annotation" or not isinstance(entry_id, int):
+            return ""
+        return shown(self.places[entry_id])
 
     def table(self, examples: int = EXAMPLES) -> str:
         """Return an overview and a row for each kind of problem, with the first ids, as text of several lines.

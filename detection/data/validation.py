@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.schema import Category, DataSource
 from vovnet.detection.data import fields
 from vovnet.detection.data.annotation_rules import AnnotationRules, are_normalized
-from vovnet.detection.data.annotations import AnnotationFile, has_segmentation, name_keypoints, read_annotations
+from vovnet.detection.data.annotations import AnnotationFile, has_segmentation, name_keypoints
 from vovnet.detection.data.checked_images import CheckedImage, check_images, identity
-from vovnet.detection.data.report import DataReport
+from vovnet.detection.data.report import KINDS, DataReport
+from vovnet.detection.data.sources import SourceFile, read_source
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import shown
 from vovnet.images.folder import ImageFolder
@@ -37,23 +38,49 @@ def check_data(
     Raises:
         InputError: The folder is missing, or the file is not COCO JSON at all.
     """
-    content = read_annotations(annotations)
-    report = DataReport([str(annotations)])
+    source = DataSource(images=str(images), annotations=str(annotations))
+    return check_source(source, decode=decode, max_pixels=max_pixels, progress=progress)[0]
+
+
+def check_source(
+    source: DataSource, *, decode: bool = True, max_pixels: int | None = None, progress: bool = False
+) -> list[DataReport]:
+    """Look for everything that is wrong with the data of a source, of any format.
+
+    Arguments are those of :func:`check_data`.
+
+    Returns:
+        A report for each file; most sources have one.
+
+    Raises:
+        InputError: The data as a whole cannot be used.
+    """
+    return [
+        check_file(file, decode=decode, max_pixels=max_pixels, progress=progress)[0] for file in read_source(source)
+    ]
+
+
+def check_file(
+    file: SourceFile, *, decode: bool = True, max_pixels: int | None = None, progress: bool = False
+) -> tuple[DataReport, list[CheckedImage]]:
+    """Return the report of a file and its usable images. Arguments are those of :func:`check_data`."""
+    content, name = file.content, file.name
+    report = DataReport([name], notes=list(content.notes))
     keypoints = content.has_keypoints
     if keypoints:
         check_keypoint_names(content, report)
-    checked = check_content(content, ImageFolder(images), content.has_masks, report, keypoints=keypoints)
+    checked = check_content(content, file.folder, content.has_masks, report, keypoints=keypoints)
     _check_names(content.categories, report)
     if keypoints and not report.keypoints:
-        report.add("no_usable_keypoint", str(annotations))
+        report.add("no_usable_keypoint", name)
     if not _has_objects(checked):
-        boxes = check_content(content, ImageFolder(images), False, DataReport())
-        report.add("no_usable_mask" if _has_objects(boxes) else "no_objects", str(annotations))
+        boxes = check_content(content, file.folder, False, DataReport())
+        report.add("no_usable_mask" if _has_objects(boxes) else "no_objects", name)
     elif not content.has_masks:
         report.notes.append("no annotation has a segmentation; a detector of masks cannot be trained on this file")
     for image in progress_bar(checked if decode else (), "check", "image", shown=progress):
         _check_pixels(image, max_pixels, report)
-    return report
+    return report, checked
 
 
 def _has_objects(images: Sequence[CheckedImage]) -> bool:
@@ -123,6 +150,14 @@ def check_content(
             without a sound mask.
         keypoints: If True, read keypoints. An annotation without sound ones is used as an object without any.
     """
+    report.places = content.places
+    for problem in content.problems:
+        report.add(*problem)
+        of_image = KINDS[problem.kind].of == "image"
+        report.images += of_image
+        report.dropped_images += of_image
+        report.annotations += not of_image
+        report.dropped_annotations += not of_image
     images, lost = check_images(content.images, folder, report)
     names = {category["id"]: category["name"] for category in content.categories}
     for name in names.values():

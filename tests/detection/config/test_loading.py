@@ -63,7 +63,7 @@ def test_a_file_that_names_nothing_is_the_defaults(tmp_path: Path) -> None:
         ("solver.max_iterations=1.5", "solver.max_iterations"),
         ("model.min_size=null", "model.min_size"),
         ("solver=3", "solver"),
-        ("data.val=[{images: a}]", "missing key 'data.val[0].annotations'"),
+        ("data.val=[{images: a}]", "data.val[0]: expected one of the keys annotations, coco, yolo"),
         ("data.val=[{images: a, annotations: b, more: c}]", "unknown key 'data.val[0].more'"),
         ("data.val=[{images: a", "not valid YAML"),
         ("base_lr", "expected key=value"),

@@ -219,7 +219,7 @@ arguments = st.dictionaries(storable, st.one_of(plain, st.lists(plain, max_size=
 def test_any_text_comes_back_from_yaml(tmp_path: Path, text: str, backbone_args: dict[str, Any]) -> None:
     recipe = Recipe(
         model=ModelRecipe(backbone_args=copy.deepcopy(backbone_args)),
-        data=DataRecipe(train=[DataSource(images=text, annotations=text)]),
+        data=DataRecipe(train=[DataSource(images=text or "a", annotations=text or "a")]),
         init=text,
     )
     path = tmp_path / "mine.yaml"
