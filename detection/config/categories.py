@@ -23,6 +23,11 @@ def plain_category(entry: Mapping[str, Any], keypoints: bool = True) -> Category
     return category
 
 
+def plain_categories(categories: Iterable[Category]) -> list[Category]:
+    """Return categories of plain values, which can be compared and stored."""
+    return [plain_category(entry) for entry in categories]
+
+
 def numbered_keypoints(count: int) -> list[str]:
     """Return names for keypoints that have none."""
     return [f"point {position}" for position in range(1, count + 1)]

@@ -18,16 +18,15 @@ from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import recipe_to_yaml
 from vovnet.detection.config.schema import AUTO, DataRecipe, Recipe
 from vovnet.detection.config.validation import check_recipe
-from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.collation import Batch
-from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.failures import loader_failures
 from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
-from vovnet.detection.data.user_transforms import Transforms, VariedDataset, check_transforms, name_of
+from vovnet.detection.data.user_transforms import Transforms, name_of
 from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import check_number_type
+from vovnet.detection.training.announcement import announce
 from vovnet.detection.training.background_log import logs_of, open_logs
 from vovnet.detection.training.batch_memory import with_reference_batch
 from vovnet.detection.training.batch_sheet import checked_sheet_path, write_batch_sheet
@@ -35,10 +34,10 @@ from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFil
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.compiling import uncompiled
 from vovnet.detection.training.curves import plot_curves
+from vovnet.detection.training.datasets import datasets_of, with_transforms
 from vovnet.detection.training.environment_file import write_environment
 from vovnet.detection.training.length import with_iterations
 from vovnet.detection.training.limits import warn_of_training_limits
-from vovnet.detection.training.optimizer import scaled_learning_rate
 from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import TrainingRules, rules_of
 from vovnet.detection.training.run import Run, save_if_best, save_run
@@ -123,9 +122,9 @@ def train(
         automatic, recipe = recipe.solver.batch_size is AUTO, with_reference_batch(recipe)
         rules.check_training(recipe, claim.resumes)
         with distributed.patience():
-            train_dataset, val_dataset = _datasets(recipe, rules, train_dataset, val_dataset)
+            train_dataset, val_dataset = datasets_of(recipe, rules, train_dataset, val_dataset)
             if transforms is not None:
-                train_dataset = _varied(recipe, rules, train_dataset, transforms)
+                train_dataset = with_transforms(recipe, rules, train_dataset, transforms)
         recipe = with_iterations(recipe, len(train_dataset))
         if recipe.solver.patience is not None and val_dataset is None:
             raise InputError("solver.patience: it needs data.val to evaluate; give both or neither")
@@ -148,7 +147,7 @@ def train(
             write_text(output / "recipe.yaml", recipe_to_yaml(run.recipe))
             write_environment(run)
             all_callbacks = [*_own_callbacks(run, progress), *logs, *callbacks]
-            _announce(run, train_dataset, val_dataset)
+            announce(run, train_dataset, val_dataset)
         if (sizes := sizes_of(train_dataset)) is not None:
             run.median_object = sizes.median
             if distributed.rank() == 0:
@@ -263,65 +262,6 @@ def _kept_ap(run: Run) -> float:
     return float(run.metrics[kind if kind in run.metrics else "bbox"]["AP"])
 
 
-def _datasets(
-    recipe: Recipe, rules: TrainingRules, train_dataset: DetectionDataset | None, val_dataset: DetectionDataset | None
-) -> tuple[DetectionDataset, DetectionDataset | None]:
-    facts = DETECTORS[recipe.model.detector]
-    masks, keypoints = facts.needs_masks, facts.needs_keypoints
-    data, channels = recipe.data, recipe.model.in_chans
-    if train_dataset is not None:
-        train_dataset = checked(
-            train_dataset, "train_dataset", channels=channels, needs_masks=masks, needs_keypoints=keypoints
-        )
-    if val_dataset is not None:
-        val_dataset = checked(val_dataset, "val_dataset", channels=channels)
-    if train_dataset is None:
-        if not data.train:
-            raise InputError(
-                "data.train: no training data; give it as data.train=[{images: FOLDER, annotations: FILE.json}]"
-            )
-        train_dataset = rules.dataset_class(
-            data.train,
-            masks=masks,
-            training=True,
-            keep_empty=data.keep_empty,
-            channels=channels,
-            max_pixels=data.max_pixels,
-            keypoints=keypoints,
-            min_keypoints=data.min_keypoints,
-        )
-    if val_dataset is None and data.val:
-        val_dataset = CocoDataset(
-            data.val,
-            masks=masks,
-            training=False,
-            channels=channels,
-            max_pixels=data.max_pixels,
-            keypoints=keypoints,
-            categories=train_dataset.categories,
-        )
-    if len(train_dataset) == 0:
-        raise InputError("data.train: the dataset has no usable images; run `vovnet check-data` on it")
-    return train_dataset, val_dataset
-
-
-def _varied(
-    recipe: Recipe, rules: TrainingRules, dataset: DetectionDataset, transforms: Transforms
-) -> DetectionDataset:
-    """Return the training data with the user's transforms, after they have been tried."""
-    if not rules.takes_transforms:
-        raise InputError(
-            f"transforms: model.conventions={recipe.model.conventions} has none but the reference's; leave them out "
-            "or set model.conventions=torchvision"
-        )
-    masks = DETECTORS[recipe.model.detector].needs_masks
-    varied = VariedDataset(
-        checked(dataset, "data.train", channels=recipe.model.in_chans, needs_masks=masks), transforms
-    )
-    check_transforms(varied, recipe.data.workers)
-    return varied
-
-
 def _plot(run: Run) -> None:
     """Write ``curves.png`` if anything has been logged."""
     log = run.output / "metrics.jsonl"
@@ -337,22 +277,3 @@ def _own_callbacks(run: Run, progress: bool) -> list[Callback]:
     if progress:
         own.append(BestEffort(ProgressBar(), "the progress bar"))
     return own
-
-
-def _announce(run: Run, train_dataset: DetectionDataset, val_dataset: DetectionDataset | None) -> None:
-    solver, model = run.recipe.solver, run.recipe.model
-    parameters = sum(parameter.numel() for parameter in run.detector.parameters()) / 1e6
-    lines = [
-        f"{DETECTORS[model.detector].title} with {model.backbone}: {parameters:.1f} M parameters, "
-        f"{model.num_classes} classes, on {run.device} × {distributed.world_size()}, autocast {solver.amp}",
-        f"data: {len(train_dataset)} training images, {0 if val_dataset is None else len(val_dataset)} for validation",
-        f"learning rate {scaled_learning_rate(solver):g} = {solver.base_lr:g} × {solver.batch_size} images / "
-        f"{solver.reference_batch_size}; {solver.max_iterations} iterations of {solver.batch_size} images "
-        f"({solver.max_iterations * solver.batch_size / len(train_dataset):.1f} epochs)",
-    ]
-    for name, dataset in (("data", train_dataset), ("validation data", val_dataset)):
-        if dropped := getattr(dataset, "dropped_summary", None):
-            lines.append(f"{name} left out: {dropped}")
-    if run.iteration:
-        lines.append(f"resumed after iteration {run.iteration}")
-    say("\n".join(lines))

@@ -1,9 +1,9 @@
-"""Prepare a training run: build its parts, or restore them from ``last.pt``."""
+"""Prepare a training run: build its parts, whose state :mod:`.resuming` restores from ``last.pt``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,41 +17,22 @@ from torch.optim.swa_utils import AveragedModel
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.initialize import load_matching, network_text
-from vovnet.detection.config.categories import keypoint_count, plain_category
+from vovnet.detection.config.categories import keypoint_count, plain_categories
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
 from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.batch_memory import with_passes_that_fit
 from vovnet.detection.training.box_loss import set_box_loss
 from vovnet.detection.training.compiling import compile_backbone
 from vovnet.detection.training.iteration import autocast
+from vovnet.detection.training.resuming import check_same_run, check_same_transforms, load_everywhere, restore_run
 from vovnet.detection.training.rules import TrainingRules
 from vovnet.detection.training.run import Run
-from vovnet.detection.training.state import load_state, restore_random_state
 from vovnet.errors import InputError
 from vovnet.memory import has_osa_blocks, memory_efficient
 from vovnet.ops.build import loader as kernels
 from vovnet.processes.devices import computes_with_bf16
 from vovnet.terminal.streams import echo
-
-STATE_KEYS = {
-    "recipe",
-    "categories",
-    "iteration",
-    "best",
-    "model",
-    "ema",
-    "optimizer",
-    "schedule",
-    "scaler",
-    "random",
-    "processes",
-}
-"""Keys of ``last.pt`` beside its format."""
-
-FREE_ON_RESUME = {"log", "data.timeout", "data.workers", "solver.max_iterations", "solver.patience"}
-"""Keys of a recipe that may change when a run is resumed, because they do not change the losses."""
 
 
 def prepare(
@@ -75,13 +56,13 @@ def prepare(
     _check_batch_size(recipe)
     _check_norms(recipe.model, device)
     recipe = _with_precision(_with_classes(recipe, categories), device)
-    state = _load_everywhere(output / "last.pt", categories) if resume else None
+    state = load_everywhere(output / "last.pt", categories) if resume else None
     if state is not None:
         if automatic:
             passes = int(state["recipe"]["solver"]["accumulate"])
             recipe = replace(recipe, solver=replace(recipe.solver, accumulate=passes))
-        _check_same_run(recipe, state, output)
-        _check_same_transforms(transforms, state.get("transforms"))
+        check_same_run(recipe, state, output)
+        check_same_transforms(transforms, state.get("transforms"))
     torch.manual_seed(recipe.solver.seed)
     if recipe.solver.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it for cuBLAS
@@ -103,7 +84,7 @@ def prepare(
         device=device,
         detector=detector,
         wrapped=wrapped,
-        categories=_plain(categories),
+        categories=plain_categories(categories),
         optimizer=optimizer,
         schedule=rules.build_schedule(optimizer, recipe.solver),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.solver.amp == "fp16"),
@@ -113,7 +94,7 @@ def prepare(
     # Each process samples its own anchors and boxes.
     torch.manual_seed(recipe.solver.seed + distributed.rank())
     if state is not None:
-        _restore(run, state)
+        restore_run(run, state)
     return run
 
 
@@ -206,117 +187,6 @@ def _with_precision(recipe: Recipe, device: torch.device) -> Recipe:
     return replace(recipe, solver=replace(recipe.solver, amp=amp))
 
 
-def _load_everywhere(path: Path, categories: Sequence[Category]) -> dict[str, Any]:
-    """Read the checkpoint in every process.
-
-    Raises:
-        InputError: in every process, if one cannot read it or reads that of another iteration than rank 0.
-    """
-    state: dict[str, Any] = {}
-    problem = None
-    try:
-        state = _load_whole_state(path, categories)
-    except InputError as error:
-        problem = str(error)
-    found = distributed.gather((problem, state.get("iteration")))
-    for rank, (problem, iteration) in enumerate(found):
-        if rank and found[0][0] is None and (problem is not None or iteration != found[0][1]):
-            problem = problem or f"checkpoint '{path}': of iteration {iteration}, that of rank 0 is of {found[0][1]}"
-            problem += f" (rank {rank}; all machines must see the same folder)"
-        if problem is not None:
-            raise InputError(problem)
-    return state
-
-
-def _load_whole_state(path: Path, categories: Sequence[Category]) -> dict[str, Any]:
-    state = load_state(path)
-    missing = sorted(STATE_KEYS - state.keys())
-    if missing:
-        raise InputError(
-            f"checkpoint '{path}': it has no {', '.join(missing)}, so no run can be resumed from it (best.pt has only "
-            "weights); start a new run from these weights with init=RUN"
-        )
-    if _plain(state["categories"]) != _plain(categories):
-        raise InputError(
-            f"checkpoint '{path}': the run was trained on categories {_names(state['categories'])}, the data has "
-            f"{_names(categories)}; resume with the run's own data"
-        )
-    return state
-
-
-def _plain(categories: Iterable[Category]) -> list[Category]:
-    return [plain_category(entry) for entry in categories]
-
-
-def _names(categories: Iterable[Category]) -> str:
-    names = [str(entry["name"]) for entry in categories]
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-
-
-def _check_same_run(recipe: Recipe, state: Mapping[str, Any], output: Path) -> None:
-    saved = _flat(recipe_to_dict(recipe_from_dict(state["recipe"], f"checkpoint '{output / 'last.pt'}'")))
-    asked = _flat(recipe_to_dict(recipe))
-    # The learning rates of a cosine depend on the number of iterations, and so does the end of the mosaics.
-    by_length = recipe.solver.schedule == "cosine" or (recipe.data.mosaic and recipe.data.mosaic_off)
-    free = FREE_ON_RESUME - ({"solver.max_iterations"} if by_length else set())
-    changed = [
-        f"{key} (was {saved.get(key)}, now {asked.get(key)})"
-        for key in sorted(saved.keys() | asked.keys())
-        if saved.get(key) != asked.get(key) and key not in free and key.split(".")[0] not in free
-    ]
-    if changed:
-        raise InputError(
-            f"--resume: the recipe differs from the run's in {'; '.join(changed)}; "
-            f"resume with {output / 'recipe.yaml'}, or start a new run in another folder"
-        )
-    if state["processes"] != distributed.world_size() and distributed.rank() == 0:
-        echo(
-            f"resume: {distributed.world_size()} processes instead of {state['processes']}: the run continues, but its "
-            "losses will differ from those of an uninterrupted run"
-        )
-
-
-def _check_same_transforms(asked: str | None, saved: str | None) -> None:
-    """Refuse to resume with other transforms of the user's own; runs of earlier versions had none."""
-    if asked != saved:
-        raise InputError(
-            f"--resume: the run's own transforms were {saved or 'none'}, now they are {asked or 'none'}; give the same "
-            "--transforms (transforms=… in Python), or start a new run in another folder"
-        )
-
-
-def _restore(run: Run, state: Mapping[str, Any]) -> None:
-    try:
-        run.detector.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        if run.ema is not None:
-            run.ema.load_state_dict(state["ema"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(
-            f"checkpoint '{run.output / 'last.pt'}': it belongs to another model ({' '.join(lines[:3])[:300]}); "
-            "resume with the run's own recipe.yaml"
-        ) from error
-    run.scaler.load_state_dict(state["scaler"])
-    run.iteration = int(state["iteration"])
-    run.saved = run.iteration
-    run.best = float(state["best"])
-    # Checkpoints of earlier versions do not tell; then an evaluation of this iteration is repeated.
-    run.evaluated = int(state.get("evaluated", 0))
-    run.reference, run.stale = float(state.get("reference", run.best)), int(state.get("stale", 0))
-    run.metrics = dict(state.get("metrics", {}))
-    run.loggers = {name: dict(names) for name, names in state.get("loggers", {}).items()}
-    run.seconds_before = float(state.get("seconds", 0.0))
-    run.schedule.last_epoch = int(state["schedule"]["last_epoch"])
-    for group, base, factor in zip(
-        run.optimizer.param_groups, run.schedule.base_lrs, run.schedule.lr_lambdas, strict=True
-    ):
-        group["lr"] = base * factor(run.schedule.last_epoch)
-    states = state["random"]
-    if distributed.rank() < len(states):
-        restore_random_state(states[distributed.rank()])
-
-
 def _moving_average(detector: nn.Module, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
@@ -327,10 +197,3 @@ def _moving_average(detector: nn.Module, decay: float | None) -> AveragedModel |
         torch._foreach_lerp_(kept, current, 1 - min(decay, (1 + done) / (10 + done)))
 
     return AveragedModel(detector, multi_avg_fn=average)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
-    return flat

@@ -118,7 +118,7 @@ def test_a_run_outlives_the_terminal_of_its_progress_bar(
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(engine, "_announce", lambda *arguments: monkeypatch.setattr(sys, "stderr", Gone()))
+    monkeypatch.setattr(engine, "announce", lambda *arguments: monkeypatch.setattr(sys, "stderr", Gone()))
     assert run_to(tmp_path, progress=True) == [1, 2, 3]
 
 

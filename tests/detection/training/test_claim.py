@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from vovnet.detection import distributed
-from vovnet.detection.training import preparation
 from vovnet.detection.training.claim import Resume, claimed_run, resume_mode
 from vovnet.errors import InputError
 
@@ -110,20 +109,3 @@ def test_other_processes_follow_the_first(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(distributed, "from_main", lambda value: ("--output: not empty", False))
     with pytest.raises(InputError, match="--output"):
         outcome(tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("others", "named"),
-    [
-        ([(None, 7), ("checkpoint 'last.pt': no such file", None)], "no such file.*rank 1.*same folder"),
-        ([(None, 7), (None, 7), (None, 5)], "iteration 5.*rank 2.*same folder"),
-        ([("checkpoint 'last.pt': damaged", None), ("checkpoint 'last.pt': damaged", None)], "damaged$"),
-    ],
-)
-def test_every_process_hears_of_a_checkpoint_that_one_cannot_read(
-    monkeypatch: pytest.MonkeyPatch, others: list[tuple[str | None, int | None]], named: str
-) -> None:
-    monkeypatch.setattr(preparation, "_load_whole_state", lambda path, categories: {"iteration": 7})
-    monkeypatch.setattr(distributed, "gather", lambda value: others)
-    with pytest.raises(InputError, match=named):
-        preparation._load_everywhere(Path("last.pt"), [])

@@ -1,13 +1,10 @@
-"""The training loop: its step against sums done by hand, and runs that stop, go on, repeat and fail."""
+"""The training loop: runs that stop, go on, repeat and fail."""
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 import multiprocessing
 import os
-import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +15,6 @@ import pytest
 import tiny_runs
 import torch
 from tiny_runs import losses_of
-from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
@@ -28,8 +24,7 @@ from vovnet.detection.config.schema import DataRecipe, LogRecipe, Recipe, Solver
 from vovnet.detection.data.failures import LoaderError
 from vovnet.detection.training.callbacks import Callback
 from vovnet.detection.training.engine import train
-from vovnet.detection.training.iteration import NonFiniteLossError, step
-from vovnet.detection.training.optimizer import build_optimizer, build_schedule
+from vovnet.detection.training.iteration import NonFiniteLossError
 from vovnet.detection.training.run import RUN_FILES, Run
 from vovnet.detection.training.signals import TrainingInterrupted
 from vovnet.errors import InputError
@@ -156,47 +151,6 @@ def test_overwriting_leaves_nothing_of_the_former_run(finished: Path, tmp_path: 
     assert (run / "model.safetensors").exists()
 
 
-def test_resuming_with_another_recipe_names_the_difference(finished: Path) -> None:
-    data: dict[str, Any] = {"train_dataset": Squares(), "progress": False, "resume": True}
-    with pytest.raises(InputError, match=r"solver\.momentum \(was 0\.9, now 0\.5\)"):
-        train(tiny_recipe(ema=0.9, momentum=0.5), finished, **data)
-    other = tiny_recipe(ema=0.9)
-    with pytest.raises(InputError, match=r"model\.backbone"):
-        train(replace(other, model=replace(other.model, backbone="resnet10t")), finished, **data)
-
-
-def test_resuming_without_a_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--auto-resume"):
-        train(tiny_recipe(), tmp_path, train_dataset=Squares(), progress=False, resume=True)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "code", "foreign"])
-def test_a_damaged_checkpoint_is_refused_without_running_anything(finished: Path, tmp_path: Path, damage: str) -> None:
-    run, marker = tmp_path / "run", tmp_path / "executed"
-    run.mkdir()
-    good = (finished / "last.pt").read_bytes()
-    if damage == "truncated":
-        (run / "last.pt").write_bytes(good[: len(good) // 2])
-    elif damage == "flipped":
-        (run / "last.pt").write_bytes(b"\x00" * 200 + good[200:])
-    elif damage == "code":
-        torch.save(_Exploit(str(marker)), run / "last.pt")
-    else:
-        torch.save({"model": {"weight": torch.ones(1)}}, run / "last.pt")
-    with pytest.raises(InputError, match=r"last\.pt") as caught:
-        train(tiny_recipe(ema=0.9), run, train_dataset=Squares(), progress=False, resume=True)
-    assert "\n" not in str(caught.value)
-    assert not marker.exists()
-
-
-class _Exploit:
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return open, (self.path, "w")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"batch_size": 3, "accumulate": 2}, "solver.batch_size: expected a multiple"), ({"amp": "fp8"}, "solver.amp")],
@@ -213,22 +167,6 @@ def test_a_wrong_number_of_classes_and_missing_data_are_refused(tmp_path: Path) 
         train(recipe, tmp_path / "a", train_dataset=Squares(), progress=False)
     with pytest.raises(InputError, match=r"data\.train: no training data"):
         train(tiny_recipe(), tmp_path / "b", progress=False)
-
-
-def test_the_best_weights_alone_are_no_run_to_resume(finished: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    shutil.copy(finished / "best.pt", run / "last.pt")
-    with pytest.raises(InputError, match=r"best\.pt has only weights"):
-        train(tiny_recipe(ema=0.9), run, train_dataset=Squares(), progress=False, resume=True)
-
-
-def test_resuming_on_other_categories_is_refused(finished: Path) -> None:
-    class Renamed(Squares):
-        categories = ({"id": 7, "name": "circle"},)
-
-    with pytest.raises(InputError, match="trained on categories square, the data has circle"):
-        train(tiny_recipe(ema=0.9), finished, train_dataset=Renamed(), progress=False, resume=True)
 
 
 def test_an_error_before_the_first_iteration_is_the_one_that_is_seen(tmp_path: Path) -> None:
@@ -279,90 +217,6 @@ def test_automatic_precision_is_written_down_as_what_it_was(tmp_path: Path) -> N
     train(tiny_recipe(max_iterations=1, amp="auto"), tmp_path / "run", train_dataset=Squares(), progress=False)
     expected = "bf16" if computes_with_bf16(torch.device("cpu")) else "none"
     assert load_recipe(tmp_path / "run" / "recipe.yaml").solver.amp == expected
-
-
-def test_gradients_that_are_not_finite_stop_before_the_weights_change() -> None:
-    run = by_hand(SolverRecipe(base_lr=0.1, batch_size=2, reference_batch_size=2, warmup_iterations=0))
-    run.detector.layer.weight.register_hook(lambda gradient: gradient * math.inf)
-    before = [parameter.clone() for parameter in run.detector.parameters()]
-    with pytest.raises(NonFiniteLossError, match=r"iteration 1, image ids \[0, 1\] \(gradient norm"):
-        step(run, [image_batch(2)])
-    assert all(torch.equal(old, new) for old, new in zip(before, run.detector.parameters(), strict=True))
-
-
-class Regression(nn.Module):
-    """Stands for a detector: takes images and targets, returns losses that depend on nothing random."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 1, dtype=torch.float64)
-
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        values = self.layer(torch.stack([image.flatten().double() for image in images]))[:, 0]
-        wanted = torch.stack([target["labels"][0].double() for target in targets])
-        return {"loss_a": (values - wanted).square().mean(), "loss_b": values.abs().mean()}
-
-
-def by_hand(solver: SolverRecipe) -> Run:
-    torch.manual_seed(3)
-    model = Regression()
-    optimizer = build_optimizer(model, solver)
-    return Run(
-        recipe=Recipe(solver=solver),
-        output=Path("none"),
-        device=torch.device("cpu"),
-        detector=model,
-        wrapped=model,
-        categories=[],
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, solver),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        ema=None,
-    )
-
-
-def image_batch(count: int, first: int = 0) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    images = [torch.full((1, 2, 2), 40 * (first + i), dtype=torch.uint8) for i in range(count)]
-    return images, [{"labels": torch.tensor([first + i]), "image_id": first + i} for i in range(count)]
-
-
-def test_a_step_is_sgd_with_momentum_decay_and_clipping() -> None:
-    solver = SolverRecipe(
-        base_lr=0.1,
-        batch_size=4,
-        reference_batch_size=4,
-        weight_decay=0.01,
-        clip_grad_norm=0.5,
-        warmup_iterations=0,
-        steps=[1],
-    )
-    run = by_hand(solver)
-    reference = copy.deepcopy(run.detector)
-    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    for lr in (0.1, 0.01):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        images, targets = image_batch(4)
-        losses = reference([image.float() / 255 for image in images], targets)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
-        optimizer.step()
-        reported = step(run, [image_batch(4)])
-        assert reported["loss"] == pytest.approx(sum(losses.values()).item(), rel=1e-6)
-        assert run.last_lr == pytest.approx(lr)
-    for ours, theirs in zip(run.detector.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
-
-
-def test_accumulated_batches_equal_one_large_batch() -> None:
-    solver = SolverRecipe(base_lr=0.1, batch_size=4, reference_batch_size=4, warmup_iterations=0)
-    whole, parts = by_hand(solver), by_hand(replace(solver, accumulate=2))
-    together = step(whole, [image_batch(4)])
-    in_parts = step(parts, [image_batch(2), image_batch(2, first=2)])
-    assert in_parts == pytest.approx(together, rel=1e-6)
-    for ours, theirs in zip(whole.detector.parameters(), parts.detector.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
 class SquaresThatAreCounted(Squares):
