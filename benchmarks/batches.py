@@ -13,8 +13,10 @@ Batch = tuple[list[Tensor], list[dict[str, Any]]]
 """Images, uint8 (3, H, W), and their targets."""
 
 
-def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int, masks: bool) -> Batch:
-    """Return images of noise, uint8 (3, height, width), with random boxes, and filled boxes as masks."""
+def make_batch(
+    number: int, *, size: tuple[int, int], images: int, objects: int, masks: bool, keypoints: int = 0
+) -> Batch:
+    """Return images of noise, uint8 (3, height, width), with random boxes, filled boxes as masks, and keypoints."""
     generator = torch.Generator().manual_seed(number)
     height, width = size
     limits = torch.tensor([width, height], dtype=torch.float32)
@@ -30,6 +32,9 @@ def make_batch(number: int, *, size: tuple[int, int], images: int, objects: int,
             target["masks"] = torch.zeros(objects, height, width, dtype=torch.uint8)
             for mask, (x0, y0, x1, y1) in zip(target["masks"], boxes.round().int().tolist(), strict=True):
                 mask[y0:y1, x0:x1] = 1
+        if keypoints:
+            places = boxes[:, None, :2] + torch.rand(objects, keypoints, 2, generator=generator) * sides[:, None]
+            target["keypoints"] = torch.cat((places, torch.full((objects, keypoints, 1), 2.0)), dim=2)
         targets.append(target)
     return batch, targets
 

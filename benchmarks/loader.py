@@ -63,7 +63,7 @@ def loader_rounds(dataset: Any, data: DataRecipe, batch_size: int, batches: int)
 def compare(options: argparse.Namespace, source: DataSource, *, mask: bool) -> Ratio:
     """Run the benchmark for one detector, print its table and return the ratio."""
     device = torch.device(options.device)
-    recipe = recipe_for(mask, options.batch_size, options.min_size, options.max_size)
+    recipe = recipe_for("mask_rcnn" if mask else "faster_rcnn", options.batch_size, options.min_size, options.max_size)
     data = replace(recipe.data, workers=options.workers)
     dataset = CocoDataset([source], masks=mask, training=True)
     run = build_ours(recipe, len(dataset.categories), device)

@@ -1,9 +1,9 @@
 """Training images/s: our step, and torchvision's detector built by hand over timm's ``vovnet39a``.
 
-    python -m benchmarks.training [--mask]
+    python -m benchmarks.training [--detector KIND]
 
-Ours is what ``vovnet train`` runs: the recipe's detector, put together by ``detection.run.prepare`` (channels-last
-weights among the rest) and stepped by ``detection.engine.step``. Theirs is what a user would write with timm and
+Ours is what ``vovnet train`` runs: the recipe's detector, put together by ``training.preparation.prepare``
+(channels-last weights among the rest) and stepped by ``training.iteration.step``. Theirs is what a user would write with timm and
 torchvision, stepped by the loop of torchvision's references. Both have the same parameters, norms, images, targets,
 optimizer and warm-up. Neither resizes in the step: ours does that in the loader, so theirs is spared it too.
 """
@@ -24,13 +24,14 @@ import timm
 import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models import detection
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from benchmarks.batches import CLASSES, Batch, make_batch, wait
 from benchmarks.common import Ratio, environment, positive, speed_ratio, throughput_table, timed
 from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.schema import Category, Recipe
 from vovnet.detection.models.build import build_detector
@@ -42,14 +43,16 @@ from vovnet.timing.rounds import interleave
 
 GOAL = 1.0
 OURS, HAND = "vovnet", "torchvision over timm"
+KEYPOINTS = 17
+"""Keypoints of an object, as COCO's persons have."""
 
 Loop = Callable[[Batch], dict[str, float]]
 
 
-def recipe_for(mask: bool, batch_size: int, min_size: int, max_size: int, norm: str = "frozen_bn") -> Recipe:
+def recipe_for(detector: str, batch_size: int, min_size: int, max_size: int, norm: str = "frozen_bn") -> Recipe:
     """The recipe that the package ships for VoVNet-39, at other sizes."""
     return load_recipe(
-        f"{'mask' if mask else 'faster'}_rcnn_vovnet39_fpn",
+        f"{detector}_vovnet39_fpn",
         [
             f"model.norm={norm}",
             f"model.min_size={min_size}",
@@ -69,6 +72,10 @@ def build_ours(recipe: Recipe, categories: int, device: torch.device) -> Run:
     """
     named = [Category(id=number, name=f"class {number}") for number in range(1, categories + 1)]
     model = replace(recipe.model, num_classes=categories)
+    if DETECTORS[recipe.model.detector].needs_keypoints:
+        model = replace(model, num_keypoints=KEYPOINTS)
+        for category in named:
+            category["keypoints"] = [f"point {number}" for number in range(KEYPOINTS)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         torch.manual_seed(0)
         save_detector(folder, build_detector(model, download=False), model, named)
@@ -78,18 +85,20 @@ def build_ours(recipe: Recipe, categories: int, device: torch.device) -> Run:
 class HandBackbone(nn.Module):
     """timm's feature extractor with torchvision's FPN, in as few lines as possible."""
 
-    def __init__(self, residual: bool, frozen: bool) -> None:
+    def __init__(self, residual: bool, frozen: bool, one_stage: bool) -> None:
         super().__init__()
-        body: Any = timm.create_model("vovnet39a", features_only=True, out_indices=(1, 2, 3, 4), residual=residual)
+        levels = (2, 3, 4) if one_stage else (1, 2, 3, 4)
+        body: Any = timm.create_model("vovnet39a", features_only=True, out_indices=levels, residual=residual)
         self.body = freeze_batch_norm_2d(body) if frozen else body
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), 256, LastLevelMaxPool())
+        extra = LastLevelP6P7(256, 256) if one_stage else LastLevelMaxPool()
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), 256, extra)
         self.out_channels = 256
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.fpn({str(level): feature for level, feature in enumerate(self.body(images))})
 
 
-def build_by_hand(run: Run, *, residual: bool) -> FasterRCNN:
+def build_by_hand(run: Run, *, residual: bool) -> nn.Module:
     """Return torchvision's detector over timm's ``vovnet39a``, with the parameters that ``run`` starts from.
 
     Args:
@@ -97,10 +106,12 @@ def build_by_hand(run: Run, *, residual: bool) -> FasterRCNN:
         residual: give ``vovnet39a`` the identity that it lacks, so that both networks compute the same.
     """
     model = run.recipe.model
-    backbone = HandBackbone(residual, model.norm == "frozen_bn")
-    detector = (MaskRCNN if model.detector == "mask_rcnn" else FasterRCNN)(
-        backbone, len(run.categories) + 1, min_size=model.min_size, max_size=model.max_size, _skip_resize=True
-    )
+    kind = DETECTORS[model.detector]
+    backbone = HandBackbone(residual, model.norm == "frozen_bn", kind.one_stage)
+    arguments = {"min_size": model.min_size, "max_size": model.max_size, "_skip_resize": True}
+    if kind.needs_keypoints:
+        arguments["num_keypoints"] = KEYPOINTS
+    detector: nn.Module = getattr(detection, kind.torchvision)(backbone, len(run.categories) + 1, **arguments)
     detector.load_state_dict(run.detector.state_dict())
     return detector.to(run.device)
 
@@ -136,11 +147,16 @@ def loop_by_hand(detector: nn.Module, recipe: Recipe, device: torch.device) -> L
 
 def contestant(loop: Loop, options: argparse.Namespace) -> Callable[[int], float]:
     """Return a function of a round's number that returns the seconds of a step."""
-    device = torch.device(options.device)
+    device, kind = torch.device(options.device), DETECTORS[options.detector]
 
     def one_round(number: int) -> float:
         batch = make_batch(
-            number % 2**31, size=options.size, images=options.batch_size, objects=options.objects, masks=options.mask
+            number % 2**31,
+            size=options.size,
+            images=options.batch_size,
+            objects=options.objects,
+            masks=kind.needs_masks,
+            keypoints=KEYPOINTS if kind.needs_keypoints else 0,
         )
 
         def work() -> None:
@@ -157,7 +173,7 @@ def compare(options: argparse.Namespace) -> Ratio:
     """Run the benchmark, print its table, and return the ratio."""
     height, width = options.size
     device = torch.device(options.device)
-    recipe = recipe_for(options.mask, options.batch_size, min(height, width), max(height, width), options.norm)
+    recipe = recipe_for(options.detector, options.batch_size, min(height, width), max(height, width), options.norm)
     recipe.solver.channels_last = options.channels_last != "none"
     run = build_ours(recipe, CLASSES, device)
     hand = build_by_hand(run, residual=options.residual)
@@ -171,7 +187,7 @@ def compare(options: argparse.Namespace) -> Ratio:
     images = dict.fromkeys(seconds, options.batch_size)
     ratio = speed_ratio(seconds, images, OURS, HAND, GOAL)
     print(
-        f"\ntraining step of {'Mask' if options.mask else 'Faster'} R-CNN, {options.batch_size} x {height}x{width} "
+        f"\ntraining step of {DETECTORS[options.detector].title}, {options.batch_size} x {height}x{width} "
         f"pixels, {options.norm}, by hand over vovnet39a{' with residual=True' if options.residual else ''}, "
         f"channels-last weights: {options.channels_last}\n{throughput_table(seconds, images)}\n{ratio}"
     )
@@ -181,7 +197,7 @@ def compare(options: argparse.Namespace) -> Ratio:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").split("\n")[0])
-    options.add_argument("--mask", action="store_true", help="Mask R-CNN instead of Faster R-CNN")
+    options.add_argument("--detector", choices=list(DETECTORS), default="faster_rcnn")
     options.add_argument("--size", type=positive, nargs=2, default=[320, 416], metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--batch-size", type=positive, default=2)
     options.add_argument("--rounds", type=positive, default=8, help="pairs of steps that are measured")
