@@ -3,9 +3,10 @@
     python -m benchmarks.training [--detector KIND]
 
 Ours is what ``vovnet train`` runs: the recipe's detector, put together by ``training.preparation.prepare``
-(channels-last weights among the rest) and stepped by ``training.iteration.step``. Theirs is what a user would write with timm and
-torchvision, stepped by the loop of torchvision's references. Both have the same parameters, norms, images, targets,
-optimizer and warm-up. Neither resizes in the step: ours does that in the loader, so theirs is spared it too.
+(channels-last weights among the rest) and stepped by ``training.iteration.step``. Theirs is what a user would write
+with timm and torchvision, stepped by the loop of torchvision's references. Both have the same parameters, norms,
+images, targets, optimizer and warm-up. Neither resizes in the step: ours does that in the loader, so theirs is spared
+it too.
 """
 
 from __future__ import annotations

@@ -180,6 +180,9 @@ class _Auto(int):
     def __repr__(self) -> str:
         return "auto"
 
+    def __reduce__(self) -> str:  # copies and pickles are AUTO itself
+        return "AUTO"
+
 
 AUTO = _Auto(0)
 

@@ -265,7 +265,7 @@ class CocoDataset(Dataset[Any]):
     def object_sizes(self) -> ObjectSizes:
         """Return the size of each object, from the annotation files."""
         images = np.repeat(np.arange(len(self)), np.diff(self._starts))
-        return ObjectSizes(np.sqrt(np.prod(self._boxes[:, 2:], axis=1)), images, self._sizes.astype(np.int64))
+        return ObjectSizes(self._boxes[:, 2:], images, self._sizes.astype(np.int64))
 
     def image_id(self, index: int) -> int:
         """Return an image's id."""

@@ -16,12 +16,17 @@ from vovnet.results.limits import resize_factor
 class ObjectSizes:
     """The N objects of a dataset's images."""
 
-    sides: NDArray[np.float64]
-    """(N,): square roots of the areas of the boxes, in pixels."""
+    boxes: NDArray[np.float64]
+    """(N, 2): width and height of each box in pixels."""
     images: NDArray[np.int64]
     """(N,): positions of their images."""
     shapes: NDArray[np.int64]
     """(I, 2): height and width of each image in pixels."""
+
+    @property
+    def sides(self) -> NDArray[np.float64]:
+        """(N,): square roots of the areas of the boxes, in pixels."""
+        return np.sqrt(np.maximum(self.boxes.prod(axis=1), 0.0))
 
     @property
     def median(self) -> float:
@@ -40,7 +45,11 @@ class ObjectSizes:
 
     def resized_median(self, min_size: float, max_size: float) -> float:
         """Return the median side after the resize of :func:`resize_factor`."""
-        return float(np.median(self.sides * resize_factor(self.shapes, min_size, max_size)[self.images]))
+        return float(np.median(self.resized_sides(min_size, max_size)))
+
+    def resized_sides(self, min_size: float, max_size: float) -> NDArray[np.float64]:
+        """Return the sides (N,) in pixels after the resize of :func:`resize_factor`."""
+        return self.sides * resize_factor(self.shapes, min_size, max_size)[self.images]
 
 
 def sizes_of(dataset: Any) -> ObjectSizes | None:
@@ -60,12 +69,12 @@ def sizes_of_truth(truth: Mapping[str, Any]) -> ObjectSizes | None:
     """Return the sizes of the objects in a COCO dictionary, or None if there are none."""
     positions = {image["id"]: position for position, image in enumerate(truth["images"])}
     kept = [
-        (one["bbox"][2] * one["bbox"][3], positions[one["image_id"]])
+        (one["bbox"][2:4], positions[one["image_id"]])
         for one in truth["annotations"]
         if one.get("bbox") and one["image_id"] in positions
     ]
     shapes = [(image.get("height"), image.get("width")) for image in truth["images"]]
     if not kept or not all(height and width for height, width in shapes):
         return None
-    areas, images = zip(*kept, strict=True)
-    return ObjectSizes(np.sqrt(np.maximum(areas, 0.0)), np.array(images), np.array(shapes))
+    boxes, images = zip(*kept, strict=True)
+    return ObjectSizes(np.array(boxes, dtype=np.float64), np.array(images), np.array(shapes))

@@ -12,7 +12,9 @@ from vovnet.detection.training.limits import warn_of_training_limits
 
 
 def cells(side, image=2000, objects=5):
-    return ObjectSizes(np.full(objects, float(side)), np.zeros(objects, dtype=np.int64), np.array([[image, image]]))
+    return ObjectSizes(
+        np.full((objects, 2), float(side)), np.zeros(objects, dtype=np.int64), np.array([[image, image]])
+    )
 
 
 def told(sizes, data=None, **model):

@@ -1,0 +1,131 @@
+"""Which values of a recipe follow from a dataset's images and objects, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from vovnet.detection.data.object_sizes import ObjectSizes
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A value of a recipe, and the reason for it."""
+
+    key: str
+    """Such as ``model.min_size``."""
+    value: object
+    """A number, or lists of numbers."""
+    reason: str
+    """A part of a sentence."""
+
+    @property
+    def override(self) -> str:
+        """The value as :func:`~vovnet.detection.config.loading.load_recipe` takes it, ``key=value``."""
+        return f"{self.key}={json.dumps(self.value, ensure_ascii=False)}"  # which is YAML, too
+
+    def __str__(self) -> str:
+        return f"{self.override}  ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large images and objects are to be for a detector."""
+
+    object_side: float
+    """Pixels that all but the smallest tenth of the objects have at least after the resize, if the images allow it."""
+    longest: int
+    """Upper limit of an image's long side in pixels, which bounds time and memory."""
+
+
+SMALL = Scale(object_side=20, longest=512)
+"""For training on a CPU."""
+LARGE = Scale(object_side=32, longest=1344)
+"""For training on a GPU."""
+
+_STEP = 32
+"""Image sizes are multiples of it, the stride of the backbone's last level."""
+_LEAST_SIZE, _MOST_ENLARGED = 128, 2.0
+_LEVELS = 5
+_LEAST_ANCHOR, _USUAL_ANCHOR = 8, 32
+_USUAL_DETECTIONS, _SPARE = 100, 1.5
+_USUAL_ASPECTS = (0.4, 2.5)
+"""Aspect ratios that the usual anchors (0.5, 1 and 2) fit."""
+
+
+def suggest(sizes: ObjectSizes, scale: Scale, *, anchors: bool = True) -> list[Suggestion]:
+    """Return the values of a recipe that follow from the sizes of images and objects.
+
+    Args:
+        sizes: of the training data.
+        scale: :data:`SMALL` or :data:`LARGE`.
+        anchors: suggest sizes and aspect ratios of anchors for a pyramid of five levels, as Faster R-CNN has it.
+    """
+    found = image_sizes(sizes, scale)
+    least, most = (int(str(one.value)) for one in found[:2])
+    if anchors:
+        found += _anchors(sizes, least, most)
+    return [*found, *_detections(sizes)]
+
+
+def image_sizes(sizes: ObjectSizes, scale: Scale) -> list[Suggestion]:
+    """Return ``model.min_size``, ``model.max_size`` and the sizes in training, which vary around them."""
+    shorts, longs = sizes.shapes.min(axis=1), sizes.shapes.max(axis=1)
+    short, ratio = float(np.median(shorts)), float(np.percentile(longs / shorts, 95))
+    small = float(np.percentile(sizes.sides, 10))
+    factor = min(scale.object_side / max(small, 1e-6), _MOST_ENLARGED)
+    # Images without detail to lose are not enlarged unless their objects are too small to be found.
+    factor = max(factor, min(1.0, _LEAST_SIZE / short))
+    wanted = _rounded(short * factor)
+    least = max(_STEP, min(wanted, int(scale.longest / ratio) // _STEP * _STEP))
+    most = min(_rounded(least * ratio, up=True), max(scale.longest, least))
+    after = float(np.percentile(sizes.resized_sides(least, most), 10))
+    resized = f"a tenth of the objects is smaller than {small:.3g} pixels in the images, {after:.3g} after this resize"
+    varied = sorted({_rounded(least * part, 16) for part in (0.875, 0.9375, 1, 1.0625)})
+    return [
+        Suggestion("model.min_size", least, resized),
+        Suggestion("model.max_size", most, f"the images are up to {ratio:.3g} times as long as wide"),
+        Suggestion("data.train_min_sizes", varied, "sizes around model.min_size"),
+        Suggestion("data.train_max_size", _rounded(most * 1.0625, 16, up=True), "the same for the long side"),
+    ]
+
+
+def _anchors(sizes: ObjectSizes, least: int, most: int) -> list[Suggestion]:
+    """Return anchors whose smallest fits the smallest twentieth of the objects; each level doubles the size."""
+    side = float(np.percentile(sizes.resized_sides(least, most), 5))
+    # An anchor and a square of half or twice its area have an IoU of 0.5.
+    first = int(min(_USUAL_ANCHOR, max(_LEAST_ANCHOR, round(side * 2**0.5))))
+    found = [
+        Suggestion(
+            "model.anchor_sizes",
+            [[first * 2**level] for level in range(_LEVELS)],
+            f"a twentieth of the objects is smaller than {side:.3g} pixels after the resize",
+        )
+    ]
+    heights_by_widths = sizes.boxes[:, 1] / np.maximum(sizes.boxes[:, 0], 1e-6)
+    low, high = (float(np.percentile(heights_by_widths, part)) for part in (5, 95))
+    if low < _USUAL_ASPECTS[0] or high > _USUAL_ASPECTS[1]:
+        ratios = [_shape(min(low * 1.25, 0.5)), 1.0, _shape(max(high / 1.25, 2.0))]
+        reason = f"boxes are {low:.2g} to {high:.2g} times as high as wide, but for a tenth"
+        found.append(Suggestion("model.aspect_ratios", ratios, reason))
+    return found
+
+
+def _detections(sizes: ObjectSizes) -> list[Suggestion]:
+    """Return higher limits of detections and proposals, for images that are crowded."""
+    needed = round(_SPARE * sizes.most)
+    if needed <= _USUAL_DETECTIONS:
+        return []
+    limit = _rounded(needed, 50, up=True)
+    return [Suggestion("model.box_detections_per_img", limit, f"an image has up to {sizes.most} objects")]
+
+
+def _shape(ratio: float) -> float:
+    return float(f"{min(max(ratio, 0.05), 20.0):.2g}")
+
+
+def _rounded(value: float, step: int = _STEP, *, up: bool = False) -> int:
+    whole = -int(-value // step) if up else round(value / step)
+    return max(step, whole * step)
