@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 
 CATEGORIES = 80
 QUALITY = 90

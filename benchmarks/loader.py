@@ -22,7 +22,8 @@ from benchmarks.batches import wait
 from benchmarks.common import Ratio, environment, positive, speed_ratio, throughput_table, timed
 from benchmarks.images import generate_images
 from benchmarks.training import build_ours, recipe_for
-from vovnet.detection.config.schema import DataRecipe, DataSource
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import training_loader
 from vovnet.detection.training.iteration import step

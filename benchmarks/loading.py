@@ -25,7 +25,7 @@ from benchmarks.common import Ratio, environment, positive, throughput_table, ti
 if TYPE_CHECKING:
     from torch import nn
 
-    from vovnet.detection.config.schema import ModelRecipe
+    from vovnet.detection.config.model import ModelRecipe
 
 GOAL = 1.3
 OURS, HAND = "load_detector", "by hand"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common import Ratio, environment
 
 if TYPE_CHECKING:
-    from vovnet.detection.config.schema import Category
+    from vovnet.detection.config.categories import Category
 
 RECIPES = {False: "mask_rcnn_vovnet39_fpn", True: "mask_rcnn_V_39_FPN_1x"}
 MODEL = ["model.pretrained=false", "model.norm=bn", "model.num_classes=2", "model.box_score_thresh=0"]

@@ -32,9 +32,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from benchmarks.batches import CLASSES, Batch, make_batch, wait
 from benchmarks.common import Ratio, environment, positive, speed_ratio, throughput_table, timed
 from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.config.categories import Category
 from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import Category, Recipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.iteration import model_targets, step
 from vovnet.detection.training.preparation import prepare

@@ -13,7 +13,7 @@ from vovnet.detection.checkpoints.empty import fill_detector
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.checkpoints.torchvision_detectors import TorchvisionDetector
 from vovnet.detection.checkpoints.torchvision_file import TorchvisionFile, infer_torchvision, is_torchvision_file
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.legacy.keys import PARTS, PublishedDetector, infer_detector
 from vovnet.detection.zoo.published import COCO_CLASSES, coco_categories
 from vovnet.errors import InputError

@@ -14,7 +14,7 @@ import torch
 
 import vovnet.ops  # noqa: F401 (registers the operators)
 from vovnet import environment
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data import loader, workers
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.synthetic import generate_shapes

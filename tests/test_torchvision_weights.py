@@ -19,7 +19,7 @@ from torchvision_files import images, in_cache, random_state, small
 
 import vovnet
 from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, TorchvisionDetector, our_key
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.synthetic import generate_shapes
 from vovnet.errors import InputError
 from vovnet.hub import load_detector

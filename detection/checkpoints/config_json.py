@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import nn
 
 from vovnet.checkpoints.timm_folder import FORBIDDEN_ARGS
-from vovnet.detection.config.categories import keypoint_count, keypoint_problem, plain_category
+from vovnet.detection.config.categories import Category, keypoint_count, keypoint_problem, plain_category
+from vovnet.detection.config.conventions import CONVENTIONS
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.fields import recipe_part, shown, validate
 from vovnet.detection.config.loading import check_plain
-from vovnet.detection.config.schema import CONVENTIONS, Category, ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.parts import recipe_part, shown, validate
 from vovnet.detection.config.validation import check_model
 from vovnet.errors import InputError
 from vovnet.files import read_json

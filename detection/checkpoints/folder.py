@@ -20,7 +20,7 @@ from vovnet.checkpoints.timm_folder import limited_building
 from vovnet.detection.checkpoints.config_json import DetectorConfig, compose_config, read_config
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.torchvision_detectors import TorchvisionDetector, torchvision_detector
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import Detector
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, atomic_path, check_symlink
@@ -73,7 +73,7 @@ def load_detector(name_or_folder: str | os.PathLike[str], revision: str | None =
         A torchvision detector in evaluation mode on the CPU. It takes a list of float tensors (C, H, W) in [0, 1] and
         returns boxes as XYXY pixels. Boxes of a detector with ``conventions: legacy`` include both corners; its
         ``boxes_to_xywh`` converts them to COCO's form. The detector has ``categories`` (``{"id", "name"}`` in label
-        order), ``preprocessing`` (dict) and ``recipe`` (:class:`~vovnet.detection.config.schema.ModelRecipe`).
+        order), ``preprocessing`` (dict) and ``recipe`` (:class:`~vovnet.detection.config.model.ModelRecipe`).
 
     Raises:
         InputError: The files do not exist, cannot be fetched, are damaged, have a format that this version does not

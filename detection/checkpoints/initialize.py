@@ -18,9 +18,11 @@ from vovnet.detection.checkpoints.folder import StoredDetector, find_folder, sto
 from vovnet.detection.checkpoints.network_facts import check_start, check_strides, read_facts
 from vovnet.detection.checkpoints.norm_eps import frozen_norms, kept_norms, norm_eps_of
 from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, NORM_EPS, torchvision_detector
+from vovnet.detection.config.conventions import ConventionName
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.fields import is_given, shown
-from vovnet.detection.config.schema import SETTINGS, ConventionName, ModelRecipe, Recipe
+from vovnet.detection.config.model import SETTINGS, ModelRecipe
+from vovnet.detection.config.parts import is_given, shown
+from vovnet.detection.config.schema import Recipe
 from vovnet.errors import InputError
 from vovnet.files import CONFIG_FILE, WEIGHTS_FILE, read_json
 

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import nn
 
-from vovnet.detection.config.fields import Flag, Number, recipe_part, validate
-from vovnet.detection.config.schema import CONVENTIONS, ConventionName
+from vovnet.detection.config.conventions import CONVENTIONS, ConventionName
+from vovnet.detection.config.fields import Flag, Number
+from vovnet.detection.config.parts import recipe_part, validate
 from vovnet.errors import InputError
 
 _Three = Annotated[list[Number], Field(min_length=3, max_length=3)]

@@ -1,6 +1,6 @@
 """torchvision's COCO detectors by name, ``torchvision:maskrcnn_resnet50_fpn_v2``, rebuilt on timm's backbones.
 
-Each is a :class:`~vovnet.detection.config.schema.ModelRecipe` whose detector computes, to the last bit, what
+Each is a :class:`~vovnet.detection.config.model.ModelRecipe` whose detector computes, to the last bit, what
 torchvision's own computes with the same weights (torchvision/models/detection).
 """
 
@@ -21,8 +21,9 @@ from torchvision.models._api import WeightsEnum
 from vovnet.checkpoints.download import Checksum, checkpoints_folder, fetch
 from vovnet.checkpoints.pickled import read_checkpoint_file
 from vovnet.checkpoints.places import TORCHVISION_PREFIX
+from vovnet.detection.config.categories import Category
 from vovnet.detection.config.detectors import DetectorName
-from vovnet.detection.config.schema import Category, ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.errors import InputError, did_you_mean
 
 _RESNET50: dict[str, Any] = {

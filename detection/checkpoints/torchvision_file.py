@@ -23,8 +23,9 @@ from vovnet.detection.checkpoints.torchvision_detectors import (
     our_key,
     torchvision_detector,
 )
+from vovnet.detection.config.categories import Category
 from vovnet.detection.config.detectors import DETECTORS, DetectorName
-from vovnet.detection.config.schema import SETTINGS, Category, ModelRecipe
+from vovnet.detection.config.model import SETTINGS, ModelRecipe
 from vovnet.errors import InputError
 
 _MARKS = (*("roi_heads.box_head.", "roi_heads.box_predictor."), *("head.classification_head.", "head.regression_head."))

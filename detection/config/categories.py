@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from vovnet.detection.config.schema import Category
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
+
+from vovnet.detection.config.fields import Integer, Text
 from vovnet.errors import InputError, shown
 from vovnet.results.skeletons import mirrored
 
 MOST_KEYPOINTS = 1024
 """Largest number of keypoints of a category."""
+
+_Edge = Annotated[list[Annotated[Integer, Field(ge=1, le=1024)]], Field(min_length=2, max_length=2)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Category(TypedDict):
+    """A category of a detector or of a dataset, as in COCO JSON.
+
+    ``keypoints`` are the names of its keypoints, and ``skeleton`` has pairs of their positions, from 1.
+    """
+
+    id: Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)]
+    name: Text
+    keypoints: NotRequired[Annotated[list[Text], Field(min_length=1, max_length=1024)]]
+    skeleton: NotRequired[Annotated[list[_Edge], Field(max_length=65_536)]]
 
 
 def plain_category(entry: Mapping[str, Any], keypoints: bool = True) -> Category:

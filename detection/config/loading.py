@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from vovnet.detection.config.fields import AUTO, Unquoted, UnquotedNull, resolve, validate
+from vovnet.detection.config.fields import AUTO, Unquoted, UnquotedNull, resolve
+from vovnet.detection.config.parts import validate
 from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.errors import InputError, did_you_mean

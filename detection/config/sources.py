@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from vovnet.detection.config.fields import Number, PathText, Text, recipe_part
+from vovnet.detection.config.fields import Number, PathText, Text
+from vovnet.detection.config.parts import recipe_part
 
 LABELS = ("annotations", "coco", "yolo", "voc", "folder")
 """The keys that name labels; a source has one of them."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.fields import is_given, shown
-from vovnet.detection.config.schema import ModelRecipe, Recipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.parts import is_given, shown
+from vovnet.detection.config.schema import Recipe
 from vovnet.errors import InputError
 
 

@@ -4,7 +4,7 @@
 reads COCO JSON.
 """
 
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category
 from vovnet.detection.data.protocol import DetectionDataset, Target
 
 __all__ = ["Category", "DetectionDataset", "Target"]

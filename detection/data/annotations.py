@@ -12,8 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vovnet.detection.config.categories import MOST_KEYPOINTS, keypoint_problem, numbered_keypoints, plain_category
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import (
+    MOST_KEYPOINTS,
+    Category,
+    keypoint_problem,
+    numbered_keypoints,
+    plain_category,
+)
 from vovnet.detection.data.fields import whole_number
 from vovnet.detection.formats.labels import Places, Problem
 from vovnet.errors import InputError, is_text, reason, shown

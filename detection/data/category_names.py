@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vovnet.detection.config.categories import numbered_keypoints, plain_category
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category, numbered_keypoints, plain_category
 from vovnet.errors import InputError, shown
 from vovnet.images.reading import example_names
 

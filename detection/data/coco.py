@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from vovnet.detection.config.categories import mirror_order
-from vovnet.detection.config.schema import Category, DataSource
+from vovnet.detection.config.categories import Category, mirror_order
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.annotations import AnnotationFile
 from vovnet.detection.data.category_names import join_categories, match_categories
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject, labelled_keypoints, renumber

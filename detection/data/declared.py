@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vovnet.detection.config.categories import keypoint_problem, plain_category
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category, keypoint_problem, plain_category
 from vovnet.errors import InputError, is_text, shown
 
 GroundTruth = Mapping[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject
 
 

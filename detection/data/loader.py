@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.mixing import MixedDataset, closing_stream, mixes

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional
 
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.data.sampler import BatchStream
 from vovnet.detection.data.samples import Sample

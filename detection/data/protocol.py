@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category
 
 Target = dict[str, Any]
 """The objects of an image; :class:`DetectionDataset` lists the keys."""

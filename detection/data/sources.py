@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vovnet.detection.config.schema import Category, DataSource
+from vovnet.detection.config.categories import Category
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data import fields
 from vovnet.detection.data.annotations import AnnotationFile, read_annotations
 from vovnet.detection.formats.finding import contents_of

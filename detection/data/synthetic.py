@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from vovnet.detection.config.schema import Category, DataSource
+from vovnet.detection.config.categories import Category
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.masks import decode_masks
 from vovnet.errors import InputError
 from vovnet.files import atomic_path, write_text

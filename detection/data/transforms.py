@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.keypoints import Keypoints
 from vovnet.detection.data.protocol import DetectionDataset

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vovnet.detection.config.schema import Category, DataSource
+from vovnet.detection.config.categories import Category
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data import fields
 from vovnet.detection.data.annotation_rules import AnnotationRules, are_normalized
 from vovnet.detection.data.annotations import AnnotationFile, has_segmentation, name_keypoints

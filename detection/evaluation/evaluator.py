@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
+from vovnet.detection.config.categories import Category
+from vovnet.detection.config.conventions import CONVENTIONS
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.schema import CONVENTIONS, Category, DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import CheckedDataset, ImageIds, checked
 from vovnet.detection.data.failures import loader_failures

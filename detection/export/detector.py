@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from vovnet.detection.config.fields import validate
-from vovnet.detection.config.schema import Category, ModelRecipe
+from vovnet.detection.config.categories import Category
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.parts import validate
 from vovnet.detection.legacy.boxes import boxes_to_xywh
 from vovnet.errors import InputError
 from vovnet.export.prediction import exported_limits, found_rows

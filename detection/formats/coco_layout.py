@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.formats.folders import Tree, best_root, split_of
 from vovnet.detection.formats.text import read_json
 from vovnet.errors import InputError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.formats.coco_layout import coco_sources, looks_like_coco
 from vovnet.detection.formats.folders import Tree, split_of
 from vovnet.detection.formats.label_studio import is_label_studio

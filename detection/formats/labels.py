@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category
 from vovnet.errors import InputError
 from vovnet.images.folder import ImageFolder
 from vovnet.images.reading import upright_size

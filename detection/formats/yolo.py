@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category
 from vovnet.detection.formats.folders import Tree, choose_split
 from vovnet.detection.formats.labels import Labels
 from vovnet.detection.formats.shapes import enclosing_box

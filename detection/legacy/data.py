@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vovnet.detection.config.schema import DataRecipe, DataSource
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data import fields
 from vovnet.detection.data.annotations import AnnotationFile
 from vovnet.detection.data.checked_images import CheckedImage

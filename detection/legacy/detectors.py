@@ -12,8 +12,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import FpnBackbone
 from vovnet.detection.checkpoints.network_facts import bottlenecks
-from vovnet.detection.config.fields import shown
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.parts import shown
 from vovnet.detection.legacy.anchors import LegacyAnchorGenerator
 from vovnet.detection.legacy.boxes import boxes_to_xywh
 from vovnet.detection.legacy.roi_heads import LegacyRoIHeads, legacy_roi_pool

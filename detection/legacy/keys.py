@@ -22,7 +22,7 @@ from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, published
 from vovnet.detection.checkpoints.empty import empty_detector
 from vovnet.detection.config.detectors import DetectorName
 from vovnet.detection.config.loading import load_recipe, recipe_names
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.legacy.anchors import base_anchors
 from vovnet.errors import InputError
 from vovnet.vovnet import VoVNet, published_keys

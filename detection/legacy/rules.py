@@ -10,8 +10,11 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vovnet.detection import distributed
-from vovnet.detection.config.fields import shown
-from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.parts import shown
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.loader import batch_loader

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from vovnet.adapters import FpnBackbone, fpn_backbone
+from vovnet.detection.config.categories import Category
 from vovnet.detection.config.detectors import DETECTORS, DetectorName
-from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_anchors, check_model
 from vovnet.detection.models.one_stage import fcos, retinanet
 from vovnet.detection.models.two_stage import faster_rcnn, keypoint_rcnn, mask_rcnn

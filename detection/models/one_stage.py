@@ -10,7 +10,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from vovnet.adapters import FpnBackbone
 from vovnet.adapters.norms import norm_layer
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.shared import anchor_generator, image_arguments, outputs
 
 

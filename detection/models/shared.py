@@ -8,7 +8,7 @@ from typing import Any
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from vovnet.adapters import FpnBackbone
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 
 
 def image_arguments(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]:

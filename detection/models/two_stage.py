@@ -14,7 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from vovnet.adapters import FpnBackbone
 from vovnet.adapters.norms import norm_layer
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.shared import anchor_generator, image_arguments, outputs
 
 BOX_POOL, MASK_POOL, SAMPLING_RATIO = 7, 14, 2

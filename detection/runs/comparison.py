@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vovnet.detection.config.fields import shown
 from vovnet.detection.config.loading import flat_recipe
+from vovnet.detection.config.parts import shown
 from vovnet.detection.evaluation.coco_eval import percent
 from vovnet.detection.runs.reading import RunRecord, read_run, run_names
 from vovnet.terminal.text import padded, printable, shortened, width_of

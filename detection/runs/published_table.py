@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.data.pixels import to_pixels
 from vovnet.detection.evaluation.coco_eval import percent
 from vovnet.detection.inference_mode import input_channels, to_input

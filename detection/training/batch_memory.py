@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vovnet.detection import distributed
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.schema import AUTO, Recipe
+from vovnet.detection.config.fields import AUTO
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.training.iteration import autocast
 from vovnet.errors import InputError
 

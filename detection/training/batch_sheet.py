@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category
 from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.pixels import as_bytes
 from vovnet.detection.data.protocol import Target

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from vovnet.detection.config.schema import Category, SolverRecipe
+from vovnet.detection.config.categories import Category
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.errors import InputError, did_you_mean, shown
 
 

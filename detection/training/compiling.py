@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from vovnet.detection.config.schema import DataRecipe, Recipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.errors import InputError
 
 BACKEND = "inductor"

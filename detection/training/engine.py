@@ -14,9 +14,11 @@ import torch
 
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.initialize import with_network_of_init
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.config.detectors import DETECTORS
+from vovnet.detection.config.fields import AUTO
 from vovnet.detection.config.loading import recipe_to_yaml
-from vovnet.detection.config.schema import AUTO, DataRecipe, Recipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.config.validation import check_recipe
 from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.failures import loader_failures

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vovnet.detection import distributed
-from vovnet.detection.config.schema import SolverRecipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.data.collation import Batch
 from vovnet.detection.inference_mode import to_input
 from vovnet.detection.training.run import Run

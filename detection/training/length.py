@@ -6,8 +6,9 @@ import math
 import re
 from dataclasses import replace
 
-from vovnet.detection.config.fields import shown
-from vovnet.detection.config.schema import Recipe, SolverRecipe
+from vovnet.detection.config.parts import shown
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.errors import InputError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

@@ -6,7 +6,8 @@ import warnings
 
 import numpy as np
 
-from vovnet.detection.config.schema import DataRecipe, Recipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.data.object_sizes import ObjectSizes
 from vovnet.results.limits import SMALLEST_SIDE, LimitWarning
 

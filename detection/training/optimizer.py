@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vovnet.adapters.layers import ParameterFacts
-from vovnet.detection.config.schema import SolverRecipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.training.timm_optimizer import create_optimizer
 
 _WEIGHT, _BIAS, _NORM, _UNDECAYED = range(4)

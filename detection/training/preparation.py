@@ -17,9 +17,10 @@ from torch.optim.swa_utils import AveragedModel
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.initialize import load_matching, network_text
-from vovnet.detection.config.categories import keypoint_count, plain_categories
+from vovnet.detection.config.categories import Category, keypoint_count, plain_categories
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.schema import Category, ModelRecipe, Recipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.batch_memory import with_passes_that_fit
 from vovnet.detection.training.box_loss import set_box_loss

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vovnet.detection import distributed
-from vovnet.detection.config.categories import plain_categories
+from vovnet.detection.config.categories import Category, plain_categories
 from vovnet.detection.config.loading import recipe_from_dict, recipe_to_dict
-from vovnet.detection.config.schema import Category, Recipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.training.run import Run
 from vovnet.detection.training.state import load_state, restore_random_state
 from vovnet.errors import InputError

@@ -9,7 +9,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vovnet.adapters.layers import ParameterFacts, parameter_facts
-from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.loader import training_loader

@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from vovnet.detection import distributed
 from vovnet.detection.checkpoints.folder import save_detector
+from vovnet.detection.config.categories import Category
 from vovnet.detection.config.loading import recipe_to_dict
-from vovnet.detection.config.schema import Category, Recipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.training.state import random_state, save_state
 
 RUN_FILES = (

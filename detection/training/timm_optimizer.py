@@ -11,7 +11,7 @@ from timm.optim.kron import Kron
 from torch import nn
 from torch.optim import Optimizer
 
-from vovnet.detection.config.schema import SolverRecipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.errors import InputError, did_you_mean, reason
 
 _FROM_RECIPE = {

@@ -13,7 +13,7 @@ from typing import Any
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 
 COCO_CLASSES = 80
 """Number of COCO's classes without the background. The published detectors number them from 1 without gaps."""

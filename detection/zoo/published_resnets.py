@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.zoo.registration import LEGACY_OUTPUTS, offer, refuse_unknown, with_weights
 from vovnet.detection.zoo.weights import (
@@ -60,7 +60,7 @@ def _register_legacy(detector: str, depth: int, enum: type[PublishedWeights]) ->
         num_classes: Number of outputs, with the background. Default: {LEGACY_OUTPUTS}, for COCO's 80 classes. With
             ``weights`` no other number is allowed.
         weights_backbone: None, because torchvision's and timm's ResNets have their strides in other layers.
-        **kwargs: Fields of :class:`~vovnet.detection.config.schema.ModelRecipe`, such as ``box_score_thresh``;
+        **kwargs: Fields of :class:`~vovnet.detection.config.model.ModelRecipe`, such as ``box_score_thresh``;
             with ``weights`` only sizes, thresholds, numbers of boxes and ``trainable_stages``.
 
     Raises:

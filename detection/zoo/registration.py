@@ -12,7 +12,7 @@ from torchvision.models._api import register_model
 
 from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import SETTINGS
+from vovnet.detection.config.model import SETTINGS
 from vovnet.detection.zoo.weights import PublishedWeights, build_published
 from vovnet.errors import InputError, did_you_mean
 

@@ -26,7 +26,7 @@ from tiny_runs import lines_of, losses_of
 from tests.helpers.processes import killed
 from vovnet.detection import distributed, evaluate
 from vovnet.detection.checkpoints.folder import load_detector
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -65,7 +65,7 @@ def test_shrinking_below_eight_pixels_is_told_once_with_its_keys(known, own, sha
 
 
 def test_predict_and_evaluate_tell(tmp_path):
-    from vovnet.detection.config.schema import ModelRecipe
+    from vovnet.detection.config.model import ModelRecipe
     from vovnet.detection.models.build import build_detector
     from vovnet.detection.prediction.predictor import predict, predict_files
 

@@ -16,7 +16,9 @@ from typing import Any
 from tiny_runs import Squares, tiny_model
 from torchvision import tv_tensors
 
-from vovnet.detection.config.schema import DataRecipe, LogRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.schema import LogRecipe, Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.training.engine import train
 from vovnet.errors import one_line_errors
 

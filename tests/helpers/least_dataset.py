@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 
 
 def quick_recipe(**fields: Any) -> DataRecipe:

@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torchvision import tv_tensors
 
-from vovnet.detection.config.schema import DataRecipe, LogRecipe, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import LogRecipe, Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.training.metrics_log import MEASURED
 
 

@@ -26,7 +26,7 @@ from vovnet.classification import load_classifier
 from vovnet.cli import main
 from vovnet.detection.checkpoints.initialize import load_matching
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.legacy.keys import published_detector_keys
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.engine import train

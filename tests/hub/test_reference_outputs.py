@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import vovnet  # noqa: F401 (registers our models)
 from vovnet.detection.checkpoints.config_json import compose_config
 from vovnet.detection.checkpoints.folder import attach, load_detector, save_detector
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 from vovnet.hub.reference_outputs import compare_outputs, image, record_outputs

@@ -19,7 +19,7 @@ from support import command, contents
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from vovnet.detection.checkpoints.folder import save_detector
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 from vovnet.hub import convert_checkpoint, load_detector, verify

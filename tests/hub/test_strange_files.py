@@ -23,7 +23,7 @@ from vovnet.checkpoints.pickled import read_checkpoint_file
 from vovnet.checkpoints.timm_folder import load_timm_folder
 from vovnet.detection import build_detector
 from vovnet.detection.checkpoints.folder import save_detector
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.errors import InputError
 from vovnet.hub import convert_checkpoint, load_detector, verify
 from vovnet.hub.manifest import check_sums, read_manifest

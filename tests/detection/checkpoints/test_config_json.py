@@ -12,7 +12,7 @@ from strange_json import NOT_ON_A_LINE, mutated, mutated_text
 
 from vovnet.detection.checkpoints.config_json import DetectorConfig, read_config
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 

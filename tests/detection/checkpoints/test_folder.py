@@ -30,7 +30,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from vovnet.detection.checkpoints import folder as folder_module
 from vovnet.detection.checkpoints.empty import empty_detector, fill_detector
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 

@@ -18,7 +18,9 @@ from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.checkpoints.initialize import load_matching, network_text, with_network_of_init
 from vovnet.detection.checkpoints.torchvision_detectors import NETWORKS, NORM_EPS
 from vovnet.detection.config.loading import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict
-from vovnet.detection.config.schema import SETTINGS, ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.model import SETTINGS, ModelRecipe
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 

@@ -16,7 +16,7 @@ from torch import nn
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.detection.checkpoints.initialize import load_matching
 from vovnet.detection.checkpoints.network_facts import NetworkFacts, NetworkInput, check_start, read_facts
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.errors import InputError
 

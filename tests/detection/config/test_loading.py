@@ -7,7 +7,8 @@ import pytest
 import timm
 
 from vovnet.detection.config.loading import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict, recipe_to_yaml
-from vovnet.detection.config.schema import DataSource, Recipe
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.sources import DataSource
 from vovnet.errors import InputError
 
 

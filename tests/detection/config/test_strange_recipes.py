@@ -13,8 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strange_json import NOT_ON_A_LINE, mutated, strange_values
 
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.config.loading import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict, recipe_to_yaml
-from vovnet.detection.config.schema import DataRecipe, DataSource, ModelRecipe, Recipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.sources import DataSource
 from vovnet.errors import InputError
 
 RECIPES = {name: recipe_to_dict(load_recipe(name)) for name in recipe_names()}

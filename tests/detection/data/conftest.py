@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
 

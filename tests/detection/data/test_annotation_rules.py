@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.annotation_rules import box_problem
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.report import KINDS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data.datasets import ImageIds, checked
 from vovnet.detection.data.loader import evaluation_loader, training_loader
 from vovnet.errors import InputError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, random_split
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.sampler import aspect_groups

@@ -15,7 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from vovnet.detection.config.schema import DataRecipe, DataSource
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.keypoints import Keypoints

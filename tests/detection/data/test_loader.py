@@ -9,7 +9,7 @@ import pytest
 import torch
 from least_dataset import MinimalDataset, quick_recipe
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.collation import Batch
 from vovnet.detection.data.loader import evaluation_loader, training_loader

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data.loader import training_loader
 from vovnet.detection.data.mixing import ClosingStream, MixedDataset, drawn_mosaic, mosaic, pasted
 from vovnet.detection.data.sampler import BatchStream

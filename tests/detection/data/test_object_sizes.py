@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.object_sizes import sizes_of, sizes_of_truth
 from vovnet.files import write_json

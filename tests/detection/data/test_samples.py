@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data.loader import training_loader
 from vovnet.detection.data.samples import check_sample
 from vovnet.detection.evaluation.evaluator import evaluate

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from strange_json import flat_values, mutated, mutated_text
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.masks import to_rle
 from vovnet.detection.data.validation import check_data

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
-from vovnet.detection.config.schema import DataRecipe
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data.samples import check_sample
 from vovnet.detection.data.transforms import TransformedDataset, seeded, train_transforms
 

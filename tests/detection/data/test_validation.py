@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.report import KINDS
 from vovnet.detection.data.validation import check_data

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.evaluation.coco_eval import KEYPOINT_METRICS, CocoEvaluator, default_sigmas
 from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
 from vovnet.errors import InputError

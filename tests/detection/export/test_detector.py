@@ -19,7 +19,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from vovnet.detection import evaluate, load_recipe, predict
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.data.synthetic import CATEGORIES, generate_shapes
 from vovnet.detection.evaluation.evaluator import evaluation_dataset
 from vovnet.detection.export import ExportedDetector, export_detector, exported_detector

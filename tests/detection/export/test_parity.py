@@ -14,7 +14,7 @@ import small_networks
 import torch
 from PIL import Image
 
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.export import DetectorParity, check_exported, detector_parity, export_detector
 from vovnet.detection.prediction.predictor import predict
 from vovnet.errors import InputError

@@ -10,7 +10,7 @@ import label_files
 import pytest
 from label_files import SIZES, THINGS
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.sources import read_source
 from vovnet.detection.formats.finding import FoundSources, sources_of

@@ -16,7 +16,7 @@ import pytest
 from label_files import SIZES, THINGS
 from PIL import Image
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.masks import decode_masks, mask_area
 from vovnet.detection.data.report import DataReport
 from vovnet.detection.data.sources import read_source

@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 
-from vovnet.detection.config.schema import DataRecipe, DataSource
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.loader import batch_loader
 from vovnet.detection.legacy.data import LegacyCocoDataset, LegacyTransforms, inclusive_corners, legacy_train_transforms
 from vovnet.detection.legacy.sampler import LegacyBatchStream

@@ -24,7 +24,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import fpn_backbone
 from vovnet.detection.config.loading import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict
-from vovnet.detection.config.schema import ModelRecipe, Recipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.legacy.anchors import base_anchors
 from vovnet.detection.legacy.detectors import exact_backbone
 from vovnet.detection.legacy.masks import Polygons

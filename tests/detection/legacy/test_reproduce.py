@@ -17,8 +17,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import DataRecipe, DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.transforms import TransformedDataset
 from vovnet.detection.inference_mode import image_detections
 from vovnet.detection.legacy.data import LegacyCocoDataset, legacy_train_transforms

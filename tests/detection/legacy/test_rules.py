@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import SolverRecipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.legacy.rules import LegacyRules
 from vovnet.errors import InputError
 

@@ -21,8 +21,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vovnet.detection import evaluate, predict
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.config.loading import load_recipe, recipe_to_yaml
-from vovnet.detection.config.schema import DataRecipe, DataSource, Recipe
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.legacy.data import legacy_train_transforms
 from vovnet.detection.legacy.masks import mask_targets

@@ -21,7 +21,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import vovnet
 from vovnet.detection import evaluate, predict
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.inference_mode import image_detections
 from vovnet.detection.masks import detect, encode_box_masks, encode_masks

@@ -10,7 +10,8 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from vovnet.adapters import fpn_backbone
 from vovnet.detection import build_detector
-from vovnet.detection.config.schema import ModelRecipe, Recipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.errors import InputError
 
 SMALL: dict[str, Any] = {

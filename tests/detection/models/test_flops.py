@@ -15,7 +15,7 @@ from torchvision.models import get_model, get_model_weights
 
 import vovnet  # noqa: F401 (registers the networks)
 from vovnet.detection import build_detector
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.flops import classifier_gmacs, detector_gmacs, multiply_adds
 
 SMALL: dict[str, Any] = {

@@ -22,7 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from vovnet.detection import build_detector
 from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import BUILDERS
 from vovnet.errors import InputError
 

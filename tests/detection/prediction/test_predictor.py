@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 from torchvision import tv_tensors
 
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.prediction.predictor import plot_predictions, predict, predict_files
 from vovnet.errors import InputError

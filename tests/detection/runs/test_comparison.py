@@ -14,7 +14,9 @@ from PIL import Image
 from support import command
 
 from vovnet.detection.config.loading import recipe_to_yaml
-from vovnet.detection.config.schema import ModelRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.runs.chart import COLOURS, draw_comparison
 from vovnet.detection.runs.comparison import compare_runs, duration
 from vovnet.detection.runs.reading import read_run, run_names

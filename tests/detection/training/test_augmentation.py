@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from vovnet.detection.config.schema import DataRecipe, Recipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.training.batch_sheet import write_batch_sheet
 from vovnet.detection.training.callbacks import Callback
 from vovnet.detection.training.engine import train

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny_runs import Squares, assert_same_runs, short_recipe
 
+from vovnet.detection.config.fields import AUTO
 from vovnet.detection.config.loading import load_recipe, recipe_to_yaml
-from vovnet.detection.config.schema import AUTO, Recipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training import batch_memory
 from vovnet.detection.training.batch_memory import available_memory, with_passes_that_fit, with_reference_batch

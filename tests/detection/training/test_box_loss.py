@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import sigmoid_focal_loss
 
+from vovnet.detection.config.categories import Category
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import Category, SolverRecipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.box_loss import BoxLoss, WeightedRoIHeads, set_box_loss
 from vovnet.errors import InputError

@@ -13,7 +13,8 @@ import torch
 from tiny_runs import Squares, assert_same_runs, lines_of, short_recipe, tiny_model
 from torch import Tensor, nn
 
-from vovnet.detection.config.schema import ModelRecipe, Recipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.training import compiling
 from vovnet.detection.training.callbacks import Callback
 from vovnet.detection.training.compiling import compile_backbone

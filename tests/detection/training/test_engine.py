@@ -19,8 +19,10 @@ from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
 from vovnet.detection.checkpoints.folder import load_detector
+from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import DataRecipe, LogRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.schema import LogRecipe, Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.data.failures import LoaderError
 from vovnet.detection.training.callbacks import Callback
 from vovnet.detection.training.engine import train

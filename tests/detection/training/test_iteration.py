@@ -13,7 +13,8 @@ import torch
 from tiny_runs import Squares, short_recipe
 from torch import Tensor, nn
 
-from vovnet.detection.config.schema import Recipe, SolverRecipe
+from vovnet.detection.config.schema import Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.training.engine import train
 from vovnet.detection.training.iteration import NonFiniteLossError, step
 from vovnet.detection.training.optimizer import build_optimizer, build_schedule

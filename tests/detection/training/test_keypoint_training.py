@@ -20,7 +20,9 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 
 from vovnet.adapters import fpn_backbone
 from vovnet.detection.checkpoints.folder import load_detector
-from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.loader import training_loader
 from vovnet.detection.data.synthetic import generate_shapes

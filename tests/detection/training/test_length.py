@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import LogRecipe, Recipe, SolverRecipe
+from vovnet.detection.config.schema import LogRecipe, Recipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.training.length import seconds_of, with_iterations
 from vovnet.errors import InputError
 

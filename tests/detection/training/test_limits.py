@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vovnet.detection.config.schema import DataRecipe, ModelRecipe, Recipe
+from vovnet.detection.config.data import DataRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.schema import Recipe
 from vovnet.detection.data.object_sizes import ObjectSizes
 from vovnet.detection.training.limits import warn_of_training_limits
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
 
 from vovnet.adapters import fpn_backbone
-from vovnet.detection.config.schema import ModelRecipe, SolverRecipe
+from vovnet.detection.config.model import ModelRecipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.training.optimizer import (
     build_optimizer,
     build_schedule,

@@ -11,8 +11,9 @@ import pytest
 from house import room_graph, source_files
 
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
+from vovnet.detection.config.conventions import CONVENTIONS
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.config.schema import CONVENTIONS, ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.training.rules import RULES, TrainingRules, rules_of
 from vovnet.errors import InputError

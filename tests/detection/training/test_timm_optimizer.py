@@ -10,7 +10,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from vovnet.detection.config.schema import SolverRecipe
+from vovnet.detection.config.solver import SolverRecipe
 from vovnet.detection.training.optimizer import build_optimizer, build_schedule
 from vovnet.detection.training.state import load_state, save_state
 from vovnet.detection.training.timm_optimizer import check_optimizer

@@ -16,7 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from vovnet.adapters import fpn_backbone
 from vovnet.detection import build_detector, zoo
-from vovnet.detection.config.schema import ModelRecipe
+from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.zoo import torchvision_api
 from vovnet.detection.zoo.torchvision_api import fasterrcnn_vovnet27_slim_fpn
 from vovnet.errors import InputError
