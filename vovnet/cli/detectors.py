@@ -1,4 +1,4 @@
-"""Commands that train, evaluate and use detectors, and that check data."""
+"""Commands that train, evaluate and use detectors."""
 
 from __future__ import annotations
 
@@ -180,18 +180,3 @@ def _print_classes(found: Iterable[tuple[Path, list[ClassScore]]]) -> None:
 
     for path, classes in found:
         typer.echo(printable(f"{path}: " + ", ".join(f"{one['label']} {one['score']:.3f}" for one in classes)))
-
-
-@commands.command("check-data")
-def check_data(
-    images: Images,
-    annotations: Annotations,
-    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every image (slow).")] = True,
-    max_pixels: MaxPixels = None,
-) -> None:
-    """Read a dataset and print a table of its errors. The exit code is 1 if there are any."""
-    from vovnet.detection.data.validation import check_data as check
-
-    report = check(images, annotations, decode=decode, max_pixels=max_pixels, progress=True)
-    typer.echo(report.table())
-    raise typer.Exit(0 if report.ok else 1)

@@ -1,0 +1,1 @@
+"""Datasets written anew: in another format, or mended."""
