@@ -7,10 +7,20 @@ from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.prediction.predictor import predict
 from vovnet.detection.training.engine import train
+from vovnet.detection.training.from_data import recipe_from_data
 from vovnet.detection.training.rules import RULES, TrainingRules
 from vovnet.detection.zoo import torchvision_api as _builders  # noqa: F401 (registers with torchvision)
 
-__all__ = ["build_detector", "evaluate", "format_metrics", "load_detector", "load_recipe", "predict", "train"]
+__all__ = [
+    "build_detector",
+    "evaluate",
+    "format_metrics",
+    "load_detector",
+    "load_recipe",
+    "predict",
+    "recipe_from_data",
+    "train",
+]
 
 
 def _legacy_rules() -> TrainingRules:

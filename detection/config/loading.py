@@ -133,8 +133,8 @@ def _find(name_or_path: str | Path) -> Path:
         return path
     if text not in names:
         raise InputError(
-            f"recipe: '{text}' is unknown; {did_you_mean(text, names)} expected one of {', '.join(names)}, or a path "
-            "that ends in .yaml"
+            f"recipe: '{text}' is unknown; {did_you_mean(text, names)} expected one of {', '.join(names)}, a path that "
+            "ends in .yaml, or a folder or file of labels, for `vovnet train`"
         )
     return Path(str(resources.files("vovnet.detection.recipes") / f"{text}.yaml"))
 

@@ -35,7 +35,7 @@ class Scale:
     """How large images and objects are to be for a detector."""
 
     object_side: float
-    """Pixels that all but the smallest tenth of the objects have at least after the resize, if the images allow it."""
+    """Pixels that all but the smallest twentieth of the objects have at least after the resize, if images allow it."""
     longest: int
     """Upper limit of an image's long side in pixels, which bounds time and memory."""
 
@@ -48,6 +48,8 @@ LARGE = Scale(object_side=32, longest=1344)
 _STEP = 32
 """Image sizes are multiples of it, the stride of the backbone's last level."""
 _LEAST_SIZE, _MOST_ENLARGED = 128, 2.0
+_SMALLEST = 5
+"""Percentile of the sides of objects that the resize and the smallest anchor are for."""
 _LEVELS = 5
 _LEAST_ANCHOR, _USUAL_ANCHOR = 8, 32
 _USUAL_DETECTIONS, _SPARE = 100, 1.5
@@ -74,34 +76,34 @@ def image_sizes(sizes: ObjectSizes, scale: Scale) -> list[Suggestion]:
     """Return ``model.min_size``, ``model.max_size`` and the sizes in training, which vary around them."""
     shorts, longs = sizes.shapes.min(axis=1), sizes.shapes.max(axis=1)
     short, ratio = float(np.median(shorts)), float(np.percentile(longs / shorts, 95))
-    small = float(np.percentile(sizes.sides, 10))
+    small = float(np.percentile(sizes.sides, _SMALLEST))
     factor = min(scale.object_side / max(small, 1e-6), _MOST_ENLARGED)
     # Images without detail to lose are not enlarged unless their objects are too small to be found.
     factor = max(factor, min(1.0, _LEAST_SIZE / short))
     wanted = _rounded(short * factor)
     least = max(_STEP, min(wanted, int(scale.longest / ratio) // _STEP * _STEP))
     most = min(_rounded(least * ratio, up=True), max(scale.longest, least))
-    after = float(np.percentile(sizes.resized_sides(least, most), 10))
-    resized = f"a tenth of the objects is smaller than {small:.3g} pixels in the images, {after:.3g} after this resize"
-    varied = sorted({_rounded(least * part, 16) for part in (0.875, 0.9375, 1, 1.0625)})
+    after = float(np.percentile(sizes.resized_sides(least, most), _SMALLEST))
+    resized = f"of 20 objects one is smaller than {small:.3g} pixels in the images, {after:.3g} after this resize"
+    varied = sorted({_rounded(least * part, 8) for part in (0.875, 0.9375, 1, 1.0625)})
     return [
         Suggestion("model.min_size", least, resized),
         Suggestion("model.max_size", most, f"the images are up to {ratio:.3g} times as long as wide"),
         Suggestion("data.train_min_sizes", varied, "sizes around model.min_size"),
-        Suggestion("data.train_max_size", _rounded(most * 1.0625, 16, up=True), "the same for the long side"),
+        Suggestion("data.train_max_size", _rounded(most * 1.0625, 8, up=True), "the same for the long side"),
     ]
 
 
 def _anchors(sizes: ObjectSizes, least: int, most: int) -> list[Suggestion]:
     """Return anchors whose smallest fits the smallest twentieth of the objects; each level doubles the size."""
-    side = float(np.percentile(sizes.resized_sides(least, most), 5))
+    side = float(np.percentile(sizes.resized_sides(least, most), _SMALLEST))
     # An anchor and a square of half or twice its area have an IoU of 0.5.
     first = int(min(_USUAL_ANCHOR, max(_LEAST_ANCHOR, round(side * 2**0.5))))
     found = [
         Suggestion(
             "model.anchor_sizes",
             [[first * 2**level] for level in range(_LEVELS)],
-            f"a twentieth of the objects is smaller than {side:.3g} pixels after the resize",
+            f"for objects from {side:.3g} pixels on",
         )
     ]
     heights_by_widths = sizes.boxes[:, 1] / np.maximum(sizes.boxes[:, 0], 1e-6)

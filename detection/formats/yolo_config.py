@@ -62,13 +62,14 @@ def find_config(folder: Path) -> Path | None:
     preferred = ("data.yaml", "data.yml", "dataset.yaml", "obj.data")
     others = [name for name in names if name.endswith((".yaml", ".yml")) and name not in preferred]
     for name in [one for one in preferred if one in names] + others:
-        if name in ("obj.data",) or _describes_yolo(folder / name):
+        if name in ("obj.data",) or describes_yolo(folder / name):
             return folder / name
     found = next((name for name in _NAME_FILES if name in names), None)
     return None if found is None else folder / found
 
 
-def _describes_yolo(path: Path) -> bool:
+def describes_yolo(path: Path) -> bool:
+    """True if a YAML file has the keys of a YOLO dataset."""
     try:
         text = read_text(path, _MOST_BYTES)
     except InputError:

@@ -3,11 +3,11 @@
 import argparse
 import os
 
-from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.data.user_transforms import load_transforms
 from vovnet.detection.evaluation.evaluator import format_metrics
 from vovnet.detection.training.claim import resume_mode
 from vovnet.detection.training.engine import train
+from vovnet.detection.training.from_data import recipe_or_data
 from vovnet.detection.training.length import seconds_of
 from vovnet.errors import one_line_errors
 
@@ -15,7 +15,7 @@ from vovnet.errors import one_line_errors
 def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(prog="python -m vovnet.detection.train", description="Train a detector.")
-    parser.add_argument("recipe", help="the name of a shipped recipe, or a YAML file")
+    parser.add_argument("recipe", help="the name of a shipped recipe, a YAML file, or a folder of data")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as solver.base_lr=0.01")
     parser.add_argument("--output", required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
@@ -27,8 +27,8 @@ def main() -> None:
     parser.add_argument("--time-limit", metavar="TIME", help="save and stop after 2h, 90m, …; --resume goes on")
     args = parser.parse_intermixed_args()
     with one_line_errors():
-        recipe = load_recipe(args.recipe, args.overrides)
         mode = resume_mode(args.resume, args.auto_resume)
+        recipe = recipe_or_data(args.recipe, args.overrides, args.output, resume=mode, device=args.device)
         limit = None if args.time_limit is None else seconds_of(args.time_limit)
         metrics = train(
             recipe,

@@ -20,6 +20,7 @@ from vovnet.cli.options import (
     Output,
     Overwrite,
     OwnTransforms,
+    RecipeOrData,
     Resume,
     ShowBatch,
     TimeLimit,
@@ -47,7 +48,7 @@ def quickstart(output: Output = Path("runs/quickstart"), overwrite: Overwrite = 
 
 @commands.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    recipe: RecipeOrData,
     output: Output,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as solver.base_lr=0.01")] = None,
     resume: Resume = False,
@@ -58,14 +59,16 @@ def train(
     device: Device = None,
     time_limit: TimeLimit = None,
 ) -> None:
-    """Train a detector on COCO JSON. For several processes: torchrun -m vovnet.detection.train …"""
-    from vovnet.detection import format_metrics, load_recipe
+    """Train a detector. For several processes: torchrun -m vovnet.detection.train …"""
+    from vovnet.detection import format_metrics
     from vovnet.detection import train as train_detector
     from vovnet.detection.training.claim import resume_mode
+    from vovnet.detection.training.from_data import recipe_or_data
 
     mode = resume_mode(resume, auto_resume)
     start = partial(train_detector, transforms=transforms, show_batch=show_batch, time_limit=time_limit)
-    metrics = start(load_recipe(recipe, overrides or []), output, resume=mode, overwrite=overwrite, device=device)
+    values = recipe_or_data(recipe, overrides or [], output, resume=mode, device=device)
+    metrics = start(values, output, resume=mode, overwrite=overwrite, device=device)
     if metrics:
         typer.echo(format_metrics(metrics))
     typer.echo(f"the run is in {output}; try: vovnet predict IMAGE --weights {output} --output predictions")

@@ -70,6 +70,13 @@ TimeLimit = Annotated[
         "--time-limit", parser=seconds, metavar="TIME", help="Save and stop after 2h, 90m, …; --resume goes on."
     ),
 ]
+RecipeOrData = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|DATA",
+        help="Name of a shipped recipe, or a YAML file. Or a folder or file of labels: size, length and rate follow.",
+    ),
+]
 OwnTransforms = Annotated[
     Any,
     typer.Option(
