@@ -1,4 +1,4 @@
-"""Published classifiers and backbones: infer a file's network, map its keys to timm's, and write timm's folder."""
+"""Published classifiers and backbones: infer a file's network, and map its keys to timm's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import nn
 
 from vovnet.checkpoints.archives import sha1_of_checkpoint
 from vovnet.checkpoints.shapes import Shapes, closest, compare_shapes, published_resnet_keys, shapes_of
@@ -47,7 +45,9 @@ AUTHORS, PYTORCHCV, TIMM = "the authors", "pytorchcv", "timm"
 """Whose names the tensors of a file have. ``the authors`` are those of VoVNet.pytorch, maskrcnn-benchmark(-vovnet) and
 vovnet-detectron2. torchvision's ResNets have timm's names."""
 
-_COUNTER = ".num_batches_tracked"
+COUNTER = ".num_batches_tracked"
+"""End of the key of a batch norm's counter."""
+
 _MOST_CLASSES = 1_000_000
 
 NORM_EPS = 1e-5
@@ -126,7 +126,7 @@ def infer_network(found: Shapes, part: Part | None = None) -> PublishedNetwork:
             missing, left over or of another shape, and the message lists all of these.
     """
     prefix, inside, ignored = network_part(found, part)
-    body = {key: shape for key, shape in inside.items() if key not in CLASSIFIER and not key.endswith(_COUNTER)}
+    body = {key: shape for key, shape in inside.items() if key not in CLASSIFIER and not key.endswith(COUNTER)}
     candidates = {(form, name): _body_shapes(form, name) for form in FORMS for name in FORMS[form].networks}
     form, name = closest(candidates, body)
     if not candidates[form, name].keys() & body.keys():
@@ -164,7 +164,7 @@ def _check_epsilon(form: str, prefix: str, found: Shapes) -> None:
     Raises:
         InputError: The file holds such a ResNet.
     """
-    if form == TIMM and prefix == BODY and not any(key.startswith(prefix) and key.endswith(_COUNTER) for key in found):
+    if form == TIMM and prefix == BODY and not any(key.startswith(prefix) and key.endswith(COUNTER) for key in found):
         raise InputError(
             "holds the ResNet of a torchvision detector with frozen norms, and does not tell their epsilon: 0 in "
             "torchvision's first COCO files, 1e-5 otherwise; train from torchvision's file by its name "
@@ -246,30 +246,13 @@ FORMS = {
 """The forms in which weights of networks are published; the first one wins if several fit equally."""
 
 
-def write_network(folder: Path, network: PublishedNetwork, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Write timm's ``config.json`` and ``model.safetensors``.
-
-    Args:
-        folder: An existing, empty folder.
-        network: The network of the tensors.
-        tensors: Tensors by timm's keys; batch counters may be missing.
-        source: The name of the file that the tensors come from.
-    """
-    model = timm.create_model(
-        network.name, num_classes=network.num_classes, pretrained_cfg=_pretrained_cfg(network, source)
-    )
-    counters = {key: torch.zeros_like(value) for key, value in model.state_dict().items() if key.endswith(_COUNTER)}
-    model.load_state_dict({**counters, **tensors})
-    save_for_hf(model, str(folder), safe_serialization=True, model_config=network.facts.to_json())
-
-
 def _expected_shapes(form: str, model: nn.Module, present: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Return the model's shapes by the form's keys; of the batch counters only those that are present in the file."""
     ours = shapes_of(model.state_dict())
     return {
         theirs: ours[key]
         for theirs, key in FORMS[form].keys(model).items()
-        if key in ours and (theirs in present or not theirs.endswith(_COUNTER))
+        if key in ours and (theirs in present or not theirs.endswith(COUNTER))
     }
 
 
@@ -298,27 +281,3 @@ def _particulars(form: str, name: str, beside: Iterable[str]) -> tuple[str, tupl
         return "unknown", ()
     every_block = (_EVERY_BLOCK.format(name.removesuffix("_all")),) if name.endswith("_all") else ()
     return ("not-stated", (_FOREIGN_V2, *every_block)) if foreign(beside) else ("cc-by-nc-4.0", every_block)
-
-
-def _pretrained_cfg(network: PublishedNetwork, source: str) -> dict[str, Any]:
-    known: Any = timm.get_pretrained_cfg(network.name)
-    # What was folded or lacks the classifier is not what the publisher measured.
-    published = network.source if network.num_classes and network.input == IMAGENET else None
-    return {
-        "architecture": network.name,
-        **({"tag": published.name.partition(".")[2], "origin_url": published.origin} if published else {}),
-        "num_classes": network.num_classes,
-        # The publishers' test settings; timm's entries may belong to other weights with other sizes and statistics.
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bilinear",
-        **network.cfg,
-        "mean": tuple(network.input.mean),  # in the channels' order and the units of the input
-        "std": tuple(network.input.std),
-        "first_conv": known.first_conv,
-        "classifier": known.classifier,
-        "license": network.licence,
-        "description": f"{network.title}, converted from {source}",
-        "notes": (*network.notes, *network.input_notes),
-    }

@@ -27,7 +27,8 @@ from vovnet.files import flush_folder, flush_to_disk
 from vovnet.folders.claim import claimed_folder
 from vovnet.folders.home import expand_home
 from vovnet.folders.temporary import scratch_folder
-from vovnet.hub.classifiers import PublishedNetwork, identified, infer_network, without_classifier, write_network
+from vovnet.hub.classifier_folder import write_network
+from vovnet.hub.classifiers import PublishedNetwork, identified, infer_network, without_classifier
 from vovnet.hub.detectors import Expected, holds_detector, is_expected, licence_of, recognised, write_detector
 from vovnet.hub.input_folding import named_input
 from vovnet.hub.manifest import PUBLISHED_FILES, SUMS_FILE, PublishedFile, sha256_of

@@ -523,7 +523,7 @@ def test_a_folder_has_one_conversion_at_a_time_and_what_a_killed_one_left_is_rem
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vovnet.hub import classifiers
+    from vovnet.hub import classifier_folder
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
@@ -531,7 +531,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     path, out = save(tmp_path / "f.pth", random_slim()), tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("mine")
-    monkeypatch.setattr(classifiers, "save_for_hf", fail)
+    monkeypatch.setattr(classifier_folder, "save_for_hf", fail)
     with pytest.raises(OSError, match="No space left"):
         convert_checkpoint(path, out, overwrite=True)
     assert [(entry.name, entry.read_text()) for entry in out.iterdir()] == [("config.json", "mine")]

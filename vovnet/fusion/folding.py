@@ -13,7 +13,8 @@ from timm.layers import ConvNormAct as TimmConvNormAct
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
 
-from vovnet.fusion.layers import FusedConv, FusedLinear, FusedMaxPool2d, FusedOsaBlock
+from vovnet.fusion.layers import FusedConv, FusedMaxPool2d, FusedOsaBlock
+from vovnet.fusion.linear import FusedLinear
 from vovnet.memory.layers import original_class
 from vovnet.modules import Geometry, conv_geometry, has_hooks_or_patched_forward, is_identity_in_eval, to_pair
 from vovnet.ops.algorithms import Algorithm, Precision

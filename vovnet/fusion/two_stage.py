@@ -17,7 +17,8 @@ from torchvision.ops.poolers import LevelMapper
 
 from vovnet.fusion.base import supported
 from vovnet.fusion.folding import ONE_BY_ONE, NotFusable, Settings, concat_layers, fold, replaces, upcast_weights
-from vovnet.fusion.layers import FusedConv, FusedLinear
+from vovnet.fusion.layers import FusedConv
+from vovnet.fusion.linear import FusedLinear
 from vovnet.fusion.pyramid import fold_all, to_float32
 from vovnet.modules import Geometry, has_hooks_or_patched_forward
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.fusion.folding import NotFusable, Settings, concat_layers, fold
-from vovnet.fusion.layers import FusedConv, FusedLinear
+from vovnet.fusion.layers import FusedConv
+from vovnet.fusion.linear import FusedLinear
 
 SETTINGS = Settings("fp32", "auto")
 NORMS: dict[str, Any] = {

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vovnet.errors import InputError
 from vovnet.fusion import base
-from vovnet.fusion.layers import FusedConv, FusedLinear, FusedMaxPool2d, FusedOsaBlock
+from vovnet.fusion.layers import FusedConv, FusedMaxPool2d, FusedOsaBlock
+from vovnet.fusion.linear import FusedLinear
 from vovnet.modules import Geometry, to_pair
 
 # x, weight, stride, padding, dilation, groups
