@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from timm.layers import BatchNormAct2d, GroupNormAct, RmsNorm, RmsNorm2d, convert_sync_batchnorm, freeze_batch_norm_2d
@@ -113,6 +113,23 @@ _LAYERS: dict[FpnNorm, Callable[[int], nn.Module]] = {
     "sync_bn": nn.SyncBatchNorm,
     "gn": _group_norm,
 }
+
+
+def values_per_statistic(norm: nn.Module, shape: Sequence[int]) -> int | None:
+    """Return the number of values from which a norm computes each mean and variance; torch refuses to do it from one.
+
+    Args:
+        norm: a group norm or batch norm.
+        shape: the shape of its input, (N, C, …).
+
+    Returns:
+        The number; None for modules that compute no mean of a batch or group, such as batch norms in evaluation.
+    """
+    if isinstance(norm, nn.GroupNorm):
+        return math.prod(shape) // norm.num_groups
+    if isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None):
+        return math.prod(shape) // shape[1]
+    return None
 
 
 def norm_layer(norm: FpnNorm | None) -> Callable[[int], nn.Module] | None:

@@ -26,6 +26,9 @@ corners_to_xywh: BoxConverter = partial(box_convert, in_fmt="xyxy", out_fmt="xyw
 """The converter for torchvision's boxes."""
 
 
+_SINGLE_VALUE = "Expected more than 1 value per channel"
+
+
 @contextmanager
 def inference(detector: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
     """Put a detector in evaluation mode on a device, without gradients, for the length of a ``with`` block.
@@ -33,7 +36,8 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
     Afterwards the detector is on its own device again, and each of its modules in the mode that it had.
 
     Raises:
-        InputError: its weights are not float32, or are on the meta device.
+        InputError: its weights are not float32, or are on the meta device; or, in the block, an image is so small that
+            a norm has nothing to compute a mean of.
     """
     parameter = next(detector.parameters())
     home = parameter.device
@@ -52,6 +56,14 @@ def inference(detector: nn.Module, device: str | torch.device | None) -> Iterato
         # Not torch.inference_mode: the anchor generator caches tensors, and a later training could not use them.
         with torch.no_grad():
             yield place
+    except ValueError as error:
+        # The only way to know: torch.nn.functional.group_norm has no type of its own for it.
+        if not str(error).startswith(_SINGLE_VALUE):
+            raise
+        raise InputError(
+            "image: too small for this detector, a group of whose norms gets a single value (model.head_norm, "
+            "model.fpn_norm, model.norm); resize images to a larger size (model.min_size in config.json)"
+        ) from error
     finally:
         if place != home:
             detector.to(home)

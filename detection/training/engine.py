@@ -40,6 +40,7 @@ from vovnet.detection.training.datasets import datasets_of, with_transforms
 from vovnet.detection.training.environment_file import write_environment
 from vovnet.detection.training.length import with_iterations
 from vovnet.detection.training.limits import warn_of_training_limits
+from vovnet.detection.training.norm_check import check_norm_values
 from vovnet.detection.training.preparation import prepare
 from vovnet.detection.training.rules import TrainingRules, rules_of
 from vovnet.detection.training.run import Run, save_if_best, save_run
@@ -130,6 +131,9 @@ def train(
         recipe = with_iterations(recipe, len(train_dataset))
         if recipe.solver.patience is not None and val_dataset is None:
             raise InputError("solver.patience: it needs data.val to evaluate; give both or neither")
+        processes = distributed.world_size()
+        images = 1 if automatic else recipe.solver.batch_size // (processes * recipe.solver.accumulate)
+        check_norm_values(recipe, train_dataset, val_dataset, images, processes)
         run = prepare(
             recipe,
             rules,

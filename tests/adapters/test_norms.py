@@ -6,11 +6,14 @@ import warnings
 import pytest
 import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from vovnet.adapters import fpn_backbone
-from vovnet.adapters.norms import Norm, batch_norms, convert_norms, norm_layer
+from vovnet.adapters.norms import Norm, batch_norms, convert_norms, norm_layer, values_per_statistic
 from vovnet.errors import InputError
 
 MODELS = ["resnet18", "ese_vovnet19b_dw"]  # with BatchNorm2d, and with timm's BatchNormAct2d
@@ -149,3 +152,38 @@ def test_the_epsilon_that_is_asked_for(name: str, norm: Norm) -> None:
     net = timm.create_model(name)
     convert_norms(net, norm, pretrained=True, force=False, eps=0.25)
     assert {module.eps for module in net.modules() if hasattr(module, "eps")} == {0.25}
+
+
+@given(
+    kind=st.sampled_from([nn.GroupNorm, GroupNormAct, nn.BatchNorm2d, BatchNormAct2d, nn.BatchNorm1d]),
+    images=st.integers(1, 3),
+    groups=st.integers(1, 4),
+    of_a_group=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    training=st.booleans(),
+    tracked=st.booleans(),
+)
+def test_torch_refuses_means_of_a_single_value(
+    kind: type[nn.Module],
+    images: int,
+    groups: int,
+    of_a_group: int,
+    size: tuple[int, int],
+    training: bool,
+    tracked: bool,
+) -> None:
+    channels = groups * of_a_group
+    if kind is nn.GroupNorm:
+        norm: nn.Module = nn.GroupNorm(groups, channels)
+    elif kind is GroupNormAct:
+        norm = GroupNormAct(channels, num_groups=groups)
+    else:
+        norm = kind(channels, track_running_stats=tracked)
+    shape = (images, channels) if kind is nn.BatchNorm1d else (images, channels, *size)
+    norm.train(training)
+    single = values_per_statistic(norm, shape) == 1
+    if not single:
+        norm(torch.rand(shape))
+        return
+    with pytest.raises(ValueError, match="more than 1 value"):
+        norm(torch.rand(shape))
