@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vovnet.detection.config.schema import Category, DataSource
+from vovnet.detection.config.categories import Category
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.category_names import join_categories
 from vovnet.detection.data.checked_images import CheckedImage
 from vovnet.detection.data.report import DataReport

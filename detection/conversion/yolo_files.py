@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from vovnet.detection.config.categories import mirror_order
-from vovnet.detection.config.schema import Category
+from vovnet.detection.config.categories import Category, mirror_order
 from vovnet.detection.conversion.dataset import WholeDataset
 from vovnet.detection.conversion.parts import clipped_box, outline, write_labels
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from support import contents
 
-from vovnet.detection.config.schema import DataSource
+from vovnet.detection.config.sources import DataSource
 from vovnet.detection.conversion.convert import convert_data
 from vovnet.detection.conversion.dataset import read_dataset
 from vovnet.detection.data.masks import decode_masks
