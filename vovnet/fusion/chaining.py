@@ -88,6 +88,8 @@ def run(layers: list[Chainable], is_output: Sequence[bool], x: Tensor) -> list[T
     compiling = torch.compiler.is_compiling()
     if compiling and len(layers) > 1:
         return None
+    if x.dim() == 3:
+        return None  # one image without a batch, which the layers take one by one
     first = next(conv for layer in layers for conv in layer.convs)
     x = first.check_input(x)
     if not layers[0].convs:  # a pool needs channels-last; a convolution may read images in any layout

@@ -76,9 +76,14 @@ class FusedConv(FusedLayer, Chainable):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return ``act(conv2d(x)) + residual``; a smaller residual is repeated, as in a feature pyramid.
 
+        One image without a batch, (C, H, W), gives (out channels, H', W'), as PyTorch's convolutions do.
+
         Raises:
             InputError: the layer does not take the type, device, dimensions or channels of ``x``.
         """
+        if x.dim() == 3 and len(x) == self.in_channels:
+            batched: Tensor = self(x[None], None if residual is None else residual[None])
+            return batched[0]
         x = self.check_input(x)
         if not self.supported(x, *(() if residual is None else (residual,))):
             return self.reference_forward(x, residual)

@@ -139,7 +139,7 @@ def _rms(x: Tensor) -> float:
     ("x", "words"),
     [
         (torch.zeros(2, 15, 9, 7), r"x: expected \(N, 16, H, W\), got \(2, 15, 9, 7\)"),
-        (torch.zeros(16, 9, 7), r"x: expected \(N, 16, H, W\), got \(16, 9, 7\)"),
+        (torch.zeros(16, 9), r"x: expected \(N, 16, H, W\), got \(16, 9\)"),
         (torch.zeros(2, 16, 9, 7).double(), "x: expected torch.float32, got torch.float64"),
         (torch.zeros(2, 16, 9, 7).bfloat16(), "x: expected torch.float32, got torch.bfloat16"),
         (torch.zeros(2, 16, 9, 7, device="meta"), "x: expected it on cpu, where the fused layer is, got meta"),
@@ -293,3 +293,22 @@ def test_what_it_says_of_itself() -> None:
     assert "16, 24, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)" in repr(conv("3x3")[0])
     assert "48, 37, relu=True, fp32" in repr(FusedLinear(torch.zeros(37, 48), torch.zeros(37), relu=True))
     assert "kernel_size=[3, 3], stride=[2, 2]" in repr(FusedMaxPool2d([3, 3], [2, 2], [0, 0], True))
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_one_image_without_a_batch_is_taken_as_pytorch_takes_it(name: str) -> None:
+    layer, x, exact = conv(name)
+    expected = exact(x[0])
+    residual = draw(tuple(expected.shape), 5, torch.float32)
+    with torch.no_grad():
+        found, added = layer(x[0]), layer(x[0], residual)
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) < BOUND * max(1.0, float(expected.abs().max()))
+    assert float((added - expected - residual).abs().max()) < BOUND * max(1.0, float(expected.abs().max()))
+
+
+def test_a_block_needs_a_batch_as_pytorchs_does() -> None:
+    block = FusedOsaBlock([conv("3x3")[0]], conv("1x1")[0], identity=False)
+    for shape, layer in (((16, 9, 7), block), ((17, 9, 7), block.convs[0])):
+        with pytest.raises(InputError, match=r"^x: expected \(N, 16, H, W\), got \(1[67], 9, 7\)"):
+            layer(torch.zeros(shape))

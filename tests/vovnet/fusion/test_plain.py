@@ -290,3 +290,16 @@ def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [x for part in (value.values() if isinstance(value, dict) else value) for x in tensors(part)]
+
+
+def test_one_image_without_a_batch_is_taken_where_pytorch_takes_it() -> None:
+    model = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 16), nn.ReLU(), nn.MaxPool2d(2, 2), conv(16, 8)).eval()
+    fused, x = quietly_fused(model), draw((3, 12, 10), 4, torch.float32)
+    assert count(fused, FusedConv) == 3
+    with torch.no_grad():
+        expected, found = model(x), fused(x)
+        assert found.shape == expected.shape
+        assert relative_error(found, expected) < 1e-5
+        assert relative_error(fused(x[None]), expected[None]) < 1e-5  # and afterwards with a batch
+    with pytest.raises(ValueError, match=r"x: expected|3"):
+        fused(x[:2])
