@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vovnet.detection.conversion.dataset import read_dataset
 from vovnet.detection.conversion.writing import LAYOUTS, Target, split_titles, write_dataset
+from vovnet.detection.data.sources import splits_of
 from vovnet.errors import InputError
 from vovnet.folders.home import output_folder
 
@@ -44,7 +45,7 @@ def convert_data(
     if to not in LAYOUTS:
         raise InputError(f"to: expected one of {', '.join(LAYOUTS)}, got '{to}'")
     refuse_overlap(path, output)
-    dataset = read_dataset(path, split)
+    dataset = read_dataset(*splits_of(path, split))
     if not any(one.images for one in dataset.splits):
         left = "; ".join(filter(None, (one.report.summary() for one in dataset.splits)))
         raise InputError(f"'{path}': no usable image is in it ({left or 'there are none'})")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from vovnet.detection.config.categories import Category
 from vovnet.detection.config.sources import DataSource
@@ -13,8 +12,6 @@ from vovnet.detection.data.checked_images import CheckedImage
 from vovnet.detection.data.report import DataReport
 from vovnet.detection.data.sources import SourceFile, read_source, take_ids
 from vovnet.detection.data.validation import check_content, check_keypoint_names
-from vovnet.detection.formats.finding import contents_of
-from vovnet.detection.formats.folders import choose_split
 
 
 @dataclass
@@ -39,33 +36,23 @@ class WholeDataset:
 
 
 def read_dataset(
-    path: str | Path, split: str | None = None, *, look: Callable[[SourceFile], object] | None = None
+    title: str, splits: Mapping[str, Sequence[DataSource]], *, look: Callable[[SourceFile], object] | None = None
 ) -> WholeDataset:
-    """Read a folder or file of labels of any format. Images are not decoded.
+    """Read the sources of the splits of a dataset. Images are not decoded.
 
     Crowds, masks and keypoints are kept where there are some, and boxes also without a sound mask.
 
     Args:
-        path: A folder or file.
-        split: Read this split alone.
+        title: The format of the files, for people.
+        splits: The sources of each split; :func:`~vovnet.detection.data.sources.splits_of` returns both.
         look: Called with each file of labels before it is checked; it may change its content.
 
     Raises:
-        InputError: There are no labels of a known format, they cannot be used as a whole, or files contradict each
-            other.
+        InputError: The labels cannot be used as a whole, or files contradict each other.
     """
-    found = contents_of(path)
-    names = [name for name in found.splits if name]
-    if split is not None and found.format in ("coco", "yolo", "voc"):
-        chosen = choose_split(names, split, None, f"'{path}'") or ""
-        wanted: dict[str, list[DataSource]] = {chosen: found.splits[chosen]}
-    elif split is not None:
-        wanted = {split: [DataSource(folder=str(found.path), split=split)]}
-    else:
-        wanted = found.splits
-    dataset = WholeDataset(found.title)
+    dataset = WholeDataset(title)
     known: dict[int, tuple[Category, str]] = {}
-    for name, sources in wanted.items():
+    for name, sources in splits.items():
         part = Split(name)
         for file in (one for source in sources for one in read_source(source)):
             if look is not None:

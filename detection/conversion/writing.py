@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from vovnet.detection.conversion.coco_files import write_coco
 from vovnet.detection.conversion.dataset import Split, WholeDataset
+from vovnet.detection.conversion.parts import write_labels
 from vovnet.detection.conversion.voc_files import write_voc
 from vovnet.detection.conversion.yolo_files import write_yolo
 from vovnet.detection.data.checked_images import CheckedImage
@@ -52,7 +53,14 @@ class Written:
 
 
 def write_dataset(
-    dataset: WholeDataset, output: str | Path, to: Target, *, link: bool, overwrite: bool, progress: bool = False
+    dataset: WholeDataset,
+    output: str | Path,
+    to: Target,
+    *,
+    link: bool,
+    overwrite: bool,
+    progress: bool = False,
+    more_files: Mapping[str, str] | None = None,
 ) -> Written:
     """Write a dataset and its images. The folder has everything or, after an error, nothing of it.
 
@@ -63,6 +71,7 @@ def write_dataset(
         link: Make hard links to the images where the file system can, in place of copies.
         overwrite: Replace what a folder that is not empty has of the same names.
         progress: Show a progress bar on stderr.
+        more_files: The names and texts of more files in the folder.
 
     Raises:
         InputError: The folder is not empty and ``overwrite`` is not given, or it cannot be written.
@@ -84,6 +93,8 @@ def write_dataset(
             written.images += 1
             written.objects += len(image.objects)
         written.notes = layout.write(scratch, dataset, names)
+        for name, text in (more_files or {}).items():
+            write_labels(scratch / name, text)
         _move(scratch, folder, layout.last)
     return written
 

@@ -124,3 +124,22 @@ def renumber(images: Sequence[CheckedImage], taken: set[int]) -> None:
     for image in images:
         if image.image_id in taken:
             image.image_id = next(free)
+
+
+def repeated_objects(image: CheckedImage) -> list[CheckedObject]:
+    """Return the objects of an image that equal an earlier one: the same category, box, mask and keypoints."""
+    seen: set[tuple[object, ...]] = set()
+    repeated = []
+    for one in image.objects:
+        points = None if one.keypoints is None else one.keypoints.tobytes()
+        key = (one.category_id, one.box, one.crowd, repr(one.segmentation), points)
+        if key in seen:
+            repeated.append(one)
+        seen.add(key)
+    return repeated
+
+
+def has_wrong_area(one: CheckedObject) -> bool:
+    """Return True if an object has a larger area than its box with a border of half a pixel."""
+    width, height = one.box[2:]
+    return one.area > 1.01 * (width + 1) * (height + 1)

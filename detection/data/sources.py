@@ -50,6 +50,38 @@ def read_source(source: DataSource, default: str | None = None) -> list[SourceFi
     return files
 
 
+def splits_of(path: str | Path, split: str | None = None) -> tuple[str, dict[str, list[DataSource]]]:
+    """Return the format of a folder or file for people, and the sources of each of its splits, or of one.
+
+    Raises:
+        InputError: There are no labels of a known format, or there is no such split.
+    """
+    found = contents_of(path)
+    if split is None:
+        return found.title, found.splits
+    if found.format in ("coco", "yolo", "voc"):
+        chosen = choose_split([name for name in found.splits if name], split, None, f"'{path}'") or ""
+        return found.title, {chosen: found.splits[chosen]}
+    return found.title, {split: [DataSource(folder=str(found.path), split=split)]}
+
+
+def named_data(
+    data: str | Path | None, images: str | Path | None, annotations: str | Path | None, split: str | None = None
+) -> tuple[str, dict[str, list[DataSource]]]:
+    """Return what :func:`splits_of` does for the arguments of a command: a path, or a COCO file and its images.
+
+    Raises:
+        InputError: Both are given or neither; or as for :func:`splits_of`.
+    """
+    if data is not None and images is None and annotations is None:
+        return splits_of(data, split)
+    if data is not None or images is None or annotations is None:
+        raise InputError("expected a folder or file of labels, or --images FOLDER --annotations FILE.json")
+    if split is not None:
+        raise InputError("--split: a COCO file is one split; leave it out")
+    return "COCO JSON", {"": [DataSource(images=str(images), annotations=str(annotations))]}
+
+
 def _resolved(source: DataSource, default: str | None) -> list[DataSource]:
     """Return the sources that a folder stands for; of another source itself. What was found is said once."""
     if not source.folder:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from vovnet.detection.config.categories import Category
 from vovnet.detection.config.sources import DataSource
@@ -62,9 +64,17 @@ def check_source(
 
 
 def check_file(
-    file: SourceFile, *, decode: bool = True, max_pixels: int | None = None, progress: bool = False
+    file: SourceFile,
+    *,
+    decode: bool = True,
+    max_pixels: int | None = None,
+    progress: bool = False,
+    look: Callable[[CheckedImage, Image.Image], object] | None = None,
 ) -> tuple[DataReport, list[CheckedImage]]:
-    """Return the report of a file and its usable images. Arguments are those of :func:`check_data`."""
+    """Return the report of a file and its usable images.
+
+    Arguments are those of :func:`check_data`; ``look`` is called with each image that could be decoded, in RGB.
+    """
     content, name = file.content, file.name
     report = DataReport([name], notes=list(content.notes))
     keypoints = content.has_keypoints
@@ -80,7 +90,9 @@ def check_file(
     elif not content.has_masks:
         report.notes.append("no annotation has a segmentation; a detector of masks cannot be trained on this file")
     for image in progress_bar(checked if decode else (), "check", "image", shown=progress):
-        _check_pixels(image, max_pixels, report)
+        pixels = _check_pixels(image, max_pixels, report)
+        if look is not None and pixels is not None:
+            look(image, pixels)
     return report, checked
 
 
@@ -88,17 +100,19 @@ def _has_objects(images: Sequence[CheckedImage]) -> bool:
     return any(not one.crowd for image in images for one in image.objects)
 
 
-def _check_pixels(image: CheckedImage, max_pixels: int | None, report: DataReport) -> None:
-    """Decode an image and add what is wrong with it."""
+def _check_pixels(image: CheckedImage, max_pixels: int | None, report: DataReport) -> Image.Image | None:
+    """Decode an image and add what is wrong with it. Returns the image if it could be decoded."""
     size = (image.width, image.height)
     try:
-        read_image(image.path, size=size, max_pixels=max_pixels)
+        pixels = read_image(image.path, size=size, max_pixels=max_pixels)
         if upright_size(image.path) != size:
             report.add("exif_stored", image.image_id, lambda: f"{shown(image.path)} is {size[0]}x{size[1]} as stored")
+        return pixels
     except ImageSizeError as error:
         report.add("size_differs", image.image_id, str(error))
     except UnreadableImage as error:
         report.add("unreadable_image", image.image_id, str(error))
+    return None
 
 
 def _check_names(categories: Sequence[Category], report: DataReport) -> None:

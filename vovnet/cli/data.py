@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vovnet.cli.options import Annotations, Images, MaxPixels, Overwrite, home_path
+from vovnet.cli.options import MaxPixels, Overwrite, home_path
 
 commands = typer.Typer()
 
@@ -21,19 +21,41 @@ class DataFormat(StrEnum):
     voc = "voc"
 
 
+Link = Annotated[bool, typer.Option("--link", help="Hard links to the images in place of copies.")]
+Split = Annotated[str | None, typer.Option("--split", help="This split alone.")]
+
+
 @commands.command("check-data")
 def check_data(
-    images: Images,
-    annotations: Annotations,
+    data: Annotated[
+        Path | None, typer.Argument(parser=home_path, metavar="[DATA]", help="Folder or file of labels of any format.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Folder that the file_name entries of --annotations are relative to."),
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option("--annotations", help="COCO JSON file.")] = None,
+    split: Split = None,
+    fix: Annotated[
+        Path | None, typer.Option("--fix", parser=home_path, metavar="OUT", help="Write a mended copy to this folder.")
+    ] = None,
+    link: Link = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --fix wrote before.")] = False,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every image (slow).")] = True,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Read a dataset and print a table of its errors. The exit code is 1 if there are any."""
-    from vovnet.detection.data.validation import check_data as check
+    """Print what is wrong with a dataset, what it consists of, and what a recipe should say. Exit code 1: errors."""
+    from vovnet.detection.conversion.fixing import fix_data
+    from vovnet.detection.data.dataset_check import check_dataset
+    from vovnet.detection.data.sources import named_data
 
-    report = check(images, annotations, decode=decode, max_pixels=max_pixels, progress=True)
-    typer.echo(report.table())
-    raise typer.Exit(0 if report.ok else 1)
+    title, splits = named_data(data, images, annotations, split)
+    if fix is not None:
+        _print(fix_data(title, splits, fix, link=link, overwrite=overwrite, max_pixels=max_pixels, progress=True))
+        return
+    found = check_dataset(splits, decode=decode, max_pixels=max_pixels, progress=True)
+    _print(f"format       {title}\n{found.text()}")
+    raise typer.Exit(0 if found.ok else 1)
 
 
 @commands.command("convert-data")
@@ -41,13 +63,17 @@ def convert_data(
     data: Annotated[Path, typer.Argument(parser=home_path, metavar="IN", help="Folder or file of labels.")],
     output: Annotated[Path, typer.Argument(parser=home_path, metavar="OUT", help="Folder for the new dataset.")],
     to: Annotated[DataFormat, typer.Option("--to", help="Format to write.")],
-    split: Annotated[str | None, typer.Option("--split", help="Convert this split alone.")] = None,
-    link: Annotated[bool, typer.Option("--link", help="Hard links to the images in place of copies.")] = False,
+    split: Split = None,
+    link: Link = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write labels of any format, and their images, as COCO JSON, YOLO or PASCAL VOC."""
     from vovnet.detection.conversion.convert import convert_data as convert
+
+    _print(convert(data, output, to.value, split=split, link=link, overwrite=overwrite, progress=True))
+
+
+def _print(text: str) -> None:
     from vovnet.terminal.text import printable
 
-    text = convert(data, output, to.value, split=split, link=link, overwrite=overwrite, progress=True)
     typer.echo("\n".join(map(printable, text.splitlines())))

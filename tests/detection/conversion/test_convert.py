@@ -19,6 +19,7 @@ from vovnet.detection.config.sources import DataSource
 from vovnet.detection.conversion.convert import convert_data
 from vovnet.detection.conversion.dataset import read_dataset
 from vovnet.detection.data.masks import decode_masks
+from vovnet.detection.data.sources import splits_of
 from vovnet.detection.data.validation import check_source
 from vovnet.errors import InputError
 
@@ -27,7 +28,7 @@ Objects = dict[str, list[tuple[str, list[float]]]]
 
 def objects_of(folder: Path, split: str = "train") -> Objects:
     """Name of each image without suffix to the class and box of its objects."""
-    dataset = read_dataset(folder)
+    dataset = read_dataset(*splits_of(folder))
     names = {one["id"]: one["name"] for one in dataset.categories}
     (part,) = [one for one in dataset.splits if one.name in (split, "")]
     return {
@@ -163,7 +164,9 @@ def test_equal_names_of_images_become_different(tmp_path: Path) -> None:
     convert_data(tmp_path / "data", tmp_path / "out", "voc")
     names = sorted(path.name for path in (tmp_path / "out" / "JPEGImages").iterdir())
     assert names == ["a.png", "a_2.png", "b.png", "b_2.png", "c.png", "c_2.png"]
-    objects = [len(image.objects) for split in read_dataset(tmp_path / "out").splits for image in split.images]
+    objects = [
+        len(image.objects) for split in read_dataset(*splits_of(tmp_path / "out")).splits for image in split.images
+    ]
     assert sorted(objects) == [0, 0, 0, 0, 0, 1]
 
 
