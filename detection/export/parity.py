@@ -32,7 +32,7 @@ from vovnet.export.runtime import ExportedModel, open_exported
 from vovnet.images.folder import list_images
 from vovnet.images.reading import read_image
 from vovnet.images.tensors import to_tensor
-from vovnet.results.comparison import Agreement, agreement, joined
+from vovnet.results.comparison import SAME_POINT, Agreement, agreement, joined
 from vovnet.results.detections import ImageDetections
 
 SCORE = 0.05
@@ -44,7 +44,11 @@ LARGEST_SCORE_DIFFERENCE = 1e-4
 LEAST_MASK_IOU = 0.99
 """Smallest IoU of a mask with the detector's that such a file may have."""
 
-_KINDS = {"bbox": "box", "segm": "mask"}
+MOST_FAR_KEYPOINTS = 0.01
+"""Largest part of the keypoints that may be further than a pixel from the detector's: in boxes larger than the window
+in which a file looks for them (:data:`vovnet.detection.export.keypoints.WINDOW`), or where two places are as good."""
+
+_KINDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class DetectorParity:
         precision: the file's.
         images: number of images.
         agreement: of the file with the detector, for detections with scores above :data:`SCORE`.
-        accuracy: ``bbox`` and ``segm`` → COCO's AP of the detector and of the file, in 0..1; empty if it was not
-            measured.
+        accuracy: ``bbox``, ``segm`` and ``keypoints`` → COCO's AP of the detector and of the file, in 0..1; empty if it
+            was not measured.
     """
 
     file: Path
@@ -79,6 +83,11 @@ class DetectorParity:
         ]
         if found.mask_iou is not None:
             rows.append(("least mask IoU", "", f"{found.mask_iou:.4f}", f"{LEAST_MASK_IOU:g} (least)"))
+        if found.keypoints:
+            limit = f"{MOST_FAR_KEYPOINTS:.0%}"
+            rows.append(
+                (f"keypoints of {found.keypoints} that are off by a pixel", "", str(found.far_keypoints), limit)
+            )
         for kind, (before, after) in self.accuracy.items():
             rows.append((f"{_KINDS[kind]} AP", f"{before:.4f}", f"{after:.4f}", f"{before:.4f} (both)"))
         columns = 4 if exact else 3
@@ -113,6 +122,11 @@ class DetectorParity:
             reasons.append(f"scores differ by {found.score_distance:.2g}, expected {LARGEST_SCORE_DIFFERENCE} at most")
         if found.mask_iou is not None and found.mask_iou < LEAST_MASK_IOU:
             reasons.append(f"masks have an IoU of {found.mask_iou:.4f}, expected {LEAST_MASK_IOU} at least")
+        if found.far_keypoints > MOST_FAR_KEYPOINTS * found.keypoints:
+            reasons.append(
+                f"{found.far_keypoints} of {found.keypoints} keypoints are off by more than {SAME_POINT:g} px, "
+                f"expected {MOST_FAR_KEYPOINTS:.0%} at most"
+            )
         for kind, (before, after) in self.accuracy.items():
             if f"{before:.4f}" != f"{after:.4f}":
                 reasons.append(f"{_KINDS[kind]} AP {after:.4f} differs from the detector's {before:.4f}")
@@ -153,7 +167,9 @@ def detector_parity(
     if annotations is not None:
         dataset = evaluation_dataset(detector, images, annotations)
         truth: Any = dataset.ground_truth
-        evaluators = CocoEvaluator(truth), CocoEvaluator(truth)
+        recipe: Any = getattr(detector, "recipe", None)
+        sigmas = getattr(recipe, "keypoint_sigmas", None)
+        evaluators = CocoEvaluator(truth, sigmas=sigmas), CocoEvaluator(truth, sigmas=sigmas)
         samples: Iterator[tuple[int, Tensor]] = _annotated(dataset)
         count = len(dataset)
     else:
@@ -235,6 +251,8 @@ def _compared(found: ImageDetections) -> dict[str, Any]:
     values: dict[str, Any] = {"boxes": corners, "labels": found.category_ids, "scores": found.scores}
     if found.masks is not None:
         values["segmentations"] = [{"size": found.size, "counts": counts} for counts in found.masks]
+    if found.keypoints is not None:
+        values["keypoints"] = found.keypoints
     return values
 
 

@@ -13,6 +13,8 @@ from vovnet.results.rle import decode
 
 SAME_BOX = 5.0
 """Largest difference in pixels of a coordinate of two detections that are matched."""
+SAME_POINT = 1.0
+"""Largest difference in pixels of a coordinate of a keypoint that counts as the same: heatmaps have a pixel's steps."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Agreement:
         score_distance: largest difference of scores between matched detections.
         mask_iou: least IoU of the masks of matched detections, 1 if they differ in one pixel, whose probability may
             be one half; None if there are no masks.
+        keypoints: number of keypoints of matched detections, in each list.
+        far_keypoints: number of those that are further than :data:`SAME_POINT` from their counterpart. A heatmap may
+            have two places of nearly the same height, so that a last bit decides between them.
     """
 
     count: int
@@ -35,6 +40,8 @@ class Agreement:
     box_distance: float
     score_distance: float
     mask_iou: float | None = None
+    keypoints: int = 0
+    far_keypoints: int = 0
 
 
 def agreement(found: Mapping[str, Any], eager: Mapping[str, Any], *, above: float = 0.0) -> Agreement:
@@ -44,7 +51,8 @@ def agreement(found: Mapping[str, Any], eager: Mapping[str, Any], *, above: floa
 
     Args:
         found: ``boxes`` (D, 4) with corners in pixels, ``labels`` (D,), ``scores`` (D,), as arrays or tensors of the
-            CPU; optional ``segmentations``, for each the mask as COCO's compressed run lengths.
+            CPU; optional ``segmentations``, for each the mask as COCO's compressed run lengths, and ``keypoints``
+            (D, P, 3) with x and y in pixels.
         eager: the same of the eager detector.
         above: a detection counts if its score is higher, or the score of its counterpart is.
     """
@@ -67,6 +75,7 @@ def agreement(found: Mapping[str, Any], eager: Mapping[str, Any], *, above: floa
         _largest(ours["boxes"][rows] - theirs["boxes"][others]),
         _largest(ours["scores"][rows] - theirs["scores"][others]),
         min(masks, default=None),
+        *_far_keypoints(found.get("keypoints"), eager.get("keypoints"), rows, others),
     )
 
 
@@ -80,7 +89,18 @@ def joined(parts: Sequence[Agreement]) -> Agreement:
         max((part.box_distance for part in parts), default=0.0),
         max((part.score_distance for part in parts), default=0.0),
         min(masks, default=None),
+        sum(part.keypoints for part in parts),
+        sum(part.far_keypoints for part in parts),
     )
+
+
+def _far_keypoints(found: Any, eager: Any, rows: NDArray[np.int64], others: NDArray[np.int64]) -> tuple[int, int]:
+    """Return the number of keypoints of matched detections, and of those that differ."""
+    if found is None or eager is None:
+        return 0, 0
+    differences = np.abs(np.asarray(found)[rows, :, :2] - np.asarray(eager)[others, :, :2])
+    distances = differences.max(axis=2, initial=0.0)
+    return distances.size, int((distances > SAME_POINT).sum())
 
 
 def _arrays(detections: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

@@ -97,7 +97,45 @@ def test_without_images_other_precisions_are_said_to_be_unmeasured(detector: Any
     assert "not measured" in line
 
 
-EQUAL = Agreement(20, 20, 0, 0.01, 1e-5, 0.995)
+def keypoint_detector() -> Any:
+    sizes = {"num_keypoints": "5", "keypoint_head_convs": "1", "keypoint_head_channels": "16", "num_classes": "1"}
+    made: Any = small_networks.detector("keypoint_rcnn_vovnet39_fpn", **sizes)
+    made.categories = [{"id": 3, "name": "hand", "keypoints": list("abcde")}]
+    made.recipe = ModelRecipe(detector="keypoint_rcnn", num_classes=1, num_keypoints=5, keypoint_sigmas=[0.1] * 5)
+    made.preprocessing = {}
+    return made
+
+
+def test_keypoints_are_compared(folder: Path, tmp_path: Path) -> None:
+    made, file = keypoint_detector(), tmp_path / "points.torchscript"
+    export_detector(made, file, "torchscript", size=SIZE)
+    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": made.categories}
+    for number, name in enumerate(NAMES, 1):
+        truth["images"].append({"id": number, "file_name": Path(name).name, "height": SIZE[0], "width": SIZE[1]})
+        pixels = np.array(Image.open(folder / name))
+        for one in predict(made, [torch.from_numpy(pixels).permute(2, 0, 1)])[0][::2]:
+            points = np.array(one["keypoints"]).reshape(5, 3)
+            points[:, 2] = 2
+            entry = {"id": len(truth["annotations"]) + 1, "image_id": number, "category_id": 3, "bbox": one["bbox"]}
+            entry |= {"keypoints": points.ravel().tolist(), "num_keypoints": 5, "iscrowd": 0}
+            truth["annotations"].append(entry | {"area": one["bbox"][2] * one["bbox"][3]})
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    parity = detector_parity(made, file, folder / "images", tmp_path / "truth.json")
+    assert parity.agreement.keypoints == 5 * parity.agreement.count > 50
+    assert parity.agreement.far_keypoints <= 0.01 * parity.agreement.keypoints
+    assert set(parity.accuracy) == {"bbox", "keypoints"}
+    before, after = parity.accuracy["keypoints"]
+    assert before == pytest.approx(after, abs=0.01)
+    assert 0.2 < before < 1
+    assert "keypoint AP" in parity.table()
+    with torch.no_grad():  # other keypoints in the same boxes
+        made.roi_heads.keypoint_predictor.kps_score_lowres.weight.neg_()
+    with pytest.raises(InputError, match=r"keypoints are off.*keypoint AP") as refused:
+        check_exported(made, file, CheckOptions(folder / "images", tmp_path / "truth.json"), lambda line: None)
+    assert "box" not in str(refused.value)
+
+
+EQUAL = Agreement(20, 20, 0, 0.01, 1e-5, 0.995, 340, 3)
 GOOD = DetectorParity(Path("model.onnx"), "fp32", 3, EQUAL, {"bbox": (0.51234, 0.51233), "segm": (0.4, 0.4)})
 
 
@@ -107,6 +145,7 @@ def test_the_table_has_every_number() -> None:
     assert ["images", "3", "3"] in rows
     assert ["detections", "above", "0.05", "20", "20"] in rows
     assert ["least", "mask", "IoU", "0.9950", "0.99", "(least)"] in rows
+    assert ["keypoints", "of", "340", "that", "are", "off", "by", "a", "pixel", "3", "1%"] in rows
     assert ["box", "AP", "0.5123", "0.5123", "0.5123", "(both)"] in rows
 
 
@@ -117,6 +156,8 @@ def test_the_table_has_every_number() -> None:
         ({"box_distance": 0.06}, {}, "boxes"),
         ({"score_distance": 2e-4}, {}, "scores"),
         ({"mask_iou": 0.98}, {}, "masks"),
+        ({"far_keypoints": 4}, {}, "keypoints"),
+        ({}, {"keypoints": (0.5123, 0.5122)}, "keypoint AP"),
         ({}, {"bbox": (0.5123, 0.5122)}, "box AP"),
     ],
 )

@@ -68,7 +68,25 @@ def test_a_pixel_may_differ() -> None:
     assert agreement(one, other).mask_iou == 1.0
 
 
+def test_keypoints_of_matched_detections_are_compared() -> None:
+    points = np.arange(3 * 4 * 3, dtype=np.float32).reshape(3, 4, 3)
+    moved = points.copy()
+    moved[0, 1, 0] += 0.75
+    moved[1, 2, 1] += 1.25
+    moved[2, :, 0] -= 3
+    moved[..., 2] += 9  # scores are not compared
+    eager = {**EAGER, "keypoints": points}
+    found = agreement({**EAGER, "keypoints": moved}, eager)
+    assert (found.keypoints, found.far_keypoints) == (12, 5)
+    found = agreement({**EAGER, "keypoints": moved}, eager, above=0.75)  # without the third detection
+    assert (found.keypoints, found.far_keypoints) == (8, 1)
+    order = [2, 0, 1]
+    turned = {key: value[order] for key, value in eager.items()}
+    assert agreement(turned, eager).far_keypoints == 0
+    assert agreement(EAGER, eager).keypoints == 0
+
+
 def test_images_are_joined_by_their_sums_and_extremes() -> None:
-    found = joined([Agreement(1, 2, 1, 0.5, 0.1), Agreement(3, 3, 0, 0.25, 0.2, 0.9)])
-    assert found == Agreement(4, 5, 1, 0.5, 0.2, 0.9)
+    found = joined([Agreement(1, 2, 1, 0.5, 0.1, None, 5, 1), Agreement(3, 3, 0, 0.25, 0.2, 0.9, 15, 2)])
+    assert found == Agreement(4, 5, 1, 0.5, 0.2, 0.9, 20, 3)
     assert joined([]) == Agreement(0, 0, 0, 0.0, 0.0)
