@@ -20,7 +20,7 @@ from vovnet.detection.config.parts import recipe_part, shown, validate
 from vovnet.detection.config.validation import check_model
 from vovnet.errors import InputError
 from vovnet.files import read_json
-from vovnet.results.limits import MEDIAN_OBJECT
+from vovnet.results.limits import MEDIAN_IMAGE, MEDIAN_OBJECT
 
 FORMAT = "vovnet-detector"
 FORMAT_VERSION = 1
@@ -40,7 +40,8 @@ class DetectorConfig:
     """Categories in label order: label k of the detector is ``categories[k - 1]``, label 0 is background."""
     preprocessing: dict[str, Any]
     """How an image becomes the detector's input, for readers in other languages; the model part says the same. The
-    optional ``median_object`` is the median side in pixels of the training data's objects."""
+    optional ``median_object`` is the median side in pixels of the training data's objects, and the optional
+    ``median_image`` the median [height, width] of its images."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data in the documented form."""
@@ -48,7 +49,11 @@ class DetectorConfig:
 
 
 def compose_config(
-    detector: nn.Module, model: ModelRecipe, categories: Sequence[Mapping[str, Any]], median_object: float | None = None
+    detector: nn.Module,
+    model: ModelRecipe,
+    categories: Sequence[Mapping[str, Any]],
+    median_object: float | None = None,
+    median_image: Sequence[float] | None = None,
 ) -> DetectorConfig:
     """Return the configuration of a detector in memory.
 
@@ -58,6 +63,7 @@ def compose_config(
         categories: the data's categories in label order; ``id``, ``name`` and those of keypoints are kept.
         median_object: the median side in pixels of the training data's objects; None takes that of a detector which was
             loaded, if it has one.
+        median_image: the same of the median height and width in pixels of its images.
 
     Raises:
         InputError: ``model.num_classes`` is set and is not the number of categories, or a value is out of the bounds
@@ -79,6 +85,9 @@ def compose_config(
     known = loaded.get(MEDIAN_OBJECT) if median_object is None else median_object
     if known is not None:
         preprocessing[MEDIAN_OBJECT] = float(known)
+    sides = loaded.get(MEDIAN_IMAGE) if median_image is None else median_image
+    if sides is not None:
+        preprocessing[MEDIAN_IMAGE] = [float(side) for side in sides]
     config = DetectorConfig(stored, kept, preprocessing)
     _check(config)
     return config
@@ -147,8 +156,12 @@ def _check(config: DetectorConfig) -> None:
             raise InputError(f"model.num_keypoints: expected {points}, as categories name, got {model.num_keypoints}")
     expected, found = _preprocessing(model), dict(config.preprocessing)
     median = found.pop(MEDIAN_OBJECT, 1.0)
-    if isinstance(median, bool) or not isinstance(median, int | float) or not 0 <= median <= _MAX_SIDE:
+    if not _is_number(median) or not 0 <= median <= _MAX_SIDE:
         raise InputError(f"preprocessing.{MEDIAN_OBJECT}: expected a number of pixels, got {shown(median)}")
+    sides = found.pop(MEDIAN_IMAGE, [1.0, 1.0])
+    numbers = [one for one in sides if _is_number(one) and 1 <= one <= _MAX_SIDE] if isinstance(sides, list) else []
+    if len(numbers) != 2 or numbers != sides:
+        raise InputError(f"preprocessing.{MEDIAN_IMAGE}: expected [height, width] in pixels, got {shown(sides)}")
     for key in [*expected, *found]:
         if key not in expected:
             raise InputError(f"unknown key {shown(key)} in preprocessing; expected one of {', '.join(expected)}")
@@ -158,3 +171,7 @@ def _check(config: DetectorConfig) -> None:
             raise InputError(
                 f"preprocessing.{key}: expected {shown(expected[key])} as in the model part, got {shown(found[key])}"
             )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -34,6 +34,12 @@ class ObjectSizes:
         return float(np.median(self.sides))
 
     @property
+    def median_image(self) -> tuple[float, float]:
+        """The median height and width in pixels of the images."""
+        height, width = np.median(self.shapes, axis=0).tolist()
+        return height, width
+
+    @property
     def most(self) -> int:
         """The largest number of objects in an image."""
         return int(self.counts.max())

@@ -29,6 +29,8 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 """COCO's twelve numbers in pycocotools' order, each in 0..1, or -1 if there is nothing to count (as in COCO)."""
 
 _SIGMA = 0.05
+_COUNTED = 100
+"""COCO counts the best 100 detections of a category in an image."""
 
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 """COCO's ten numbers of keypoints, of up to 20 detections an image; there are none of small objects."""
@@ -58,6 +60,8 @@ class CocoEvaluator:
         iou_types: Some of ``bbox``, ``segm`` and ``keypoints``. None evaluates boxes, and masks and keypoints if both
             the ground truth and every detection have them.
         sigmas: sigma of each keypoint (``model.keypoint_sigmas``); None takes :func:`default_sigmas`.
+        count_all: False counts the best 100 detections of a category in an image, as COCO does; True counts all boxes
+            and masks, for images with more objects.
     """
 
     def __init__(
@@ -65,10 +69,11 @@ class CocoEvaluator:
         ground_truth: Mapping[str, Any],
         iou_types: Sequence[IouType] | None = None,
         sigmas: Sequence[float] | None = None,
+        count_all: bool = False,
     ) -> None:
         if iou_types is not None and (not iou_types or not set(iou_types) <= set(IOU_TYPES)):
             raise InputError(f"iou_types: expected some of {', '.join(IOU_TYPES)}, got {list(iou_types)}")
-        self.ground_truth, self.sigmas = ground_truth, sigmas
+        self.ground_truth, self.sigmas, self.count_all = ground_truth, sigmas, count_all
         self.requested = None if iou_types is None else [name for name in IOU_TYPES if name in iou_types]
         self.detections: dict[int, ImageDetections] = {}
         self.evaluated: dict[str, COCOeval] = {}
@@ -132,7 +137,9 @@ class CocoEvaluator:
         for iou_type in self.iou_types:
             sigmas = self._sigmas() if iou_type == "keypoints" else []
             truth = coco_ground_truth(self.ground_truth, iou_type, len(sigmas))
-            evaluated = run_coco_eval(truth, list(self.results(iou_type)), iou_type, sorted(self.detections), sigmas)
+            most = max(len(one.scores) for one in self.detections.values()) if self.count_all else _COUNTED
+            results, images = list(self.results(iou_type)), sorted(self.detections)
+            evaluated = run_coco_eval(truth, results, iou_type, images, sigmas, most)
             self.evaluated[iou_type] = evaluated
             metrics[iou_type], per_class[iou_type] = _numbers(evaluated), _per_class(evaluated)
         return {**metrics, "per_class": per_class}
@@ -188,6 +195,7 @@ def run_coco_eval(
     iou_type: IouType,
     image_ids: Sequence[int],
     sigmas: Sequence[float] = (),
+    most: int = 100,
 ) -> COCOeval:
     """Return pycocotools' ``COCOeval`` after ``summarize``, without its printing.
 
@@ -197,6 +205,7 @@ def run_coco_eval(
         iou_type: ``bbox``, ``segm`` or ``keypoints``.
         image_ids: the images to evaluate on.
         sigmas: sigma of each keypoint.
+        most: boxes and masks of a category in an image that count; COCO's 100 if it is less.
     """
     from pycocotools.cocoeval import COCOeval
 
@@ -214,9 +223,13 @@ def run_coco_eval(
         evaluated.params.imgIds = list(image_ids)
         if iou_type == "keypoints":
             evaluated.params.kpt_oks_sigmas = np.array(sigmas)
+        elif most > _COUNTED:
+            evaluated.params.maxDets = [1, 10, most]
         evaluated.evaluate()
         evaluated.accumulate()
         evaluated.summarize()
+    if iou_type != "keypoints" and most > _COUNTED:
+        evaluated.stats[0] = _mean(_precision(evaluated))  # pycocotools takes it for 100 detections alone
     return evaluated
 
 
@@ -254,6 +267,11 @@ def _precision(evaluated: COCOeval) -> NDArray[np.float64]:
     return np.asarray(evaluated.eval["precision"])[:, :, :, 0, -1]
 
 
+def _mean(values: NDArray[np.float64]) -> float:
+    counted = values[values > -1]
+    return float(counted.mean()) if counted.size else -1.0
+
+
 def _per_class(evaluated: COCOeval) -> list[dict[str, Any]]:
     precision = _precision(evaluated)
     images = set(evaluated.params.imgIds)
@@ -262,16 +280,12 @@ def _per_class(evaluated: COCOeval) -> list[dict[str, Any]]:
         if annotation["image_id"] in images and not annotation["iscrowd"]:
             objects[annotation["category_id"]] = objects.get(annotation["category_id"], 0) + 1
 
-    def mean(values: NDArray[np.float64]) -> float:
-        counted = values[values > -1]
-        return float(counted.mean()) if counted.size else -1.0
-
     return [
         {
             "id": int(category),
             "name": evaluated.cocoGt.cats[category]["name"],
-            "AP": mean(precision[:, :, position]),
-            "AP50": mean(precision[0, :, position]),
+            "AP": _mean(precision[:, :, position]),
+            "AP50": _mean(precision[0, :, position]),
             "objects": objects.get(category, 0),
         }
         for position, category in enumerate(evaluated.params.catIds)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -23,23 +24,18 @@ from vovnet.detection.data.failures import loader_failures
 from vovnet.detection.data.loader import evaluation_loader
 from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
+from vovnet.detection.detecting.adjusting import adjusted
+from vovnet.detection.detecting.runner import Runner
 from vovnet.detection.evaluation.coco_eval import IOU_TYPES, CocoEvaluator, IouType, metric_names, percent
 from vovnet.detection.evaluation.plots import plot_precision_recall
 from vovnet.detection.figures import warn_without_plot
-from vovnet.detection.inference_mode import (
-    box_converter,
-    check_size,
-    image_detections,
-    inference,
-    input_channels,
-    limits_of,
-    to_input,
-)
-from vovnet.detection.masks import detect, encode_masks
+from vovnet.detection.inference_mode import inference, input_channels, limits_of
+from vovnet.detection.masks import encode_masks
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_json
 from vovnet.folders.home import expand_home
+from vovnet.results.run_options import RunOptions, RunSettings
 from vovnet.terminal.text import padded, printable, shortened, width_of
 
 _MAX_NAME = 60  # characters of a category's name in a table
@@ -64,6 +60,7 @@ def evaluate(
     progress: bool = False,
     tell_limits: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
+    **options: Unpack[RunOptions],
 ) -> dict[str, Any]:
     """Compute COCO's numbers of a detector on a dataset.
 
@@ -84,6 +81,9 @@ def evaluate(
         progress: show a progress bar on stderr (rank 0 only).
         tell_limits: warn if images reach the detector's limit of detections, or are shrunk too far for their objects.
         should_stop: asked before each batch; if it returns True in one process, all stop.
+        **options: change the detector for this call, or cut images into tiles:
+            :class:`~vovnet.results.run_options.RunOptions`. COCO's numbers count the best 100 detections of a
+            category in an image; with a larger ``max_detections``, or tiles, they count as many as are there.
 
     Returns:
         ``{"bbox": {…}, "segm": {…}, "keypoints": {…}, "per_class": {"bbox": [{"id", "name", "AP", "AP50", "objects"}],
@@ -97,6 +97,7 @@ def evaluate(
         LoaderError: a loader process died, or no batch arrived within ``timeout``.
         ProcessLostError: another process of the group ended or does not answer.
     """
+    settings = RunSettings(**options)
     dataset = checked(dataset, channels=input_channels(detector))
     if len(dataset) == 0:
         raise InputError("evaluate: the dataset has no images; check its annotation file")
@@ -106,9 +107,10 @@ def evaluate(
     collected: list[dict[str, Any]] = []
     nothing: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     sigmas = getattr(getattr(detector, "recipe", None), "keypoint_sigmas", None)
-    evaluator = CocoEvaluator(truth or nothing, iou_types, sigmas)
+    evaluator = CocoEvaluator(
+        truth or nothing, iou_types, sigmas, count_all=settings.tile is not None or bool(settings.max_detections)
+    )
     category_ids = [int(category["id"]) for category in categories]
-    to_xywh = box_converter(detector)
     loader = evaluation_loader(
         dataset if truth is None else dataset.without_masks(),
         batch_size=batch_size,
@@ -117,19 +119,25 @@ def evaluate(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    with distributed.patience(), inference(detector, device) as place, contextlib.closing(loader) as batches:
+    with (
+        distributed.patience(),
+        adjusted(detector, settings),
+        inference(detector, device) as place,
+        contextlib.closing(loader) as batches,
+    ):
+        limits = limits_of(detector)
+        run = Runner(detector, place, category_ids, settings.tiling, batch_size)
         for images, targets in progress_bar(batches, "evaluate", "batch", shown=progress and distributed.rank() == 0):
             if should_stop():
                 break
-            for image, target in zip(images, targets, strict=True):
+            for target in targets:
                 ids.add(target["image_id"], distributed.rank() + len(ids.seen) * distributed.world_size())
-                check_size(detector, int(image.shape[-2]), int(image.shape[-1]), f"image {target['image_id']}")
-            outputs = detect(detector, [to_input(image, place) for image in images])
-            for image, target, found in zip(images, targets, outputs, strict=True):
-                size = (int(image.shape[-2]), int(image.shape[-1]))
-                evaluator.update([image_detections(found, target["image_id"], size, category_ids, to_xywh)])
+            numbers = [target["image_id"] for target in targets]
+            found = run(images, [f"image {number}" for number in numbers], numbers)
+            evaluator.update(found)
+            for target, one in zip(targets, found, strict=True):
                 if truth is None:
-                    collected.append(_truth_of_image(target, size, [int(one["id"]) for one in dataset.categories]))
+                    collected.append(_truth_of_image(target, one.size, [int(one["id"]) for one in dataset.categories]))
     if any(distributed.gather(should_stop())):  # all together, because the others would wait for this process
         raise EvaluationStopped("the evaluation was stopped before its end")
     ids.join(distributed.gather(ids.seen))
@@ -138,10 +146,10 @@ def evaluate(
     evaluator.gather()
     metrics = _on_main(lambda: _finish(evaluator, None if output is None else expand_home(output)))
     if tell_limits and distributed.rank() == 0:
-        finished = list(evaluator.detections.values())
         own = sizes_of_truth(evaluator.ground_truth)
-        limits = limits_of(detector, own.median if own else None)
-        limits.warn([one.size for one in finished], [len(one.scores) for one in finished])
+        if limits.median_object is None and own is not None:
+            limits = replace(limits, median_object=own.median)
+        limits.warn_of(list(evaluator.detections.values()))
     return metrics
 
 

@@ -7,34 +7,30 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
+from vovnet.detection import distributed
 from vovnet.detection.data.pixels import ImageLike, as_bytes, to_pixels
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.samples import check_boxes
-from vovnet.detection.inference_mode import (
-    box_converter,
-    check_size,
-    image_detections,
-    inference,
-    input_channels,
-    limits_of,
-    to_input,
-)
-from vovnet.detection.masks import detect
+from vovnet.detection.detecting.adjusting import adjusted
+from vovnet.detection.detecting.runner import Runner
+from vovnet.detection.inference_mode import inference, input_channels, limits_of
 from vovnet.errors import InputError
 from vovnet.folders.home import expand_home
 from vovnet.images.reading import source_name
 from vovnet.images.tensors import to_tensor
+from vovnet.results.detections import ImageDetections
 from vovnet.results.drawing import prediction_sheet
 from vovnet.results.limits import LimitWarning
+from vovnet.results.run_options import RunOptions, RunSettings
 from vovnet.results.skeletons import skeletons_of
-from vovnet.results.writing import FileDetector, write_predictions
+from vovnet.results.writing import FileDetector, Share, write_predictions
 from vovnet.terminal.streams import echo
 
 
@@ -45,6 +41,7 @@ def predict(
     device: str | torch.device | None = None,
     max_pixels: int | None = None,
     batch_size: int = 1,
+    **options: Unpack[RunOptions],
 ) -> list[list[dict[str, Any]]]:
     """Detect objects in images.
 
@@ -60,6 +57,9 @@ def predict(
         max_pixels: files with more pixels are refused; None is Pillow's limit.
         batch_size: how many images the detector computes at a time. It pads them to one size, so that scores and boxes
             of images with different sizes may differ a little from those computed alone. More than 1 is for GPUs.
+            Of images in tiles, it is the number of tiles.
+        **options: change the detector for this call, or cut images into tiles:
+            :class:`~vovnet.results.run_options.RunOptions`.
 
     Returns:
         For each image a list of all detections, best first: ``{"bbox": [x, y, width, height] in pixels, "score",
@@ -67,22 +67,40 @@ def predict(
         ``"keypoints"`` (x, y in pixels and score in 0..1 of each point, one after the other) if it has keypoints.
 
     Raises:
-        InputError: an image cannot be read, or has the wrong shape, type or range; the message names it.
+        InputError: an image cannot be read, or has the wrong shape, type or range; the message names it. Or an option
+            is out of its bounds.
     """
+    settings = RunSettings(**options)
     single = isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read")
     if single or getattr(images, "ndim", 4) < 4:
         raise InputError("images: expected a list of images, got one image; write [image]")
-    if isinstance(batch_size, bool) or batch_size < 1:
-        raise InputError(f"batch_size: expected a number of images of at least 1, got {batch_size}")
-    found: list[list[dict[str, Any]]] = []
-    shapes: list[tuple[int, int]] = []
-    with inference(detector, device) as place:
+    _check_batch_size(batch_size)
+    found: list[ImageDetections] = []
+    with adjusted(detector, settings), inference(detector, device) as place:
+        limits = limits_of(detector)
+        run = _runner(detector, place, settings, batch_size)
         named = _named_pixels(images, input_channels(detector), max_pixels)
         while batch := list(islice(named, batch_size)):
-            found += _detect(detector, batch, place)
-            shapes += [(int(pixels.shape[-2]), int(pixels.shape[-1])) for _, pixels in batch]
-    limits_of(detector).warn(shapes, list(map(len, found)))
-    return found
+            names, pixels = zip(*batch, strict=True)
+            found += run(pixels, names, [0] * len(batch))
+    limits.warn_of(found)
+    categories = _categories(detector)
+    return [one.named(categories) for one in found]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or batch_size < 1:
+        raise InputError(f"batch_size: expected a number of images of at least 1, got {batch_size}")
+
+
+def _runner(detector: nn.Module, device: torch.device, settings: RunSettings, batch_size: int) -> Runner:
+    categories = _categories(detector)
+    ids = range(1, _MOST_LABELS + 1) if categories is None else [int(category["id"]) for category in categories]
+    return Runner(detector, device, ids, settings.tiling, batch_size)
+
+
+_MOST_LABELS = 100_000
+"""Labels of a detector that has no categories; each is its own id and name."""
 
 
 def _named_pixels(images: Iterable[ImageLike], channels: int, max_pixels: int | None) -> Iterator[tuple[str, Tensor]]:
@@ -103,9 +121,14 @@ def predict_files(
     *,
     device: str | torch.device | None = None,
     max_pixels: int | None = None,
+    batch_size: int = 1,
     report: Callable[[str], object] = echo,
+    **options: Unpack[RunOptions],
 ) -> list[Path]:
     """Detect objects in image files; write ``STEM.png`` (a drawing) and ``STEM.json`` (every detection) for each.
+
+    ``summary.json`` lists all images: ``[{"image", "detections", "limit_reached"}]``. In a torch.distributed group
+    every process handles its share of the images; rank 0 writes the list, and raises the error of images that failed.
 
     Args:
         detector: as for :func:`predict`.
@@ -115,26 +138,34 @@ def predict_files(
         threshold: detections with a lower score are not drawn; the JSON file has all of them.
         device: as for :func:`predict`.
         max_pixels: images with more pixels are refused; None is Pillow's limit.
+        batch_size: as for :func:`predict`.
         report: called with one line for each finished image.
+        **options: as for :func:`predict`.
 
     Returns:
-        The JSON files in the order of ``paths``.
+        The JSON files in the order of ``paths``; of this process.
 
     Raises:
         InputError: some images could not be read (raised after all others are finished); or, before anything is
             written, ``paths`` is empty, ``threshold`` is not in 0..1, or a drawing would overwrite one of the images.
         OSError: the output cannot be written.
     """
-    channels = input_channels(detector)
-    with inference(detector, device) as place:
+    settings = RunSettings(**options)
+    _check_batch_size(batch_size)
+    share = Share(distributed.rank(), distributed.world_size(), distributed.gather)
+    with distributed.patience(), adjusted(detector, settings), inference(detector, device) as place:
+        channels, run = input_channels(detector), _runner(detector, place, settings, batch_size)
         files = FileDetector(
-            lambda image, name: _detect(detector, [(name, to_tensor(image))], place)[0],
+            lambda images, names: run([to_tensor(image) for image in images], names, [0] * len(images)),
             channels,
             limits_of(detector),
+            _categories(detector),
             (MemoryError, torch.OutOfMemoryError),
-            skeletons_of(_categories(detector) or []),
+            batch_size if settings.tiling is None else 1,
         )
-        return write_predictions(files, paths, output, threshold, max_pixels=max_pixels, report=report, stacklevel=3)
+        return write_predictions(
+            files, paths, output, threshold, max_pixels=max_pixels, share=share, report=report, stacklevel=3
+        )
 
 
 def plot_predictions(
@@ -175,26 +206,6 @@ def plot_predictions(
     prediction_sheet(sheet, out_png, threshold, skeletons=skeletons_of(_categories(detector) or []))
 
 
-def _detect(
-    detector: nn.Module, images: Sequence[tuple[str, Tensor]], device: torch.device
-) -> list[list[dict[str, Any]]]:
-    """Return the detections of each image of a batch, given as what messages call it, and its pixels (C, H, W)."""
-    sizes = [(int(pixels.shape[-2]), int(pixels.shape[-1])) for _, pixels in images]
-    for (name, _), (height, width) in zip(images, sizes, strict=True):
-        check_size(detector, height, width, name)
-    outputs = detect(detector, [to_input(pixels, device) for _, pixels in images])
-    return [_in_terms_of_coco(detector, output, size) for output, size in zip(outputs, sizes, strict=True)]
-
-
 def _categories(detector: nn.Module) -> Sequence[Mapping[str, Any]] | None:
     found: Any = getattr(detector, "categories", None)
     return found
-
-
-def _in_terms_of_coco(detector: nn.Module, output: dict[str, Tensor], size: tuple[int, int]) -> list[dict[str, Any]]:
-    categories = _categories(detector)
-    if categories is None:
-        labels = int(output["labels"].max()) if len(output["labels"]) else 0
-        categories = [{"id": label, "name": str(label)} for label in range(1, labels + 1)]
-    ids = [int(category["id"]) for category in categories]
-    return image_detections(output, 0, size, ids, box_converter(detector)).named(categories)

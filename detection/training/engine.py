@@ -155,7 +155,7 @@ def train(
             all_callbacks = [*_own_callbacks(run, progress), *logs, *callbacks]
             announce(run, train_dataset, val_dataset)
         if (sizes := sizes_of(train_dataset)) is not None:
-            run.median_object = sizes.median
+            run.median_object, run.median_image = sizes.median, sizes.median_image
             if distributed.rank() == 0:
                 warn_of_training_limits(run.recipe, sizes)
         signals.run = run

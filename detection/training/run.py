@@ -76,6 +76,8 @@ class Run:
     """When this process began to train, in seconds of :func:`time.monotonic`."""
     median_object: float | None = None
     """The median side in pixels of the training data's objects, if it is known."""
+    median_image: tuple[float, float] | None = None
+    """The median height and width in pixels of its images, if they are known."""
     deadline: float = math.inf
     """When the run stops for lack of time, in seconds of :func:`time.monotonic`."""
     stop_signal: int = 0
@@ -201,4 +203,4 @@ def save_if_best(run: Run, score: float) -> None:
 
 def publish(run: Run) -> None:
     """Write ``model.safetensors`` and ``config.json``, so that ``load_detector`` reads the run's folder."""
-    save_detector(run.output, run.eval_model, run.recipe.model, run.categories, run.median_object)
+    save_detector(run.output, run.eval_model, run.recipe.model, run.categories, run.median_object, run.median_image)

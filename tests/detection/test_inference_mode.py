@@ -64,6 +64,27 @@ def test_shrinking_below_eight_pixels_is_told_once_with_its_keys(known, own, sha
         assert all(word in line for word in ("model.min_size 100", "model.max_size 200", "40 pixels", "4 pixels"))
 
 
+def test_objects_much_smaller_than_in_training_are_told_with_a_tile():
+    made = detector(median=100, min_size=256, max_size=342)
+    made.preprocessing |= {"median_image": [480, 640], "min_size": 256, "max_size": 342}
+    (line,) = told(made, [(1920, 2560), (480, 640), (900, 1200)], [0, 0, 0])
+    assert line.startswith("1 of 3 images")
+    assert "--tile 480 --overlap 0.3" in line
+    made.transform.min_size, made.transform.max_size = (1024,), 1368  # --size 1024: as large as in training
+    assert told(made, [(1920, 2560)], [0]) == []
+    del made.preprocessing["median_image"]
+    made.transform.min_size, made.transform.max_size = (100,), 200
+    (line,) = told(made, [(1920, 2560)], [0])
+    assert "--tile 625" in line  # 16 pixels for the median object
+
+
+def test_the_limit_is_told_with_what_raises_it():
+    assert "--max-detections 9 " in told(detector(), [(50, 50)], [3])[0]
+    made = detector()
+    made.exported = object()
+    assert "export" in told(made, [(50, 50)], [3])[0]
+
+
 def test_predict_and_evaluate_tell(tmp_path):
     from vovnet.detection.config.model import ModelRecipe
     from vovnet.detection.models.build import build_detector
@@ -93,7 +114,7 @@ def test_predict_and_evaluate_tell(tmp_path):
     lines = []
     with pytest.warns(LimitWarning, match="1 of 1 images"):
         predict_files(made, [tmp_path / "a.png"], tmp_path / "out", report=lines.append)
-    assert "(of 5 detections, the limit: model.box_detections_per_img)" in lines[0]
+    assert "(of 5 detections, the limit: see --max-detections)" in lines[0]
 
 
 class Weights(nn.Module):

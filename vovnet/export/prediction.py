@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from vovnet.export.runtime import ExportedModel
 from vovnet.images.reading import read_image
 from vovnet.results.classes import ClassScore, best_classes, classified_files
 from vovnet.results.detections import ImageDetections, checked_detections
-from vovnet.results.limits import MEDIAN_OBJECT, Limits, check_shape
+from vovnet.results.limits import MEDIAN_OBJECT, Limits, check_shape, trained_factor
 from vovnet.results.pasting import encode_pasted
 from vovnet.results.rle import encode_part
-from vovnet.results.skeletons import skeletons_of
+from vovnet.results.tiling import Region, Tiling, detect_in_tiles, part_of
 from vovnet.results.writing import FileDetector, write_predictions
 from vovnet.terminal.streams import echo
 
@@ -31,10 +32,20 @@ def predict_exported(
     output: str | os.PathLike[str],
     threshold: float = 0.5,
     *,
+    tiling: Tiling | None = None,
     max_pixels: int | None = None,
     report: Callable[[str], object] = echo,
 ) -> list[Path]:
     """Detect objects in image files with an exported detector, as :func:`vovnet.results.writing.write_predictions`.
+
+    Args:
+        model: the open file.
+        paths: as for that function.
+        output: as for that function.
+        threshold: as for that function.
+        tiling: how images are cut. A file that takes one size alone needs tiles of that size.
+        max_pixels: as for that function.
+        report: as for that function.
 
     Raises:
         InputError: the file is a classifier's, or as for that function; images of another size than the file takes are
@@ -46,14 +57,28 @@ def predict_exported(
         raise InputError(f"{model.path}: is a {metadata.kind}'s file, expected a detector's")
     limits = exported_limits(metadata)
 
-    def detect(image: Image.Image, name: str) -> list[dict[str, Any]]:
-        check_shape(image.height, image.width, limits.max_size, name)
-        (outputs,) = model.run_each([_pixels(model, image, name)])
-        return exported_detections(metadata, outputs, (image.height, image.width), str(model.path)).named(
-            metadata.categories
-        )
+    def detect_regions(regions: Sequence[Region], pixels: NDArray[np.uint8], name: str) -> list[ImageDetections]:
+        for one in regions:
+            check_shape(*one.size, limits.max_size, name)
+            _check_size(model, one.size, name)
+        outputs = model.run_each([np.ascontiguousarray(part_of(pixels, one)) for one in regions])
+        where = str(model.path)
+        return [
+            exported_detections(metadata, one, region.size, where) for one, region in zip(outputs, regions, strict=True)
+        ]
 
-    files = FileDetector(detect, _image_channels(model), limits, skeletons=skeletons_of(metadata.categories))
+    def detect(images: Sequence[Image.Image], names: Sequence[str]) -> list[ImageDetections]:
+        found = []
+        for image, name in zip(images, names, strict=True):
+            pixels, size = _pixels(image), (image.height, image.width)
+            if tiling is None:
+                found += detect_regions([Region(0, 0, *size)], pixels, name)
+            else:
+                run = partial(detect_regions, pixels=pixels, name=name)
+                found.append(detect_in_tiles(size, tiling, run, metadata.input.batch or 1))
+        return found
+
+    files = FileDetector(detect, _image_channels(model), limits, metadata.categories)
     return write_predictions(files, paths, output, threshold, max_pixels=max_pixels, report=report, stacklevel=3)
 
 
@@ -79,7 +104,8 @@ def classify_exported(
 
     def classify(path: Path) -> list[ClassScore]:
         image = read_image(path, _image_channels(model), max_pixels=max_pixels)
-        (outputs,) = model.run_each([_pixels(model, image, str(path))])
+        _check_size(model, (image.height, image.width), str(path))
+        (outputs,) = model.run_each([_pixels(image)])
         probabilities = outputs["probabilities"]
         if probabilities.shape != (len(names),):
             raise InputError(
@@ -159,6 +185,8 @@ def exported_limits(metadata: ExportMetadata) -> Limits:
         min_size=_number(sizes[-1] if isinstance(sizes, list) and sizes else sizes),
         max_size=_number(preprocessing.get("max_size")),
         median_object=_number(preprocessing.get(MEDIAN_OBJECT)),
+        trained_factor=trained_factor(preprocessing),
+        built_in=True,
     )
 
 
@@ -174,17 +202,21 @@ def _image_channels(model: ExportedModel) -> int:
     return channels
 
 
-def _pixels(model: ExportedModel, image: Image.Image, name: str) -> NDArray[np.uint8]:
-    """Return the pixels (C, H, W) of an image.
+def _check_size(model: ExportedModel, size: tuple[int, int], name: str) -> None:
+    """Refuse an image, or a tile, that has not the size that the file takes.
 
     Raises:
-        InputError: it has not the size that the file takes.
+        InputError: it has another one.
     """
-    size = model.metadata.input.size
-    if size is not None and size != (image.height, image.width):
+    taken = model.metadata.input.size
+    if taken is not None and taken != size:
         raise InputError(
-            f"{name}: the image is {image.width}x{image.height} pixels, and {model.path} takes only "
-            f"{size[1]}x{size[0]} (width x height); resize it, or export the model without --size"
+            f"{name}: the image is {size[1]}x{size[0]} pixels, and {model.path} takes only "
+            f"{taken[1]}x{taken[0]} (width x height); resize it, or export the model without --size"
         )
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels (C, H, W) of an image."""
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -29,6 +29,10 @@ class ImageDetections:
     """Height and width of the image; each RLE contains them."""
     keypoints: NDArray[np.float32] | None = None
     """(N, P, 3): x, y in pixels and score (0 to 1) of each point; None if the detector returns no keypoints."""
+    pass_size: tuple[int, int] | None = None
+    """Height and width of a tile, if the image was cut into tiles."""
+    pass_count: int | None = None
+    """The largest number of detections in one tile, which the detector's limit is about."""
 
     def results(self, iou_type: str) -> Iterator[dict[str, Any]]:
         """Yield dictionaries of COCO's results format.
@@ -53,18 +57,21 @@ class ImageDetections:
             segmentation = {"size": size, "counts": counts.decode("ascii")}
             yield {"image_id": self.image_id, "category_id": category, "segmentation": segmentation, "score": score}
 
-    def named(self, categories: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def named(self, categories: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
         """Return the detections as ``vovnet predict`` writes them, best first.
 
         Args:
-            categories: ``id`` and ``name`` of each category.
+            categories: ``id`` and ``name`` of each category; None names each by its id.
 
         Returns:
             ``{"bbox": [x, y, width, height] in pixels, "score", "category_id", "category"}``, and ``"segmentation"``
             (COCO's RLE with text counts) if there are masks, and ``"keypoints"`` (x, y in pixels and score of each
             point, one after the other) if there are keypoints.
         """
-        names = {int(category["id"]): str(category["name"]) for category in categories}
+        if categories is None:
+            names = {number: str(number) for number in self.category_ids.tolist()}
+        else:
+            names = {int(category["id"]): str(category["name"]) for category in categories}
         masks = list(self.results("segm")) if self.masks is not None else []
         points = list(self.results("keypoints")) if self.keypoints is not None else []
         entries = []

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vovnet.errors import InputError
+from vovnet.results.detections import ImageDetections
 
 SMALLEST_SIDE = 8.0
 """Objects with a smaller side, in pixels of the resized image, are hardly found: two cells of the finest map."""
 
 MEDIAN_OBJECT = "median_object"
 """The key in ``preprocessing`` of a detector's ``config.json``: the median side of the training data's objects."""
+
+
+MEDIAN_IMAGE = "median_image"
+"""The key there of the median [height, width] of the training data's images."""
+
+_SHRUNK = 0.5
+"""Objects with less than this share of the size that they had in training are hardly found, either."""
+_SMALLEST_TILE = 32
 
 
 class LimitWarning(RuntimeWarning):
@@ -34,41 +44,80 @@ class Limits:
     """… but its long side at most this many."""
     median_object: float | None = None
     """The median side in pixels of the objects that it shall find."""
+    trained_factor: float | None = None
+    """The factor by which the detector itself resizes an image of the size that most had in training."""
+    built_in: bool = False
+    """True if the limit of detections cannot be changed, as in an exported file."""
+
+    def reached(self, found: ImageDetections) -> bool:
+        """Return True if the limit of detections cut what was found in an image, or in one of its tiles."""
+        return self.detections is not None and _largest(found) >= self.detections
+
+    def warn_of(self, found: Sequence[ImageDetections], stacklevel: int = 2) -> None:
+        """Warn as :meth:`warn` for what was found in images, whole or in tiles."""
+        self.warn([one.pass_size or one.size for one in found], list(map(_largest, found)), stacklevel + 1)
 
     def warn(self, shapes: Sequence[tuple[int, int]], counts: Sequence[int], stacklevel: int = 2) -> None:
-        """Warn once for all images whose detections or objects a limit affects.
+        """Warn once for all images whose detections or objects a limit affects, and say what mends it.
 
         Args:
-            shapes: height and width of each image in pixels.
-            counts: the number of detections in each image.
+            shapes: height and width in pixels of each image, or of its tiles.
+            counts: the number of detections in each image, or in the tile that has the most.
             stacklevel: as in ``warnings.warn`` in the place of this call; 2 names the caller of that function.
         """
+        for message in (self._told_of_counts(counts), self._told_of_shapes(shapes)):
+            if message:
+                warnings.warn(message, LimitWarning, stacklevel=stacklevel + 1)
+
+    def _told_of_counts(self, counts: Sequence[int]) -> str | None:
         limit = self.detections
         full = 0 if limit is None else sum(count >= limit for count in counts)
-        if full:
-            warnings.warn(
-                f"{full} of {len(counts)} images reached the limit of {limit} detections, so more objects may be "
-                "there: raise model.box_detections_per_img",
-                LimitWarning,
-                stacklevel=stacklevel + 1,
-            )
-        if self.median_object is None or not shapes or self.min_size is None or self.max_size is None:
-            return
-        factors = resize_factor(shapes, self.min_size, self.max_size)
-        small = factors[(factors < 1) & (factors * self.median_object < SMALLEST_SIDE)]
-        if len(small):
-            warnings.warn(
-                f"{len(small)} of {len(shapes)} images are shrunk (model.min_size {self.min_size}, model.max_size "
-                f"{self.max_size}) so that an object of the data's median size, {self.median_object:.3g} pixels, has "
-                f"only {small.min() * self.median_object:.2g} pixels (below {SMALLEST_SIDE:g}); many will not be "
-                "found: raise both, or cut the images into tiles",
-                LimitWarning,
-                stacklevel=stacklevel + 1,
-            )
+        if limit is None or not full:
+            return None
+        mend = "export the detector again with a larger one" if self.built_in else f"give --max-detections {3 * limit}"
+        return (
+            f"{full} of {len(counts)} images reached the limit of {limit} detections, so more objects may be there: "
+            f"{mend} (model.box_detections_per_img)"
+        )
+
+    def _told_of_shapes(self, shapes: Sequence[tuple[int, int]]) -> str | None:
+        median, least, most = self.median_object, self.min_size, self.max_size
+        if median is None or not shapes or least is None or most is None:
+            return None
+        factors = resize_factor(shapes, least, most)
+        bound = SMALLEST_SIDE / median
+        if self.trained_factor is not None:
+            bound = max(bound, _SHRUNK * self.trained_factor)
+        small = factors[(factors < 1) & (factors < bound)]
+        if not len(small):
+            return None
+        pixels = small.min() * median
+        why = f"below {SMALLEST_SIDE:g}" if pixels < SMALLEST_SIDE else "less than half of what it had in training"
+        side = self.fitting_tile()
+        overlap = min(0.5, -(-25 * median // side) / 20)  # 1.25 objects, in steps of 0.05
+        tiles = f"--tile {side}" + (f" --overlap {overlap:g}" if overlap > 0.2 else "")
+        return (
+            f"{len(small)} of {len(shapes)} images are shrunk (model.min_size {least}, model.max_size {most}) so that "
+            f"an object of the data's median size, {median:.3g} pixels, has only {pixels:.2g} pixels ({why}); many "
+            f"will not be found: cut the images into tiles with {tiles}, or raise --size and --max-size"
+        )
+
+    def fitting_tile(self) -> int:
+        """Return the side in pixels of tiles in which objects are about as large for the detector as in training.
+
+        It needs ``min_size`` and one of ``trained_factor`` and ``median_object``. With the latter alone, the median
+        object gets twice :data:`SMALLEST_SIDE`.
+        """
+        factor = self.trained_factor or 2 * SMALLEST_SIDE / (self.median_object or 1)
+        return max(_SMALLEST_TILE, round((self.min_size or 0) / factor))
+
+
+def _largest(found: ImageDetections) -> int:
+    return len(found.scores) if found.pass_count is None else found.pass_count
 
 
 def resize_factor(
-    shapes: NDArray[np.int64] | Sequence[Sequence[int]], min_size: float, max_size: float
+    shapes: NDArray[Any] | Sequence[Sequence[int]], min_size: float, max_size: float
 ) -> NDArray[np.float64]:
     """Return the factor (I,) by which each image is resized: its short side to ``min_size``, its long side to at most
     ``max_size``.
@@ -80,6 +129,17 @@ def resize_factor(
     """
     sides = np.asarray(shapes, dtype=np.float64).reshape(-1, 2)
     return np.minimum(min_size / sides.min(axis=1), max_size / sides.max(axis=1))
+
+
+def trained_factor(preprocessing: Mapping[str, Any]) -> float | None:
+    """Return :attr:`Limits.trained_factor` from the ``preprocessing`` of a ``config.json``; None if it is not there."""
+    sides, least, most = (preprocessing.get(key) for key in (MEDIAN_IMAGE, "min_size", "max_size"))
+    if not isinstance(sides, list) or len(sides) != 2:
+        return None
+    numbers = [*sides, least, most]
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) and 0 < one < 1e6 for one in numbers):
+        return None
+    return float(resize_factor(np.array([sides]), numbers[2], numbers[3])[0])
 
 
 def check_shape(height: int, width: int, longest: float | None, name: str) -> None:

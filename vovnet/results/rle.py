@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,9 +101,65 @@ def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
         InputError: the run lengths do not fill the size.
     """
     height, width = segmentation["size"]
+    counts = _checked_counts(segmentation)
+    values = np.arange(counts.size) % 2 == 1
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def _checked_counts(segmentation: Mapping[str, Any]) -> NDArray[np.int64]:
+    height, width = segmentation["size"]
     text = segmentation["counts"]
     counts = expand(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     if (counts < 0).any() or (counts > height * width).any() or counts.sum() != height * width:
         raise InputError(f"segmentation: its run lengths do not fill {height} rows of {width} pixels")
+    return counts
+
+
+def decode_part(segmentation: Mapping[str, Any]) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """Return the part (h, w) of a mask that is not 0, and row and column of its first pixel; :func:`decode` cut.
+
+    It takes memory for the columns that the object covers, not for the image.
+
+    Raises:
+        InputError: the run lengths do not fill the size.
+    """
+    height, _ = segmentation["size"]
+    counts = _checked_counts(segmentation)
+    ends = np.cumsum(counts)
+    ones = np.flatnonzero(counts[1::2]) * 2 + 1
+    if not ones.size:
+        return np.zeros((0, 0), dtype=np.bool_), (0, 0)
+    first, last = int(ends[ones[0] - 1]) // height, (int(ends[ones[-1]]) - 1) // height
+    inside = np.clip(ends, first * height, (last + 1) * height) - first * height
     values = np.arange(counts.size) % 2 == 1
-    return np.repeat(values, counts).reshape(width, height).T
+    columns = np.repeat(values, np.diff(inside, prepend=0)).reshape(-1, height)
+    rows = np.flatnonzero(columns.any(axis=0))
+    return columns[:, rows[0] : rows[-1] + 1].T, (int(rows[0]), first)
+
+
+def moved_mask(counts: bytes, size: tuple[int, int], corner: tuple[int, int], whole: tuple[int, int]) -> bytes:
+    """Return the compressed RLE counts, in an image, of a mask that was found in a part of it.
+
+    Args:
+        counts: of the mask in the part.
+        size: height and width of the part.
+        corner: row and column of its first pixel in the image.
+        whole: height and width of the image.
+    """
+    part, (top, left) = decode_part({"size": size, "counts": counts})
+    return encode_part(part, (corner[0] + top, corner[1] + left), whole)
+
+
+def joined_masks(masks: Sequence[bytes], size: tuple[int, int]) -> bytes:
+    """Return the compressed RLE counts of the union of masks of an image of ``size``."""
+    if len(masks) == 1:
+        return masks[0]
+    parts = [one for one in (decode_part({"size": size, "counts": mask}) for mask in masks) if one[0].size]
+    if not parts:
+        return masks[0]
+    top, left = (min(corner[axis] for _, corner in parts) for axis in (0, 1))
+    bottom, right = (max(corner[axis] + part.shape[axis] for part, corner in parts) for axis in (0, 1))
+    union = np.zeros((bottom - top, right - left), dtype=np.bool_)
+    for part, (row, column) in parts:
+        union[row - top : row - top + part.shape[0], column - left : column - left + part.shape[1]] |= part
+    return encode_part(union, (top, left), size)

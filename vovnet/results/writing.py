@@ -6,26 +6,26 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from vovnet.errors import InputError, reason
-from vovnet.files import atomic_path, write_text
+from vovnet.files import atomic_path, write_json, write_text
 from vovnet.folders.home import expand_home
 from vovnet.images.reading import read_image
+from vovnet.results.detections import ImageDetections
 from vovnet.results.drawing import draw_detections
 from vovnet.results.limits import Limits
 from vovnet.results.names import output_names
-from vovnet.results.skeletons import Skeleton
+from vovnet.results.skeletons import skeletons_of
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 
-Detect = Callable[[Image.Image, str], list[dict[str, Any]]]
-"""Returns the detections of an image as :meth:`~vovnet.results.detections.ImageDetections.named` does; the text names
-the image in messages."""
+Detect = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[ImageDetections]]
+"""Returns the detections of images; the texts name the images in messages."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,31 @@ class FileDetector:
     channels: int
     """1 (grey) or 3 (RGB)."""
     limits: Limits
+    categories: Sequence[Mapping[str, Any]] | None = None
+    """In COCO's form; None names each category by its id."""
     memory_errors: tuple[type[BaseException], ...] = (MemoryError,)
     """What it raises if one image is too large for the memory; smaller ones may fit."""
-    skeletons: Mapping[int, Skeleton] = field(default_factory=dict)
-    """The skeleton of each category that has keypoints, by its id."""
+    batch_size: int = 1
+    """The largest number of images that it takes."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the images that one of several processes handles."""
+
+    rank: int = 0
+    processes: int = 1
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    """Returns what every process gives it, in the order of their ranks, in every process."""
+
+
+@dataclass
+class _Results:
+    """What one process has done."""
+
+    found: list[tuple[int, dict[str, Any], ImageDetections]] = field(default_factory=list)
+    """For each finished image: its position, its entry in ``summary.json``, and detections without masks."""
+    failed: list[tuple[int, str]] = field(default_factory=list)
 
 
 def write_predictions(
@@ -49,18 +70,23 @@ def write_predictions(
     threshold: float = 0.5,
     *,
     max_pixels: int | None = None,
+    share: Share | None = None,
     report: Callable[[str], object] = echo,
     stacklevel: int = 2,
 ) -> list[Path]:
     """Detect objects in image files; write ``STEM.png`` (a drawing) and ``STEM.json`` (every detection) for each.
 
+    ``summary.json`` lists all images: ``[{"image", "detections", "limit_reached"}]``. An image whose detections the
+    detector's limit cut says so there and in its line.
+
     Args:
-        detector: what is called for each image.
+        detector: what is called for the images.
         paths: image files. If several have the same stem, the second gets ``STEM-2``, the third ``STEM-3``, and so on.
             A stem that the file system refuses is replaced (:func:`vovnet.results.names.output_names`).
-        output: folder for both files; created if it does not exist.
+        output: folder for the files; created if it does not exist.
         threshold: detections with a lower score are not drawn; the JSON file has all of them.
         max_pixels: images with more pixels are refused; None is Pillow's limit.
+        share: this process's part of the images; None is all of them.
         report: called with one line for each finished image.
         stacklevel: as in ``warnings.warn``, for a warning of the detector's limits; 2 names the caller.
 
@@ -68,8 +94,9 @@ def write_predictions(
         The JSON files in the order of ``paths``.
 
     Raises:
-        InputError: some images could not be read (raised after all others are finished); or, before anything is
-            written, ``paths`` is empty, ``threshold`` is not in 0..1, or a drawing would overwrite one of the images.
+        InputError: some images could not be read (raised after all others are finished, by the first process); or,
+            before anything is written, ``paths`` is empty, ``threshold`` is not in 0..1, or a file would overwrite one
+            of the images.
         OSError: the output cannot be written.
     """
     if not 0 <= threshold <= 1:
@@ -77,37 +104,97 @@ def write_predictions(
     sources = [expand_home(path) for path in paths]
     if not sources:
         raise InputError("images: no images were given")
+    share = share or Share()
     folder = expand_home(output)
     folder.mkdir(parents=True, exist_ok=True)
-    names = output_names(sources, folder)
-    _refuse_overwriting(sources, [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")])
-    written: list[Path] = []
-    failed: list[str] = []
-    shapes, counts = [], []
-    for source, name in zip(sources, names, strict=True):
+    # "summary" is taken.
+    names = output_names([folder / "summary", *sources], folder)[1:]
+    targets = [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")]
+    _refuse_overwriting(sources, [*targets, folder / SUMMARY])
+    results = _Results()
+    writer = _Writer(detector, folder, threshold, max_pixels, report, results)
+    own = [(number, sources[number], names[number]) for number in range(share.rank, len(sources), share.processes)]
+    for start in range(0, len(own), detector.batch_size):
+        writer.handle(own[start : start + detector.batch_size])
+    found = sorted((one for part in share.gather(results.found) for one in part), key=lambda one: one[0])
+    failed = [text for _, text in sorted(one for part in share.gather(results.failed) for one in part)]
+    if share.rank == 0:
+        if found:
+            write_json(folder / SUMMARY, [entry for _, entry, _ in found])
+        detector.limits.warn_of([one for _, _, one in found], stacklevel)
+        _raise_failures(failed, len(sources), folder if found else None)
+    return [folder / f"{names[number]}.json" for number, _, _ in found]
+
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Reads images, detects in them, and writes what was found."""
+
+    detector: FileDetector
+    folder: Path
+    threshold: float
+    max_pixels: int | None
+    report: Callable[[str], object]
+    results: _Results
+
+    @property
+    def _failures(self) -> tuple[type[BaseException], ...]:
+        return (InputError, *self.detector.memory_errors)
+
+    def handle(self, batch: Sequence[tuple[int, Path, str]]) -> None:
+        """Handle images, each given as its position, its file and the name of its results."""
+        images: list[Image.Image] = []
+        readable: list[tuple[int, Path, str]] = []
+        for one in batch:
+            try:
+                images.append(read_image(one[1], channels=self.detector.channels, max_pixels=self.max_pixels))
+                readable.append(one)
+            except InputError as error:
+                self.results.failed.append((one[0], str(error)))
+        self._detect(readable, images)
+
+    def _detect(self, batch: Sequence[tuple[int, Path, str]], images: Sequence[Image.Image]) -> None:
+        if not batch:
+            return
         try:
-            image = read_image(source, channels=detector.channels, max_pixels=max_pixels)
-            detections = detector.detect(image, str(source))
-        except InputError as error:
-            failed.append(str(error))
-            continue
-        except detector.memory_errors as error:
-            failed.append(f"{source}: the memory is too small for it ({reason(error)})")
-            continue
-        shapes.append((image.height, image.width))
-        counts.append(len(detections))
-        written.append(folder / f"{name}.json")
-        write_text(written[-1], json.dumps(detections, allow_nan=False) + "\n")
-        with atomic_path(folder / f"{name}.png") as temporary:
-            draw_detections(image, detections, threshold, skeletons=detector.skeletons).save(temporary)
-        line = f"{source}: {_describe(detections, threshold, detector.limits.detections)} -> {folder / name}.png"
-        report(printable(line))
-    detector.limits.warn(shapes, counts, stacklevel)
-    if failed:
-        listed = "; ".join(failed[:5]) + (f"; and {len(failed) - 5} more" if len(failed) > 5 else "")
-        others = f" (the others are in {folder})" if written else ""
-        raise InputError(f"{len(failed)} of {len(sources)} images failed{others}: {listed}")
-    return written
+            found = self.detector.detect(images, [str(source) for _, source, _ in batch])
+        except self._failures as error:
+            if len(batch) > 1:  # one of them is the cause; the others may do alone
+                for one, image in zip(batch, images, strict=True):
+                    self._detect([one], [image])
+                return
+            number, source, _ = batch[0]
+            told = isinstance(error, InputError)
+            text = str(error) if told else f"{source}: the memory is too small for it ({reason(error)})"
+            self.results.failed.append((number, text))
+            return
+        for one, image, detections in zip(batch, images, found, strict=True):
+            self._write(one, image, detections)
+
+    def _write(self, one: tuple[int, Path, str], image: Image.Image, found: ImageDetections) -> None:
+        number, source, name = one
+        detector = self.detector
+        detections = found.named(detector.categories)
+        write_text(self.folder / f"{name}.json", json.dumps(detections, allow_nan=False) + "\n")
+        with atomic_path(self.folder / f"{name}.png") as temporary:
+            skeletons = skeletons_of(detector.categories or [])
+            draw_detections(image, detections, self.threshold, skeletons=skeletons).save(temporary)
+        reached = detector.limits.reached(found)
+        entry = {"image": str(source), "detections": len(detections), "limit_reached": reached}
+        self.results.found.append((number, entry, replace(found, masks=None, keypoints=None)))
+        line = f"{source}: {_describe(detections, self.threshold, reached)} -> {self.folder / name}.png"
+        self.report(printable(line))
+
+
+def _raise_failures(failed: Sequence[str], count: int, others: Path | None) -> None:
+    if not failed:
+        return
+    listed = "; ".join(failed[:5]) + (f"; and {len(failed) - 5} more" if len(failed) > 5 else "")
+    where = f" (the others are in {others})" if others is not None else ""
+    raise InputError(f"{len(failed)} of {count} images failed{where}: {listed}")
 
 
 def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> None:
@@ -118,8 +205,8 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> Non
             raise InputError(f"output: '{target}' is one of the images and would be overwritten; choose another folder")
 
 
-def _describe(detections: Sequence[Mapping[str, Any]], threshold: float, limit: int | None) -> str:
+def _describe(detections: Sequence[Mapping[str, Any]], threshold: float, reached: bool) -> str:
     counts = Counter(one["category"] for one in detections if one["score"] >= threshold)
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    full = ", the limit: model.box_detections_per_img" if len(detections) == limit else ""
+    full = ", the limit: see --max-detections" if reached else ""
     return f"{listed or 'nothing'} with score >= {threshold:g} (of {len(detections)} detections{full})"

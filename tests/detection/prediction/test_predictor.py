@@ -215,7 +215,13 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path):
     lines = []
     with pytest.raises(InputError) as caught:
         predict_files(Finder(), paths, tmp_path / "out", report=lines.append)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "a.png", "b.json", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.json",
+        "a.png",
+        "b.json",
+        "b.png",
+        "summary.json",
+    ]
     assert len(lines) == 2
     assert "1 bar with score >= 0.5 (of 2 detections)" in lines[0]
     message = str(caught.value)

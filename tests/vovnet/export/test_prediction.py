@@ -164,9 +164,9 @@ def test_outputs_that_do_not_fit_are_refused(output: str, value: Any) -> None:
 
 
 def test_limits_come_from_the_metadata(tmp_path: Path, image: Path) -> None:
-    assert exported_limits(DETECTOR) == Limits(100, 800, 1333, None)
+    assert exported_limits(DETECTOR) == Limits(100, 800, 1333, None, built_in=True)
     strange = {"min_size": [600, "a"], "max_size": True, "median_object": -1}
-    assert exported_limits(changed(preprocessing=strange, thresholds={})) == Limits()
+    assert exported_limits(changed(preprocessing=strange, thresholds={})) == Limits(built_in=True)
     with pytest.warns(LimitWarning, match="limit of 2 detections"):
         predicted(write_onnx(tmp_path / "d.onnx", changed(thresholds={"detections": 2})), [image], tmp_path / "out")
     narrow = changed(preprocessing={"max_size": 1})

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from vovnet.detection.masks import encode_masks
 from vovnet.errors import InputError
-from vovnet.results.rle import compress, decode, encode_part, expand
+from vovnet.results.rle import compress, decode, decode_part, encode_part, expand, joined_masks, moved_mask
 
 
 def of_pycocotools(mask: NDArray[Any]) -> bytes:
@@ -97,3 +97,28 @@ def test_any_text_is_decoded_or_refused(text: bytes | str) -> None:
 def test_wrong_counts_are_refused(counts: str) -> None:
     with pytest.raises(InputError, match="segmentation"):
         decode({"size": [3, 5], "counts": counts})
+
+
+@given(st.data())
+def test_parts_of_masks_are_cut_moved_and_joined(data):
+    height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
+    masks = [
+        np.array(data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))).reshape(
+            height, width
+        )
+        for _ in range(2)
+    ]
+    counts = [encode_part(one, (0, 0), (height, width)) for one in masks]
+    part, (top, left) = decode_part({"size": [height, width], "counts": counts[0]})
+    whole = np.zeros((height, width), dtype=bool)
+    whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+    assert (whole == masks[0]).all()
+    if part.size:
+        assert all(edge.any() for edge in (part[0], part[-1], part[:, 0], part[:, -1]))
+    row, column = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 5))
+    size = (height + row + data.draw(st.integers(0, 3)), width + column)
+    image = np.zeros(size, dtype=bool)
+    image[row : row + height, column : column + width] = masks[0]
+    moved = moved_mask(counts[0], (height, width), (row, column), size)
+    assert moved == encode_part(image, (0, 0), size)
+    assert joined_masks(counts, (height, width)) == encode_part(masks[0] | masks[1], (0, 0), (height, width))
