@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from vovnet.detection.config.fields import Number, PathText, Text
 from vovnet.detection.config.parts import recipe_part
 
-LABELS = ("annotations", "coco", "yolo", "voc", "folder")
+LABELS = ("annotations", "coco", "yolo", "voc", "hf", "folder")
 """The keys that name labels; a source has one of them."""
 
 
@@ -27,6 +27,8 @@ class DataSource:
     """``data.yaml`` of YOLO, ``obj.data``, or a folder with one of these or with ``classes.txt``."""
     voc: PathText = ""
     """Folder of PASCAL VOC, or with ``.xml`` files beside the images."""
+    hf: PathText = ""
+    """Dataset of the Hugging Face Hub with boxes, ``ORG/NAME`` or ``ORG/NAME@REVISION``. It is downloaded once."""
     folder: PathText = ""
     """Folder or file of any known format, which is found out."""
     split: Text | None = None

@@ -14,6 +14,7 @@ from vovnet.detection.data import fields
 from vovnet.detection.data.annotations import AnnotationFile, read_annotations
 from vovnet.detection.formats.finding import contents_of
 from vovnet.detection.formats.folders import choose_split
+from vovnet.detection.formats.hub_datasets import hub_source
 from vovnet.detection.formats.labels import Labels
 from vovnet.detection.formats.table import FORMATS
 from vovnet.errors import InputError, shown
@@ -84,6 +85,8 @@ def named_data(
 
 def _resolved(source: DataSource, default: str | None) -> list[DataSource]:
     """Return the sources that a folder stands for; of another source itself. What was found is said once."""
+    if source.hf:
+        return [hub_source(source.hf, source.split, default)]
     if not source.folder:
         return [source]
     found = contents_of(source.folder)
