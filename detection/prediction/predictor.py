@@ -27,6 +27,7 @@ from vovnet.images.reading import source_name
 from vovnet.images.tensors import to_tensor
 from vovnet.results.detections import ImageDetections
 from vovnet.results.drawing import prediction_sheet
+from vovnet.results.labels import LabelMode
 from vovnet.results.limits import LimitWarning
 from vovnet.results.run_options import RunOptions, RunSettings
 from vovnet.results.skeletons import skeletons_of
@@ -122,6 +123,7 @@ def predict_files(
     device: str | torch.device | None = None,
     max_pixels: int | None = None,
     batch_size: int = 1,
+    labels: LabelMode = "auto",
     report: Callable[[str], object] = echo,
     **options: Unpack[RunOptions],
 ) -> list[Path]:
@@ -139,6 +141,7 @@ def predict_files(
         device: as for :func:`predict`.
         max_pixels: images with more pixels are refused; None is Pillow's limit.
         batch_size: as for :func:`predict`.
+        labels: ``auto``, ``all`` or ``none``, as for :func:`vovnet.results.drawing.draw_detections`.
         report: called with one line for each finished image.
         **options: as for :func:`predict`.
 
@@ -164,7 +167,15 @@ def predict_files(
             batch_size if settings.tiling is None else 1,
         )
         return write_predictions(
-            files, paths, output, threshold, max_pixels=max_pixels, share=share, report=report, stacklevel=3
+            files,
+            paths,
+            output,
+            threshold,
+            max_pixels=max_pixels,
+            share=share,
+            labels=labels,
+            report=report,
+            stacklevel=3,
         )
 
 
@@ -188,6 +199,7 @@ def plot_predictions(
         threshold: detections with a lower score are not drawn.
     """
     count, channels = min(count, len(dataset)), input_channels(detector)
+    names = [str(one["name"]) for one in getattr(dataset, "categories", ())]
     samples = []
     for number in range(count):
         index = number * len(dataset) // count
@@ -195,6 +207,9 @@ def plot_predictions(
         pixels = to_pixels(image, channels, f"dataset[{index}]").cpu()
         corners = check_boxes(target["boxes"], (int(pixels.shape[1]), int(pixels.shape[2]))).tolist()
         truth: list[dict[str, Any]] = [{"bbox": [x0, y0, x1 - x0, y1 - y0]} for x0, y0, x1, y1 in corners]
+        for one, label in zip(truth, target.get("labels", ()), strict=False):
+            if 1 <= int(label) <= len(names):
+                one["category"] = names[int(label) - 1]
         for one, points in zip(truth, target.get("keypoints", ()), strict=False):
             one["keypoints"] = torch.as_tensor(points).flatten().tolist()
         drawn = functional.to_pil_image(as_bytes(pixels if channels == 3 else pixels[:1]))

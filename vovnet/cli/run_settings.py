@@ -40,6 +40,7 @@ Merge = Annotated[
     str,
     typer.Option("--merge", help="Rule for objects in several tiles: auto, nms (IoU 0.5), or nmm (SAHI's default)."),
 ]
+Labels = Annotated[str, typer.Option("--labels", help="Names in drawings: auto (those that can be read), all or none.")]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images, or tiles, that are computed at a time; for GPUs.")
 ]

@@ -18,6 +18,7 @@ from vovnet.export.runtime import ExportedModel
 from vovnet.images.reading import read_image
 from vovnet.results.classes import ClassScore, best_classes, classified_files
 from vovnet.results.detections import ImageDetections, checked_detections
+from vovnet.results.labels import LabelMode
 from vovnet.results.limits import MEDIAN_OBJECT, Limits, check_shape, trained_factor
 from vovnet.results.pasting import encode_pasted
 from vovnet.results.rle import encode_part
@@ -34,6 +35,7 @@ def predict_exported(
     *,
     tiling: Tiling | None = None,
     max_pixels: int | None = None,
+    labels: LabelMode = "auto",
     report: Callable[[str], object] = echo,
 ) -> list[Path]:
     """Detect objects in image files with an exported detector, as :func:`vovnet.results.writing.write_predictions`.
@@ -45,6 +47,7 @@ def predict_exported(
         threshold: as for that function.
         tiling: how images are cut. A file that takes one size alone needs tiles of that size.
         max_pixels: as for that function.
+        labels: as for that function.
         report: as for that function.
 
     Raises:
@@ -79,7 +82,9 @@ def predict_exported(
         return found
 
     files = FileDetector(detect, _image_channels(model), limits, metadata.categories)
-    return write_predictions(files, paths, output, threshold, max_pixels=max_pixels, report=report, stacklevel=3)
+    return write_predictions(
+        files, paths, output, threshold, max_pixels=max_pixels, labels=labels, report=report, stacklevel=3
+    )
 
 
 def classify_exported(

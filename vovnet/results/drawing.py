@@ -1,4 +1,4 @@
-"""Draw detections into images: translucent masks, boxes, skeletons, and labels on a ground of their own."""
+"""Draw detections into images: translucent masks, boxes, skeletons, and labels that can be read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
-from vovnet.results.lettering import Font, Rgb, category_colour, drawable, label_font
-from vovnet.results.rle import decode, encode_part
+from vovnet.results.labels import LabelMode, Labels, Rectangle, check_labels, draw_legend, needs_legend, paint
+from vovnet.results.lettering import category_colour, drawable, label_font
+from vovnet.results.rle import decode, decode_part, encode_part
 from vovnet.results.skeletons import Skeleton, draw_keypoints
 
-Rectangle = tuple[float, float, float, float]
-
-_MASK_OPACITY = 0.42
 _SIDE = 384
 """Longer side of an image on a sheet, in pixels."""
 
@@ -29,9 +26,10 @@ def draw_detections(
     detections: Sequence[Mapping[str, Any]],
     threshold: float = 0.5,
     *,
-    labels: bool = True,
+    labels: LabelMode | bool = "auto",
     scores: bool = True,
     skeletons: Mapping[int, Skeleton] | None = None,
+    truth: Sequence[Mapping[str, Any]] = (),
 ) -> Image.Image:
     """Draw detections into a copy of an image, the best on top. A category has the same colour in every image.
 
@@ -42,10 +40,15 @@ def draw_detections(
             ``keypoints``, of which those with a score of at least
             :data:`~vovnet.results.skeletons.POINT_SCORE` are drawn.
         threshold: detections with a lower score are not drawn.
-        labels: write category and score beside each box.
+        labels: ``auto`` writes category and score beside a box where there is a free place, else the category alone,
+            and nothing if that would hide another label or object; letters are small where boxes are. A legend then
+            counts the categories in the emptiest corner. ``all`` writes every label, ``none`` no text. True means
+            ``auto``, and False ``none``.
         scores: False leaves out the score.
         skeletons: :func:`~vovnet.results.skeletons.skeletons_of` the categories; points are joined by its lines. Where
             some categories have a skeleton, the points of others, which mean nothing, are not drawn.
+        truth: annotations in COCO's format, drawn by :func:`draw_truth`, with the name of those that have a
+            ``category``.
 
     Returns:
         A new ``RGB`` image of the same size. Lines and letters scale with it.
@@ -55,28 +58,49 @@ def draw_detections(
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    mode: LabelMode = {True: "auto", False: "none"}.get(labels, labels)  # type: ignore[arg-type, assignment]
+    check_labels(mode)
     shown = sorted((one for one in detections if one["score"] >= threshold), key=lambda one: float(one["score"]))
-    line = line_width(image.size)
-    pixels = np.array(image.convert("RGB"))
+    line = _line_of(shown, image.size)
+    pixels = np.array(draw_truth(image, truth) if truth else image.convert("RGB"))
     for one in shown:
         if "segmentation" in one:
-            _paint_mask(pixels, decode(one["segmentation"]), category_colour(int(one["category_id"])), line)
+            if tuple(one["segmentation"]["size"]) != pixels.shape[:2]:
+                size = tuple(one["segmentation"]["size"])
+                raise InputError(f"segmentation: its size is {size}, the image's {pixels.shape[:2]} (height, width)")
+            paint(pixels, *decode_part(one["segmentation"]), category_colour(int(one["category_id"])), line)
     drawn = Image.fromarray(pixels)
     draw = ImageDraw.Draw(drawn)
-    for one in shown:
-        draw.rectangle(_corners(one["bbox"], drawn.size), outline=category_colour(int(one["category_id"])), width=line)
+    corners = [_corners(one["bbox"], drawn.size) for one in shown]
+    for one, box in zip(shown, corners, strict=True):
+        draw.rectangle(box, outline=category_colour(int(one["category_id"])), width=line)
     for one in shown:
         skeleton = (skeletons or {}).get(int(one["category_id"]), None if skeletons else Skeleton())
         if "keypoints" in one and skeleton is not None:
             draw_keypoints(draw, one["keypoints"], skeleton, line)
-    if labels:
-        font = label_font(max(10, round(max(image.size) / 55)))
-        taken: list[Rectangle] = []
-        # The best detections come first, so that their labels get the best places.
-        for one in reversed(shown):
-            text = drawable(one["category"]) + (f" {one['score']:.2f}" if scores else "")
-            _label(draw, text, _corners(one["bbox"], drawn.size), category_colour(int(one["category_id"])), font, taken)
+    _write(draw, shown, corners, [one for one in truth if one.get("category")], mode, scores)
     return drawn
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    shown: Sequence[Mapping[str, Any]],
+    corners: Sequence[Rectangle],
+    truth: Sequence[Mapping[str, Any]],
+    mode: LabelMode,
+    scores: bool,
+) -> None:
+    """Write labels, those of the best detections first, so that they get the best places, and a legend."""
+    known = [_corners(one["bbox"], draw.im.size) for one in truth]
+    labels = Labels(draw, [*corners, *known], mode)
+    for one, box in zip(reversed(shown), reversed(corners), strict=True):
+        name = drawable(one["category"])
+        texts = [f"{name} {one['score']:.2f}", name] if scores else [name]
+        labels.write(texts, box, category_colour(int(one["category_id"])))
+    for one, box in zip(truth, known, strict=True):
+        labels.write([drawable(str(one["category"]))], box, (255, 255, 255))
+    if needs_legend(labels, shown):
+        draw_legend(draw, shown, corners)
 
 
 def draw_truth(image: Image.Image, annotations: Sequence[Mapping[str, Any]]) -> Image.Image:
@@ -110,11 +134,12 @@ def prediction_sheet(
 ) -> None:
     """Write one image that shows several images with their detections (coloured, labelled) and the truth.
 
-    True boxes are dashed, and true keypoints are rings.
+    True boxes are dashed and named in white, and true keypoints are rings.
 
     Args:
         samples: for each image: the image, its detections as :func:`vovnet.detection.predict` returns them, and its
-            annotations in COCO's format (``bbox`` and optional ``keypoints`` in pixels; may be empty).
+            annotations in COCO's format (``bbox`` and optional ``keypoints`` in pixels, ``category`` for its name; may
+            be empty).
         out_png: written atomically.
         threshold: detections with a lower score are not drawn.
         columns: largest number of images in a row.
@@ -126,7 +151,7 @@ def prediction_sheet(
     if not samples:
         raise InputError("prediction_sheet: no images were given")
     cells = [_cell(image, detections, truth, threshold, True, skeletons) for image, detections, truth in samples]
-    _write_sheet(cells, f"Detections with score ≥ {threshold:g}; dashed: the truth", out_png, columns)
+    _write_sheet(cells, f"Detections with score ≥ {threshold:g}; dashed, with white names: the truth", out_png, columns)
 
 
 def object_sheet(
@@ -191,7 +216,7 @@ def _cell(
             entry["segmentation"] = {"size": [size[1], size[0]], "counts": counts}
         scaled.append(entry)
     truth = [_scaled(one, scale) for one in annotations]
-    return draw_detections(draw_truth(resized, truth), scaled, threshold, scores=scores, skeletons=skeletons)
+    return draw_detections(resized, scaled, threshold, scores=scores, skeletons=skeletons, truth=truth)
 
 
 def _scaled(one: Mapping[str, Any], scale: float) -> dict[str, Any]:
@@ -203,28 +228,15 @@ def _scaled(one: Mapping[str, Any], scale: float) -> dict[str, Any]:
     return entry
 
 
+def _line_of(shown: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> int:
+    """Return the width of the lines of some detections: that of the image, but thinner around small boxes."""
+    sides = [min(one["bbox"][2:]) for one in shown]
+    return max(1, min(line_width(size), round(float(np.median(sides)) / 20))) if sides else line_width(size)
+
+
 def line_width(size: tuple[int, int]) -> int:
     """Return the width of lines in pixels: 1 in a small image, 3 at 1200 pixels."""
     return max(1, round(max(size) / 400))
-
-
-def _paint_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Rgb, line: int) -> None:
-    """Tint the pixels (H, W, 3) of a mask (H, W) and draw its inner outline, in place."""
-    if mask.shape != pixels.shape[:2]:
-        raise InputError(f"segmentation: its size is {mask.shape}, the image's {pixels.shape[:2]} (height, width)")
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return
-    # Only the mask's bounding box is processed: images may be large and objects many.
-    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    part, inside = pixels[window], mask[window]
-    tint = np.asarray(colour, dtype=np.float32)
-    part[inside] = (part[inside] * (1 - _MASK_OPACITY) + tint * _MASK_OPACITY).astype(np.uint8)
-    core = inside
-    for _ in range(line):
-        padded = np.pad(core, 1)
-        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    part[inside & ~core] = colour
 
 
 def _corners(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
@@ -232,35 +244,6 @@ def _corners(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
     x, y, width, height = box
     left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
     return left, top, min(max(x + width - 1, left), size[0] - 1), min(max(y + height - 1, top), size[1] - 1)
-
-
-def _label(
-    draw: ImageDraw.ImageDraw, text: str, box: Rectangle, colour: Rgb, font: Font, taken: list[Rectangle]
-) -> None:
-    """Write a text on a filled ground above the box, or at the first other place that no label has taken."""
-    # Every label is as tall as the tallest letters, so that labels line up.
-    _, top, _, bottom = draw.textbbox((0, 0), "Äg", font=font)
-    pad = max(2, (bottom - top) // 6)
-    width, height = draw.textlength(text, font=font) + 2 * pad, bottom - top + 2 * pad
-    image_width, image_height = draw.im.size
-
-    def at(x: float, y: float) -> Rectangle:
-        x = max(0, min(x, image_width - width))
-        y = max(0, min(y, image_height - height))
-        return x, y, x + width, y + height
-
-    # Above; inside at the top; below; inside at the bottom.
-    places = [at(box[0], box[1] - height), at(box[0], box[1]), at(box[0], box[3] + 1), at(box[0], box[3] - height)]
-    place = next((one for one in places if not any(_overlap(one, other) for other in taken)), places[0])
-    taken.append(place)
-    draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
-    # Relative luminance (ITU-R BT.601 weights) decides between black and white letters.
-    dark_ground = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
-    draw.text((place[0] + pad, place[1] + pad - top), text, fill="white" if dark_ground else "black", font=font)
-
-
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _dashes(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], line: int) -> None:

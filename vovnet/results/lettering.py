@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import contextlib
 import functools
 import importlib.util
@@ -16,8 +15,6 @@ from vovnet.terminal.text import printable, shortened
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 Rgb = tuple[int, int, int]
-
-_GOLDEN = 0.618033988749895
 
 
 @functools.lru_cache(maxsize=16)
@@ -58,9 +55,27 @@ def _has_glyph(character: str) -> bool:
 
 
 def category_colour(category_id: int) -> Rgb:
-    """Return the colour of a category. It is vivid, and close ids get colours that differ much."""
-    hue = (0.40 + category_id * _GOLDEN) % 1
-    # Saturation and brightness change after every eight ids, which keeps the many classes of COCO apart.
-    saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.95, 0.7))[category_id // 8 % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    """Return the colour of a category, the same in every image.
+
+    The first seven ids have the colours of Okabe and Ito, which people with any kind of colour vision can tell apart
+    (https://jfly.uni-koeln.de/color/); black is left out, because it has no contrast to dark images. The next ones are
+    the same hues, darker and then lighter, so that brightness tells them apart.
+    """
+    level, position = divmod((category_id - 1) % (len(_OKABE_ITO) * len(_LEVELS)), len(_OKABE_ITO))
+    towards, share = _LEVELS[level]
+    red, green, blue = (round(value + (towards - value) * share) for value in _OKABE_ITO[position])
+    return red, green, blue
+
+
+# Neighbours in this order differ in brightness as well as in hue.
+_OKABE_ITO: tuple[Rgb, ...] = (
+    (230, 159, 0),  # orange
+    (0, 114, 178),  # blue
+    (86, 180, 233),  # sky blue
+    (213, 94, 0),  # vermilion
+    (0, 158, 115),  # bluish green
+    (240, 228, 66),  # yellow
+    (204, 121, 167),  # reddish purple
+)
+_LEVELS = ((0, 0.0), (0, 0.45), (255, 0.55), (0, 0.7), (255, 0.75))
+"""What the colours of each round are mixed with, 0 for black and 255 for white, and the share of that."""

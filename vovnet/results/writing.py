@@ -18,6 +18,7 @@ from vovnet.folders.home import expand_home
 from vovnet.images.reading import read_image
 from vovnet.results.detections import ImageDetections
 from vovnet.results.drawing import draw_detections
+from vovnet.results.labels import LabelMode, check_labels
 from vovnet.results.limits import Limits
 from vovnet.results.names import output_names
 from vovnet.results.skeletons import skeletons_of
@@ -71,6 +72,7 @@ def write_predictions(
     *,
     max_pixels: int | None = None,
     share: Share | None = None,
+    labels: LabelMode = "auto",
     report: Callable[[str], object] = echo,
     stacklevel: int = 2,
 ) -> list[Path]:
@@ -87,6 +89,7 @@ def write_predictions(
         threshold: detections with a lower score are not drawn; the JSON file has all of them.
         max_pixels: images with more pixels are refused; None is Pillow's limit.
         share: this process's part of the images; None is all of them.
+        labels: as for :func:`vovnet.results.drawing.draw_detections`.
         report: called with one line for each finished image.
         stacklevel: as in ``warnings.warn``, for a warning of the detector's limits; 2 names the caller.
 
@@ -101,6 +104,7 @@ def write_predictions(
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    check_labels(labels)
     sources = [expand_home(path) for path in paths]
     if not sources:
         raise InputError("images: no images were given")
@@ -112,7 +116,7 @@ def write_predictions(
     targets = [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")]
     _refuse_overwriting(sources, [*targets, folder / SUMMARY])
     results = _Results()
-    writer = _Writer(detector, folder, threshold, max_pixels, report, results)
+    writer = _Writer(detector, folder, threshold, max_pixels, labels, report, results)
     own = [(number, sources[number], names[number]) for number in range(share.rank, len(sources), share.processes)]
     for start in range(0, len(own), detector.batch_size):
         writer.handle(own[start : start + detector.batch_size])
@@ -137,6 +141,7 @@ class _Writer:
     folder: Path
     threshold: float
     max_pixels: int | None
+    labels: LabelMode
     report: Callable[[str], object]
     results: _Results
 
@@ -181,7 +186,7 @@ class _Writer:
         write_text(self.folder / f"{name}.json", json.dumps(detections, allow_nan=False) + "\n")
         with atomic_path(self.folder / f"{name}.png") as temporary:
             skeletons = skeletons_of(detector.categories or [])
-            draw_detections(image, detections, self.threshold, skeletons=skeletons).save(temporary)
+            draw_detections(image, detections, self.threshold, labels=self.labels, skeletons=skeletons).save(temporary)
         reached = detector.limits.reached(found)
         entry = {"image": str(source), "detections": len(detections), "limit_reached": reached}
         self.results.found.append((number, entry, replace(found, masks=None, keypoints=None)))

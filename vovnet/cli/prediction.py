@@ -1,29 +1,17 @@
-"""Commands that use detectors: on data whose truth is known, and on images."""
+"""The command that detects in images, or classifies them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vovnet.cli.options import (
-    Annotations,
-    AnyWeights,
-    Device,
-    Fuse,
-    Images,
-    MaxPixels,
-    Output,
-    Overwrite,
-    Weights,
-    cpu_only,
-    device_for,
-    fused_if,
-)
+from vovnet.cli.options import AnyWeights, Device, Fuse, MaxPixels, Output, Overwrite, cpu_only, device_for, fused_if
 from vovnet.cli.run_settings import (
     BatchSize,
+    Labels,
     MaxDetections,
     MaxSize,
     Merge,
@@ -40,70 +28,10 @@ if TYPE_CHECKING:
     import torch
 
     from vovnet.results.classes import ClassScore
+    from vovnet.results.labels import LabelMode
     from vovnet.results.run_options import RunOptions
 
 commands = typer.Typer()
-
-
-@commands.command()
-def evaluate(
-    weights: Weights,
-    images: Images,
-    annotations: Annotations,
-    output: Output,
-    overwrite: Overwrite = False,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Number of loader processes.")] = 2,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0, help="Seconds to wait for a batch from them; 0 waits forever.")
-    ] = 600,
-    device: Device = None,
-    fuse: Fuse = False,
-    size: Size = None,
-    max_size: MaxSize = None,
-    max_detections: MaxDetections = None,
-    score: Score = None,
-    nms: Nms = None,
-    tile: Tile = None,
-    overlap: Overlap = 0.2,
-    tile_full_image: TileFullImage = False,
-    merge: Merge = "auto",
-    batch_size: BatchSize = 1,
-    max_pixels: MaxPixels = None,
-) -> None:
-    """Evaluate a detector: COCO's twelve metrics, AP per class, COCO result files, precision-recall plot."""
-    from vovnet.detection import distributed, format_metrics
-    from vovnet.detection import evaluate as evaluate_detector
-    from vovnet.detection.detecting.sharing import shared_output
-    from vovnet.detection.evaluation.evaluator import evaluation_dataset
-    from vovnet.detection.export import exported_detector
-    from vovnet.export.runtime import is_exported
-    from vovnet.hub import load_detector
-    from vovnet.terminal.streams import say
-
-    options = run_options(size, max_size, max_detections, score, nms, tile, overlap, tile_full_image, merge)
-    exported = is_exported(weights)
-    if exported:
-        cpu_only(device, fuse)
-    place = device_for("cpu" if exported else device, fuse)
-    with shared_output(output, overwrite=overwrite, device=place, timeout=timeout):
-        detector = exported_detector(weights) if exported else load_detector(weights)
-        dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
-        if dataset.dropped_summary and distributed.rank() == 0:
-            say(f"data left out: {dataset.dropped_summary}")
-        detector = fused_if(fuse, detector)
-        metrics = evaluate_detector(
-            detector,
-            dataset,
-            output,
-            device=place,
-            batch_size=batch_size,
-            workers=workers,
-            timeout=timeout,
-            progress=True,
-            **options,
-        )
-        if distributed.rank() == 0:
-            typer.echo(format_metrics(metrics))
 
 
 @commands.command()
@@ -126,6 +54,7 @@ def predict(
     tile_full_image: TileFullImage = False,
     merge: Merge = "auto",
     batch_size: BatchSize = 1,
+    labels: Labels = "auto",
     max_pixels: MaxPixels = None,
 ) -> None:
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or print the classes that a classifier sees in them."""
@@ -136,10 +65,11 @@ def predict(
         typer.echo(line, err=True)
 
     paths = [path for entry in images for path in (list_images(entry, report) if folder else [entry])]
+    mode = cast("LabelMode", labels)
     options = run_options(size, max_size, max_detections, score, nms, tile, overlap, tile_full_image, merge)
     if is_exported(weights):
         cpu_only(device, fuse)
-        _predict_exported(weights, paths, output, threshold, overwrite, max_pixels, options)
+        _predict_exported(weights, paths, output, threshold, overwrite, max_pixels, mode, options)
         return
     from vovnet.checkpoints.places import is_torchvision
     from vovnet.classification import is_classifier
@@ -155,7 +85,15 @@ def predict(
     with shared_output(output, overwrite=overwrite, device=place):
         detector = fused_if(fuse, load_detector(weights))
         predict_files(
-            detector, paths, output, threshold, device=place, max_pixels=max_pixels, batch_size=batch_size, **options
+            detector,
+            paths,
+            output,
+            threshold,
+            device=place,
+            max_pixels=max_pixels,
+            batch_size=batch_size,
+            labels=mode,
+            **options,
         )
 
 
@@ -166,6 +104,7 @@ def _predict_exported(
     threshold: float,
     overwrite: bool,
     max_pixels: int | None,
+    labels: LabelMode,
     options: RunOptions,
 ) -> None:
     from vovnet.export.prediction import classify_exported, predict_exported
@@ -180,7 +119,7 @@ def _predict_exported(
         _print_classes(classify_exported(model, paths, max_pixels=max_pixels))
         return
     with claimed_folder(output, overwrite=overwrite):
-        predict_exported(model, paths, output, threshold, tiling=settings.tiling, max_pixels=max_pixels)
+        predict_exported(model, paths, output, threshold, tiling=settings.tiling, max_pixels=max_pixels, labels=labels)
 
 
 def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool, max_pixels: int | None) -> None:

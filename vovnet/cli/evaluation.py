@@ -1,0 +1,100 @@
+"""The command that evaluates a detector on data whose truth is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vovnet.cli.options import (
+    Annotations,
+    Device,
+    Fuse,
+    Images,
+    MaxPixels,
+    Output,
+    Overwrite,
+    Weights,
+    cpu_only,
+    device_for,
+    fused_if,
+)
+from vovnet.cli.run_settings import (
+    BatchSize,
+    MaxDetections,
+    MaxSize,
+    Merge,
+    Nms,
+    Overlap,
+    Score,
+    Size,
+    Tile,
+    TileFullImage,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    pass
+
+commands = typer.Typer()
+
+
+@commands.command()
+def evaluate(
+    weights: Weights,
+    images: Images,
+    annotations: Annotations,
+    output: Output,
+    overwrite: Overwrite = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Number of loader processes.")] = 2,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0, help="Seconds to wait for a batch from them; 0 waits forever.")
+    ] = 600,
+    device: Device = None,
+    fuse: Fuse = False,
+    size: Size = None,
+    max_size: MaxSize = None,
+    max_detections: MaxDetections = None,
+    score: Score = None,
+    nms: Nms = None,
+    tile: Tile = None,
+    overlap: Overlap = 0.2,
+    tile_full_image: TileFullImage = False,
+    merge: Merge = "auto",
+    batch_size: BatchSize = 1,
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Evaluate a detector: COCO's twelve metrics, AP per class, COCO result files, precision-recall plot."""
+    from vovnet.detection import distributed, format_metrics
+    from vovnet.detection import evaluate as evaluate_detector
+    from vovnet.detection.detecting.sharing import shared_output
+    from vovnet.detection.evaluation.evaluator import evaluation_dataset
+    from vovnet.detection.export import exported_detector
+    from vovnet.export.runtime import is_exported
+    from vovnet.hub import load_detector
+    from vovnet.terminal.streams import say
+
+    options = run_options(size, max_size, max_detections, score, nms, tile, overlap, tile_full_image, merge)
+    exported = is_exported(weights)
+    if exported:
+        cpu_only(device, fuse)
+    place = device_for("cpu" if exported else device, fuse)
+    with shared_output(output, overwrite=overwrite, device=place, timeout=timeout):
+        detector = exported_detector(weights) if exported else load_detector(weights)
+        dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
+        if dataset.dropped_summary and distributed.rank() == 0:
+            say(f"data left out: {dataset.dropped_summary}")
+        detector = fused_if(fuse, detector)
+        metrics = evaluate_detector(
+            detector,
+            dataset,
+            output,
+            device=place,
+            batch_size=batch_size,
+            workers=workers,
+            timeout=timeout,
+            progress=True,
+            **options,
+        )
+        if distributed.rank() == 0:
+            typer.echo(format_metrics(metrics))
