@@ -3,7 +3,8 @@
 from vovnet.detection import train as _entry  # noqa: F401 (first, so that the name is that of the function below)
 from vovnet.detection.checkpoints.folder import load_detector
 from vovnet.detection.config.loading import load_recipe
-from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
+from vovnet.detection.evaluation.evaluator import evaluate
+from vovnet.detection.evaluation.tables import format_metrics
 from vovnet.detection.models.build import build_detector
 from vovnet.detection.prediction.predictor import predict
 from vovnet.detection.training.engine import train

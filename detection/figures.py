@@ -44,10 +44,17 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, out: str | os.PathLike[str]) -> None:
-    """Write a figure atomically, with a light grid and no frame; the suffix selects the format (``.png``, ``.svg``)."""
+def save_figure(figure: Figure, out: str | os.PathLike[str], *, grid: bool = True) -> None:
+    """Write a figure atomically, without a frame.
+
+    Args:
+        figure: from :func:`new_figure`.
+        out: the suffix selects the format (``.png``, ``.svg``).
+        grid: with a light grid.
+    """
     for axes in figure.axes:
-        axes.grid(alpha=0.25, linewidth=0.6)
+        if grid:
+            axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_path(out) as temporary:
         figure.savefig(temporary)

@@ -10,7 +10,8 @@ from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.synthetic import generate_shapes
 from vovnet.detection.evaluation.coco_eval import percent
-from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
+from vovnet.detection.evaluation.evaluator import evaluate
+from vovnet.detection.evaluation.tables import format_metrics
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.prediction.predictor import plot_predictions
 from vovnet.detection.training.engine import train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -26,7 +26,8 @@ from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.detecting.adjusting import adjusted
 from vovnet.detection.detecting.runner import Runner
-from vovnet.detection.evaluation.coco_eval import IOU_TYPES, CocoEvaluator, IouType, metric_names, percent
+from vovnet.detection.evaluation.coco_eval import CocoEvaluator, IouType
+from vovnet.detection.evaluation.explanation import analyses_of, explained, write_explanation
 from vovnet.detection.evaluation.plots import plot_precision_recall
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import inference, input_channels, limits_of
@@ -36,9 +37,6 @@ from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_json
 from vovnet.folders.home import expand_home
 from vovnet.results.run_options import RunOptions, RunSettings
-from vovnet.terminal.text import padded, printable, shortened, width_of
-
-_MAX_NAME = 60  # characters of a category's name in a table
 
 
 class EvaluationStopped(StoppedError):
@@ -71,7 +69,8 @@ def evaluate(
         detector: a torchvision detector. If it has ``categories``, they must be those of the dataset.
         dataset: follows the protocol of :mod:`vovnet.detection.data`.
         output: a folder for ``metrics.json``, ``results_bbox.json``, ``results_segm.json``, ``results_keypoints.json``
-            and ``precision_recall.png``; None writes nothing.
+            and ``precision_recall.png``, and for what is explained below also ``thresholds.csv``, ``confusion.csv``
+            and ``confusion.png``; None writes nothing, and explains nothing.
         device: where to run; None leaves the detector where it is.
         batch_size: images per batch in each process.
         workers: loader processes of each process.
@@ -88,7 +87,8 @@ def evaluate(
     Returns:
         ``{"bbox": {…}, "segm": {…}, "keypoints": {…}, "per_class": {"bbox": [{"id", "name", "AP", "AP50", "objects"}],
         …}}`` with the names of :func:`~vovnet.detection.evaluation.coco_eval.metric_names`, in 0..1, or -1 if there is
-        nothing to count; ``segm`` and ``keypoints`` only if they were evaluated.
+        nothing to count; ``segm`` and ``keypoints`` only if they were evaluated. With ``output`` also what
+        :func:`~vovnet.detection.evaluation.explanation.explained` adds.
 
     Raises:
         InputError: the dataset is empty, the categories differ, or the detector's output does not fit them.
@@ -156,6 +156,8 @@ def evaluate(
 def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:
     metrics = evaluator.summarize()
     if output is not None:
+        analyses = analyses_of(evaluator.evaluated)
+        metrics = explained(metrics, analyses)
         evaluator.write_results(output)
         for iou_type in {"segm", "keypoints"} - metrics.keys():  # an earlier evaluation may have left it
             (output / f"results_{iou_type}.json").unlink(missing_ok=True)
@@ -163,7 +165,8 @@ def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:
         write_json(output / "metrics.json", metrics)
         plot = output / "precision_recall.png"
         with warn_without_plot(plot):
-            plot_precision_recall(evaluator, plot)
+            plot_precision_recall(evaluator, plot, best={kind: one.best for kind, one in analyses.items()})
+        write_explanation(analyses, output)
     return metrics
 
 
@@ -273,30 +276,3 @@ def _join(parts: Iterable[Iterable[dict[str, Any]]], categories: Iterable[Catego
         "annotations": [annotation for entry in by_image.values() for annotation in entry["annotations"]],
         "categories": [dict(category) for category in categories],
     }
-
-
-def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return COCO's numbers and the per-class table as text, in percent; '–' if there is nothing to count."""
-    kinds = {"bbox": "boxes", "segm": "masks", "keypoints": "points"}
-    present = [iou_type for iou_type in IOU_TYPES if iou_type in metrics]
-    lines: list[str] = []
-    above: tuple[str, ...] = ()
-    for iou_type in present:
-        if (names := metric_names(iou_type)) != above:  # COCO has other numbers for keypoints
-            lines.append(f"{'in %':6}" + "".join(f"{name:>7}" for name in names))
-            above = names
-        lines.append(f"{kinds[iou_type]:6}" + "".join(f"{percent(metrics[iou_type][name]):>7}" for name in names))
-    tables = metrics.get("per_class", {})
-    classes = tables.get(present[0], []) if present else []
-    if classes:
-        labels = [shortened(printable(entry["name"]), _MAX_NAME) for entry in classes]
-        width = max(5, *map(width_of, labels))
-        header = "".join(f"  {kinds[iou_type]} AP  AP50" for iou_type in present)
-        lines += ["", f"{'class':{width}} {'objects':>8}{header}"]
-        for position, (label, entry) in enumerate(zip(labels, classes, strict=True)):
-            row = f"{padded(label, width)} {entry['objects']:>8}"
-            for iou_type in present:
-                one = tables[iou_type][position]
-                row += f"  {percent(one['AP']):>8} {percent(one['AP50']):>5}"
-            lines.append(row)
-    return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from vovnet.detection.analysis.thresholds import OperatingPoint
 from vovnet.detection.evaluation.coco_eval import CocoEvaluator, percent
 from vovnet.detection.figures import add_legend, new_figure, save_figure
 from vovnet.results.lettering import category_colour, drawable
@@ -26,6 +27,7 @@ def plot_precision_recall(
     source: CocoEvaluator | Mapping[str, NDArray[np.float64]],
     out_png: str | os.PathLike[str],
     names: Sequence[str] | None = None,
+    best: Mapping[str, Sequence[OperatingPoint]] | None = None,
 ) -> None:
     """Plot precision over recall: the mean of all classes at IoU 0.50, 0.75 and 0.50:0.95, and if there are at most ten
     classes also a thin line for each at IoU 0.50.
@@ -35,6 +37,8 @@ def plot_precision_recall(
             ``segm``, ``keypoints``), with -1 for a class without objects.
         out_png: written atomically.
         names: names of the K classes, if ``source`` holds arrays.
+        best: for an IoU type, the best score threshold of each class: a point on, or a little below, its line, because
+            the line holds at each recall the best precision of any larger one. Drawn for at most ten classes.
     """
     if isinstance(source, Mapping):
         panels = {kind: np.asarray(values) for kind, values in source.items()}
@@ -47,8 +51,22 @@ def plot_precision_recall(
     for position, (kind, precision) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), position)
         _plot_precision(axes, precision, names)
+        _mark_best(axes, (best or {}).get(kind, ()))
         axes.set_title(f"precision over recall, {_KINDS.get(kind, kind)}", loc="left")
     save_figure(figure, out_png)
+
+
+def _mark_best(axes: Axes, best: Sequence[OperatingPoint]) -> None:
+    if len(best) > _MAX_CLASS_LINES:
+        return
+    for index, point in enumerate(best):
+        if point.true:
+            colour = [value / 255 for value in category_colour(index + 1)]
+            place = (point.recall, point.precision)
+            axes.plot(*place, "o", color=colour, markeredgecolor="black", markersize=7, zorder=5)
+            axes.annotate(
+                f"score ≥ {point.threshold:.2f}", place, (5, 6), textcoords="offset points", fontsize=8, zorder=6
+            )
 
 
 def _plot_precision(axes: Axes, precision: NDArray[np.float64], names: Sequence[str] | None) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from vovnet.detection.data.user_transforms import load_transforms
-from vovnet.detection.evaluation.evaluator import format_metrics
+from vovnet.detection.evaluation.tables import format_metrics
 from vovnet.detection.training.claim import resume_mode
 from vovnet.detection.training.engine import train
 from vovnet.detection.training.from_data import recipe_or_data

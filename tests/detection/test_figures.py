@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vovnet.detection.evaluation.coco_eval import METRICS
-from vovnet.detection.evaluation.evaluator import format_metrics
 from vovnet.detection.evaluation.plots import plot_precision_recall
+from vovnet.detection.evaluation.tables import format_metrics
 from vovnet.detection.figures import new_figure, warn_without_plot
 from vovnet.errors import InputError
 from vovnet.results.drawing import draw_detections

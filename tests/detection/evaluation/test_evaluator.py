@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision import tv_tensors
 
+from vovnet.detection.analysis.tide import KINDS
 from vovnet.detection.evaluation.coco_eval import (
     METRICS,
     CocoEvaluator,
@@ -25,7 +26,8 @@ from vovnet.detection.evaluation.coco_eval import (
     coco_ground_truth,
     run_coco_eval,
 )
-from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
+from vovnet.detection.evaluation.evaluator import evaluate
+from vovnet.detection.evaluation.tables import format_metrics
 from vovnet.detection.inference_mode import image_detections
 from vovnet.errors import InputError
 
@@ -310,10 +312,13 @@ def test_evaluate_equals_pycocotools(tmp_path, ground_truth):
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "precision_recall.png").stat().st_size > 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "confusion.csv",
+        "confusion.png",
         "metrics.json",
         "precision_recall.png",
         "results_bbox.json",
         "results_segm.json",
+        "thresholds.csv",
     ]
 
 
@@ -441,6 +446,23 @@ def test_table():
     assert [line.split()[0] for line in text.splitlines()[-2:]] == ["disc", "bar"]
 
 
+def test_metrics_say_what_the_numbers_mean(tmp_path):
+    dataset = Shapes(count=3)
+    metrics = evaluate(Oracle(dataset.answers, CATEGORIES), dataset, tmp_path)
+    plain = evaluate(Oracle(dataset.answers, CATEGORIES), dataset)
+    for iou_type in ("bbox", "segm"):
+        assert metrics[iou_type] == plain[iou_type]
+        best = metrics["best"][iou_type]
+        assert 0 < best["F1"] <= 1
+        assert f"all {best['threshold']:.2f} {100 * best['precision']:.1f}" in " ".join(format_metrics(metrics).split())
+        for entry, bare in zip(metrics["per_class"][iou_type], plain["per_class"][iou_type], strict=True):
+            assert bare.items() <= entry.items()
+            assert {"threshold", "precision", "recall", "F1", "count_error", "count_bias"} <= entry.keys()
+    costs = " ".join(f"{100 * metrics['errors']['bbox'][kind]['dAP50']:.1f}" for kind in KINDS)
+    assert f"cost {costs} % AP50" in " ".join(format_metrics(metrics).split())
+    assert "best" not in plain
+
+
 PROCESS = """
 import importlib.util, json, sys
 import torch, torch.distributed as dist
@@ -492,7 +514,7 @@ def test_two_processes_equal_one(tmp_path, repository):
 def test_numbers_are_written_before_the_plot_and_outlive_it(tmp_path, monkeypatch):
     import vovnet.detection.evaluation.evaluator as module
 
-    def fail(*args):
+    def fail(*args, **options):
         assert (tmp_path / "metrics.json").exists()
         raise RuntimeError("no plot today")
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.evaluation.coco_eval import KEYPOINT_METRICS, CocoEvaluator, default_sigmas
-from vovnet.detection.evaluation.evaluator import evaluate, format_metrics
+from vovnet.detection.evaluation.evaluator import evaluate
+from vovnet.detection.evaluation.tables import format_metrics
 from vovnet.errors import InputError
 from vovnet.results.detections import ImageDetections
 

@@ -1,0 +1,1 @@
+"""What an evaluation says beyond AP: score thresholds, confusions, counts, and what kinds of errors cost."""

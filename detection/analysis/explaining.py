@@ -1,0 +1,142 @@
+"""Everything that is told about an evaluation beyond AP, and its files of numbers."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vovnet.detection.analysis.confusion import confusion_matrix
+from vovnet.detection.analysis.matching import IGNORED, MatchedImage, matched_images
+from vovnet.detection.analysis.thresholds import OperatingPoint, ThresholdCurve, chosen_points, threshold_curves
+from vovnet.detection.analysis.tide import KINDS, ErrorKinds, error_kinds
+from vovnet.files import atomic_path
+
+if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
+
+ALL = "all"
+"""What tables call all classes together."""
+
+
+@dataclass(frozen=True)
+class ImageErrors:
+    """The errors in one image, each class at its best threshold."""
+
+    image_id: int
+    missed: int
+    false: int
+
+    @property
+    def total(self) -> int:
+        """Missed objects and false detections."""
+        return self.missed + self.false
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What :func:`analyse` finds for K classes, at IoU 0.5."""
+
+    iou_type: str
+    names: list[str]
+    curves: list[ThresholdCurve]
+    best: list[OperatingPoint]
+    """Of each class."""
+    overall: OperatingPoint
+    """Of all classes with one threshold."""
+    confusion: NDArray[np.int64]
+    """(K + 1, K + 1), at the threshold of ``overall``; see :func:`~.confusion.confusion_matrix`."""
+    count_error: list[float]
+    """For each class the mean, over the images, of how far the number of detections is from that of the objects."""
+    count_bias: list[float]
+    """The same with its sign: above 0 there are too many detections."""
+    errors: ErrorKinds
+    images: list[ImageErrors]
+    """Of all images, the worst first."""
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what ``metrics.json`` says of all classes: ``best`` and ``errors``."""
+        kinds = {name: {"count": self.errors.counts[name], "dAP50": self.errors.costs[name]} for name in KINDS}
+        return {"best": _point(self.overall), "errors": {"AP50": self.errors.ap50, **kinds}}
+
+    def class_numbers(self) -> list[dict[str, Any]]:
+        """Return what ``metrics.json`` says of each class."""
+        rows = zip(self.best, self.count_error, self.count_bias, strict=True)
+        return [{**_point(point), "count_error": error, "count_bias": bias} for point, error, bias in rows]
+
+
+def _point(point: OperatingPoint) -> dict[str, float]:
+    return {"threshold": point.threshold, "precision": point.precision, "recall": point.recall, "F1": point.f1}
+
+
+def analyse(evaluated: COCOeval) -> Analysis:
+    """Explain an evaluation of boxes or masks.
+
+    Args:
+        evaluated: from :func:`vovnet.detection.evaluation.coco_eval.run_coco_eval`.
+    """
+    images = list(matched_images(evaluated))
+    names = [str(evaluated.cocoGt.cats[category]["name"]) for category in evaluated.params.catIds]
+    curves = threshold_curves(images, len(names))
+    best, overall = chosen_points(curves)
+    thresholds = np.array([point.threshold for point in best])
+    false, missed = (np.array(rows).reshape(-1, len(names)) for rows in _errors(images, thresholds))
+    listed = [
+        ImageErrors(one.image_id, int(lost.sum()), int(wrong.sum()))
+        for one, lost, wrong in zip(images, missed, false, strict=True)
+    ]
+    return Analysis(
+        evaluated.params.iouType,
+        names,
+        curves,
+        best,
+        overall,
+        confusion_matrix(images, len(names), overall.threshold),
+        np.abs(false - missed).mean(axis=0).tolist(),
+        (false - missed).mean(axis=0).tolist(),
+        error_kinds(images, len(names), evaluated.params.maxDets[-1]),
+        sorted(listed, key=lambda one: (-one.total, one.image_id)),
+    )
+
+
+def _errors(
+    images: Sequence[MatchedImage], thresholds: NDArray[np.float64]
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Return false detections and missed objects of each class (K,) in each image."""
+    classes = len(thresholds)
+    false, missed = [], []
+    for one in images:
+        kept = (one.scores >= thresholds[one.labels]) & (one.matches != IGNORED)
+        found = np.bincount(one.labels[kept & (one.matches >= 0)], minlength=classes)
+        there = np.bincount(one.truth_labels[~one.crowd], minlength=classes)
+        false.append(np.bincount(one.labels[kept & (one.matches < 0)], minlength=classes))
+        missed.append(there - found)
+    return false, missed
+
+
+def write_thresholds(analyses: Mapping[str, Analysis], out: str | os.PathLike[str]) -> None:
+    """Write precision, recall and F1 of every class at every threshold as CSV.
+
+    Columns: ``iou_type``, ``category``, ``threshold``, ``precision``, ``recall``, ``f1``, ``true``, ``false``,
+    ``missed``. The three shares are in 0..1, and empty if there is nothing to count.
+
+    Args:
+        analyses: for each IoU type.
+        out: written atomically.
+    """
+    with atomic_path(out) as path, path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["iou_type", "category", "threshold", "precision", "recall", "f1", "true", "false", "missed"])
+        for kind, one in analyses.items():
+            for name, curve in zip(one.names, one.curves, strict=True):
+                for point in curve.points():
+                    shares = [
+                        f"{value:.6f}" if value >= 0 else "" for value in (point.precision, point.recall, point.f1)
+                    ]
+                    numbers = [point.true, point.false, point.missed]
+                    writer.writerow([kind, name, f"{point.threshold:.2f}", *shares, *numbers])

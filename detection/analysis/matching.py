@@ -1,0 +1,93 @@
+"""Which detection found which object: pycocotools' rule at IoU 0.5, once for every use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
+
+MATCH_IOU = 0.5
+"""A detection finds an object of its class if their IoU is at least this."""
+
+NOTHING, IGNORED = -1, -2
+"""What :attr:`MatchedImage.matches` has for a detection of nothing, and for one of a crowd region."""
+
+
+@dataclass(frozen=True)
+class MatchedImage:
+    """The D detections of an image, best first, and its G objects."""
+
+    image_id: int
+    labels: NDArray[np.int64]
+    """(D,): position of the category."""
+    scores: NDArray[np.float64]
+    """(D,)"""
+    truth_labels: NDArray[np.int64]
+    """(G,): position of the category."""
+    crowd: NDArray[np.bool_]
+    """(G,): regions whose objects are not told apart; detections in them count as neither true nor false."""
+    ious: NDArray[np.float64]
+    """(D, G); with a crowd region, the part of the detection that lies in it."""
+    matches: NDArray[np.int64]
+    """(D,): the object that the detection found, or :data:`NOTHING`, or :data:`IGNORED`."""
+
+
+def matched_images(evaluated: COCOeval) -> Iterator[MatchedImage]:
+    """Yield the images of an evaluation of boxes or masks.
+
+    Args:
+        evaluated: has the ground truth, the detections, and the ids of images and categories. All detections are
+            taken, however many an image has.
+    """
+    from pycocotools import mask as coco_mask
+
+    position = {category: number for number, category in enumerate(evaluated.params.catIds)}
+    shape = "segmentation" if evaluated.params.iouType == "segm" else "bbox"
+    for image_id in evaluated.params.imgIds:
+        truth = [one for one in evaluated.cocoGt.imgToAnns[image_id] if one["category_id"] in position]
+        found = [one for one in evaluated.cocoDt.imgToAnns[image_id] if one["category_id"] in position]
+        scores = np.array([one["score"] for one in found], dtype=np.float64)
+        order = np.argsort(-scores, kind="stable")
+        found = [found[index] for index in order]
+        crowd = np.array([bool(one["iscrowd"]) for one in truth], dtype=np.bool_)
+        ious = np.zeros((len(found), len(truth)))
+        if found and truth:
+            flags = crowd.astype(np.uint8).tolist()
+            ious = np.asarray(coco_mask.iou([one[shape] for one in found], [one[shape] for one in truth], flags))
+        labels, truth_labels = _positions(found, position), _positions(truth, position)
+        matches = _matches(labels, truth_labels, crowd, ious)
+        yield MatchedImage(image_id, labels, scores[order], truth_labels, crowd, ious, matches)
+
+
+def _positions(annotations: list[dict[str, Any]], position: dict[int, int]) -> NDArray[np.int64]:
+    return np.array([position[one["category_id"]] for one in annotations], dtype=np.int64)
+
+
+def _matches(
+    labels: NDArray[np.int64], truth_labels: NDArray[np.int64], crowd: NDArray[np.bool_], ious: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the object that each detection finds (pycocotools cocoeval.py, ``evaluateImg``).
+
+    The best detection chooses first. What a detection finds does not depend on worse ones, so leaving out those below
+    a threshold changes nothing for the others.
+    """
+    matches = np.full(len(labels), NOTHING, dtype=np.int64)
+    if not ious.size:
+        return matches
+    same = (labels[:, None] == truth_labels[None]) & (ious >= MATCH_IOU)
+    free = ~crowd
+    for row in np.flatnonzero(same.any(axis=1)):
+        columns = np.flatnonzero(same[row] & free)
+        if columns.size:
+            chosen = columns[::-1][np.argmax(ious[row, columns][::-1])]  # of equal ones the last, as there
+            matches[row] = chosen
+            free[chosen] = False
+        elif (same[row] & crowd).any():
+            matches[row] = IGNORED
+    return matches
