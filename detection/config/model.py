@@ -73,8 +73,8 @@ class ModelRecipe:
     max_size: Pixels = 1333
     """Upper limit of its long side, in pixels."""
     image_mean: Annotated[list[_Level], Field(max_length=1024)] | None = None
-    """Mean of each channel, for images in [0, 1]; null takes the backbone's. With ``legacy`` it is for BGR in 0..255,
-    and null takes the published mean."""
+    """Mean of each channel, for images in [0, 1]; null takes the backbone's, or with other than one or three channels
+    the training files'. With ``legacy`` it is for BGR in 0..255, and null takes the published mean."""
     image_std: Annotated[list[Positive], Field(max_length=1024)] | None = None
     """Standard deviation of each channel, in the same units."""
     anchor_sizes: Annotated[list[Annotated[list[_AnchorSize], Field(max_length=64)]], Field(max_length=64)] | None = (

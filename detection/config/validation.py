@@ -26,6 +26,10 @@ def check_recipe(recipe: Recipe) -> None:
         _refuse("solver.steps", "increasing iterations", solver.steps)
     if jitter is not None and jitter[0] > jitter[1]:
         _refuse("data.scale_jitter", "[low, high] with low <= high", jitter)
+    if recipe.data.colour and recipe.model.in_chans not in (1, 3):
+        _refuse(
+            "data.colour", f"0 with model.in_chans={recipe.model.in_chans}: they are no colours", recipe.data.colour
+        )
 
 
 def check_model(model: ModelRecipe) -> None:

@@ -14,10 +14,11 @@ from vovnet.detection.data.checked_images import CheckedImage, CheckedObject, ha
 from vovnet.detection.data.masks import mask_area
 from vovnet.detection.data.report import KINDS
 from vovnet.detection.data.sources import SourceFile
+from vovnet.detection.data.validation import read_for_checks
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import InputError, shown
 from vovnet.images.folder import OutsideRoot
-from vovnet.images.reading import ImageSizeError, UnreadableImage, read_image, upright_size
+from vovnet.images.reading import ImageSizeError, UnreadableImage, upright_size
 
 CHANGES_FILE = "changes.txt"
 """The file in the mended copy with a line for each change."""
@@ -123,7 +124,7 @@ def _reported(split: Split) -> list[str]:
 def _unreadable(image: CheckedImage, max_pixels: int | None) -> str | None:
     """Return why an image cannot be read, or None."""
     try:
-        read_image(image.path, size=(image.width, image.height), max_pixels=max_pixels)
+        read_for_checks(image.path, (image.width, image.height), max_pixels)
     except (UnreadableImage, ImageSizeError) as error:
         return str(error)
     return None

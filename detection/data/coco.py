@@ -28,8 +28,9 @@ from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
 from vovnet.detection.data.sources import SourceFile, read_source, take_ids
 from vovnet.detection.data.validation import check_content, check_keypoint_names
 from vovnet.errors import InputError
+from vovnet.images.channels import read_pixels
 from vovnet.images.folder import ImageFolder
-from vovnet.images.reading import ImageSizeError, UnreadableImage, example_names, read_image
+from vovnet.images.reading import ImageSizeError, UnreadableImage, example_names
 from vovnet.images.tensors import to_tensor
 
 D = TypeVar("D")
@@ -220,7 +221,7 @@ class CocoDataset(Dataset[Any]):
 
     def _load(self, index: int) -> tuple[tv_tensors.Image, Target]:
         height, width = self.image_size(index)
-        image = read_image(self._paths[index], self.channels, (width, height), max_pixels=self.max_pixels)
+        image = read_pixels(self._paths[index], self.channels, (width, height), max_pixels=self.max_pixels)
         pixels = to_tensor(image)
         start, stop = self._starts[index], self._starts[index + 1]
         boxes = torch.from_numpy(self._corners(start, stop, height, width))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from PIL import Image
 
 from vovnet.detection.config.sources import DataSource
+from vovnet.detection.data.channel_statistics import ChannelStatistics, spread_positions
 from vovnet.detection.data.checked_images import CheckedImage, has_wrong_area, repeated_objects
 from vovnet.detection.data.duplicates import Fingerprint, Twins, find_twins, fingerprint
 from vovnet.detection.data.report import DataReport
@@ -15,7 +17,9 @@ from vovnet.detection.data.sources import read_source, take_ids
 from vovnet.detection.data.statistics import sizes_of_images, statistics_lines
 from vovnet.detection.data.suggestions import LARGE, SMALL, Suggestion, suggest
 from vovnet.detection.data.validation import check_file
-from vovnet.errors import shown
+from vovnet.errors import InputError, shown
+from vovnet.images.arrays import read_array
+from vovnet.images.channels import many_channels
 from vovnet.processes.devices import default_device
 
 _SHOWN = 5
@@ -104,6 +108,7 @@ def check_dataset(
     sizes = sizes_of_images(training)
     if sizes is not None:
         found.suggestions = suggest(sizes, SMALL if default_device().type == "cpu" else LARGE)
+        found.suggestions += _channels(training) if decode else []
     return found
 
 
@@ -118,6 +123,23 @@ def _check_objects(images: Sequence[CheckedImage], report: DataReport) -> None:
                 report.add(
                     "wrong_area", one.annotation_id, f"area {one.area:.6g}, and the box has {width * height:.6g}"
                 )
+
+
+def _channels(images: Sequence[CheckedImage]) -> list[Suggestion]:
+    """Return the number of channels of the training images and their statistics, if they are not grey or colour."""
+    channels = many_channels(images[0].path)
+    if channels is None:
+        return []
+    found = ChannelStatistics()
+    for position in spread_positions(len(images)):
+        with suppress(InputError):  # a row of the report
+            found.add(read_array(images[position].path, channels))
+    reason = f"measured on {found.count} images"
+    return [
+        Suggestion("model.in_chans", channels, "of the first image"),
+        Suggestion("model.image_mean", found.mean, reason),
+        Suggestion("model.image_std", found.std, reason),
+    ]
 
 
 def _twin_lines(twins: Sequence[Twins]) -> list[str]:

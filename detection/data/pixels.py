@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from vovnet.errors import InputError
-from vovnet.images.reading import convert_image, read_image
+from vovnet.images.channels import read_pixels
+from vovnet.images.reading import convert_image
 from vovnet.images.tensors import to_tensor
 
 ImageLike = (
@@ -46,7 +47,7 @@ def to_pixels(image: ImageLike, channels: int | None, name: str, *, max_pixels: 
     elif isinstance(image, Tensor):
         pixels = _tensor(image, name)
     elif isinstance(image, str | bytes | os.PathLike) or hasattr(image, "read"):
-        return to_tensor(read_image(image, _file_channels(channels, name), max_pixels=max_pixels))
+        return to_tensor(read_pixels(image, channels or 3, max_pixels=max_pixels))
     else:
         raise InputError(f"{name}: expected a path, Pillow image, array or tensor, got {type(image).__name__}")
     if pixels.numel() == 0:

@@ -17,6 +17,8 @@ from vovnet.detection.data.report import KINDS, DataReport
 from vovnet.detection.data.sources import SourceFile, read_source
 from vovnet.detection.progress import progress_bar
 from vovnet.errors import shown
+from vovnet.images.arrays import read_array, viewable
+from vovnet.images.channels import many_channels
 from vovnet.images.folder import ImageFolder
 from vovnet.images.reading import ImageSizeError, UnreadableImage, read_image, upright_size
 
@@ -100,11 +102,23 @@ def _has_objects(images: Sequence[CheckedImage]) -> bool:
     return any(not one.crowd for image in images for one in image.objects)
 
 
+def read_for_checks(path: str, size: tuple[int, int], max_pixels: int | None) -> Image.Image:
+    """Return an image in RGB; of one with more channels what people can look at.
+
+    Raises:
+        InputError: As for :func:`read_image`.
+    """
+    channels = many_channels(path)
+    if channels is None:
+        return read_image(path, size=size, max_pixels=max_pixels)
+    return viewable(read_array(path, channels, size, max_pixels=max_pixels)).convert("RGB")
+
+
 def _check_pixels(image: CheckedImage, max_pixels: int | None, report: DataReport) -> Image.Image | None:
     """Decode an image and add what is wrong with it. Returns the image if it could be decoded."""
     size = (image.width, image.height)
     try:
-        pixels = read_image(image.path, size=size, max_pixels=max_pixels)
+        pixels = read_for_checks(image.path, size, max_pixels)
         if upright_size(image.path) != size:
             report.add("exif_stored", image.image_id, lambda: f"{shown(image.path)} is {size[0]}x{size[1]} as stored")
         return pixels

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from torch import Tensor
+
 from vovnet.detection.config.detectors import DETECTORS
 from vovnet.detection.config.schema import Recipe
+from vovnet.detection.data.channel_statistics import ChannelStatistics, spread_positions
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.user_transforms import Transforms, VariedDataset, check_transforms
 from vovnet.detection.training.rules import TrainingRules
 from vovnet.errors import InputError
+from vovnet.terminal.streams import say_once
 
 
 def datasets_of(
@@ -74,3 +80,20 @@ def with_transforms(
     )
     check_transforms(varied, recipe.data.workers)
     return varied
+
+
+def with_statistics(recipe: Recipe, dataset: DetectionDataset) -> Recipe:
+    """Return the recipe with the mean and deviation of the data's channels, where those of colours mean nothing.
+
+    They are measured if ``model.image_mean`` is null, images have neither one nor three channels, and the data is that
+    of the recipe's files. The run's ``recipe.yaml`` has them.
+    """
+    model = recipe.model
+    if model.in_chans in (1, 3) or model.image_mean is not None or not isinstance(dataset, CocoDataset):
+        return recipe
+    found = ChannelStatistics()
+    for position in spread_positions(len(dataset)):
+        found.add(dataset[position][0].as_subclass(Tensor).numpy())
+    mean, std = found.mean, found.std if model.image_std is None else model.image_std
+    say_once("statistics", f"model.image_mean={mean} and image_std={std}: measured on {found.count} training images")
+    return replace(recipe, model=replace(model, image_mean=mean, image_std=std))

@@ -36,7 +36,7 @@ from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFil
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.compiling import uncompiled
 from vovnet.detection.training.curves import plot_curves
-from vovnet.detection.training.datasets import datasets_of, with_transforms
+from vovnet.detection.training.datasets import datasets_of, with_statistics, with_transforms
 from vovnet.detection.training.environment_file import write_environment
 from vovnet.detection.training.length import with_iterations
 from vovnet.detection.training.limits import warn_of_training_limits
@@ -126,6 +126,7 @@ def train(
         rules.check_training(recipe, claim.resumes)
         with distributed.patience():
             train_dataset, val_dataset = datasets_of(recipe, rules, train_dataset, val_dataset)
+            recipe = with_statistics(recipe, train_dataset)
             if transforms is not None:
                 train_dataset = with_transforms(recipe, rules, train_dataset, transforms)
         recipe = with_iterations(recipe, len(train_dataset))

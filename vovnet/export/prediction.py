@@ -15,6 +15,7 @@ from PIL import Image
 from vovnet.errors import InputError
 from vovnet.export.metadata import ExportMetadata
 from vovnet.export.runtime import ExportedModel
+from vovnet.images.arrays import Pixels
 from vovnet.images.reading import read_image
 from vovnet.results.classes import ClassScore, best_classes, classified_files
 from vovnet.results.detections import ImageDetections, checked_detections
@@ -70,9 +71,11 @@ def predict_exported(
             exported_detections(metadata, one, region.size, where) for one, region in zip(outputs, regions, strict=True)
         ]
 
-    def detect(images: Sequence[Image.Image], names: Sequence[str]) -> list[ImageDetections]:
+    def detect(images: Sequence[Image.Image | Pixels], names: Sequence[str]) -> list[ImageDetections]:
         found = []
         for image, name in zip(images, names, strict=True):
+            if not isinstance(image, Image.Image):  # _image_channels has refused files that take them
+                raise InputError(f"{name}: expected a grey or colour image")
             pixels, size = _pixels(image), (image.height, image.width)
             if tiling is None:
                 found += detect_regions([Region(0, 0, *size)], pixels, name)

@@ -19,7 +19,11 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageMode, UnidentifiedImageError
 
-from vovnet.errors import InputError, reason, shown
+from vovnet.errors import InputError, absent_package, reason, shown
+from vovnet.images.arrays import ARRAY_SUFFIX, array_shape, eight_bits, is_array_file, is_tiff_file, read_array
+from vovnet.images.faults import ImageSizeError as ImageSizeError
+from vovnet.images.faults import TooManyPixels as TooManyPixels
+from vovnet.images.faults import UnreadableImage as UnreadableImage
 
 ImageSource = str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes]
 """A path or an open binary file."""
@@ -56,18 +60,6 @@ _LIMIT = threading.Lock()
 _NO_LIMIT = 2**62
 
 
-class UnreadableImage(InputError):
-    """An image is missing, truncated, not an image at all, or of a kind that is not supported."""
-
-
-class TooManyPixels(UnreadableImage):
-    """An image has more pixels than the limit. Only its header was read."""
-
-
-class ImageSizeError(InputError):
-    """An image's width and height differ from those in its annotation file."""
-
-
 def _formats() -> list[str]:
     """Return the formats that are read: Pillow's, and those of registered plug-ins."""
     Image.preinit()  # puts the common formats first
@@ -86,7 +78,8 @@ def _accepts(name: str, prefix: bytes) -> bool | str:
 def image_suffixes() -> frozenset[str]:
     """Return the suffixes of all formats that are read, in lower case with their dot."""
     formats = {*_formats(), "MPO"}  # an MPO file is opened as the JPEG file that it begins with
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+    known = (suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+    return frozenset((*known, ARRAY_SUFFIX))
 
 
 def read_image(
@@ -112,9 +105,24 @@ def read_image(
     if channels not in (1, 3):
         raise InputError(f"channels: images are read with 1 (grey) or 3 (RGB) channels, got {channels}")
     name = source_name(source)
+    if is_array_file(source):
+        stored = _stored_channels(os.fsdecode(name))
+        return _convert(eight_bits(read_array(name, stored, size, max_pixels=max_pixels)), name, channels)
     with _one_line(name, source), _opened(source, max_pixels) as image:
         image.load()
         return _convert(_orient(image, name, size), name, channels)
+
+
+def _stored_channels(name: str) -> int:
+    """Return the number of channels of an array that can be shown as grey or colour.
+
+    Raises:
+        UnreadableImage: It has more.
+    """
+    stored = array_shape(name)[0]
+    if stored not in (1, 3):
+        raise UnreadableImage(f"{name}: expected 1 or 3 channels, got {stored}; a recipe sets model.in_chans={stored}")
+    return stored
 
 
 def convert_image(image: Image.Image, channels: int, name: str) -> Image.Image:
@@ -260,6 +268,19 @@ def _convert(image: Image.Image, name: str, channels: int) -> Image.Image:
 
 def upright_size(source: ImageSource) -> tuple[int, int]:
     """Return the (width, height) in pixels of the image that :func:`read_image` returns, from the header alone."""
+    if is_array_file(source):
+        return array_shape(source_name(source))[:0:-1]
+    try:
+        return pillow_size(source)
+    except UnreadableImage:
+        # A TIFF file of more channels than Pillow knows.
+        if not is_tiff_file(source) or absent_package("tifffile") is not None:
+            raise
+        return array_shape(source_name(source))[:0:-1]
+
+
+def pillow_size(source: ImageSource) -> tuple[int, int]:
+    """Return what :func:`upright_size` does for a file that Pillow reads."""
     with _one_line(source_name(source), source), _opened(source, _NO_LIMIT) as image:
         return image.size if _turn(image) not in _SWAPS else (image.height, image.width)
 

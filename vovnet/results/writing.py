@@ -15,7 +15,8 @@ from PIL import Image
 from vovnet.errors import InputError, reason
 from vovnet.files import atomic_path, write_json, write_text
 from vovnet.folders.home import expand_home
-from vovnet.images.reading import read_image
+from vovnet.images.arrays import Pixels, viewable
+from vovnet.images.channels import read_pixels
 from vovnet.results.detections import ImageDetections
 from vovnet.results.drawing import draw_detections
 from vovnet.results.labels import LabelMode, check_labels
@@ -25,7 +26,7 @@ from vovnet.results.skeletons import skeletons_of
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 
-Detect = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[ImageDetections]]
+Detect = Callable[[Sequence[Image.Image | Pixels], Sequence[str]], Sequence[ImageDetections]]
 """Returns the detections of images; the texts name the images in messages."""
 
 
@@ -35,7 +36,7 @@ class FileDetector:
 
     detect: Detect
     channels: int
-    """1 (grey) or 3 (RGB)."""
+    """1 (grey), 3 (RGB), or as many as arrays have."""
     limits: Limits
     categories: Sequence[Mapping[str, Any]] | None = None
     """In COCO's form; None names each category by its id."""
@@ -151,17 +152,17 @@ class _Writer:
 
     def handle(self, batch: Sequence[tuple[int, Path, str]]) -> None:
         """Handle images, each given as its position, its file and the name of its results."""
-        images: list[Image.Image] = []
+        images: list[Image.Image | Pixels] = []
         readable: list[tuple[int, Path, str]] = []
         for one in batch:
             try:
-                images.append(read_image(one[1], channels=self.detector.channels, max_pixels=self.max_pixels))
+                images.append(read_pixels(one[1], self.detector.channels, max_pixels=self.max_pixels))
                 readable.append(one)
             except InputError as error:
                 self.results.failed.append((one[0], str(error)))
         self._detect(readable, images)
 
-    def _detect(self, batch: Sequence[tuple[int, Path, str]], images: Sequence[Image.Image]) -> None:
+    def _detect(self, batch: Sequence[tuple[int, Path, str]], images: Sequence[Image.Image | Pixels]) -> None:
         if not batch:
             return
         try:
@@ -179,14 +180,15 @@ class _Writer:
         for one, image, detections in zip(batch, images, found, strict=True):
             self._write(one, image, detections)
 
-    def _write(self, one: tuple[int, Path, str], image: Image.Image, found: ImageDetections) -> None:
+    def _write(self, one: tuple[int, Path, str], image: Image.Image | Pixels, found: ImageDetections) -> None:
         number, source, name = one
         detector = self.detector
         detections = found.named(detector.categories)
         write_text(self.folder / f"{name}.json", json.dumps(detections, allow_nan=False) + "\n")
         with atomic_path(self.folder / f"{name}.png") as temporary:
             skeletons = skeletons_of(detector.categories or [])
-            draw_detections(image, detections, self.threshold, labels=self.labels, skeletons=skeletons).save(temporary)
+            drawn = image if isinstance(image, Image.Image) else viewable(image)
+            draw_detections(drawn, detections, self.threshold, labels=self.labels, skeletons=skeletons).save(temporary)
         reached = detector.limits.reached(found)
         entry = {"image": str(source), "detections": len(detections), "limit_reached": reached}
         self.results.found.append((number, entry, replace(found, masks=None, keypoints=None)))
