@@ -124,12 +124,14 @@ def predict_files(
     max_pixels: int | None = None,
     batch_size: int = 1,
     labels: LabelMode = "auto",
+    formats: Sequence[str] = (),
     report: Callable[[str], object] = echo,
     **options: Unpack[RunOptions],
 ) -> list[Path]:
     """Detect objects in image files; write ``STEM.png`` (a drawing) and ``STEM.json`` (every detection) for each.
 
-    ``summary.json`` lists all images: ``[{"image", "detections", "limit_reached"}]``. In a torch.distributed group
+    ``summary.json`` lists all images: ``[{"image", "detections", "limit_reached"}]``; ``counts.csv`` and
+    ``detections.csv`` are those of :func:`vovnet.results.tables.write_tables`. In a torch.distributed group
     every process handles its share of the images; rank 0 writes the list, and raises the error of images that failed.
 
     Args:
@@ -142,6 +144,8 @@ def predict_files(
         max_pixels: images with more pixels are refused; None is Pillow's limit.
         batch_size: as for :func:`predict`.
         labels: ``auto``, ``all`` or ``none``, as for :func:`vovnet.results.drawing.draw_detections`.
+        formats: ``coco``, ``yolo``, ``labelme``: write the detections from the threshold as labels, too
+            (:mod:`vovnet.results.label_files`).
         report: called with one line for each finished image.
         **options: as for :func:`predict`.
 
@@ -174,6 +178,7 @@ def predict_files(
             max_pixels=max_pixels,
             share=share,
             labels=labels,
+            formats=formats,
             report=report,
             stacklevel=3,
         )

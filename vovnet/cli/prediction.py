@@ -55,6 +55,10 @@ def predict(
     merge: Merge = "auto",
     batch_size: BatchSize = 1,
     labels: Labels = "auto",
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Write labels to correct, too: coco, yolo or labelme. May be repeated."),
+    ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or print the classes that a classifier sees in them."""
@@ -69,7 +73,7 @@ def predict(
     options = run_options(size, max_size, max_detections, score, nms, tile, overlap, tile_full_image, merge)
     if is_exported(weights):
         cpu_only(device, fuse)
-        _predict_exported(weights, paths, output, threshold, overwrite, max_pixels, mode, options)
+        _predict_exported(weights, paths, output, threshold, overwrite, max_pixels, mode, formats or [], options)
         return
     from vovnet.checkpoints.places import is_torchvision
     from vovnet.classification import is_classifier
@@ -93,6 +97,7 @@ def predict(
             max_pixels=max_pixels,
             batch_size=batch_size,
             labels=mode,
+            formats=formats or [],
             **options,
         )
 
@@ -105,6 +110,7 @@ def _predict_exported(
     overwrite: bool,
     max_pixels: int | None,
     labels: LabelMode,
+    formats: list[str],
     options: RunOptions,
 ) -> None:
     from vovnet.export.prediction import classify_exported, predict_exported
@@ -119,7 +125,16 @@ def _predict_exported(
         _print_classes(classify_exported(model, paths, max_pixels=max_pixels))
         return
     with claimed_folder(output, overwrite=overwrite):
-        predict_exported(model, paths, output, threshold, tiling=settings.tiling, max_pixels=max_pixels, labels=labels)
+        predict_exported(
+            model,
+            paths,
+            output,
+            threshold,
+            tiling=settings.tiling,
+            max_pixels=max_pixels,
+            labels=labels,
+            formats=formats,
+        )
 
 
 def _classify(weights: str, paths: list[Path], device: torch.device, fuse: bool, max_pixels: int | None) -> None:

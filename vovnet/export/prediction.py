@@ -37,6 +37,7 @@ def predict_exported(
     tiling: Tiling | None = None,
     max_pixels: int | None = None,
     labels: LabelMode = "auto",
+    formats: Sequence[str] = (),
     report: Callable[[str], object] = echo,
 ) -> list[Path]:
     """Detect objects in image files with an exported detector, as :func:`vovnet.results.writing.write_predictions`.
@@ -49,6 +50,7 @@ def predict_exported(
         tiling: how images are cut. A file that takes one size alone needs tiles of that size.
         max_pixels: as for that function.
         labels: as for that function.
+        formats: as for that function.
         report: as for that function.
 
     Raises:
@@ -86,7 +88,15 @@ def predict_exported(
 
     files = FileDetector(detect, _image_channels(model), limits, metadata.categories)
     return write_predictions(
-        files, paths, output, threshold, max_pixels=max_pixels, labels=labels, report=report, stacklevel=3
+        files,
+        paths,
+        output,
+        threshold,
+        max_pixels=max_pixels,
+        labels=labels,
+        formats=formats,
+        report=report,
+        stacklevel=3,
     )
 
 

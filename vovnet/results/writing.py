@@ -19,10 +19,12 @@ from vovnet.images.arrays import Pixels, viewable
 from vovnet.images.channels import read_pixels
 from vovnet.results.detections import ImageDetections
 from vovnet.results.drawing import draw_detections
+from vovnet.results.label_files import check_formats, write_labels
 from vovnet.results.labels import LabelMode, check_labels
 from vovnet.results.limits import Limits
 from vovnet.results.names import output_names
 from vovnet.results.skeletons import skeletons_of
+from vovnet.results.tables import COUNTS, DETECTIONS, DetectedImage, write_tables
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 
@@ -74,23 +76,26 @@ def write_predictions(
     max_pixels: int | None = None,
     share: Share | None = None,
     labels: LabelMode = "auto",
+    formats: Sequence[str] = (),
     report: Callable[[str], object] = echo,
     stacklevel: int = 2,
 ) -> list[Path]:
     """Detect objects in image files; write ``STEM.png`` (a drawing) and ``STEM.json`` (every detection) for each.
 
     ``summary.json`` lists all images: ``[{"image", "detections", "limit_reached"}]``. An image whose detections the
-    detector's limit cut says so there and in its line.
+    detector's limit cut says so there and in its line. ``counts.csv`` and ``detections.csv`` are those of
+    :func:`vovnet.results.tables.write_tables`.
 
     Args:
         detector: what is called for the images.
         paths: image files. If several have the same stem, the second gets ``STEM-2``, the third ``STEM-3``, and so on.
             A stem that the file system refuses is replaced (:func:`vovnet.results.names.output_names`).
         output: folder for the files; created if it does not exist.
-        threshold: detections with a lower score are not drawn; the JSON file has all of them.
+        threshold: detections with a lower score are not drawn and not counted; the JSON file has all of them.
         max_pixels: images with more pixels are refused; None is Pillow's limit.
         share: this process's part of the images; None is all of them.
         labels: as for :func:`vovnet.results.drawing.draw_detections`.
+        formats: write the detections from the threshold as labels, too (:mod:`vovnet.results.label_files`).
         report: called with one line for each finished image.
         stacklevel: as in ``warnings.warn``, for a warning of the detector's limits; 2 names the caller.
 
@@ -106,6 +111,7 @@ def write_predictions(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
     check_labels(labels)
+    check_formats(formats)
     sources = [expand_home(path) for path in paths]
     if not sources:
         raise InputError("images: no images were given")
@@ -115,7 +121,7 @@ def write_predictions(
     # "summary" is taken.
     names = output_names([folder / "summary", *sources], folder)[1:]
     targets = [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")]
-    _refuse_overwriting(sources, [*targets, folder / SUMMARY])
+    _refuse_overwriting(sources, [*targets, *(folder / name for name in (SUMMARY, COUNTS, DETECTIONS))])
     results = _Results()
     writer = _Writer(detector, folder, threshold, max_pixels, labels, report, results)
     own = [(number, sources[number], names[number]) for number in range(share.rank, len(sources), share.processes)]
@@ -126,6 +132,9 @@ def write_predictions(
     if share.rank == 0:
         if found:
             write_json(folder / SUMMARY, [entry for _, entry, _ in found])
+            images = [DetectedImage(sources[number], names[number], one) for number, _, one in found]
+            write_tables(folder, images, detector.categories, threshold)
+            write_labels(folder, images, detector.categories, threshold, formats)
         detector.limits.warn_of([one for _, _, one in found], stacklevel)
         _raise_failures(failed, len(sources), folder if found else None)
     return [folder / f"{names[number]}.json" for number, _, _ in found]

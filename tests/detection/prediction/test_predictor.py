@@ -220,6 +220,8 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path):
         "a.png",
         "b.json",
         "b.png",
+        "counts.csv",
+        "detections.csv",
         "summary.json",
     ]
     assert len(lines) == 2

@@ -1,0 +1,77 @@
+"""The detections of many images as tables: ``counts.csv`` and ``detections.csv``."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vovnet.files import atomic_path
+from vovnet.results.detections import ImageDetections
+
+COUNTS, DETECTIONS = "counts.csv", "detections.csv"
+
+
+@dataclass(frozen=True)
+class DetectedImage:
+    """An image file whose detections have been written."""
+
+    source: Path
+    """The image."""
+    name: str
+    """The name of its results, without a suffix."""
+    found: ImageDetections
+    """May lack masks and keypoints; these are in the JSON file."""
+
+
+def write_tables(
+    folder: Path, images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]] | None, threshold: float
+) -> None:
+    """Write ``counts.csv`` and ``detections.csv``.
+
+    ``counts.csv`` has the columns ``image``, ``category`` and ``count``: a row for each image and category, also with
+    0, of the detections with a score of at least ``threshold``. ``detections.csv`` has all detections, best first:
+    ``image``, ``category_id``, ``category``, ``score`` (0..1), ``x``, ``y``, ``width``, ``height`` (pixels).
+
+    Args:
+        folder: where they go.
+        images: in the order of the rows.
+        categories: ``id`` and ``name`` of each; None takes the ids that were found.
+        threshold: lowest score that is counted.
+    """
+    if categories is None:
+        known = sorted({int(number) for one in images for number in one.found.category_ids})
+        categories = [{"id": number, "name": str(number)} for number in known]
+    _write(folder / COUNTS, ("image", "category", "count"), _counts(images, categories, threshold))
+    columns = ("image", "category_id", "category", "score", "x", "y", "width", "height")
+    _write(folder / DETECTIONS, columns, _detections(images, categories))
+
+
+def _counts(
+    images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], threshold: float
+) -> Iterator[tuple[object, ...]]:
+    for one in images:
+        # Python's numbers, which is what the JSON file has and what is drawn.
+        scores = zip(one.found.category_ids.tolist(), one.found.scores.tolist(), strict=True)
+        counts = Counter(number for number, score in scores if score >= threshold)
+        for category in categories:
+            yield str(one.source), str(category["name"]), counts[int(category["id"])]
+
+
+def _detections(
+    images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[object, ...]]:
+    for one in images:
+        for entry in one.found.named(categories):
+            yield str(one.source), entry["category_id"], entry["category"], entry["score"], *entry["bbox"]
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    # A file name may have bytes that are no text.
+    with atomic_path(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
