@@ -32,8 +32,8 @@ class DataSource:
     folder: PathText = ""
     """Folder or file of any known format, which is found out."""
     split: Text | None = None
-    """Split of the data, such as ``train``. null takes ``train`` for training and ``val`` for validation where the data
-    has them, otherwise everything."""
+    """Split of the data, such as ``train``. null takes ``train`` for training, and ``val`` or else ``test`` for
+    validation; data without splits is taken as a whole."""
     part: Annotated[list[Annotated[Number, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
     """``[0, 0.8]``: the part of the images, in an order by their names that looks random but is the same each time."""
 

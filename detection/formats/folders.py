@@ -100,27 +100,33 @@ def split_of(name: str) -> str | None:
 
 
 def choose_split(known: Sequence[str], wanted: str | None, default: str | None, where: str) -> str | None:
-    """Return the name of a split as the data has it.
+    """Return the name of a split as the data has it, or None for data without splits and for all of them.
 
     Args:
         known: The names of the splits that the data has; empty if it has none.
         wanted: What the user asked for, by the data's or by our name; None for nothing.
-        default: The split to take then if the data has it; otherwise there is no split.
+        default: The split to take then: ``train``, or ``val``, for which ``test`` will do. None takes all.
         where: The data, for messages.
 
     Raises:
-        InputError: The data does not have the split that the user asked for.
+        InputError: The data has splits, but not that one: nobody shall evaluate on training data unawares.
     """
-    name = wanted or default
-    if name is None:
+    if wanted is None and (default is None or not known):
         return None
-    found = next((one for one in known if one == name), None)
-    ours = split_of(name)
-    found = found or next((one for one in known if ours and split_of(one) == ours), None)
-    if found is None and wanted is not None:
+    names = [wanted] if wanted is not None else ["val", "test"] if default == "val" else [str(default)]
+    found = next((one for name in names if (one := named_split(known, name)) is not None), None)
+    if found is None:
         has = f"it has {', '.join(map(shown, known))}" if known else "it has no splits; leave split out"
-        raise InputError(f"{where}: split: there is no '{shown(wanted)}'; {has}")
+        raise InputError(f"{where}: split: there is no '{shown(names[0])}'; {has}")
     return found
+
+
+def named_split(known: Sequence[str], name: str) -> str | None:
+    """Return the name that the data has for a split, or None."""
+    ours = split_of(name)
+    return next((one for one in known if one == name), None) or next(
+        (one for one in known if ours and split_of(one) == ours), None
+    )
 
 
 def best_root(tree: Tree, names: Iterable[str], roots: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from vovnet.detection.config.sources import DataSource
-from vovnet.detection.formats.folders import choose_split
+from vovnet.detection.formats.folders import choose_split, named_split
 from vovnet.detection.formats.text import number_of
 from vovnet.errors import InputError, absent_package, install_advice, reason, shown
 from vovnet.files import write_json
@@ -48,23 +48,19 @@ def hub_source(name: str, split: str | None, default: str | None) -> DataSource:
     title = re.sub(r"[^\w.-]+", "--", os.path.realpath(local) if local.is_dir() else name).strip("-")
     folder = user_cache() / "vovnet" / "datasets" / title[-150:]
     known = sorted(path.stem for path in folder.glob("*.json"))
-    wanted = [split] if split else ["val", "test"] if default == "val" else ["train"]
-    if (found := _chosen(known, wanted[:1])) is None:
-        found = _download(name, local, folder, wanted)
+    found = named_split(known, split or default or "train")
+    if found is None:
+        found = _download(name, local, folder, split, default or "train")
     return DataSource(images=str(folder / found), annotations=str(folder / f"{found}.json"))
 
 
-def _chosen(known: Sequence[str], wanted: Sequence[str]) -> str | None:
-    return next((found for one in wanted if (found := choose_split(known, None, one, ""))), None)
-
-
-def _download(name: str, local: Path, folder: Path, wanted: Sequence[str]) -> str:
+def _download(name: str, local: Path, folder: Path, split: str | None, default: str) -> str:
     """Write a split to the cache and return its name."""
     if absent_package("datasets") is not None:
         raise InputError(f"hf: '{name}' is read with the package datasets: {install_advice('hf')}")
     import datasets
 
-    say(f"hf: reading '{name}' ({wanted[0]}) and keeping it in {folder}")
+    say(f"hf: reading '{name}' ({split or default}) and keeping it in {folder}")
     repository, _, revision = name.partition("@")
     try:
         if local.is_dir():
@@ -73,9 +69,7 @@ def _download(name: str, local: Path, folder: Path, wanted: Sequence[str]) -> st
             loaded = datasets.load_dataset(repository, revision=revision or None)
     except Exception as error:  # of the network, of the Hub, of the dataset's files; each library has its own
         raise InputError(f"hf: '{name}' cannot be read ({reason(error)}); check the name and the network") from error
-    found = _chosen(list(loaded), wanted)
-    if found is None:
-        raise InputError(f"hf: '{name}': split: there is no '{shown(wanted[0])}'; it has {', '.join(loaded)}")
+    found = str(choose_split(list(loaded), split, default, f"hf: '{name}'"))
     folder.mkdir(parents=True, exist_ok=True)
     with held_lock(folder / f".{found}.lock"):
         if not (folder / f"{found}.json").exists():

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import label_files
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from label_files import SIZES, THINGS
 
 from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.sources import read_source
+from vovnet.detection.data.validation import check_source
 from vovnet.detection.formats.finding import FoundSources, sources_of
 from vovnet.errors import InputError
 
@@ -126,7 +129,7 @@ def test_classes_of_joined_sources_are_matched_by_name(tmp_path: Path) -> None:
     label_files.write_images(tmp_path / "coco")
     write_coco(tmp_path / "coco.json")
     coco = DataSource(images=str(tmp_path / "coco"), annotations=str(tmp_path / "coco.json"))
-    yolo = DataSource(yolo=str(label_files.write_yolo(tmp_path / "yolo")))
+    yolo = DataSource(yolo=str(label_files.write_yolo(tmp_path / "yolo")), split="train")
     (tmp_path / "voc").mkdir()
     voc = DataSource(voc=str(label_files.write_voc(tmp_path / "voc")))
     dataset = CocoDataset([coco, yolo, voc], masks=False, training=True)
@@ -153,3 +156,41 @@ def test_an_evaluation_needs_every_file_of_labels(tmp_path: Path) -> None:
     assert len(CocoDataset(sources, masks=False, training=True)) == 2
     with pytest.raises(InputError, match="file of labels"):
         CocoDataset(sources, masks=False, training=False)
+
+
+def test_nobody_evaluates_on_training_data_unawares(tmp_path: Path) -> None:
+    config = label_files.write_yolo(tmp_path / "yolo", splits=("train", "test"))
+    (tmp_path / "voc").mkdir()
+    label_files.write_voc(tmp_path / "voc", {"train": ["a.png"], "trainval": ["a.png", "b.png"]})
+    folder = DataSource(folder=str(tmp_path / "yolo"))
+    for source in (DataSource(yolo=str(config)), folder):
+        assert read_source(source, "val")[0].name.endswith("(test)")
+        assert len(read_source(source)[0].content.images) in (3, 6)
+    with pytest.raises(InputError, match="trainval"):
+        read_source(DataSource(voc=str(tmp_path / "voc")), "val")
+    assert len(read_source(DataSource(voc=str(tmp_path / "voc"), split="trainval"), "val")[0].content.images) == 2
+
+
+@pytest.mark.parametrize("writer", ["write_yolo", "write_voc", "write_labelme", "write_via", "write_cvat"])
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_labels_never_end_in_a_traceback(writer: str, tmp_path: Path, data: st.DataObject) -> None:
+    """A file of labels with some bytes replaced is read, reported as rows, or refused in one line."""
+    folder = tmp_path / "data"
+    if not folder.exists():
+        folder.mkdir()
+        getattr(label_files, writer)(folder)
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".yaml", ".txt", ".xml", ".json")]
+    file = data.draw(st.sampled_from(files))
+    sound = file.read_bytes()
+    start = data.draw(st.integers(0, len(sound)))
+    new = data.draw(st.one_of(st.binary(max_size=8), st.sampled_from([b"null", b"-1", b"1e999", b"{", b"<", b"\n"])))
+    said = ""
+    try:
+        file.write_bytes(sound[:start] + new + sound[start + data.draw(st.integers(0, 12)) :])
+        check_source(DataSource(folder=str(folder)), decode=False)
+    except InputError as error:
+        said = str(error)
+    finally:
+        file.write_bytes(sound)
+    assert "\n" not in said
