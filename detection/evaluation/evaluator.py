@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -69,8 +69,9 @@ def evaluate(
         detector: a torchvision detector. If it has ``categories``, they must be those of the dataset.
         dataset: follows the protocol of :mod:`vovnet.detection.data`.
         output: a folder for ``metrics.json``, ``results_bbox.json``, ``results_segm.json``, ``results_keypoints.json``
-            and ``precision_recall.png``, and for what is explained below also ``thresholds.csv``, ``confusion.csv``
-            and ``confusion.png``; None writes nothing, and explains nothing.
+            and ``precision_recall.png``, and for what is explained below also ``thresholds.csv``, ``confusion.csv``,
+            ``confusion.png``, ``worst.png`` (the twenty images with the most errors) and ``report.html`` (all of it);
+            None writes nothing, and explains nothing.
         device: where to run; None leaves the detector where it is.
         batch_size: images per batch in each process.
         workers: loader processes of each process.
@@ -144,7 +145,8 @@ def evaluate(
     if truth is None:
         evaluator.ground_truth = _join(distributed.gather(collected), dataset.categories)
     evaluator.gather()
-    metrics = _on_main(lambda: _finish(evaluator, None if output is None else expand_home(output)))
+    folder = None if output is None else expand_home(output)
+    metrics = _on_main(lambda: _finish(evaluator, dataset, ids.seen, folder))
     if tell_limits and distributed.rank() == 0:
         own = sizes_of_truth(evaluator.ground_truth)
         if limits.median_object is None and own is not None:
@@ -153,7 +155,9 @@ def evaluate(
     return metrics
 
 
-def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:
+def _finish(
+    evaluator: CocoEvaluator, dataset: DetectionDataset, places: Mapping[int, int], output: Path | None
+) -> dict[str, Any]:
     metrics = evaluator.summarize()
     if output is not None:
         analyses = analyses_of(evaluator.evaluated)
@@ -166,7 +170,7 @@ def _finish(evaluator: CocoEvaluator, output: Path | None) -> dict[str, Any]:
         plot = output / "precision_recall.png"
         with warn_without_plot(plot):
             plot_precision_recall(evaluator, plot, best={kind: one.best for kind, one in analyses.items()})
-        write_explanation(analyses, output)
+        write_explanation(metrics, analyses, evaluator, dataset, places, output)
     return metrics
 
 

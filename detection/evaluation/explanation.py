@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from vovnet.detection.analysis.confusion import plot_confusion, write_confusion
 from vovnet.detection.analysis.explaining import Analysis, analyse, write_thresholds
+from vovnet.detection.data.protocol import DetectionDataset
+from vovnet.detection.evaluation.coco_eval import CocoEvaluator
+from vovnet.detection.evaluation.html_report import write_report
+from vovnet.detection.evaluation.worst import plot_worst
 from vovnet.detection.figures import warn_without_plot
 
 if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval
 
-FILES = ("thresholds.csv", "confusion.csv", "confusion.png")
+FILES = ("thresholds.csv", "confusion.csv", "confusion.png", "worst.png")
 
 
 def analyses_of(evaluated: Mapping[str, COCOeval]) -> dict[str, Analysis]:
@@ -50,14 +54,37 @@ def explained(metrics: Mapping[str, Any], analyses: Mapping[str, Analysis]) -> d
     return {**metrics, **added, "per_class": per_class}
 
 
-def write_explanation(analyses: Mapping[str, Analysis], folder: Path) -> None:
-    """Write ``thresholds.csv``, and the confusions of boxes (without boxes, of masks) as CSV and drawing."""
+def write_explanation(
+    metrics: Mapping[str, Any],
+    analyses: Mapping[str, Analysis],
+    evaluator: CocoEvaluator,
+    dataset: DetectionDataset,
+    places: Mapping[int, int],
+    folder: Path,
+) -> None:
+    """Write ``thresholds.csv``, ``confusion.csv``, ``confusion.png``, ``worst.png`` and ``report.html``.
+
+    Confusions and the worst images are those of boxes, or of masks if boxes were not evaluated.
+
+    Args:
+        metrics: from :func:`explained`.
+        analyses: from :func:`analyses_of`.
+        evaluator: what was analysed.
+        dataset: has the pixels.
+        places: the index in the dataset of an image's id.
+        folder: has ``precision_recall.png``, if it could be drawn.
+    """
     if not analyses:  # an earlier evaluation may have left them
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
+        write_report(metrics, analyses, {}, folder)
         return
     write_thresholds(analyses, folder / "thresholds.csv")
-    one = next(iter(analyses.values()))
+    kind, one = next(iter(analyses.items()))
     write_confusion(one.confusion, one.names, folder / "confusion.csv")
     with warn_without_plot(folder / "confusion.png"):
         plot_confusion(one.confusion, one.names, one.overall.threshold, folder / "confusion.png")
+    with warn_without_plot(folder / "worst.png"):
+        plot_worst(one, evaluator.evaluated[kind], evaluator.detections, dataset, places, folder / "worst.png")
+    names = {image["id"]: str(image["file_name"]) for image in evaluator.ground_truth["images"] if "file_name" in image}
+    write_report(metrics, analyses, names, folder)

@@ -131,6 +131,7 @@ def prediction_sheet(
     threshold: float = 0.5,
     columns: int = 4,
     skeletons: Mapping[int, Skeleton] | None = None,
+    title: str | None = None,
 ) -> None:
     """Write one image that shows several images with their detections (coloured, labelled) and the truth.
 
@@ -144,6 +145,7 @@ def prediction_sheet(
         threshold: detections with a lower score are not drawn.
         columns: largest number of images in a row.
         skeletons: as for :func:`draw_detections`.
+        title: a line above the images; None explains what is drawn.
 
     Raises:
         InputError: ``samples`` is empty.
@@ -151,7 +153,8 @@ def prediction_sheet(
     if not samples:
         raise InputError("prediction_sheet: no images were given")
     cells = [_cell(image, detections, truth, threshold, True, skeletons) for image, detections, truth in samples]
-    _write_sheet(cells, f"Detections with score ≥ {threshold:g}; dashed, with white names: the truth", out_png, columns)
+    title = title or f"Detections with score ≥ {threshold:g}; dashed, with white names: the truth"
+    _write_sheet(cells, title, out_png, columns)
 
 
 def object_sheet(

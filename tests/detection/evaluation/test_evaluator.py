@@ -311,11 +311,13 @@ def test_evaluate_equals_pycocotools(tmp_path, ground_truth):
         assert metrics[iou_type]["AP"] > 0.3
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "precision_recall.png").stat().st_size > 10_000
+    # No "worst.png": at the best thresholds there is no error.
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "confusion.csv",
         "confusion.png",
         "metrics.json",
         "precision_recall.png",
+        "report.html",
         "results_bbox.json",
         "results_segm.json",
         "thresholds.csv",
