@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from vovnet.errors import InputError, absent_package, install_advice
 from vovnet.files import atomic_path, write_json, write_text
-from vovnet.results.outlines import outlines
+from vovnet.results.polygons import outlines
 from vovnet.results.rle import decode
 from vovnet.results.tables import DetectedImage
 

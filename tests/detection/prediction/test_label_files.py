@@ -16,7 +16,7 @@ from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.formats.finding import sources_of
 from vovnet.detection.prediction.predictor import predict_files
 from vovnet.errors import InputError
-from vovnet.results.outlines import outlines
+from vovnet.results.polygons import outlines
 
 CATEGORIES = [{"id": 11, "name": 'disc "é" 😀: x'}, {"id": 5, "name": "bar"}, {"id": 9, "name": "absent"}]
 SIZE = (90, 120)
