@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RECIPES = {False: "mask_rcnn_vovnet39_fpn", True: "mask_rcnn_V_39_FPN_1x"}
 MODEL = ["model.pretrained=false", "model.norm=bn", "model.num_classes=2", "model.box_score_thresh=0"]
-WAYS = ("detector", "predict", "evaluate", "torchvision")
+WAYS = ("detector", "predict", "tiles", "evaluate", "torchvision")
 GOAL = 0.7  # GiB over the detector alone
 
 
@@ -45,8 +45,8 @@ def peak_of(way: str, size: tuple[int, int], legacy: bool, fuse: bool, whole_ima
     image = torch.zeros((3, size[1], size[0]), dtype=torch.uint8)
     image[:, ::2] = 200
     with torch.no_grad():
-        if way == "predict":
-            drawn = predict(detector, [image])[0]
+        if way in ("predict", "tiles"):
+            drawn = predict(detector, [image], tile=1024 if way == "tiles" else None)[0]
             count = len(drawn)
             draw_detections(Image.fromarray(image.permute(1, 2, 0).numpy()), drawn, threshold=0)
         elif way == "evaluate":
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(environment("torch", "torchvision"))
     ratios = [
         Ratio(f"{way} over the detector, GiB", peaks[way] - peaks["detector"], GOAL, at_least=False)
-        for way in ("predict", "evaluate")
+        for way in ("predict", "tiles", "evaluate")
         if way in peaks
     ]
     print(*ratios, sep="\n")

@@ -377,7 +377,7 @@ def test_the_times_of_saving_memory_are_compared(benchmarks: Namespace, capsys: 
     assert "seconds, timm vovnet39a, low / timm vovnet39a" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("way", ["predict", "evaluate", "torchvision"])
+@pytest.mark.parametrize("way", ["predict", "tiles", "evaluate", "torchvision"])
 def test_every_way_of_masks_runs(
     benchmarks: Namespace, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

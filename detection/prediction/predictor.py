@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -25,12 +26,14 @@ from vovnet.errors import InputError
 from vovnet.folders.home import expand_home
 from vovnet.images.reading import source_name
 from vovnet.images.tensors import to_tensor
+from vovnet.images.video import video_name
 from vovnet.results.detections import ImageDetections
 from vovnet.results.drawing import prediction_sheet
 from vovnet.results.labels import LabelMode
 from vovnet.results.limits import LimitWarning
 from vovnet.results.run_options import RunOptions, RunSettings
 from vovnet.results.skeletons import skeletons_of
+from vovnet.results.video import write_video
 from vovnet.results.writing import FileDetector, Share, write_predictions
 from vovnet.terminal.streams import echo
 
@@ -157,19 +160,8 @@ def predict_files(
             written, ``paths`` is empty, ``threshold`` is not in 0..1, or a drawing would overwrite one of the images.
         OSError: the output cannot be written.
     """
-    settings = RunSettings(**options)
-    _check_batch_size(batch_size)
     share = Share(distributed.rank(), distributed.world_size(), distributed.gather)
-    with distributed.patience(), adjusted(detector, settings), inference(detector, device) as place:
-        channels, run = input_channels(detector), _runner(detector, place, settings, batch_size)
-        files = FileDetector(
-            lambda images, names: run([to_tensor(image) for image in images], names, [0] * len(images)),
-            channels,
-            limits_of(detector),
-            _categories(detector),
-            (MemoryError, torch.OutOfMemoryError),
-            batch_size if settings.tiling is None else 1,
-        )
+    with distributed.patience(), _file_detector(detector, device, batch_size, RunSettings(**options)) as files:
         return write_predictions(
             files,
             paths,
@@ -181,6 +173,71 @@ def predict_files(
             formats=formats,
             report=report,
             stacklevel=3,
+        )
+
+
+def predict_videos(
+    detector: nn.Module,
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    threshold: float = 0.5,
+    *,
+    every: int = 1,
+    max_frames: int | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 1,
+    labels: LabelMode = "auto",
+    report: Callable[[str], object] = echo,
+    **options: Unpack[RunOptions],
+) -> list[Path]:
+    """Detect objects in videos, as :func:`vovnet.results.video.write_video` describes it.
+
+    In a torch.distributed group every process handles its share of the videos.
+
+    Args:
+        detector: as for :func:`predict`.
+        sources: video files, ``camera:N``, or addresses of streams.
+        output: folder for ``STEM.mp4`` and ``STEM.jsonl``.
+        threshold: detections with a lower score are not drawn.
+        every: 2 takes every second frame, and so on.
+        max_frames: ends each video after so many frames; None does not.
+        device: as for :func:`predict`.
+        batch_size: as for :func:`predict`.
+        labels: as for :func:`predict_files`.
+        report: called with one line for each finished video.
+        **options: as for :func:`predict`.
+
+    Returns:
+        The JSON files in the order of ``sources``; of this process.
+
+    Raises:
+        InputError: as for :func:`vovnet.results.video.write_video`; or two videos have the same name.
+    """
+    names = [video_name(source) for source in sources]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"images: two videos would write to '{twice[0]}.mp4'; give them one after the other")
+    own = sources[distributed.rank() :: distributed.world_size()]
+    with distributed.patience(), _file_detector(detector, device, batch_size, RunSettings(**options)) as files:
+        return [
+            write_video(files, one, output, threshold, every=every, max_frames=max_frames, labels=labels, report=report)
+            for one in own
+        ]
+
+
+@contextmanager
+def _file_detector(
+    detector: nn.Module, device: str | torch.device | None, batch_size: int, settings: RunSettings
+) -> Iterator[FileDetector]:
+    _check_batch_size(batch_size)
+    with adjusted(detector, settings), inference(detector, device) as place:
+        run = _runner(detector, place, settings, batch_size)
+        yield FileDetector(
+            lambda images, names: run([to_tensor(image) for image in images], names, [0] * len(images)),
+            input_channels(detector),
+            limits_of(detector),
+            _categories(detector),
+            (MemoryError, torch.OutOfMemoryError),
+            batch_size if settings.tiling is None else 1,
         )
 
 

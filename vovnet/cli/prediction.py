@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vovnet.cli.options import AnyWeights, Device, Fuse, MaxPixels, Output, Overwrite, cpu_only, device_for, fused_if
+from vovnet.cli.options import (
+    AnyWeights,
+    Device,
+    Fuse,
+    MaxPixels,
+    Output,
+    Overwrite,
+    cpu_only,
+    device_for,
+    fused_if,
+    home_path,
+)
 from vovnet.cli.run_settings import (
     BatchSize,
     Labels,
@@ -23,6 +34,7 @@ from vovnet.cli.run_settings import (
     TileFullImage,
     run_options,
 )
+from vovnet.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +48,15 @@ commands = typer.Typer()
 
 @commands.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Images.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders of them, patterns, video files, camera:0, or addresses (rtsp://…)."),
+    ],
     weights: AnyWeights,
     output: Output = Path("predictions"),
-    folder: Annotated[bool, typer.Option("--folder", help="The arguments are folders of images.")] = False,
+    folder: Annotated[
+        bool, typer.Option("--folder", help="The arguments are folders; they are known without it.")
+    ] = False,
     threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
     overwrite: Overwrite = False,
     device: Device = None,
@@ -59,20 +76,26 @@ def predict(
         list[str] | None,
         typer.Option("--format", help="Write labels to correct, too: coco, yolo or labelme. May be repeated."),
     ] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Of a video, take every N-th frame.")] = 1,
+    max_frames: Annotated[int | None, typer.Option("--max-frames", min=1, help="End a video after N frames.")] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or print the classes that a classifier sees in them."""
     from vovnet.export.runtime import is_exported
-    from vovnet.images.folder import list_images
+    from vovnet.images.arguments import image_arguments
 
     def report(line: str) -> None:
         typer.echo(line, err=True)
 
-    paths = [path for entry in images for path in (list_images(entry, report) if folder else [entry])]
+    paths, videos = image_arguments(images, report)
+    if folder and (files := [one for one in images if not home_path(one).is_dir()]):
+        raise InputError(f"--folder: '{files[0]}' is no folder")
     mode = cast("LabelMode", labels)
     options = run_options(size, max_size, max_detections, score, nms, tile, overlap, tile_full_image, merge)
     if is_exported(weights):
         cpu_only(device, fuse)
+        if videos:
+            raise InputError(f"{videos[0]}: videos need the detector's folder, not an exported file")
         _predict_exported(weights, paths, output, threshold, overwrite, max_pixels, mode, formats or [], options)
         return
     from vovnet.checkpoints.places import is_torchvision
@@ -80,26 +103,42 @@ def predict(
 
     place = device_for(device, fuse)
     if not is_torchvision(weights) and is_classifier(weights):
+        if videos:
+            raise InputError(f"{videos[0]}: videos need a detector, and '{weights}' is a classifier")
         _classify(weights, paths, place, fuse, max_pixels)
         return
     from vovnet.detection.detecting.sharing import shared_output
-    from vovnet.detection.prediction.predictor import predict_files
+    from vovnet.detection.prediction.predictor import predict_files, predict_videos
     from vovnet.hub import load_detector
 
     with shared_output(output, overwrite=overwrite, device=place):
         detector = fused_if(fuse, load_detector(weights))
-        predict_files(
-            detector,
-            paths,
-            output,
-            threshold,
-            device=place,
-            max_pixels=max_pixels,
-            batch_size=batch_size,
-            labels=mode,
-            formats=formats or [],
-            **options,
-        )
+        if paths:
+            predict_files(
+                detector,
+                paths,
+                output,
+                threshold,
+                max_pixels=max_pixels,
+                device=place,
+                batch_size=batch_size,
+                labels=mode,
+                formats=formats or [],
+                **options,
+            )
+        if videos:
+            predict_videos(
+                detector,
+                videos,
+                output,
+                threshold,
+                every=every,
+                max_frames=max_frames,
+                device=place,
+                batch_size=batch_size,
+                labels=mode,
+                **options,
+            )
 
 
 def _predict_exported(
