@@ -85,7 +85,7 @@ def _config(dataset: WholeDataset, points: int | None) -> str:
     content["names"] = {number: one["name"] for number, one in enumerate(dataset.categories)}
     if points is not None:
         content["kpt_shape"] = [points, 3]
-        content["kpt_names"] = {number: list(one["keypoints"]) for number, one in enumerate(dataset.categories)}
+        content["kpt_names"] = {number: list(one.get("keypoints", ())) for number, one in enumerate(dataset.categories)}
         try:
             order = mirror_order(dataset.categories, "data")
         except InputError:

@@ -27,8 +27,8 @@ class ChannelStatistics:
         values = pixels.reshape(pixels.shape[0], -1).astype(np.float64) / scale
         means, squares = values.mean(axis=1), (values**2).mean(axis=1)
         if self._means is None or self._squares is None:
-            self._means, self._squares = np.zeros_like(means), np.zeros_like(squares)
-        if self._means.shape == means.shape:
+            self._means, self._squares, self.count = means, squares, 1
+        elif self._means.shape == means.shape:
             self._means, self._squares, self.count = self._means + means, self._squares + squares, self.count + 1
 
     @property
