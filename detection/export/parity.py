@@ -89,7 +89,8 @@ class DetectorParity:
                 (f"keypoints of {found.keypoints} that are off by a pixel", "", str(found.far_keypoints), limit)
             )
         for kind, (before, after) in self.accuracy.items():
-            rows.append((f"{_KINDS[kind]} AP", f"{before:.4f}", f"{after:.4f}", f"{before:.4f} (both)"))
+            exactly, of_file = f"{100 * before:.2f}", f"{100 * after:.2f}"
+            rows.append((f"{_KINDS[kind]} AP in %", exactly, of_file, f"{exactly} (both)"))
         columns = 4 if exact else 3
         widths = [max(len(row[column]) for row in rows) for column in range(columns)]
         lines = []
@@ -129,12 +130,15 @@ class DetectorParity:
             )
         for kind, (before, after) in self.accuracy.items():
             if f"{before:.4f}" != f"{after:.4f}":
-                reasons.append(f"{_KINDS[kind]} AP {after:.4f} differs from the detector's {before:.4f}")
+                reasons.append(
+                    f"{_KINDS[kind]} AP {100 * after:.2f} % differs from the detector's {100 * before:.2f} %"
+                )
         return reasons
 
     def _drops(self, max_drop: float) -> list[str]:
         return [
-            f"{_KINDS[kind]} AP falls from {before:.4f} to {after:.4f}, by more than --max-drop {max_drop:g}"
+            f"{_KINDS[kind]} AP falls from {100 * before:.2f} to {100 * after:.2f} %, by more than {100 * max_drop:g} "
+            f"(--max-drop {max_drop:g})"
             for kind, (before, after) in self.accuracy.items()
             if before - after > max_drop
         ]
