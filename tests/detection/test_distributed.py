@@ -35,6 +35,7 @@ IMAGES = 5
 """Odd, so that one process has an image less than the other, where padding would count one twice."""
 ITERATIONS = 4
 
+# Options that need care in several processes are on: accumulation, autocast, what draws random numbers for a sample.
 RECIPE = """
 model:
   backbone: vovnet27_slim
@@ -54,7 +55,17 @@ data:
   train_min_sizes: [56, 64]
   train_max_size: 64
   workers: 0
+  mosaic: 0.5
+  mosaic_off: 0
+  repeat_threshold: 0.5
 solver:
+  optimizer: adamw
+  layer_decay: 0.9
+  accumulate: 2
+  amp: bf16
+  clip_grad_norm: 10
+  box_loss: focal
+  class_weights: {{square: 2}}
   base_lr: 0.002
   batch_size: 4
   reference_batch_size: 2
@@ -62,7 +73,7 @@ solver:
   steps: []
   warmup_iterations: 1
   ema: 0.5
-log: {{log_every: 1, evaluate_every: 0, checkpoint_every: 100}}
+log: {{log_every: 1, evaluate_every: 0, checkpoint_every: 100, validation_losses: true}}
 """
 
 
