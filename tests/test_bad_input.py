@@ -461,8 +461,12 @@ def test_a_file_that_is_no_image(kind: str, detector: Path, data: Path, tmp_path
     assert untouched(output)
     # The other images are done all the same.
     command("predict", bad, good, "--weights", detector, "--output", output).refused("bad.jpg")
-    assert {"image0.png", "image0.json"} <= set(contents(output))
-    assert not [name for name in contents(output) if "bad" in name]
+    done = set(contents(output))
+    if kind == "folder":  # a folder stands for its images, and all arguments are resolved first
+        assert not done
+    else:
+        assert {"image0.png", "image0.json"} <= done
+    assert not [name for name in done if "bad" in name]
 
 
 @pytest.mark.parametrize("kind", ["text", "truncated"])
