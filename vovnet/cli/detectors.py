@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from vovnet.cli.options import (
     ShowBatch,
     TimeLimit,
 )
-
-if TYPE_CHECKING:
-    pass
 
 commands = typer.Typer()
 
