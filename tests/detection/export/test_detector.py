@@ -91,7 +91,7 @@ def test_it_is_evaluated_as_a_detector_is(pair: tuple[Any, ExportedDetector], tm
     dataset = evaluation_dataset(exported, data.images, data.annotations)
     with pytest.warns(LimitWarning, match="limit of 30 detections"):
         metrics = evaluate(exported, dataset, tmp_path / "out")
-    assert set(metrics) == {"bbox", "segm", "per_class"}
+    assert set(metrics) > {"bbox", "segm", "per_class"}
     found = json.loads((tmp_path / "out" / "results_bbox.json").read_text())
     expected = []
     for index in range(len(dataset)):
@@ -157,7 +157,7 @@ def test_the_command(tmp_path: Path) -> None:
     start += ["--images", data.images, "--annotations", data.annotations, "--output", str(tmp_path / "out")]
     done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())) == {"bbox", "segm", "per_class"}
+    assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())) > {"bbox", "segm", "per_class"}
     assert len(json.loads((tmp_path / "out" / "results_bbox.json").read_text())) == 2 * 2
 
 

@@ -20,7 +20,7 @@ from vovnet.vovnet import ConvNormAct, OsaBlock
 
 FOLDER = Path(vovnet.fusion.__file__).parent
 # A file imports only those before it.
-ORDER = ["base", "chaining", "layers", "folding", "sequences", "calls", "plain", "residual"]
+ORDER = ["base", "chaining", "layers", "linear", "folding", "sequences", "calls", "plain", "residual"]
 ORDER += ["pyramid", "two_stage", "one_stage", "detectors", "fuser", "__init__"]
 WALK = {"fuser", "folding", "layers", "chaining", "base", "sequences", "plain"}
 
