@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -113,6 +113,31 @@ def lost_processes() -> Iterator[None]:
 def _is_of_a_collective(error: BaseException) -> bool:
     # gloo raises plain RuntimeErrors, which name its source files.
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+@contextmanager
+def opened_by_main(open_all: Callable[[ExitStack], object]) -> Iterator[None]:
+    """Open something in the process of rank 0 for the length of a ``with`` block, which all processes must enter.
+
+    Args:
+        open_all: Called in that process alone, with the stack whose callbacks close what it opens.
+
+    Raises:
+        InputError: In every process, if ``open_all`` raises one.
+        ProcessLostError: Another process died, or showed no sign of life.
+    """
+    problem = None
+    with ExitStack() as stack:
+        with patience():
+            if rank() == 0:
+                try:
+                    open_all(stack)
+                except InputError as error:
+                    problem = str(error)
+        problem = from_main(problem)
+        if problem is not None:
+            raise InputError(problem)
+        yield
 
 
 @contextmanager

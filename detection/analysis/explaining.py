@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval
 
 ALL = "all"
-"""What tables call all classes together."""
+"""The name, in tables, of the row for all classes together."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ MATCH_IOU = 0.5
 """A detection finds an object of its class if their IoU is at least this."""
 
 NOTHING, IGNORED = -1, -2
-"""What :attr:`MatchedImage.matches` has for a detection of nothing, and for one of a crowd region."""
+"""Values of :attr:`MatchedImage.matches` for a detection that found no object, and for one in a crowd region."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class MatchedImage:
     labels: NDArray[np.int64]
     """(D,): position of the category."""
     scores: NDArray[np.float64]
-    """(D,)"""
+    """(D,): in 0..1, descending."""
     truth_labels: NDArray[np.int64]
     """(G,): position of the category."""
     crowd: NDArray[np.bool_]

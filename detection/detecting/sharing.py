@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import torch
 
 from vovnet.detection import distributed
-from vovnet.errors import InputError
 from vovnet.folders.claim import claimed_folder
 
 
@@ -31,15 +30,9 @@ def shared_output(
         InputError: in every process, if the folder cannot be used.
         ProcessLostError: another process of the group ended or does not answer.
     """
-    problem = None
-    with distributed.process_group(device, timeout), contextlib.ExitStack() as stack:
-        with distributed.patience():
-            if distributed.rank() == 0:
-                try:
-                    stack.enter_context(claimed_folder(output, overwrite=overwrite))
-                except InputError as error:
-                    problem = str(error)
-        problem = distributed.from_main(problem)
-        if problem is not None:
-            raise InputError(problem)
+
+    def claim(stack: contextlib.ExitStack) -> None:
+        stack.enter_context(claimed_folder(output, overwrite=overwrite))
+
+    with distributed.process_group(device, timeout), distributed.opened_by_main(claim):
         yield

@@ -158,17 +158,11 @@ def open_logs(run: Run, logs: Sequence[BackgroundLog]) -> Iterator[None]:
     Raises:
         InputError: in every process, if one that the recipe names cannot be opened.
     """
-    problem = None
-    with contextlib.ExitStack() as stack:
-        with distributed.patience():
-            if distributed.rank() == 0:
-                try:
-                    for log in logs:
-                        stack.callback(log.stop, run)
-                        log.open(run)
-                except InputError as error:
-                    problem = str(error)
-        problem = distributed.from_main(problem)
-        if problem is not None:
-            raise InputError(problem)
+
+    def open_all(stack: contextlib.ExitStack) -> None:
+        for log in logs:
+            stack.callback(log.stop, run)
+            log.open(run)
+
+    with distributed.opened_by_main(open_all):
         yield

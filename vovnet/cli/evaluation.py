@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -33,9 +33,6 @@ from vovnet.cli.run_settings import (
     run_options,
 )
 
-if TYPE_CHECKING:
-    pass
-
 commands = typer.Typer()
 
 
@@ -64,7 +61,7 @@ def evaluate(
     batch_size: BatchSize = 1,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Evaluate a detector: COCO's twelve metrics, AP per class, COCO result files, precision-recall plot."""
+    """Evaluate a detector: COCO's metrics, best thresholds, confusions, kinds of errors, and a page with all of it."""
     from vovnet.detection import distributed, format_metrics
     from vovnet.detection import evaluate as evaluate_detector
     from vovnet.detection.detecting.sharing import shared_output
