@@ -70,13 +70,18 @@ def test_every_kind_of_problem_is_documented() -> None:
 
 def test_the_networks_are_as_the_table_says() -> None:
     import timm
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     import vovnet  # noqa: F401
 
-    for name, convs, outs, blocks, millions in rows("architecture.md", "## The networks")[1:]:
+    for name, convs, outs, blocks, millions, macs in rows("architecture.md", "## The networks")[1:]:
         model: Any = timm.create_model(name.strip("`"))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         assert f"{parameters / 1e6:.1f} M" == millions
+        with FlopCounterMode(display=False) as counter:
+            model.eval().to("meta")(torch.empty(1, 3, 224, 224, device="meta"))
+        assert f"{counter.get_total_flops() / 2e9:.2f}" == macs
         stages = list(model.stages)
         assert ", ".join(str(s.blocks[0].conv_mid[0].conv.out_channels) for s in stages) == convs
         assert ", ".join(str(s.blocks[0].conv_concat.conv.out_channels) for s in stages) == outs

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from vovnet.ops import cuda, onednn
 from vovnet.ops.arguments import check_aggregate
@@ -238,3 +239,29 @@ register_autocast(
 for _op in (_aggregate, _aggregate_backward):
     refuse_vmap(_op)
 refuse_second_derivative(_aggregate_backward)
+
+
+@register_flop_formula(torch.ops.vovnet.osa_aggregate)
+def _(inputs: object, weight: list[int], *_: object, out_shape: list[list[int]], **__: object) -> int:
+    """Count what ``torch.utils.flop_counter`` counts for the 1×1 convolution; tensors come as shapes."""
+    out = out_shape[0]
+    count: int = conv_flop_count([out[0], weight[1], *out[2:]], weight, out)
+    return count
+
+
+@register_flop_formula(torch.ops.vovnet.osa_aggregate_backward)
+def _(
+    grad: list[int],
+    mask: object,
+    inputs: list[list[int]],
+    weight: list[int],
+    wanted: Sequence[bool],
+    wants_weight: bool,
+    *_: object,
+    **__: object,
+) -> int:
+    def products(x: list[int]) -> int:
+        count: int = conv_flop_count(x, [weight[0], x[1], 1, 1], grad)
+        return count
+
+    return sum(products(x) * (want + wants_weight) for x, want in zip(inputs, wanted, strict=True))

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import conv_backward_flop, conv_flop_count, register_flop_formula
 
 from vovnet.modules import Geometry
 from vovnet.ops import cuda
@@ -189,3 +190,27 @@ register_autocast("conv_affine_relu", lambda cast, x, *rest: (cast(x), *rest))
 for _op in (_conv, _conv_backward):
     refuse_vmap(_op)
 refuse_second_derivative(_conv_backward)
+
+
+@register_flop_formula(torch.ops.vovnet.conv_affine_relu)
+def _(x: list[int], weight: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+    """Count what ``torch.utils.flop_counter`` counts for the convolution alone; tensors come as shapes."""
+    count: int = conv_flop_count(x, weight, out_shape)
+    return count
+
+
+@register_flop_formula(torch.ops.vovnet.conv_affine_relu_backward)
+def _(
+    grad: list[int],
+    output_or_mask: list[int] | None,
+    x: list[int],
+    weight: list[int],
+    scale: list[int] | None,
+    *rest: *tuple[*_Geometry, Sequence[bool]],
+    **__: object,
+) -> int:
+    stride, padding, dilation, groups, (wants_x, wants_weight, wants_scale, _) = rest
+    wanted = [wants_x, wants_weight or wants_scale]
+    geometry = (stride, padding, dilation, False, [0, 0], groups)
+    count: int = conv_backward_flop(grad, x, weight, None, *geometry, wanted, out_val=(x, weight))  # type: ignore[call-arg]
+    return count

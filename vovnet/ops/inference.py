@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from torchvision.ops import roi_align
 
 from vovnet.ops.algorithms import BFLOAT16, FLOAT_PRODUCTS
@@ -249,3 +250,25 @@ def _(
     *_: object,
 ) -> Tensor:
     return _empty((rois.shape[0], maps[0].shape[1], *output_size), maps[0])
+
+
+@register_flop_formula(torch.ops.vovnet.packed_conv)
+def _(x: list[int], weight: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+    """Count the products of the plain convolution, as ``torch.utils.flop_counter`` does, also for Winograd's."""
+    count: int = conv_flop_count(x, weight, out_shape)
+    return count
+
+
+@register_flop_formula(torch.ops.vovnet.packed_chain, get_raw=True)
+def _(x: Tensor, weights: Sequence[Tensor], *rest: *tuple[*tuple[object, ...], list[int]], **_: object) -> int:
+    counts: list[int] = []
+
+    def conv(x: Tensor, stride: list[int], padding: list[int], *_: object) -> Tensor:
+        weight = next(convs)
+        out = torch.empty(conv_shape(x, weight, stride, padding, (1, 1)), device="meta")
+        counts.append(conv_flop_count(list(x.shape), list(weight.shape), list(out.shape)))
+        return out
+
+    convs = iter(weights)
+    _run_steps(torch.empty(x.shape, device="meta"), rest[-1], conv, pool_max)
+    return sum(counts)

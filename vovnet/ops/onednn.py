@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 from vovnet.modules import Geometry
 from vovnet.ops.gradients import convolution_backward
@@ -98,3 +99,14 @@ def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: G
 
 def _kernel(block: Tensor, x: Tensor) -> Tensor:
     return block[:, :, None, None].to(x.dtype).contiguous()
+
+
+def _count_flops(x: list[int], weight: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+    count: int = conv_flop_count(x, weight, out_shape)
+    return count
+
+
+# PyTorch's counter does not know PyTorch's operator that :func:`convolution_relu` calls.
+_pointwise = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+if _pointwise is not None and _pointwise not in flop_registry:
+    register_flop_formula(_pointwise)(_count_flops)
