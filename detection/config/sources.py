@@ -60,8 +60,10 @@ class DataSource:
 
 
 def _from_path(value: Any) -> Any:
-    return {"folder": value} if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return {"hf": value.removeprefix("hf:")} if value.startswith("hf:") else {"folder": value}
 
 
 PathOrSource = Annotated[DataSource, BeforeValidator(_from_path, json_schema_input_type=str | DataSource)]
-"""A source, or a path alone, which is its ``folder``."""
+"""A source, or a path alone, which is its ``folder``, or ``hf:ORG/NAME``."""

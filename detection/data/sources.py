@@ -52,7 +52,11 @@ def read_source(source: DataSource, default: str | None = None) -> list[SourceFi
 
 
 def splits_of(path: str | Path, split: str | None = None) -> tuple[str, dict[str, list[DataSource]]]:
-    """Return the format of a folder or file for people, and the sources of each of its splits, or of one.
+    """Return the format of data for people, and the sources of each of its splits, or of one.
+
+    Args:
+        path: As for :func:`~vovnet.detection.formats.finding.contents_of`: a folder, a file, or ``hf:ORG/NAME``.
+        split: The name of a split, by the data's or by our name.
 
     Raises:
         InputError: There are no labels of a known format, or there is no such split.
@@ -60,7 +64,7 @@ def splits_of(path: str | Path, split: str | None = None) -> tuple[str, dict[str
     found = contents_of(path)
     if split is None:
         return found.title, found.splits
-    if found.format in ("coco", "yolo", "voc"):
+    if found.format in ("coco", "yolo", "hf"):
         chosen = choose_split([name for name in found.splits if name], split, None, f"'{path}'") or ""
         return found.title, {chosen: found.splits[chosen]}
     return found.title, {split: [DataSource(folder=str(found.path), split=split)]}

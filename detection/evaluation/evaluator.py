@@ -15,10 +15,6 @@ from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
 from vovnet.detection.config.categories import Category
-from vovnet.detection.config.conventions import CONVENTIONS
-from vovnet.detection.config.detectors import DETECTORS
-from vovnet.detection.config.sources import DataSource
-from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.datasets import CheckedDataset, ImageIds, checked
 from vovnet.detection.data.failures import loader_failures
 from vovnet.detection.data.loader import evaluation_loader
@@ -29,6 +25,7 @@ from vovnet.detection.detecting.runner import Runner
 from vovnet.detection.evaluation.coco_eval import CocoEvaluator, IouType
 from vovnet.detection.evaluation.explanation import analyses_of, explained, write_explanation
 from vovnet.detection.evaluation.plots import plot_precision_recall
+from vovnet.detection.evaluation.sources import category_names_checked, evaluation_dataset, evaluation_sources
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import inference, input_channels, limits_of
 from vovnet.detection.masks import encode_masks
@@ -47,7 +44,7 @@ class EvaluationStopped(StoppedError):
 @distributed.lost_processes()
 def evaluate(
     detector: nn.Module,
-    dataset: DetectionDataset,
+    dataset: DetectionDataset | str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
     device: str | torch.device | None = None,
@@ -67,7 +64,8 @@ def evaluate(
 
     Args:
         detector: a torchvision detector. If it has ``categories``, they must be those of the dataset.
-        dataset: follows the protocol of :mod:`vovnet.detection.data`.
+        dataset: follows the protocol of :mod:`vovnet.detection.data`. Or a folder or file of labels of any format, or
+            ``hf:ORG/NAME``, as for :func:`~vovnet.detection.evaluation.sources.evaluation_sources`.
         output: a folder for ``metrics.json``, ``results_bbox.json``, ``results_segm.json``, ``results_keypoints.json``
             and ``precision_recall.png``, and for what is explained below also ``thresholds.csv``, ``confusion.csv``,
             ``confusion.png``, ``worst.png`` (the twenty images with the most errors) and ``report.html`` (all of it);
@@ -99,6 +97,8 @@ def evaluate(
         ProcessLostError: another process of the group ended or does not answer.
     """
     settings = RunSettings(**options)
+    if isinstance(dataset, str | os.PathLike):
+        dataset = evaluation_dataset(detector, evaluation_sources(os.fspath(dataset)))
     dataset = checked(dataset, channels=input_channels(detector))
     if len(dataset) == 0:
         raise InputError("evaluate: the dataset has no images; check its annotation file")
@@ -218,37 +218,6 @@ def _matching_categories(detector: nn.Module, dataset: CheckedDataset) -> list[C
             "train on these (recipe key 'init' starts from its weights)"
         )
     return theirs
-
-
-def category_names_checked(detector: nn.Module) -> bool:
-    """Return True if the names of the detector's categories must be those of the data; otherwise only ids must be."""
-    recipe: Any = getattr(detector, "recipe", None)
-    return recipe is None or CONVENTIONS[recipe.conventions].category_names_checked
-
-
-def evaluation_dataset(
-    detector: nn.Module,
-    images: str | os.PathLike[str],
-    annotations: str | os.PathLike[str],
-    *,
-    max_pixels: int | None = None,
-) -> CocoDataset:
-    """Return a COCO JSON file and its images as the dataset to evaluate a detector on.
-
-    ``max_pixels`` is that of :class:`CocoDataset`.
-    """
-    recipe: Any = detector.recipe
-    categories: Any = detector.categories
-    return CocoDataset(
-        [DataSource(str(images), str(annotations))],
-        masks=DETECTORS[recipe.detector].needs_masks,
-        keypoints=DETECTORS[recipe.detector].needs_keypoints,
-        training=False,
-        channels=recipe.in_chans,
-        max_pixels=max_pixels,
-        categories=categories,
-        category_names=category_names_checked(detector),
-    )
 
 
 def _truth_of_image(target: Target, size: tuple[int, int], category_ids: Sequence[int]) -> dict[str, Any]:

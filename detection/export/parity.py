@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vovnet.detection.evaluation.coco_eval import IOU_TYPES, CocoEvaluator
-from vovnet.detection.evaluation.evaluator import evaluation_dataset
+from vovnet.detection.evaluation.sources import evaluation_dataset, evaluation_sources
 from vovnet.detection.inference_mode import (
     box_converter,
     image_detections,
@@ -169,7 +169,7 @@ def detector_parity(
     model = open_exported(file)
     evaluators: tuple[CocoEvaluator, CocoEvaluator] | None = None
     if annotations is not None:
-        dataset = evaluation_dataset(detector, images, annotations)
+        dataset = evaluation_dataset(detector, evaluation_sources(None, Path(images), Path(annotations)))
         truth: Any = dataset.ground_truth
         recipe: Any = getattr(detector, "recipe", None)
         sigmas = getattr(recipe, "keypoint_sigmas", None)

@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element
 from vovnet.detection.config.sources import DataSource
 from vovnet.detection.formats.coco_layout import coco_sources, looks_like_coco
 from vovnet.detection.formats.folders import Tree, split_of
+from vovnet.detection.formats.hub_datasets import hub_splits
 from vovnet.detection.formats.label_studio import is_label_studio
 from vovnet.detection.formats.labelme import is_labelme
 from vovnet.detection.formats.table import FORMATS
@@ -25,8 +26,12 @@ from vovnet.images.reading import example_names
 HELD_OUT = 0.2
 """The part of the images that is kept for validation where the data has no split of its own."""
 
+HUB = "hf:"
+"""What a dataset of the Hugging Face Hub begins with where paths are expected: ``hf:ORG/NAME``."""
+
 _MOST_TRIED = 50
 _KNOWN = "COCO JSON, YOLO (data.yaml), PASCAL VOC, labelme, VIA, CVAT for images, Label Studio"
+_TITLES = {"coco": "COCO JSON", "hf": "dataset of the Hugging Face Hub"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class FoundSources:
     val: list[DataSource]
     """Empty only if nobody wanted validation data."""
     format: str
-    """A key of :data:`~vovnet.detection.formats.table.FORMATS`, or ``coco``."""
+    """A key of :data:`~vovnet.detection.formats.table.FORMATS`, or ``coco`` or ``hf``."""
     line: str
     """One line that says what was found, for people."""
 
@@ -47,7 +52,7 @@ class FolderContents:
     """What a folder or file holds."""
 
     format: str
-    """A key of :data:`~vovnet.detection.formats.table.FORMATS`, or ``coco``."""
+    """A key of :data:`~vovnet.detection.formats.table.FORMATS`, or ``coco`` or ``hf``."""
     path: Path
     """What the reader of the format takes."""
     splits: dict[str, list[DataSource]]
@@ -56,7 +61,7 @@ class FolderContents:
     @property
     def title(self) -> str:
         """What the format is called in texts."""
-        return "COCO JSON" if self.format == "coco" else FORMATS[self.format].title
+        return _TITLES.get(self.format) or FORMATS[self.format].title
 
 
 def sources_of(path: str | Path, *, hold_out: bool = True) -> FoundSources:
@@ -66,7 +71,7 @@ def sources_of(path: str | Path, *, hold_out: bool = True) -> FoundSources:
     the same images each time, chosen by their names.
 
     Args:
-        path: A folder, ``data.yaml``, or a file of COCO, VIA, CVAT or Label Studio.
+        path: A folder, ``data.yaml``, a file of COCO, VIA, CVAT or Label Studio, or ``hf:ORG/NAME``.
         hold_out: If False, data without splits is for training as a whole.
 
     Raises:
@@ -92,15 +97,22 @@ def sources_of(path: str | Path, *, hold_out: bool = True) -> FoundSources:
 
 
 def contents_of(path: str | Path) -> FolderContents:
-    """Find out the format and the splits of a folder or file.
+    """Find out the format and the splits of a folder or file, or of a dataset of the Hub (``hf:ORG/NAME``).
 
     Raises:
-        InputError: There is no such path, or no labels of a known format.
+        InputError: There is no such path or dataset, or no labels of a known format.
     """
+    if (name := str(path)).startswith(HUB):
+        return _on_hub(name.removeprefix(HUB))
     place = expand_home(path)
     if not place.exists():
         raise InputError(f"'{path}': no such file or folder")
     return _in_folder(place) if place.is_dir() else _of_file(place)
+
+
+def _on_hub(name: str) -> FolderContents:
+    splits = {split_of(split) or split: [DataSource(hf=name, split=split)] for split in hub_splits(name)}
+    return FolderContents("hf", Path(name), splits)
 
 
 def _of_file(path: Path) -> FolderContents:

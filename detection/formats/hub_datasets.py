@@ -19,7 +19,7 @@ from vovnet.detection.config.sources import DataSource
 from vovnet.detection.formats.folders import choose_split, named_split
 from vovnet.detection.formats.text import number_of
 from vovnet.errors import InputError, absent_package, install_advice, reason, shown
-from vovnet.files import write_json
+from vovnet.files import write_json, write_text
 from vovnet.folders.home import expand_home, user_cache
 from vovnet.folders.locks import held_lock
 from vovnet.terminal.streams import say
@@ -28,6 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _OBJECTS = ("objects", "annotations", "faces", "annotation")
 _CLASSES = ("category", "categories", "label", "labels", "category_id", "class", "classes")
 _BOXES = ("bbox", "bboxes", "boxes", "box")
+_SPLITS = "splits.txt"  # beside what is kept of a dataset: the names of all its splits
 
 
 def hub_source(name: str, split: str | None, default: str | None) -> DataSource:
@@ -42,11 +43,7 @@ def hub_source(name: str, split: str | None, default: str | None) -> DataSource:
     Raises:
         InputError: There is no such dataset or split, it has no images and boxes, or ``datasets`` is not installed.
     """
-    local = expand_home(name)
-    if not local.is_dir() and _NAME.fullmatch(name) is None:
-        raise InputError(f"hf: expected ORG/NAME or ORG/NAME@REVISION, got {shown(name)}")
-    title = re.sub(r"[^\w.-]+", "--", os.path.realpath(local) if local.is_dir() else name).strip("-")
-    folder = user_cache() / "vovnet" / "datasets" / title[-150:]
+    local, folder = _places(name)
     known = sorted(path.stem for path in folder.glob("*.json"))
     found = named_split(known, split or default or "train")
     if found is None:
@@ -54,23 +51,50 @@ def hub_source(name: str, split: str | None, default: str | None) -> DataSource:
     return DataSource(images=str(folder / found), annotations=str(folder / f"{found}.json"))
 
 
-def _download(name: str, local: Path, folder: Path, split: str | None, default: str) -> str:
-    """Write a split to the cache and return its name."""
+def hub_splits(name: str) -> list[str]:
+    """Return the names of the splits of a dataset, from the cache if it has been read before.
+
+    Raises:
+        InputError: As for :func:`hub_source`.
+    """
+    local, folder = _places(name)
+    kept = folder / _SPLITS
+    return kept.read_text(encoding="utf-8").split() if kept.exists() else list(_loaded(name, local, folder))
+
+
+def _places(name: str) -> tuple[Path, Path]:
+    """Return the local folder that a name may be, and the folder in the cache."""
+    local = expand_home(name)
+    if not local.is_dir() and _NAME.fullmatch(name) is None:
+        raise InputError(f"hf: expected ORG/NAME or ORG/NAME@REVISION, got {shown(name)}")
+    title = re.sub(r"[^\w.-]+", "--", os.path.realpath(local) if local.is_dir() else name).strip("-")
+    return local, user_cache() / "vovnet" / "datasets" / title[-150:]
+
+
+def _loaded(name: str, local: Path, folder: Path) -> Any:
+    """Return the dataset of each split, and keep their names in the cache."""
     if absent_package("datasets") is not None:
         raise InputError(f"hf: '{name}' is read with the package datasets: {install_advice('hf')}")
     import datasets
 
-    say(f"hf: reading '{name}' ({split or default}) and keeping it in {folder}")
     repository, _, revision = name.partition("@")
     try:
         if local.is_dir():
-            loaded: Any = datasets.load_dataset(str(local))
+            found: Any = datasets.load_dataset(str(local))
         else:
-            loaded = datasets.load_dataset(repository, revision=revision or None)
+            found = datasets.load_dataset(repository, revision=revision or None)
     except Exception as error:  # of the network, of the Hub, of the dataset's files; each library has its own
         raise InputError(f"hf: '{name}' cannot be read ({reason(error)}); check the name and the network") from error
-    found = str(choose_split(list(loaded), split, default, f"hf: '{name}'"))
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / _SPLITS, "\n".join(found) + "\n")
+    return found
+
+
+def _download(name: str, local: Path, folder: Path, split: str | None, default: str) -> str:
+    """Write a split to the cache and return its name."""
+    say(f"hf: reading '{name}' ({split or default}) and keeping it in {folder}")
+    loaded = _loaded(name, local, folder)
+    found = str(choose_split(list(loaded), split, default, f"hf: '{name}'"))
     with held_lock(folder / f".{found}.lock"):
         if not (folder / f"{found}.json").exists():
             content = _Writer(name, folder / found, loaded[found]).write()

@@ -19,7 +19,7 @@ from vovnet.detection.data.annotations import AnnotationFile, has_keypoints, has
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.sources import read_source
 from vovnet.detection.data.suggestions import LARGE, SMALL, Scale, Suggestion, suggest
-from vovnet.detection.formats.finding import sources_of
+from vovnet.detection.formats.finding import HUB, sources_of
 from vovnet.detection.formats.yolo_config import describes_yolo
 from vovnet.folders.home import expand_home
 from vovnet.processes.devices import choose_device, default_device
@@ -132,7 +132,9 @@ def recipe_or_data(
 
 
 def _is_data(argument: str) -> bool:
-    """True if an argument is no recipe, but the path of a folder or a file of labels."""
+    """True if an argument is no recipe, but the path of a folder or a file of labels, or a dataset of the Hub."""
+    if argument.startswith(HUB):
+        return True
     path = expand_home(argument)
     if argument in recipe_names() or not path.exists():
         return False

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vovnet.cli.options import MaxPixels, Overwrite, home_path
+from vovnet.cli.options import MaxPixels, OptionalAnnotations, OptionalData, OptionalImages, Overwrite, Split, home_path
 
 commands = typer.Typer()
 
@@ -22,19 +22,13 @@ class DataFormat(StrEnum):
 
 
 Link = Annotated[bool, typer.Option("--link", help="Hard links to the images in place of copies.")]
-Split = Annotated[str | None, typer.Option("--split", help="This split alone.")]
 
 
 @commands.command("check-data")
 def check_data(
-    data: Annotated[
-        Path | None, typer.Argument(parser=home_path, metavar="[DATA]", help="Folder or file of labels of any format.")
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", help="Folder that the file_name entries of --annotations are relative to."),
-    ] = None,
-    annotations: Annotated[Path | None, typer.Option("--annotations", help="COCO JSON file.")] = None,
+    data: OptionalData = None,
+    images: OptionalImages = None,
+    annotations: OptionalAnnotations = None,
     split: Split = None,
     fix: Annotated[
         Path | None, typer.Option("--fix", parser=home_path, metavar="OUT", help="Write a mended copy to this folder.")

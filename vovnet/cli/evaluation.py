@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 from vovnet.cli.options import (
-    Annotations,
     Device,
     Fuse,
-    Images,
     MaxPixels,
+    OptionalAnnotations,
+    OptionalData,
+    OptionalImages,
     Output,
     Overwrite,
+    Split,
     Weights,
     cpu_only,
     device_for,
@@ -39,9 +41,11 @@ commands = typer.Typer()
 @commands.command()
 def evaluate(
     weights: Weights,
-    images: Images,
-    annotations: Annotations,
     output: Output,
+    data: OptionalData = None,
+    images: OptionalImages = None,
+    annotations: OptionalAnnotations = None,
+    split: Split = None,
     overwrite: Overwrite = False,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Number of loader processes.")] = 2,
     timeout: Annotated[
@@ -61,11 +65,14 @@ def evaluate(
     batch_size: BatchSize = 1,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Evaluate a detector: COCO's metrics, best thresholds, confusions, kinds of errors, and a page with all of it."""
+    """Evaluate a detector: COCO's metrics, best thresholds, confusions, kinds of errors, and a page with all of it.
+
+    DATA is what training takes; of its splits val is taken, or else test. Without DATA it is the run's validation data.
+    """
     from vovnet.detection import distributed, format_metrics
     from vovnet.detection import evaluate as evaluate_detector
     from vovnet.detection.detecting.sharing import shared_output
-    from vovnet.detection.evaluation.evaluator import evaluation_dataset
+    from vovnet.detection.evaluation.sources import evaluation_dataset, evaluation_sources
     from vovnet.detection.export import exported_detector
     from vovnet.export.runtime import is_exported
     from vovnet.hub import load_detector
@@ -78,7 +85,8 @@ def evaluate(
     place = device_for("cpu" if exported else device, fuse)
     with shared_output(output, overwrite=overwrite, device=place, timeout=timeout):
         detector = exported_detector(weights) if exported else load_detector(weights)
-        dataset = evaluation_dataset(detector, images, annotations, max_pixels=max_pixels)
+        sources = evaluation_sources(data, images, annotations, split=split, run=weights)
+        dataset = evaluation_dataset(detector, sources, max_pixels=max_pixels)
         if dataset.dropped_summary and distributed.rank() == 0:
             say(f"data left out: {dataset.dropped_summary}")
         detector = fused_if(fuse, detector)

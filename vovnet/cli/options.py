@@ -90,12 +90,23 @@ ShowBatch = Annotated[
     Path | None,
     typer.Option("--show-batch", metavar="FILE.png", help="Draw the first training images, after transforms."),
 ]
-Images = Annotated[Path, typer.Option("--images", help="Folder that the file_name entries are relative to.")]
+OptionalData = Annotated[
+    Path | None,
+    typer.Argument(
+        parser=home_path, metavar="DATA", help="Folder or file of labels of any format, or hf:ORG/NAME on the Hub."
+    ),
+]
+OptionalImages = Annotated[
+    Path | None, typer.Option("--images", help="Folder that the file_name entries of --annotations are relative to.")
+]
+Split = Annotated[str | None, typer.Option("--split", help="This split alone.")]
 MaxPixels = Annotated[
     int | None,
     typer.Option("--max-pixels", min=1, help="Read images up to this many pixels. Default: Pillow's limit, 178956970."),
 ]
-Annotations = Annotated[Path, typer.Option("--annotations", help="COCO JSON file.")]
+OptionalAnnotations = Annotated[
+    Path | None, typer.Option("--annotations", help="COCO JSON file, in place of DATA; needs --images.")
+]
 Architecture = Annotated[
     str, typer.Option("--architecture", help="Name of a VoVNet in config.json: timm (loads without vovnet) or vovnet.")
 ]

@@ -21,7 +21,7 @@ from vovnet.detection import evaluate, load_recipe, predict
 from vovnet.detection.checkpoints.folder import load_detector, save_detector
 from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.data.synthetic import CATEGORIES, generate_shapes
-from vovnet.detection.evaluation.evaluator import evaluation_dataset
+from vovnet.detection.evaluation.sources import evaluation_dataset, evaluation_sources
 from vovnet.detection.export import ExportedDetector, export_detector, exported_detector
 from vovnet.detection.export.exporter import exportable_detector
 from vovnet.detection.masks import detect
@@ -88,7 +88,7 @@ def xywh(exported: ExportedDetector, boxes: Tensor) -> Any:
 def test_it_is_evaluated_as_a_detector_is(pair: tuple[Any, ExportedDetector], tmp_path: Path) -> None:
     outputs, exported = pair
     data = generate_shapes(tmp_path / "data", train=1, val=2, size=(96, 96))["val"]
-    dataset = evaluation_dataset(exported, data.images, data.annotations)
+    dataset = evaluation_dataset(exported, evaluation_sources(None, data.images, data.annotations))
     with pytest.warns(LimitWarning, match="limit of 30 detections"):
         metrics = evaluate(exported, dataset, tmp_path / "out")
     assert set(metrics) > {"bbox", "segm", "per_class"}

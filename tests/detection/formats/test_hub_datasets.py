@@ -12,10 +12,13 @@ import pytest
 from label_files import NAMES, SIZES, THINGS, Thing
 from PIL import Image
 
+from vovnet.detection.config.loading import load_recipe
 from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.coco import CocoDataset
-from vovnet.detection.data.sources import read_source
+from vovnet.detection.data.dataset_check import check_dataset
+from vovnet.detection.data.sources import read_source, splits_of
 from vovnet.detection.formats import hub_datasets
+from vovnet.detection.formats.finding import sources_of
 from vovnet.errors import InputError
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is an extra (hf)")
@@ -139,3 +142,24 @@ def test_classes_without_names_are_their_texts(tmp_path: Path) -> None:
     (file,) = read_source(DataSource(hf=str(write(tmp_path / "data", texts=True))), "train")
     assert [one["name"] for one in file.content.categories] == sorted(NAMES)
     assert json.loads(Path(file.name).read_text())["categories"][0] == {"id": 0, "name": "cat"}
+
+
+def test_a_path_that_begins_with_hf_has_all_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands take it, a recipe does, and the second time the splits are known without the package."""
+    name = f"hf:{write(tmp_path / 'data', train='', validation='')}"
+    title, splits = splits_of(name)
+    assert list(splits) == ["train", "val"]
+    assert check_dataset(splits).splits[1].report.images == len(ROWS)
+    found = sources_of(name)
+    assert [(one.hf, one.split) for one in (*found.train, *found.val)] == [
+        (name[3:], "train"),
+        (name[3:], "validation"),
+    ]
+    assert "Hub" in title
+    recipe = load_recipe("quickstart", [f"data.train=[{name}]"])
+    assert recipe.data.train == [DataSource(hf=name[3:])]
+    monkeypatch.setattr(hub_datasets, "absent_package", lambda *_: "datasets")
+    assert list(splits_of(name)[1]) == ["train", "val"]
+    assert list(splits_of(name, "valid")[1]) == ["val"]
+    with pytest.raises(InputError, match=r"\[hf\]"):
+        splits_of("hf:someone/else")
