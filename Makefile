@@ -24,7 +24,7 @@ ifdef FLOOR
 DEV_INSTALL = $(PY) tests/helpers/floors.py > $(VENV)/floors.txt && $(INSTALL) . --requirement $(VENV)/floors.txt
 endif
 
-.PHONY: help quickstart test test-floor prove reproduce gpu lint format types wheel wheel-cuda clean
+.PHONY: help quickstart test test-floor prove reproduce gpu docs docs-serve lint format types wheel wheel-cuda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,12 @@ reproduce: $(DEV_STAMP) ## compare the published detectors with the reference's 
 # Installs nothing: machines with a GPU often come with their own PyTorch, and without a network.
 gpu: ## with a GPU: test and time the kernels, training and inference; writes gpu_report.md (at most 9 minutes)
 	$(or $(PYTHON),$(if $(wildcard $(PY)),$(PY),python3)) -m benchmarks.gpu $(GPU_ARGS)
+
+docs: $(DEV_STAMP) ## build the documentation into build/site; a broken link or anchor, or a missing docstring, fails
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
+docs-serve: $(DEV_STAMP) ## show the documentation at http://127.0.0.1:8000, built anew when a page changes
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --no-strict
 
 lint: $(DEV_STAMP) ## check style
 	$(PY) -m ruff check .

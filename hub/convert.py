@@ -96,7 +96,7 @@ def convert_checkpoint(
         architecture: How ``config.json`` names a VoVNet: ``timm`` (timm's ``vovnet39a`` with arguments, which also
             loads without this package) or ``vovnet`` (its name in this package). The outputs are equal.
         input: ``bgr255`` folds the input of ``conventions: legacy`` into the first convolution and its norm, and leaves
-            the classifier out: a start for the recipes with these conventions (docs/reproduce.md).
+            the classifier out: a start for the recipes with these conventions (docs/how-to/reproduce.md).
         part: ``backbone`` takes the network of a file that holds more, without its classifier, and lists the rest.
 
     Returns:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 from house import FLOORS, circles, file_graph, imported, loose_files, room_graph, source_files
+from pages import find_page
 from walks import files_passed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +65,7 @@ def test_the_checker_finds_a_circle_in_each_group() -> None:
 
 def test_the_drawings_show_imports_that_exist() -> None:
     rooms = room_graph(FILES)
-    drawings = re.findall(r"^```mermaid\n(.*?)^```", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)
+    drawings = re.findall(r"^```mermaid\n(.*?)^```", find_page("architecture.md").read_text(), re.M | re.S)
     assert len(drawings) == 2
     for prefix, drawing in zip(("vovnet.detection", "vovnet"), drawings, strict=True):
         names = {"vovnet_py": "vovnet", "ops_build": "ops.build", "ops_shipping": "ops.shipping"}

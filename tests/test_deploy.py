@@ -1,4 +1,4 @@
-"""The server of docs/deploy.md: what it answers to good and bad uploads, to too many of them, and after a fork."""
+"""The server of docs/how-to/deploy.md: what it answers to good and bad uploads, to too many, and after a fork."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BOX = {"bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5, "category_id": 7, "category":
 
 @pytest.fixture(scope="module")
 def server() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("deploy_server", ROOT / "docs" / "deploy_server.py")
+    spec = importlib.util.spec_from_file_location("deploy_server", ROOT / "docs" / "how-to" / "deploy_server.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -310,7 +310,7 @@ def test_the_environment_of_the_image_keeps_every_file_below_tmp(detector: Path,
     given |= {"PATH": os.environ["PATH"], "WEIGHTS": str(detector), "FUSE": "no", "VOVNET_OPS": "off"}
     (tmp_path / "a.jpg").write_bytes(encoded())
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(ROOT / "docs"), str(tmp_path / "a.jpg")],
+        [sys.executable, "-c", WATCHED, str(ROOT / "docs" / "how-to"), str(tmp_path / "a.jpg")],
         cwd=ROOT, env=given, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -339,8 +339,8 @@ def answers_of(program: Sequence[str], weights: Path, fuse: str, requests: int) 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         arguments = [sys.executable, "-m", *(one.format(fd=listening.fileno()) for one in program)]
         process = subprocess.Popen(
-            arguments, cwd=ROOT / "docs", env=environment, pass_fds=[listening.fileno()], stderr=subprocess.PIPE,
-            start_new_session=True,
+            arguments, cwd=ROOT / "docs" / "how-to", env=environment, pass_fds=[listening.fileno()],
+            stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         try:
             address = "{}:{}".format(*listening.getsockname())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import recipe_reference
 import weights_reference
-from pages import fenced, rows
+from pages import fenced, find_page, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,7 +39,7 @@ def test_the_table_of_weights_is_current() -> None:
 def test_every_key_of_a_recipe_is_documented_with_its_default(section: str) -> None:
     from vovnet.detection.config.schema import Recipe
 
-    table = {row[0].strip("`"): row[1:] for row in rows("training.md", f"<!-- keys: {section} -->")[1:]}
+    table = {row[0].strip("`"): row[1:] for row in rows("recipes.md", f"<!-- keys: {section} -->")[1:]}
     part = getattr(Recipe(), section)
     assert list(table) == [field.name for field in dataclasses.fields(part)]
     for key, (default, meaning) in table.items():
@@ -57,7 +57,7 @@ def test_every_recipe_names_the_schema_of_editors() -> None:
 def test_every_recipe_is_listed() -> None:
     from vovnet.detection.config.loading import recipe_names
 
-    listed = {name for row in rows("training.md", "# Training") for name in re.findall(r"`(\w+)`", row[0])}
+    listed = {name for row in rows("recipes.md", "# Recipes") for name in re.findall(r"`(\w+)`", row[0])}
     assert listed == set(recipe_names())
 
 
@@ -93,7 +93,7 @@ def test_the_example_of_a_coco_file_is_sound(tmp_path: Path) -> None:
 
     from vovnet.detection.data.validation import check_data
 
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("```json\n")[1].split("```")[0]
+    text = find_page("data.md").read_text(encoding="utf-8").split("```json\n")[1].split("```")[0]
     (tmp_path / "a.json").write_text(text)
     Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
     report = check_data(tmp_path, tmp_path / "a.json")

@@ -48,7 +48,7 @@ def test_the_quickstart_learns_shapes(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which docs/detectors.md generates shapes."""
+    """The folder in which docs/reference/detectors.md generates shapes."""
     folder = tmp_path_factory.mktemp("work")
     generate_shapes(folder / "shapes", train=400, val=60, size=(128, 128), max_shapes=3, keypoints=True)
     return folder

@@ -351,6 +351,7 @@ class VoVNet(nn.Module):
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, num_classes) of normalised images (N, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
 
 

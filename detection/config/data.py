@@ -18,7 +18,7 @@ class DataRecipe:
 
     train: list[PathOrSource] = field(default_factory=list)
     """Training data: a list of ``{images: FOLDER, annotations: FILE.json}``, of ``{yolo: data.yaml}``, of
-    ``{voc: FOLDER}`` or of folders whose format is found out (docs/data.md)."""
+    ``{voc: FOLDER}`` or of folders whose format is found out (docs/reference/data.md)."""
     val: list[PathOrSource] = field(default_factory=list)
     """Validation data in the same form. Without any, nothing is evaluated and the last weights are published."""
     keep_empty: Flag = True

@@ -34,7 +34,7 @@ class ModelRecipe:
     """Kind of detector: torchvision's class of that name."""
     conventions: ConventionName = "torchvision"
     """Rules for images, boxes, training and published files; ``legacy`` follows maskrcnn-benchmark
-    (docs/reproduce.md)."""
+    (docs/how-to/reproduce.md)."""
     backbone: Text = "vovnet39"
     """Name of any timm model with ``features_only``."""
     backbone_args: Arguments = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """A whole recipe: everything that decides a training run, as typed data with bounds.
 
 Its parts are in ``model.py``, ``data.py`` and ``solver.py``; ``log`` and the keys outside of every part are here. The
-fields are the only place that names a key, its type, its default and its bounds. The tables of docs/training.md and
-the JSON Schema for editors are generated from them (tests/helpers/recipe_reference.py).
+fields are the only place that names a key, its type, its default and its bounds. The tables of
+docs/reference/recipes.md and the JSON Schema for editors are generated from them (tests/helpers/recipe_reference.py).
 """
 
 from __future__ import annotations
@@ -55,4 +55,4 @@ class Recipe:
     init: PathText | None = None
     """Weights to start from: a detector's folder or Hub name, or ``torchvision:NAME``, whose network the recipe then
     takes; predictors for another number of classes start anew and are listed. Or a backbone's folder in timm's form, as
-    ``vovnet convert`` writes it (docs/reproduce.md), where everything but the backbone starts anew."""
+    ``vovnet convert`` writes it (docs/how-to/reproduce.md), where everything but the backbone starts anew."""

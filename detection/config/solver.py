@@ -32,8 +32,8 @@ class SolverRecipe:
     """The optimizer and its schedule, counted in iterations (one optimizer step each) or in epochs."""
 
     optimizer: Text = "sgd"
-    """An optimizer of timm by its name there: ``sgd``, ``adamw``, ``lamb``, ``muon``, … (docs/training.md). It sees
-    gradients alone; those that need more are refused."""
+    """An optimizer of timm by its name there: ``sgd``, ``adamw``, ``lamb``, ``muon``, … (docs/how-to/training.md). It
+    sees gradients alone; those that need more are refused."""
     optimizer_args: Arguments = field(default_factory=dict)
     """More arguments of the optimizer, such as ``{betas: [0.9, 0.95]}``."""
     base_lr: Number = Field(default=0.02, ge=0)
@@ -104,7 +104,7 @@ class SolverRecipe:
     """Use the channels-last memory layout."""
     memory: Literal["plain", "normal", "low"] = "normal"
     """How much memory a backbone with OSA blocks needs for the backward pass: ``plain`` as much as PyTorch, ``normal``
-    and ``low`` less (docs/operators.md), with the same results up to rounding."""
+    and ``low`` less (docs/explanation/operators.md), with the same results up to rounding."""
     compile: Flag = False
     """Compile the timm network for training by ``torch.compile``, as one graph for images of any size. A run prints
     what that gave."""

@@ -124,7 +124,7 @@ def _no_start(model: ModelRecipe) -> str:
     return (
         f"init: conventions: legacy needs weights for BGR images in 0..255: convert {file} with `vovnet convert FILE "
         f"OUT --input bgr255` and give init=OUT{stride}, or convert the published backbone without --input "
-        "(docs/reproduce.md has the addresses)"
+        "(docs/how-to/reproduce.md has the addresses)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The key tables of docs/training.md and the JSON Schema of recipes, generated from the schema's fields.
+"""The key tables of docs/reference/recipes.md and the JSON Schema of recipes, generated from the schema's fields.
 
 ``python tests/helpers/recipe_reference.py``, run in the checkout, writes both.
 """
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from vovnet.detection.config.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "training.md"
+PAGE = ROOT / "docs" / "reference" / "recipes.md"
 SCHEMA = ROOT / "detection" / "recipes" / "recipe.schema.json"
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
@@ -27,7 +27,7 @@ def json_schema() -> str:
 
 
 def page() -> str:
-    """Return docs/training.md with the tables that the schema makes."""
+    """Return docs/reference/recipes.md with the tables that the schema makes."""
 
     def table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{key_table(match[2])}{match[3]}"
@@ -75,7 +75,11 @@ def _default(value: dict[str, Any]) -> str:
 
 
 def _text(value: dict[str, Any]) -> str:
-    links = {r"arXiv:(\d+\.\d+)": r"[arXiv:\1](https://arxiv.org/abs/\1)", r"docs/(\w+)\.md": r"[\1](\1.md)"}
+    links = {
+        r"arXiv:(\d+\.\d+)": r"[arXiv:\1](https://arxiv.org/abs/\1)",
+        r"docs/reference/(\w+)\.md": r"[\1](\1.md)",
+        r"docs/([\w-]+)/(\w+)\.md": r"[\2](../\1/\2.md)",
+    }
     text: str = value["description"]
     for pattern, link in links.items():
         text = re.sub(pattern, link, text)

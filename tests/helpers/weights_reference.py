@@ -1,4 +1,4 @@
-"""The table of sources in docs/weights.md, generated from what the package knows.
+"""The table of sources in docs/reference/weights.md, generated from what the package knows.
 
 ``python tests/helpers/weights_reference.py``, run in the checkout, writes it.
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 from vovnet.detection.zoo.listing import as_markdown
 from vovnet.detection.zoo.sources import published_sources
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "weights.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "weights.md"
 
 
 def page() -> str:
-    """Return docs/weights.md with the table of today."""
+    """Return docs/reference/weights.md with the table of today."""
     text = PAGE.read_text(encoding="utf-8")
     return re.sub(
         r"(<!-- weights -->\n).*?(<!-- end -->)",

@@ -1,4 +1,4 @@
-"""The authors' ImageNet recipe as docs/classification.md gives it, one step of it, on generated images.
+"""The authors' ImageNet recipe as docs/how-to/classification.md gives it, one step of it, on generated images.
 
 timm's ``train.py`` is not in its wheel; where it lies is told by ``TIMM_TRAIN_SCRIPT`` and then the script itself is
 run. The other test takes the same parts of timm that the script puts together.
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 def documented_flags(repository: Path) -> list[str]:
     """The recipe's flags out of the docs page, so that page and test cannot part."""
-    text = (repository / "docs" / "classification.md").read_text(encoding="utf-8")
+    text = (repository / "docs" / "how-to" / "classification.md").read_text(encoding="utf-8")
     command = re.search(r"python train\.py (.*?)\n```", text, re.DOTALL)
     assert command
     return command.group(1).replace("\\\n", " ").split()

@@ -24,7 +24,7 @@ from vovnet.detection.zoo.published import PUBLISHED_BACKBONES, PUBLISHED_ROWS
 from vovnet.detection.zoo.sources import Source, all_sources, published_sources, select
 from vovnet.detection.zoo.weights import PublishedWeights
 
-REPRODUCE = Path(__file__).resolve().parents[3] / "docs" / "reproduce.md"
+REPRODUCE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "reproduce.md"
 SHA1 = {  # as pytorchcv 0.0.74 lists them
     "vovnet27_slim": "b7a5bf677bd3431bbed44b439fde7a01d699ace1",
     "vovnet39": "63bfa613870b37bd4fb5b71412e7875392aa4f66",

@@ -1,4 +1,4 @@
-"""An environment that has no PyTorch: what docs/export.md says to install, and nothing else."""
+"""An environment that has no PyTorch: what docs/how-to/export.md says to install, and nothing else."""
 
 from __future__ import annotations
 

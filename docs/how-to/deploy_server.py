@@ -1,4 +1,4 @@
-"""A server that detects objects in the images that are posted to it. Copy this file; docs/deploy.md explains it.
+"""A server that detects objects in the images that are posted to it. Copy this file; docs/how-to/deploy.md explains it.
 
     WEIGHTS=runs/mine uvicorn --factory deploy_server:create_app
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/detect

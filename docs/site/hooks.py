@@ -1,0 +1,90 @@
+"""What the site has beyond the pages: the command line's reference, links into the repository, a check of docstrings.
+
+mkdocs calls the functions ``on_…`` (https://www.mkdocs.org/dev-guide/plugins/#events). A warning fails the build,
+because ``mkdocs.yml`` is strict.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import os
+import posixpath
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import griffe
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+LOG = logging.getLogger("mkdocs.hooks.vovnet")
+COMMANDS = "<!-- commands -->"
+DIRECTIVE = re.compile(r"^::: (\S+)", re.MULTILINE)
+LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)(#[^)\s]*)?(\))")
+FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Return a page's text as the site has it."""
+    root = Path(config.config_file_path).parent
+    for name in DIRECTIVE.findall(markdown):
+        for missing in undocumented(name, root):
+            LOG.warning("%s: %s has no docstring", page.file.src_uri, missing)
+    if COMMANDS in markdown:
+        markdown = markdown.replace(COMMANDS, command_reference(root))
+    parts = FENCE.split(markdown)
+    parts[::2] = [_with_links_into_the_repository(part, page, config) for part in parts[::2]]
+    return "".join(parts)
+
+
+def command_reference(root: Path) -> str:
+    """Return what Typer writes of every command: usage, arguments and options, as Markdown.
+
+    A process of its own makes it, so that mkdocs does not import PyTorch.
+    """
+    words = [sys.executable, "-m", "typer", "vovnet.cli", "utils", "docs", "--name", "vovnet"]
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths, "NO_COLOR": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    text = html.unescape(done.stdout.split("\n", 1)[1])
+    return re.sub(r"^\* `--help`.*\n", "", text, flags=re.MULTILINE).replace("```console\n$ ", "```text\n")
+
+
+def undocumented(name: str, root: Path) -> list[str]:
+    """Return the paths of what is public of an object of the package, itself included, and has no docstring."""
+    try:
+        found: Any = _package(name.partition(".")[0], root)
+        for part in name.split(".")[1:]:
+            found = found[part]
+    except KeyError:
+        return []  # mkdocstrings says it
+    found = found.final_target if found.is_alias else found
+    members = found.members.values() if found.is_class else ()
+    documentable = [member for member in members if not member.is_alias and (member.is_function or member.is_class)]
+    wanted = [found, *(member for member in documentable if member.is_public and not member.name.startswith("__"))]
+    return [one.path for one in wanted if one.docstring is None or not one.docstring.value.strip()]
+
+
+@cache
+def _package(name: str, root: Path) -> Any:
+    return griffe.load(name, search_paths=[str(root)], resolve_aliases=True, resolve_external=False)
+
+
+def _with_links_into_the_repository(text: str, page: Page, config: MkDocsConfig) -> str:
+    """Return the text whose links to files outside of docs/ lead to GitHub: the site does not have these files."""
+    home = posixpath.join("docs", posixpath.dirname(page.file.src_uri))
+
+    def absolute(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(home, match[2]))
+        if path.startswith("docs/"):
+            return match[0]
+        return f"{match[1]}{config.repo_url}/blob/main/{path}{match[3] or ''}{match[4]}"
+
+    return LINK.sub(absolute, text)

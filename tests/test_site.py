@@ -1,0 +1,80 @@
+"""What `make docs` refuses. CI builds the whole site; here small ones are built with its configuration."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = '"""A package."""\n\n\ndef doubled(x: int) -> int:\n    """Return twice ``x``."""\n    return 2 * x\n'
+HOME = "# Home\n\n[code](code.md#small)\n"
+PAGE = "# Code\n\n[home](index.md), [its anchor](#small) and [outside](../README.md)\n\n## Small\n\n::: small.doubled\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """The folder of a sound site of two pages and a package of one function."""
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[0]
+    (tmp_path / "mkdocs.yml").write_text(f"{config}\nnav: [index.md, code.md]\n", encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    shutil.copytree(ROOT / "docs" / "site", tmp_path / "docs" / "site")
+    (tmp_path / "docs" / "index.md").write_text(HOME)
+    (tmp_path / "docs" / "code.md").write_text(PAGE)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "__init__.py").write_text(CODE)
+    return tmp_path
+
+
+def built(site: Path) -> str:
+    build(load_config(str(site / "mkdocs.yml")))
+    return (site / "build" / "site" / "code" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_sound_site_is_built_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    page = built(site)
+    assert "Return twice" in page
+    assert "https://github.com/vovnet/vovnet/blob/main/README.md" in page
+    loaded = re.findall(
+        r'<(?:script|img|iframe)[^>]* src="([^"]+)"|<link rel="(?:stylesheet|preconnect)" href="([^"]+)"', page
+    )
+    assert loaded
+    assert not [address for pair in loaded for address in pair if "//" in address]
+    assert (site / "build" / "site" / "search" / "search_index.json").is_file()
+
+
+FAULTS = {
+    "a broken link": ("docs/code.md", "index.md", "nowhere.md"),
+    "a broken anchor": ("docs/code.md", "(#small)", "(#nowhere)"),
+    "a broken anchor of another page": ("docs/index.md", "code.md#small", "code.md#nowhere"),
+    "a missing docstring": ("small/__init__.py", '    """Return twice ``x``."""\n', ""),
+    "a missing image": ("docs/code.md", "[home](index.md)", "![home](nowhere.png)"),
+    "a page that nothing leads to": ("mkdocs.yml", "nav: [index.md, code.md]", "nav: [index.md]"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_fault_fails_the_build(fault: str, site: Path) -> None:
+    name, good, bad = FAULTS[fault]
+    text = (site / name).read_text(encoding="utf-8")
+    assert text.count(good) == 1
+    (site / name).write_text(text.replace(good, bad), encoding="utf-8")
+    with pytest.raises(Abort, match="1 warning"):
+        built(site)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import vovnet
+    from vovnet import adapters, detection, hub, ops
+
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", page, re.MULTILINE)}
+    public = {name for package in (vovnet, adapters, detection, hub, ops) for name in package.__all__}
+    assert public - listed <= {"__version__"}
