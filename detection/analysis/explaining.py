@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from vovnet.detection.analysis.confusion import confusion_matrix
 from vovnet.detection.analysis.matching import IGNORED, MatchedImage, matched_images
-from vovnet.detection.analysis.thresholds import OperatingPoint, ThresholdCurve, chosen_points, threshold_curves
+from vovnet.detection.analysis.thresholds import (
+    OperatingPoint,
+    ThresholdCurve,
+    chosen_points,
+    counting_points,
+    threshold_curves,
+)
 from vovnet.detection.analysis.tide import KINDS, ErrorKinds, error_kinds
 from vovnet.files import atomic_path
 
@@ -51,8 +57,11 @@ class Analysis:
     """Of all classes with one threshold."""
     confusion: NDArray[np.int64]
     """(K + 1, K + 1), at the threshold of ``overall``; see :func:`~.confusion.confusion_matrix`."""
+    counting: list[OperatingPoint]
+    """Of each class, with as many detections as objects."""
     count_error: list[float]
-    """For each class the mean, over the images, of how far the number of detections is from that of the objects."""
+    """For each class the mean, over the images, of how far the number of detections is from that of the objects, at
+    the point of ``counting``."""
     count_bias: list[float]
     """The same with its sign: above 0 there are too many detections."""
     errors: ErrorKinds
@@ -66,8 +75,11 @@ class Analysis:
 
     def class_numbers(self) -> list[dict[str, Any]]:
         """Return what ``metrics.json`` says of each class."""
-        rows = zip(self.best, self.count_error, self.count_bias, strict=True)
-        return [{**_point(point), "count_error": error, "count_bias": bias} for point, error, bias in rows]
+        rows = zip(self.best, self.counting, self.count_error, self.count_bias, strict=True)
+        return [
+            {**_point(best), "count_threshold": point.threshold, "count_error": error, "count_bias": bias}
+            for best, point, error, bias in rows
+        ]
 
 
 def _point(point: OperatingPoint) -> dict[str, float]:
@@ -84,8 +96,10 @@ def analyse(evaluated: COCOeval) -> Analysis:
     names = [str(evaluated.cocoGt.cats[category]["name"]) for category in evaluated.params.catIds]
     curves = threshold_curves(images, len(names))
     best, overall = chosen_points(curves)
-    thresholds = np.array([point.threshold for point in best])
-    false, missed = (np.array(rows).reshape(-1, len(names)) for rows in _errors(images, thresholds))
+    false, missed = _errors(images, best)
+    counting = counting_points(curves)
+    surplus, lack = _errors(images, counting)
+    difference = surplus - lack
     listed = [
         ImageErrors(one.image_id, int(lost.sum()), int(wrong.sum()))
         for one, lost, wrong in zip(images, missed, false, strict=True)
@@ -97,18 +111,19 @@ def analyse(evaluated: COCOeval) -> Analysis:
         best,
         overall,
         confusion_matrix(images, len(names), overall.threshold),
-        np.abs(false - missed).mean(axis=0).tolist(),
-        (false - missed).mean(axis=0).tolist(),
+        counting,
+        np.abs(difference).mean(axis=0).tolist(),
+        difference.mean(axis=0).tolist(),
         error_kinds(images, len(names), evaluated.params.maxDets[-1]),
         sorted(listed, key=lambda one: (-one.total, one.image_id)),
     )
 
 
 def _errors(
-    images: Sequence[MatchedImage], thresholds: NDArray[np.float64]
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Return false detections and missed objects of each class (K,) in each image."""
-    classes = len(thresholds)
+    images: Sequence[MatchedImage], points: Sequence[OperatingPoint]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return false detections and missed objects of each class in each image, (I, K), at each class's point."""
+    classes, thresholds = len(points), np.array([point.threshold for point in points])
     false, missed = [], []
     for one in images:
         kept = (one.scores >= thresholds[one.labels]) & (one.matches != IGNORED)
@@ -116,7 +131,7 @@ def _errors(
         there = np.bincount(one.truth_labels[~one.crowd], minlength=classes)
         false.append(np.bincount(one.labels[kept & (one.matches < 0)], minlength=classes))
         missed.append(there - found)
-    return false, missed
+    return np.array(false).reshape(-1, classes), np.array(missed).reshape(-1, classes)
 
 
 def write_thresholds(analyses: Mapping[str, Analysis], out: str | os.PathLike[str]) -> None:

@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vovnet.detection.analysis.matching import IGNORED, MatchedImage
+from vovnet.results.thresholds import USUAL
 
 THRESHOLDS: NDArray[np.float64] = np.arange(101) / 100
 """0, 0.01, … 1: a detection counts if its score is at least the threshold."""
-
-USUAL = 0.5
-"""The threshold of ``vovnet predict``, for classes and data of which nothing was found."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,7 @@ class ThresholdCurve:
 
         Where several neighbouring thresholds have it, the one in their middle is taken.
         """
-        whole = self.true + self.false + self.objects
-        f1 = 2 * self.true / np.maximum(whole, 1)
+        f1 = self._f1()
         first = int(f1.argmax())
         if f1[first] <= 0:
             return None
@@ -78,6 +75,24 @@ class ThresholdCurve:
         while run + 1 < len(f1) and f1[run + 1] == f1[first]:
             run += 1
         return self.points()[(first + run) // 2]
+
+    def unbiased(self) -> OperatingPoint | None:
+        """Return the point with as many detections as objects, or None if no detection is true.
+
+        Where no threshold does it exactly, or several do, the one of the largest F1 is taken among the nearest; of
+        equal ones, the one in their middle.
+        """
+        if not self.true.any():
+            return None
+        bias = np.abs(self.true + self.false - self.objects)
+        nearest = np.flatnonzero(bias == bias.min())
+        f1 = self._f1()[nearest]
+        chosen = nearest[f1 == f1.max()]
+        return self.points()[chosen[len(chosen) // 2]]
+
+    def _f1(self) -> NDArray[np.float64]:
+        whole = self.true + self.false + self.objects
+        return np.asarray(2 * self.true / np.maximum(whole, 1))
 
     def at(self, threshold: float) -> OperatingPoint:
         """Return the point of one of :data:`THRESHOLDS`."""
@@ -106,11 +121,21 @@ def pooled(curves: Sequence[ThresholdCurve]) -> ThresholdCurve:
     return ThresholdCurve(true, false, sum(one.objects for one in curves))
 
 
+def counting_points(curves: Sequence[ThresholdCurve]) -> list[OperatingPoint]:
+    """Return for each class the point with as many detections as objects.
+
+    A class of which nothing was found takes the threshold of all together, as in :func:`chosen_points`.
+    """
+    overall = pooled(curves).unbiased()
+    threshold = overall.threshold if overall else USUAL
+    return [one.unbiased() or one.at(threshold) for one in curves]
+
+
 def chosen_points(curves: Sequence[ThresholdCurve]) -> tuple[list[OperatingPoint], OperatingPoint]:
     """Return the best point of each class, and of all together.
 
     A class of which nothing was found takes the threshold of all together; without any true detection that is
-    :data:`USUAL`.
+    :data:`~vovnet.results.thresholds.USUAL`.
     """
     together = pooled(curves)
     overall = together.best() or together.at(USUAL)

@@ -41,9 +41,10 @@ def explained(metrics: Mapping[str, Any], analyses: Mapping[str, Analysis]) -> d
         ``errors``: for each of :data:`~vovnet.detection.analysis.tide.KINDS` the ``count`` and ``dAP50``, what
         AP50 would gain without them, in 0..1; and ``AP50`` as TIDE computes it.
 
-        Each entry of ``per_class`` also has the four numbers of its own best threshold, and ``count_error`` and
-        ``count_bias``: by how many the detections of an image differ from the objects at that threshold, in the mean
-        over all images, without and with the sign.
+        Each entry of ``per_class`` also has the four numbers of its own best threshold; ``count_threshold``, the score
+        from which on there are as many detections as objects; and ``count_error`` and ``count_bias``: by how many the
+        detections of an image differ from the objects at that score, in the mean over all images, without and with the
+        sign.
     """
     added: dict[str, Any] = {name: {} for name in ("best", "errors")} if analyses else {}
     per_class = dict(metrics["per_class"])

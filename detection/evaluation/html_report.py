@@ -88,17 +88,31 @@ def _coco(metrics: Mapping[str, Any]) -> str:
 
 
 def _classes(metrics: Mapping[str, Any], kind: str) -> str:
-    columns = ("class", "objects", "AP", "AP50", "best score", "precision", "recall", "F1", "count error", "bias")
+    columns = (
+        "class",
+        "objects",
+        "AP",
+        "AP50",
+        "best score",
+        "precision",
+        "recall",
+        "F1",
+        "count at",
+        "count error",
+        "bias",
+    )
     rows: list[list[object]] = []
     for entry in metrics["per_class"][kind]:
         row = [entry["name"], entry["objects"], percent(entry["AP"]), percent(entry["AP50"]), *_point(entry)]
-        rows.append([*row, f"{entry['count_error']:.2f}", f"{entry['count_bias']:+.2f}"])
+        counts = [f"{entry['count_threshold']:.2f}", f"{entry['count_error']:.2f}", f"{entry['count_bias']:+.2f}"]
+        rows.append([*row, *counts])
     objects = sum(entry["objects"] for entry in metrics["per_class"][kind])
     means = [percent(metrics[kind][name]) for name in ("AP", "AP50")]
-    rows.insert(0, [ALL, objects, *means, *_point(metrics["best"][kind]), "", ""])
+    rows.insert(0, [ALL, objects, *means, *_point(metrics["best"][kind]), "", "", ""])
     note = (
-        "Precision, recall and F1 in percent at the score threshold with the best F1, at IoU 0.5. Count error: by how "
-        "many the detections of an image differ from its objects; bias: the same with its sign, above 0 too many."
+        "Precision, recall and F1 in percent at the score threshold with the best F1, at IoU 0.5. Count at: the "
+        "score from which on there are as many detections as objects. Count error: by how many the detections of "
+        "an image differ from its objects at that score; bias: the same with its sign, above 0 too many."
     )
     return f'<h2>{_TITLES[kind]}: classes</h2>\n<p class="note">{note}</p>\n{_table(columns, rows)}'
 

@@ -50,12 +50,12 @@ def _threshold_table(metrics: Mapping[str, Any], iou_type: str, kind: str) -> li
     classes = metrics["per_class"][iou_type]
     labels = [ALL, *(shortened(printable(entry["name"]), _MAX_NAME) for entry in classes)]
     width = max(width_of(f"best F1, {kind}"), *map(width_of, labels))
-    lines = ["", f"{f'best F1, {kind}':{width}}  score  precision  recall     F1  count error    bias"]
+    lines = ["", f"{f'best F1, {kind}':{width}}  score  precision  recall     F1  count at  count error    bias"]
     for label, entry in zip(labels, [best, *classes], strict=True):
         row = f"{padded(label, width)} {entry['threshold']:>6.2f} {percent(entry['precision']):>10}"
         row += f" {percent(entry['recall']):>7} {percent(entry['F1']):>6}"
         if "count_error" in entry:
-            row += f" {entry['count_error']:>12.2f} {entry['count_bias']:>+7.2f}"
+            row += f" {entry['count_threshold']:>9.2f} {entry['count_error']:>12.2f} {entry['count_bias']:>+7.2f}"
         lines.append(row)
     return lines
 

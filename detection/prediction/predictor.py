@@ -33,6 +33,7 @@ from vovnet.results.labels import LabelMode
 from vovnet.results.limits import LimitWarning
 from vovnet.results.run_options import RunOptions, RunSettings
 from vovnet.results.skeletons import skeletons_of
+from vovnet.results.thresholds import USUAL, Threshold
 from vovnet.results.video import write_video
 from vovnet.results.writing import FileDetector, Share, write_predictions
 from vovnet.terminal.streams import echo
@@ -121,7 +122,7 @@ def predict_files(
     detector: nn.Module,
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    threshold: float = 0.5,
+    threshold: Threshold = USUAL,
     *,
     device: str | torch.device | None = None,
     max_pixels: int | None = None,
@@ -142,7 +143,8 @@ def predict_files(
         paths: image files. If several have the same stem, the second gets ``STEM-2``, the third ``STEM-3``, and so on.
             A stem that the file system refuses is replaced (:func:`vovnet.results.names.output_names`).
         output: folder for both files; created if it does not exist.
-        threshold: detections with a lower score are not drawn; the JSON file has all of them.
+        threshold: detections with a lower score are neither drawn nor counted; the JSON file has all of them. A
+            number, or one for each category's name: :func:`vovnet.results.thresholds.thresholds_for_counts`.
         device: as for :func:`predict`.
         max_pixels: images with more pixels are refused; None is Pillow's limit.
         batch_size: as for :func:`predict`.
@@ -157,7 +159,8 @@ def predict_files(
 
     Raises:
         InputError: some images could not be read (raised after all others are finished); or, before anything is
-            written, ``paths`` is empty, ``threshold`` is not in 0..1, or a drawing would overwrite one of the images.
+            written, ``paths`` is empty, ``threshold`` is not in 0..1 or names another category, or a drawing would
+            overwrite one of the images.
         OSError: the output cannot be written.
     """
     share = Share(distributed.rank(), distributed.world_size(), distributed.gather)
@@ -180,7 +183,7 @@ def predict_videos(
     detector: nn.Module,
     sources: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    threshold: float = 0.5,
+    threshold: Threshold = USUAL,
     *,
     every: int = 1,
     max_frames: int | None = None,
@@ -247,7 +250,7 @@ def plot_predictions(
     out_png: str | os.PathLike[str],
     *,
     count: int = 8,
-    threshold: float = 0.5,
+    threshold: Threshold = USUAL,
 ) -> None:
     """Draw detections and true boxes of some images, evenly spaced over a dataset.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -103,3 +104,5 @@ def evaluate(
         )
         if distributed.rank() == 0:
             typer.echo(format_metrics(metrics))
+            if "best" in metrics:
+                say(f"to count: vovnet predict IMAGES --weights {quote(weights)} --threshold {quote(str(output))}")

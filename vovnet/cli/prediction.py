@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vovnet.results.classes import ClassScore
     from vovnet.results.labels import LabelMode
     from vovnet.results.run_options import RunOptions
+    from vovnet.results.thresholds import Threshold
 
 commands = typer.Typer()
 
@@ -57,7 +58,13 @@ def predict(
     folder: Annotated[
         bool, typer.Option("--folder", help="The arguments are folders; they are known without it.")
     ] = False,
-    threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
+    threshold: Annotated[
+        str,
+        typer.Option(
+            "--threshold",
+            help="Lowest score that is drawn and counted; or the output of 'vovnet evaluate', for each class's own.",
+        ),
+    ] = "0.5",
     overwrite: Overwrite = False,
     device: Device = None,
     fuse: Fuse = False,
@@ -83,10 +90,12 @@ def predict(
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or print the classes that a classifier sees in them."""
     from vovnet.export.runtime import is_exported
     from vovnet.images.arguments import image_arguments
+    from vovnet.results.thresholds import threshold_argument
 
     def report(line: str) -> None:
         typer.echo(line, err=True)
 
+    lowest = threshold_argument(threshold)
     paths, videos = image_arguments(images, report)
     if folder and (files := [one for one in images if not home_path(one).is_dir()]):
         raise InputError(f"--folder: '{files[0]}' is no folder")
@@ -96,7 +105,7 @@ def predict(
         cpu_only(device, fuse)
         if videos:
             raise InputError(f"{videos[0]}: videos need the detector's folder, not an exported file")
-        _predict_exported(weights, paths, output, threshold, overwrite, max_pixels, mode, formats or [], options)
+        _predict_exported(weights, paths, output, lowest, overwrite, max_pixels, mode, formats or [], options)
         return
     from vovnet.checkpoints.places import is_torchvision
     from vovnet.classification import is_classifier
@@ -118,7 +127,7 @@ def predict(
                 detector,
                 paths,
                 output,
-                threshold,
+                lowest,
                 max_pixels=max_pixels,
                 device=place,
                 batch_size=batch_size,
@@ -131,7 +140,7 @@ def predict(
                 detector,
                 videos,
                 output,
-                threshold,
+                lowest,
                 every=every,
                 max_frames=max_frames,
                 device=place,
@@ -145,7 +154,7 @@ def _predict_exported(
     file: str,
     paths: list[Path],
     output: Path,
-    threshold: float,
+    threshold: Threshold,
     overwrite: bool,
     max_pixels: int | None,
     labels: LabelMode,

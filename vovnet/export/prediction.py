@@ -23,6 +23,7 @@ from vovnet.results.labels import LabelMode
 from vovnet.results.limits import MEDIAN_OBJECT, Limits, check_shape, trained_factor
 from vovnet.results.pasting import encode_pasted
 from vovnet.results.rle import encode_part
+from vovnet.results.thresholds import USUAL, Threshold
 from vovnet.results.tiling import Region, Tiling, detect_in_tiles, part_of
 from vovnet.results.writing import FileDetector, write_predictions
 from vovnet.terminal.streams import echo
@@ -32,7 +33,7 @@ def predict_exported(
     model: ExportedModel,
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    threshold: float = 0.5,
+    threshold: Threshold = USUAL,
     *,
     tiling: Tiling | None = None,
     max_pixels: int | None = None,

@@ -16,6 +16,7 @@ from vovnet.results.labels import LabelMode, Labels, Rectangle, check_labels, dr
 from vovnet.results.lettering import category_colour, drawable, label_font
 from vovnet.results.rle import decode, decode_part, encode_part
 from vovnet.results.skeletons import Skeleton, draw_keypoints
+from vovnet.results.thresholds import USUAL, Threshold, Thresholds
 
 _SIDE = 384
 """Longer side of an image on a sheet, in pixels."""
@@ -24,7 +25,7 @@ _SIDE = 384
 def draw_detections(
     image: Image.Image,
     detections: Sequence[Mapping[str, Any]],
-    threshold: float = 0.5,
+    threshold: Threshold = USUAL,
     *,
     labels: LabelMode | bool = "auto",
     scores: bool = True,
@@ -39,7 +40,7 @@ def draw_detections(
             ``category_id``, ``category`` and ``score``; optional ``segmentation`` (an RLE of the image's size) and
             ``keypoints``, of which those with a score of at least
             :data:`~vovnet.results.skeletons.POINT_SCORE` are drawn.
-        threshold: detections with a lower score are not drawn.
+        threshold: detections with a lower score are not drawn; a number, or one for each category's name.
         labels: ``auto`` writes category and score beside a box where there is a free place, else the category alone,
             and nothing if that would hide another label or object; letters are small where boxes are. A legend then
             counts the categories in the emptiest corner. ``all`` writes every label, ``none`` no text. True means
@@ -56,11 +57,10 @@ def draw_detections(
     Raises:
         InputError: ``threshold`` is not in 0..1.
     """
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    passed = Thresholds.of(threshold).passed(detections)
     mode: LabelMode = {True: "auto", False: "none"}.get(labels, labels)  # type: ignore[arg-type, assignment]
     check_labels(mode)
-    shown = sorted((one for one in detections if one["score"] >= threshold), key=lambda one: float(one["score"]))
+    shown = sorted(passed, key=lambda one: float(one["score"]))
     line = _line_of(shown, image.size)
     pixels = np.array(draw_truth(image, truth) if truth else image.convert("RGB"))
     for one in shown:
@@ -128,7 +128,7 @@ def draw_truth(image: Image.Image, annotations: Sequence[Mapping[str, Any]]) -> 
 def prediction_sheet(
     samples: Sequence[tuple[Image.Image, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]],
     out_png: str | os.PathLike[str],
-    threshold: float = 0.5,
+    threshold: Threshold = USUAL,
     columns: int = 4,
     skeletons: Mapping[int, Skeleton] | None = None,
     title: str | None = None,
@@ -142,7 +142,7 @@ def prediction_sheet(
             annotations in COCO's format (``bbox`` and optional ``keypoints`` in pixels, ``category`` for its name; may
             be empty).
         out_png: written atomically.
-        threshold: detections with a lower score are not drawn.
+        threshold: detections with a lower score are not drawn; a number, or one for each category's name.
         columns: largest number of images in a row.
         skeletons: as for :func:`draw_detections`.
         title: a line above the images; None explains what is drawn.
@@ -153,7 +153,7 @@ def prediction_sheet(
     if not samples:
         raise InputError("prediction_sheet: no images were given")
     cells = [_cell(image, detections, truth, threshold, True, skeletons) for image, detections, truth in samples]
-    title = title or f"Detections with score ≥ {threshold:g}; dashed, with white names: the truth"
+    title = title or f"Detections with score ≥ {Thresholds.of(threshold)}; dashed, with white names: the truth"
     _write_sheet(cells, title, out_png, columns)
 
 
@@ -201,7 +201,7 @@ def _cell(
     image: Image.Image,
     detections: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],
-    threshold: float,
+    threshold: Threshold,
     scores: bool,
     skeletons: Mapping[int, Skeleton] | None,
 ) -> Image.Image:
@@ -210,9 +210,9 @@ def _cell(
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     scaled = []
-    for one in detections:
+    for one in Thresholds.of(threshold).passed(detections):
         entry = _scaled(one, scale)
-        if "segmentation" in one and one["score"] >= threshold:
+        if "segmentation" in one:
             mask = Image.fromarray(decode(one["segmentation"]).astype(np.uint8) * 255)
             smooth = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
             counts = encode_part(smooth, (0, 0), (size[1], size[0]))

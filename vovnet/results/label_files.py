@@ -13,6 +13,7 @@ from vovnet.files import atomic_path, write_json, write_text
 from vovnet.results.polygons import outlines
 from vovnet.results.rle import decode
 from vovnet.results.tables import DetectedImage
+from vovnet.results.thresholds import Thresholds
 
 LabelFormat = Literal["coco", "yolo", "labelme"]
 FORMATS: tuple[LabelFormat, ...] = get_args(LabelFormat)
@@ -38,10 +39,10 @@ def write_labels(
     folder: Path,
     images: Sequence[DetectedImage],
     categories: Sequence[Mapping[str, Any]] | None,
-    threshold: float,
+    thresholds: Thresholds,
     formats: Sequence[str],
 ) -> None:
-    """Write the detections with a score of at least ``threshold`` as labels.
+    """Write the detections with a score of at least the threshold as labels.
 
     Each format gets a folder of its name below ``folder``, with copies of the images, so that it can be opened, moved
     and trained on as it is.
@@ -50,7 +51,7 @@ def write_labels(
         folder: has ``NAME.json`` of each image.
         images: what was detected in.
         categories: ``id`` and ``name`` of each; None takes the ids that were found.
-        threshold: lowest score that is written.
+        thresholds: lowest scores that are written.
         formats: some of :data:`FORMATS`.
 
     Raises:
@@ -61,14 +62,12 @@ def write_labels(
         categories = [{"id": number, "name": str(number)} for number in known]
     writers = {"coco": _write_coco, "yolo": _write_yolo, "labelme": _write_labelme}
     for name in dict.fromkeys(formats):
-        writers[name](folder, images, categories, threshold)
+        writers[name](folder, images, categories, thresholds)
 
 
-def _kept(folder: Path, image: DetectedImage, threshold: float) -> Iterator[dict[str, Any]]:
+def _kept(folder: Path, image: DetectedImage, thresholds: Thresholds) -> Iterator[Mapping[str, Any]]:
     """Yield the detections of an image as its JSON file has them: one image's masks at a time fit into memory."""
-    for one in json.loads((folder / f"{image.name}.json").read_text(encoding="utf-8")):
-        if one["score"] >= threshold:
-            yield one
+    yield from thresholds.passed(json.loads((folder / f"{image.name}.json").read_text(encoding="utf-8")))
 
 
 def _copy(image: DetectedImage, folder: Path) -> str:
@@ -81,7 +80,7 @@ def _copy(image: DetectedImage, folder: Path) -> str:
 
 
 def _write_coco(
-    folder: Path, images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], threshold: float
+    folder: Path, images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], thresholds: Thresholds
 ) -> None:
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -89,7 +88,7 @@ def _write_coco(
         height, width = image.found.size
         name = _copy(image, folder / "coco" / "images")
         listed.append({"id": number, "file_name": name, "width": width, "height": height})
-        for one in _kept(folder, image, threshold):
+        for one in _kept(folder, image, thresholds):
             entry = {"id": len(annotations) + 1, "image_id": number, "category_id": one["category_id"]}
             entry |= {"bbox": one["bbox"], "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0}
             entry |= {"score": one["score"]}
@@ -109,7 +108,7 @@ def _polygons(one: Mapping[str, Any]) -> list[list[float]]:
 
 
 def _write_yolo(
-    folder: Path, images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], threshold: float
+    folder: Path, images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], thresholds: Thresholds
 ) -> None:
     numbers = {int(one["id"]): number for number, one in enumerate(categories)}
     target = folder / "yolo"
@@ -118,7 +117,7 @@ def _write_yolo(
         _copy(image, target / "images")
         height, width = image.found.size
         lines = []
-        for one in _kept(folder, image, threshold):
+        for one in _kept(folder, image, thresholds):
             pieces = _polygons(one)
             x, y, w, h = one["bbox"]
             # YOLO has one polygon for an object: that of its largest piece.
@@ -138,13 +137,13 @@ def _yaml_text(text: str) -> str:
 
 
 def _write_labelme(
-    folder: Path, images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], threshold: float
+    folder: Path, images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], thresholds: Thresholds
 ) -> None:
     for image in images:
         name = _copy(image, folder / "labelme")
         height, width = image.found.size
         shapes = []
-        for group, one in enumerate(_kept(folder, image, threshold), start=1):
+        for group, one in enumerate(_kept(folder, image, thresholds), start=1):
             pieces = _polygons(one)
             x, y, w, h = one["bbox"]
             common = {"label": one["category"], "description": f"score {one['score']:.3f}", "flags": {}}

@@ -11,6 +11,7 @@ from typing import Any
 
 from vovnet.files import atomic_path
 from vovnet.results.detections import ImageDetections
+from vovnet.results.thresholds import Thresholds
 
 COUNTS, DETECTIONS = "counts.csv", "detections.csv"
 
@@ -28,35 +29,39 @@ class DetectedImage:
 
 
 def write_tables(
-    folder: Path, images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]] | None, threshold: float
+    folder: Path,
+    images: Sequence[DetectedImage],
+    categories: Sequence[Mapping[str, Any]] | None,
+    thresholds: Thresholds,
 ) -> None:
     """Write ``counts.csv`` and ``detections.csv``.
 
     ``counts.csv`` has the columns ``image``, ``category`` and ``count``: a row for each image and category, also with
-    0, of the detections with a score of at least ``threshold``. ``detections.csv`` has all detections, best first:
+    0, of the detections whose score is at least the threshold. ``detections.csv`` has all detections, best first:
     ``image``, ``category_id``, ``category``, ``score`` (0..1), ``x``, ``y``, ``width``, ``height`` (pixels).
 
     Args:
         folder: where they go.
         images: in the order of the rows.
         categories: ``id`` and ``name`` of each; None takes the ids that were found.
-        threshold: lowest score that is counted.
+        thresholds: lowest scores that are counted.
     """
     if categories is None:
         known = sorted({int(number) for one in images for number in one.found.category_ids})
         categories = [{"id": number, "name": str(number)} for number in known]
-    _write(folder / COUNTS, ("image", "category", "count"), _counts(images, categories, threshold))
+    _write(folder / COUNTS, ("image", "category", "count"), _counts(images, categories, thresholds))
     columns = ("image", "category_id", "category", "score", "x", "y", "width", "height")
     _write(folder / DETECTIONS, columns, _detections(images, categories))
 
 
 def _counts(
-    images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], threshold: float
+    images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]], thresholds: Thresholds
 ) -> Iterator[tuple[object, ...]]:
+    least = {int(one["id"]): thresholds.of_category(str(one["name"])) for one in categories}
     for one in images:
         # Python's numbers, which is what the JSON file has and what is drawn.
         scores = zip(one.found.category_ids.tolist(), one.found.scores.tolist(), strict=True)
-        counts = Counter(number for number, score in scores if score >= threshold)
+        counts = Counter(number for number, score in scores if score >= least[number])
         for category in categories:
             yield str(one.source), str(category["name"]), counts[int(category["id"])]
 

@@ -16,6 +16,7 @@ from vovnet.results.detections import ImageDetections
 from vovnet.results.drawing import draw_detections
 from vovnet.results.labels import LabelMode
 from vovnet.results.skeletons import skeletons_of
+from vovnet.results.thresholds import USUAL, Threshold, Thresholds
 from vovnet.results.writing import FileDetector
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
@@ -25,7 +26,7 @@ def write_video(
     detector: FileDetector,
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    threshold: float = 0.5,
+    threshold: Threshold = USUAL,
     *,
     every: int = 1,
     max_frames: int | None = None,
@@ -58,8 +59,7 @@ def write_video(
     for name, value in (("every", every), ("max_frames", 1 if max_frames is None else max_frames)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {value}")
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    Thresholds.of(threshold, detector.categories)
     folder = expand_home(output)
     folder.mkdir(parents=True, exist_ok=True)
     name = video_name(source)

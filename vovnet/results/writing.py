@@ -25,6 +25,7 @@ from vovnet.results.limits import Limits
 from vovnet.results.names import output_names
 from vovnet.results.skeletons import skeletons_of
 from vovnet.results.tables import COUNTS, DETECTIONS, DetectedImage, write_tables
+from vovnet.results.thresholds import USUAL, Threshold, Thresholds
 from vovnet.terminal.streams import echo
 from vovnet.terminal.text import printable
 
@@ -71,7 +72,7 @@ def write_predictions(
     detector: FileDetector,
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    threshold: float = 0.5,
+    threshold: Threshold = USUAL,
     *,
     max_pixels: int | None = None,
     share: Share | None = None,
@@ -91,7 +92,8 @@ def write_predictions(
         paths: image files. If several have the same stem, the second gets ``STEM-2``, the third ``STEM-3``, and so on.
             A stem that the file system refuses is replaced (:func:`vovnet.results.names.output_names`).
         output: folder for the files; created if it does not exist.
-        threshold: detections with a lower score are not drawn and not counted; the JSON file has all of them.
+        threshold: detections with a lower score are neither drawn nor counted; the JSON file has all of them. A
+            number, or one for each category's name.
         max_pixels: images with more pixels are refused; None is Pillow's limit.
         share: this process's part of the images; None is all of them.
         labels: as for :func:`vovnet.results.drawing.draw_detections`.
@@ -104,12 +106,11 @@ def write_predictions(
 
     Raises:
         InputError: some images could not be read (raised after all others are finished, by the first process); or,
-            before anything is written, ``paths`` is empty, ``threshold`` is not in 0..1, or a file would overwrite one
-            of the images.
+            before anything is written, ``paths`` is empty, ``threshold`` is not in 0..1 or names another
+            category, or a file would overwrite one of the images.
         OSError: the output cannot be written.
     """
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    thresholds = Thresholds.of(threshold, detector.categories)
     check_labels(labels)
     check_formats(formats)
     sources = [expand_home(path) for path in paths]
@@ -123,7 +124,7 @@ def write_predictions(
     targets = [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "json")]
     _refuse_overwriting(sources, [*targets, *(folder / name for name in (SUMMARY, COUNTS, DETECTIONS))])
     results = _Results()
-    writer = _Writer(detector, folder, threshold, max_pixels, labels, report, results)
+    writer = _Writer(detector, folder, thresholds, max_pixels, labels, report, results)
     own = [(number, sources[number], names[number]) for number in range(share.rank, len(sources), share.processes)]
     for start in range(0, len(own), detector.batch_size):
         writer.handle(own[start : start + detector.batch_size])
@@ -133,8 +134,8 @@ def write_predictions(
         if found:
             write_json(folder / SUMMARY, [entry for _, entry, _ in found])
             images = [DetectedImage(sources[number], names[number], one) for number, _, one in found]
-            write_tables(folder, images, detector.categories, threshold)
-            write_labels(folder, images, detector.categories, threshold, formats)
+            write_tables(folder, images, detector.categories, thresholds)
+            write_labels(folder, images, detector.categories, thresholds, formats)
         detector.limits.warn_of([one for _, _, one in found], stacklevel)
         _raise_failures(failed, len(sources), folder if found else None)
     return [folder / f"{names[number]}.json" for number, _, _ in found]
@@ -149,7 +150,7 @@ class _Writer:
 
     detector: FileDetector
     folder: Path
-    threshold: float
+    thresholds: Thresholds
     max_pixels: int | None
     labels: LabelMode
     report: Callable[[str], object]
@@ -197,11 +198,12 @@ class _Writer:
         with atomic_path(self.folder / f"{name}.png") as temporary:
             skeletons = skeletons_of(detector.categories or [])
             drawn = image if isinstance(image, Image.Image) else viewable(image)
-            draw_detections(drawn, detections, self.threshold, labels=self.labels, skeletons=skeletons).save(temporary)
+            passed = self.thresholds.passed(detections)
+            draw_detections(drawn, passed, 0, labels=self.labels, skeletons=skeletons).save(temporary)
         reached = detector.limits.reached(found)
         entry = {"image": str(source), "detections": len(detections), "limit_reached": reached}
         self.results.found.append((number, entry, replace(found, masks=None, keypoints=None)))
-        line = f"{source}: {_describe(detections, self.threshold, reached)} -> {self.folder / name}.png"
+        line = f"{source}: {_describe(detections, self.thresholds, reached)} -> {self.folder / name}.png"
         self.report(printable(line))
 
 
@@ -221,8 +223,8 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Iterable[Path]) -> Non
             raise InputError(f"output: '{target}' is one of the images and would be overwritten; choose another folder")
 
 
-def _describe(detections: Sequence[Mapping[str, Any]], threshold: float, reached: bool) -> str:
-    counts = Counter(one["category"] for one in detections if one["score"] >= threshold)
+def _describe(detections: Sequence[Mapping[str, Any]], thresholds: Thresholds, reached: bool) -> str:
+    counts = Counter(one["category"] for one in thresholds.passed(detections))
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     full = ", the limit: see --max-detections" if reached else ""
-    return f"{listed or 'nothing'} with score >= {threshold:g} (of {len(detections)} detections{full})"
+    return f"{listed or 'nothing'} with score >= {thresholds} (of {len(detections)} detections{full})"

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vovnet.detection.analysis.matching import matched_images
-from vovnet.detection.analysis.thresholds import THRESHOLDS, ThresholdCurve, chosen_points, pooled, threshold_curves
+from vovnet.detection.analysis.thresholds import (
+    THRESHOLDS,
+    ThresholdCurve,
+    chosen_points,
+    counting_points,
+    pooled,
+    threshold_curves,
+)
 
 
 def coco_counts(evaluated, position, threshold):
@@ -54,6 +61,29 @@ def test_no_threshold_has_a_larger_f1_than_the_best(rows, more):
     if best is not None:
         assert best.f1 == max(point.f1 for point in curve.points())
         assert best.f1 == pytest.approx(2 / (1 / best.precision + 1 / best.recall))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=101, max_size=101), st.integers(0, 30))
+def test_no_threshold_counts_more_rightly_than_the_one_for_counts(rows, more):
+    true, false = np.array(rows).T
+    true = np.sort(true)[::-1]
+    curve = ThresholdCurve(true, np.sort(false)[::-1], int(true[0]) + more)
+    point = curve.unbiased()
+    assert (point is None) == (true[0] == 0)
+    if point is not None:
+        wrong = {one.threshold: abs(one.false - one.missed) for one in curve.points()}
+        assert wrong[point.threshold] == min(wrong.values())
+        nearest = [one for one in curve.points() if wrong[one.threshold] == wrong[point.threshold]]
+        assert point.f1 == max(one.f1 for one in nearest)
+
+
+def test_a_class_that_was_not_found_is_counted_at_the_threshold_of_all():
+    found = ThresholdCurve(np.where(THRESHOLDS <= 0.8, 5, 0), np.where(THRESHOLDS <= 0.6, 5, 0), 5)
+    lost = ThresholdCurve(np.zeros(101, int), np.zeros(101, int), 3)
+    points = counting_points([found, lost])
+    assert 0.6 < points[0].threshold <= 0.8
+    assert points[1].threshold == pooled([found, lost]).unbiased().threshold
+    assert counting_points([lost])[0].threshold == 0.5
 
 
 def test_the_middle_of_equal_thresholds_is_the_best():
