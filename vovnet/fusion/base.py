@@ -178,6 +178,11 @@ def is_recorded() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
+def is_profiled() -> bool:
+    """True while a profiler of PyTorch follows this thread, and nothing records the operators."""
+    return not is_recorded() and torch.autograd._profiler_enabled()
+
+
 def needs_gradient(x: Tensor) -> bool:
     """True if autograd follows ``x``, in backward or in forward mode."""
     if torch.is_grad_enabled() and x.requires_grad:

@@ -40,6 +40,8 @@ class Chainable(nn.Module):
     """True if the kernels take this layer in a chain."""
     chain_head_only = False
     """True if the kernels take it only as the first layer of a chain: a bfloat16 layer that reads float32 images."""
+    label = ""
+    """What profilers call the layer: its name in the fused copy."""
 
     @property
     def convs(self) -> Sequence[ChainedConv]:

@@ -10,7 +10,9 @@ import timm.models.vovnet as timm_vovnet
 import torch
 from timm.models._features import FeatureDictNet, FeatureListNet
 from torch import Tensor, nn
+from torch.profiler import record_function
 
+from vovnet.fusion.base import is_profiled
 from vovnet.fusion.chaining import Chainable, run
 from vovnet.modules import has_hooks_or_patched_forward
 from vovnet.vovnet import OsaStage
@@ -24,6 +26,8 @@ def run_sequence(
 ) -> tuple[Features, dict[str, Features]]:
     """Call named modules one after the other, with as few calls of the kernels as possible.
 
+    Under a profiler, layers are called one by one, so that it shows each by its name.
+
     Returns:
         The last output, and by name the outputs of the modules that are ``wanted``.
     """
@@ -33,12 +37,12 @@ def run_sequence(
 
     def call(x: Features) -> Features:
         is_output = [bool(asked) or i == len(layers) for i, asked in enumerate(names, 1)]
-        results = None
-        if len(layers) > 1 and isinstance(x, Tensor) and any(layer.convs for layer in layers):
+        results, profiled = None, is_profiled()
+        if len(layers) > 1 and not profiled and isinstance(x, Tensor) and any(layer.convs for layer in layers):
             results = run(layers, is_output, x)
         for layer, returned, asked in zip(layers, is_output, names, strict=True):
             if results is None:
-                x = layer(x)
+                x = _call_named(layer, x) if profiled else layer(x)
             elif returned:
                 x = results.pop(0)
             outputs.update(dict.fromkeys(asked, x))
@@ -54,7 +58,8 @@ def run_sequence(
                 layers.append(layer)
                 names.append([])
             else:
-                x = layer(call(x))
+                x = call(x)
+                x = _call_named(layer, x) if is_profiled() else layer(x)
         if name in wanted:
             if names:
                 names[-1].append(name)
@@ -63,8 +68,15 @@ def run_sequence(
     return call(x), outputs
 
 
+def _call_named(layer: nn.Module, x: Features) -> Features:
+    """Call a layer inside a range that profilers show by its name."""
+    with record_function(getattr(layer, "label", "") or type(layer).__name__):
+        out: Features = layer(x)
+    return out
+
+
 def chain_sequences(fused: nn.Module) -> None:
-    """Let the sequences and feature extractors of a fused copy call their layers in chains, in place."""
+    """Let the sequences and feature extractors of a fused copy call their layers in chains, and name the layers."""
     for module in fused.modules():
         chained = _CHAINED.get(type(module))
         if chained is None or has_hooks_or_patched_forward(module):
@@ -72,6 +84,9 @@ def chain_sequences(fused: nn.Module) -> None:
         layers = [layer for part in module.children() for layer in _layers(part)]
         if sum(map(_is_chainable, layers)) > 1:
             module.__class__ = chained
+    for name, module in fused.named_modules():
+        if isinstance(module, Chainable):
+            module.label = f"{name} ({type(module).__name__})".lstrip()
 
 
 class FusedSequential(nn.Sequential):

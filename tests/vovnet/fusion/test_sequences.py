@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from vovnet import fuse
-from vovnet.fusion.layers import FusedMaxPool2d
+from vovnet.fusion.layers import FusedMaxPool2d, FusedOsaBlock
 from vovnet.fusion.sequences import FusedFeatureDict, FusedFeatureList, FusedSequential, run_sequence
 from vovnet.ops.build import loader
 
@@ -240,3 +240,57 @@ def test_a_network_of_few_channels_in_bfloat16() -> None:
     assert names.count("packed_chain") >= 1
     for one, other in zip(got, one_by_one(fused, image(2, 64, 64)), strict=True):
         assert torch.equal(one, other)
+
+
+def ranges(module: nn.Module, x: Tensor) -> tuple[Any, list[str]]:
+    """Return the output under a profiler, and the names of the ranges that Python opened, in order."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        out = module(x)
+    return out, [event.name for event in profiler.events() if event.is_user_annotation]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_profiler_shows_each_layer_of_a_chain(precision: str) -> None:
+    fused = fuse(network(), precision=precision)
+    x = image(1, 64, 64)
+    fused(x)  # packs the weights
+    expected, before = calls(fused, x)
+    out, names = ranges(fused, x)
+    assert torch.equal(out, expected)
+    assert calls(fused, x)[1] == before, "the profiler is off again"
+    stem = [f"stem.{i} (FusedConv)" for i in range(3)]
+    assert names[:3] == stem
+    parts = dict(fused.named_modules())
+    for name in names:
+        path, kind = name.removesuffix(")").split(" (")
+        assert type(parts[path]).__name__ == kind
+    blocks = [name for name in names if "FusedOsaBlock" in name]
+    assert len(blocks) == sum(isinstance(part, FusedOsaBlock) for part in fused.modules())
+    assert len(names) == len(set(names)) == 3 + len(blocks) + sum(isinstance(p, FusedMaxPool2d) for p in parts.values())
+
+
+def test_a_profiler_shows_layers_with_attention_and_those_of_extractors() -> None:
+    _, names = ranges(fuse(network("ese_vovnet39b", features_only=True)), image(1, 64, 64))
+    assert sum("FusedOsaBlock" in name for name in names) == 5
+    assert "stem.0 (FusedConv)" in names or "stem_0 (FusedConv)" in names
+
+
+def test_without_a_profiler_no_range_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr("vovnet.fusion.sequences.record_function", refuse)
+    net()(image(1, 64, 64))
+
+
+def test_a_profiler_changes_no_program() -> None:
+    """Neither traced nor exported models get ranges, and a compiled one compiles as without."""
+    model, x = network(), image(1, 64, 64)
+    fused = fuse(model)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        traced = torch.jit.trace(fused, x)
+        exported = torch.export.export(fused, (x,))
+        compiled = torch.compile(fused, backend="eager", fullgraph=True)(x)
+    assert "profiler" not in str(traced.inlined_graph)
+    assert not [node for node in exported.graph.nodes if "profiler" in str(node.target)]
+    torch.testing.assert_close(compiled, model(x), rtol=1e-3, atol=1e-3)
