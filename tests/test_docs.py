@@ -75,7 +75,7 @@ def test_the_networks_are_as_the_table_says() -> None:
 
     import vovnet  # noqa: F401
 
-    for name, convs, outs, blocks, millions, macs in rows("architecture.md", "## The networks")[1:]:
+    for name, convs, outs, blocks, millions, macs in rows("vovnet.md", "## The networks")[1:]:
         model: Any = timm.create_model(name.strip("`"))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         assert f"{parameters / 1e6:.1f} M" == millions
@@ -103,7 +103,7 @@ def test_the_example_of_a_coco_file_is_sound(tmp_path: Path) -> None:
 
 def test_the_published_numbers_are_those_of_the_recipes() -> None:
     folder = ROOT / "detection" / "recipes"
-    header, *table = rows("reproduce.md", "## The published numbers")
+    header, *table = rows("published_detectors.md", "## The published numbers")
     assert header[:2] == ["recipe", "box AP"]
     assert {row[0].strip("`") for row in table} == {path.stem for path in folder.glob("*_FPN_2x.yaml")}
     for name, box, _, _, _, mask, *_ in table:
@@ -124,7 +124,7 @@ def test_the_schedules_for_one_gpu_are_eight_times_as_long() -> None:
         assert json.loads(steps.strip("`")) == [8 * step for step in solver.steps]
 
 
-@pytest.mark.parametrize("page", ["reproduce.md", "training.md"])
+@pytest.mark.parametrize("page", ["reproduce.md", "several_gpus.md"])
 def test_commands_for_many_processes_name_recipes_that_exist(page: str) -> None:
     from vovnet.detection.config.loading import load_recipe
 

@@ -78,3 +78,11 @@ def test_every_public_name_is_in_the_reference() -> None:
     listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", page, re.MULTILINE)}
     public = {name for package in (vovnet, adapters, detection, hub, ops) for name in package.__all__}
     assert public - listed <= {"__version__"}
+
+
+def test_the_pages_that_the_code_names_exist() -> None:
+    folders = [ROOT / name for name in ("vovnet", "adapters", "detection", "hub", "benchmarks", "tests", ".github")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".yaml", ".yml", ".md"}]
+    named = {name for path in files for name in re.findall(r"\bdocs/[\w-]+/\w+\.\w+", path.read_text(encoding="utf-8"))}
+    assert "docs/how-to/reproduce.md" in named
+    assert not [name for name in named if not (ROOT / name).is_file()]

@@ -104,7 +104,7 @@ class SolverRecipe:
     """Use the channels-last memory layout."""
     memory: Literal["plain", "normal", "low"] = "normal"
     """How much memory a backbone with OSA blocks needs for the backward pass: ``plain`` as much as PyTorch, ``normal``
-    and ``low`` less (docs/explanation/operators.md), with the same results up to rounding."""
+    and ``low`` less (docs/explanation/memory.md), with the same results up to rounding."""
     compile: Flag = False
     """Compile the timm network for training by ``torch.compile``, as one graph for images of any size. A run prints
     what that gave."""

@@ -2,7 +2,7 @@
 
 The layers of timm and of this library keep more for the backward pass than it needs: the concatenation of every block,
 each norm's output beside its input, the aggregation's output for its ReLU, and an eight-byte index for every pooled
-element. docs/explanation/operators.md draws this.
+element. docs/explanation/memory.md draws this.
 """
 
 from __future__ import annotations

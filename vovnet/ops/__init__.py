@@ -1,7 +1,7 @@
 """The operators of One-Shot Aggregation: a reference in plain PyTorch, and compiled kernels for GPUs and CPUs.
 
 Each operator is defined once, in plain PyTorch, and registered as ``torch.ops.vovnet.…`` with schema, fake kernel,
-autograd and autocast. docs/explanation/operators.md says what the operators save and how to add one.
+autograd and autocast. docs/reference/operators.md says what they save, docs/how-to/add_an_operator.md how to add one.
 """
 
 from vovnet.ops.aggregate import osa_aggregate
