@@ -90,7 +90,7 @@ def analyse(evaluated: COCOeval) -> Analysis:
     """Explain an evaluation of boxes or masks.
 
     Args:
-        evaluated: from :func:`vovnet.detection.evaluation.coco_eval.run_coco_eval`.
+        evaluated: from :func:`vovnet.detection.evaluation.backends.run_coco_eval`.
     """
     images = list(matched_images(evaluated))
     names = [str(evaluated.cocoGt.cats[category]["name"]) for category in evaluated.params.catIds]

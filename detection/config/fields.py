@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, WrapValidator
 
@@ -118,6 +118,8 @@ Iteration = Annotated[Integer, Field(ge=0, le=MAX_ITERATIONS)]
 Positive = Annotated[Number, Field(gt=0, le=100_000)]
 Flag = Annotated[bool, Field(strict=True), BeforeValidator(_read_flag)]
 Text = Annotated[str, Field(strict=True), BeforeValidator(_read_text), AfterValidator(_unicode)]
+Backend = Literal["pycocotools", "faster"]
+"""The program that computes COCO's numbers; ``faster`` is faster-coco-eval."""
 PathText = Annotated[Text, AfterValidator(_without_variables)]
 """A path as the user wrote it: ``~`` is expanded where it is used. ``$NAME`` is refused, as ``${…}`` is everywhere."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vovnet.detection.config.data import DataRecipe
-from vovnet.detection.config.fields import MAX_ITERATIONS, Flag, Integer, Iteration, Number, PathText
+from vovnet.detection.config.fields import MAX_ITERATIONS, Backend, Flag, Integer, Iteration, Number, PathText
 from vovnet.detection.config.model import ModelRecipe
 from vovnet.detection.config.parts import recipe_part
 from vovnet.detection.config.solver import SolverRecipe
@@ -29,6 +29,9 @@ class LogRecipe:
     """Iterations between two evaluations. There is always one at the end; 0 means only that one."""
     evaluate_epochs: Annotated[Number, Field(gt=0, le=100_000)] | None = None
     """The same in epochs, in place of ``evaluate_every``; ``recipe.yaml`` has it as iterations."""
+    evaluate_backend: Backend = "pycocotools"
+    """Program that computes COCO's numbers: ``pycocotools``, or ``faster`` (faster-coco-eval, an extra), which gives
+    the same ones sooner."""
     validation_losses: Flag = False
     """Compute the losses on the validation data at each evaluation, too: ``val_loss`` and its parts."""
     checkpoint_every: Integer = Field(default=1000, ge=1, le=MAX_ITERATIONS)

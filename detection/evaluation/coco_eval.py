@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,23 +12,21 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from vovnet.detection import distributed
+from vovnet.detection.config.fields import Backend
+from vovnet.detection.evaluation.backends import COUNTED, check_backend, mean_of_counted, precision_of, run_coco_eval
 from vovnet.detection.evaluation.truth import IouType as IouType
-from vovnet.detection.evaluation.truth import coco_ground_truth, empty_coco
+from vovnet.detection.evaluation.truth import coco_ground_truth
 from vovnet.errors import InputError
 from vovnet.files import atomic_path
 from vovnet.results.detections import ImageDetections
 
 if TYPE_CHECKING:
-    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers in pycocotools' order, each in 0..1, or -1 if there is nothing to count (as in COCO)."""
 
 _SIGMA = 0.05
-_COUNTED = 100
-"""COCO counts the best 100 detections of a category in an image."""
-
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 """COCO's ten numbers of keypoints, of up to 20 detections an image; there are none of small objects."""
 
@@ -62,6 +57,7 @@ class CocoEvaluator:
         sigmas: sigma of each keypoint (``model.keypoint_sigmas``); None takes :func:`default_sigmas`.
         count_all: False counts the best 100 detections of a category in an image, as COCO does; True counts all boxes
             and masks, for images with more objects.
+        backend: the program that computes, ``pycocotools`` or ``faster``.
     """
 
     def __init__(
@@ -70,7 +66,10 @@ class CocoEvaluator:
         iou_types: Sequence[IouType] | None = None,
         sigmas: Sequence[float] | None = None,
         count_all: bool = False,
+        backend: Backend = "pycocotools",
     ) -> None:
+        check_backend(backend)
+        self.backend = backend
         if iou_types is not None and (not iou_types or not set(iou_types) <= set(IOU_TYPES)):
             raise InputError(f"iou_types: expected some of {', '.join(IOU_TYPES)}, got {list(iou_types)}")
         self.ground_truth, self.sigmas, self.count_all = ground_truth, sigmas, count_all
@@ -137,9 +136,9 @@ class CocoEvaluator:
         for iou_type in self.iou_types:
             sigmas = self._sigmas() if iou_type == "keypoints" else []
             truth = coco_ground_truth(self.ground_truth, iou_type, len(sigmas))
-            most = max(len(one.scores) for one in self.detections.values()) if self.count_all else _COUNTED
+            most = max(len(one.scores) for one in self.detections.values()) if self.count_all else COUNTED
             results, images = list(self.results(iou_type)), sorted(self.detections)
-            evaluated = run_coco_eval(truth, results, iou_type, images, sigmas, most)
+            evaluated = run_coco_eval(truth, results, iou_type, images, sigmas, most, self.backend)
             self.evaluated[iou_type] = evaluated
             metrics[iou_type], per_class[iou_type] = _numbers(evaluated), _per_class(evaluated)
         return {**metrics, "per_class": per_class}
@@ -169,7 +168,7 @@ class CocoEvaluator:
 
     def precision(self, iou_type: str) -> NDArray[np.float64]:
         """Return precision (10, 101, K) at IoU .50:.05:.95, recall 0:.01:1 and each category."""
-        return _precision(self.evaluated[iou_type])
+        return precision_of(self.evaluated[iou_type])
 
 
 def default_sigmas(count: int) -> list[float]:
@@ -189,91 +188,12 @@ def _has_keypoints(annotation: Mapping[str, Any]) -> bool:
     return flat is not None and any(visible > 0 for visible in flat[2::3])
 
 
-def run_coco_eval(
-    truth: COCO,
-    results: list[dict[str, Any]],
-    iou_type: IouType,
-    image_ids: Sequence[int],
-    sigmas: Sequence[float] = (),
-    most: int = 100,
-) -> COCOeval:
-    """Return pycocotools' ``COCOeval`` after ``summarize``, without its printing.
-
-    Args:
-        truth: from :func:`coco_ground_truth`.
-        results: COCO results. ``id``, ``area`` and ``iscrowd`` are added in place; ``loadRes`` would copy them.
-        iou_type: ``bbox``, ``segm`` or ``keypoints``.
-        image_ids: the images to evaluate on.
-        sigmas: sigma of each keypoint.
-        most: boxes and masks of a category in an image that count; COCO's 100 if it is less.
-    """
-    from pycocotools.cocoeval import COCOeval
-
-    if unknown := [image_id for image_id in image_ids if image_id not in truth.imgs]:
-        raise InputError(f"evaluation: image {unknown[0]} is not in the ground truth ({len(unknown)} such)")
-    found = empty_coco()
-    for position, entry in enumerate(results):
-        entry["id"] = position + 1
-        entry["iscrowd"] = 0
-        entry["area"] = _area(entry, iou_type)
-    found.dataset = {**truth.dataset, "annotations": results}
-    with _collector_paused(), contextlib.redirect_stdout(io.StringIO()):
-        found.createIndex()
-        evaluated = COCOeval(truth, found, iou_type)
-        evaluated.params.imgIds = list(image_ids)
-        if iou_type == "keypoints":
-            evaluated.params.kpt_oks_sigmas = np.array(sigmas)
-        elif most > _COUNTED:
-            evaluated.params.maxDets = [1, 10, most]
-        evaluated.evaluate()
-        evaluated.accumulate()
-        evaluated.summarize()
-    if iou_type != "keypoints" and most > _COUNTED:
-        evaluated.stats[0] = _mean(_precision(evaluated))  # pycocotools takes it for 100 detections alone
-    return evaluated
-
-
-def _area(result: Mapping[str, Any], iou_type: IouType) -> float:
-    """Return the area of a result in pixels, as pycocotools' ``loadRes`` does."""
-    from pycocotools import mask as coco_mask
-
-    if iou_type == "bbox":
-        return float(result["bbox"][2] * result["bbox"][3])
-    if iou_type == "segm":
-        return int(coco_mask.area(result["segmentation"]))
-    across, down = result["keypoints"][0::3], result["keypoints"][1::3]
-    return float((max(across) - min(across)) * (max(down) - min(down)))
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause Python's garbage collector. It would visit torch's objects again and again while pycocotools makes
-    millions of small ones, none of which is in a cycle."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
-
-
 def _numbers(evaluated: COCOeval) -> dict[str, float]:
     return dict(zip(metric_names(evaluated.params.iouType), map(float, evaluated.stats), strict=True))
 
 
-def _precision(evaluated: COCOeval) -> NDArray[np.float64]:
-    """Return precision (10, 101, K) for objects of all sizes and up to 100 detections an image, 20 for keypoints."""
-    return np.asarray(evaluated.eval["precision"])[:, :, :, 0, -1]
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    counted = values[values > -1]
-    return float(counted.mean()) if counted.size else -1.0
-
-
 def _per_class(evaluated: COCOeval) -> list[dict[str, Any]]:
-    precision = _precision(evaluated)
+    precision = precision_of(evaluated)
     images = set(evaluated.params.imgIds)
     objects: dict[int, int] = {}
     for annotation in evaluated.cocoGt.anns.values():
@@ -284,8 +204,8 @@ def _per_class(evaluated: COCOeval) -> list[dict[str, Any]]:
         {
             "id": int(category),
             "name": evaluated.cocoGt.cats[category]["name"],
-            "AP": _mean(precision[:, :, position]),
-            "AP50": _mean(precision[0, :, position]),
+            "AP": mean_of_counted(precision[:, :, position]),
+            "AP50": mean_of_counted(precision[0, :, position]),
             "objects": objects.get(category, 0),
         }
         for position, category in enumerate(evaluated.params.catIds)

@@ -15,6 +15,7 @@ from torchvision.ops import box_convert
 
 from vovnet.detection import distributed
 from vovnet.detection.config.categories import Category
+from vovnet.detection.config.fields import Backend
 from vovnet.detection.data.datasets import CheckedDataset, ImageIds, checked
 from vovnet.detection.data.failures import loader_failures
 from vovnet.detection.data.loader import evaluation_loader
@@ -22,6 +23,7 @@ from vovnet.detection.data.object_sizes import sizes_of_truth
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.detecting.adjusting import adjusted
 from vovnet.detection.detecting.runner import Runner
+from vovnet.detection.evaluation.backends import check_backend
 from vovnet.detection.evaluation.coco_eval import CocoEvaluator, IouType
 from vovnet.detection.evaluation.explanation import analyses_of, explained, write_explanation
 from vovnet.detection.evaluation.plots import plot_precision_recall
@@ -52,6 +54,7 @@ def evaluate(
     workers: int = 0,
     timeout: float = 600,
     iou_types: Sequence[IouType] | None = None,
+    backend: Backend = "pycocotools",
     progress: bool = False,
     tell_limits: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -76,6 +79,8 @@ def evaluate(
         timeout: seconds to wait for a batch from the loader processes; 0 waits forever.
         iou_types: some of ``bbox``, ``segm`` and ``keypoints``; None evaluates boxes, and masks and keypoints if
             detector and data have them.
+        backend: the program that computes COCO's numbers: ``pycocotools``, or ``faster`` for faster-coco-eval, which
+            gives the same ones (extra ``faster-coco-eval``).
         progress: show a progress bar on stderr (rank 0 only).
         tell_limits: warn if images reach the detector's limit of detections, or are shrunk too far for their objects.
         should_stop: asked before each batch; if it returns True in one process, all stop.
@@ -97,6 +102,7 @@ def evaluate(
         ProcessLostError: another process of the group ended or does not answer.
     """
     settings = RunSettings(**options)
+    check_backend(backend)
     if isinstance(dataset, str | os.PathLike):
         dataset = evaluation_dataset(detector, evaluation_sources(os.fspath(dataset)))
     dataset = checked(dataset, channels=input_channels(detector))
@@ -109,7 +115,11 @@ def evaluate(
     nothing: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     sigmas = getattr(getattr(detector, "recipe", None), "keypoint_sigmas", None)
     evaluator = CocoEvaluator(
-        truth or nothing, iou_types, sigmas, count_all=settings.tile is not None or bool(settings.max_detections)
+        truth or nothing,
+        iou_types,
+        sigmas,
+        count_all=settings.tile is not None or bool(settings.max_detections),
+        backend=backend,
     )
     category_ids = [int(category["id"]) for category in categories]
     loader = evaluation_loader(

@@ -25,6 +25,7 @@ from vovnet.detection.data.failures import loader_failures
 from vovnet.detection.data.object_sizes import sizes_of
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.user_transforms import Transforms, name_of
+from vovnet.detection.evaluation.backends import check_backend
 from vovnet.detection.evaluation.evaluator import EvaluationStopped, evaluate
 from vovnet.detection.figures import warn_without_plot
 from vovnet.detection.inference_mode import check_number_type
@@ -110,6 +111,7 @@ def train(
         "torch's default dtype is", torch.get_default_dtype(), "call torch.set_default_dtype(torch.float32)"
     )
     recipe = with_network_of_init(recipe)
+    check_backend(recipe.log.evaluate_backend, "log.evaluate_backend")
     rules, logs = rules_of(recipe.model), logs_of(recipe.log)
     device = choose_device(device, default_device())
     output = expand_home(output)
@@ -240,6 +242,7 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
                 device=run.device,
                 workers=run.recipe.data.workers,
                 timeout=run.recipe.data.timeout,
+                backend=run.recipe.log.evaluate_backend,
                 # An untrained detector reaches its limits everywhere; those of the data were told at the start.
                 tell_limits=False,
                 should_stop=lambda: _stop_wished(run),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vovnet.detection.evaluation.coco_eval import run_coco_eval
+from vovnet.detection.evaluation.backends import run_coco_eval
 from vovnet.detection.evaluation.truth import coco_ground_truth
 
 CLASSES = 4

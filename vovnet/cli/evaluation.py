@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -36,6 +36,9 @@ from vovnet.cli.run_settings import (
     run_options,
 )
 
+if TYPE_CHECKING:
+    from vovnet.detection.config.fields import Backend
+
 commands = typer.Typer()
 
 
@@ -64,6 +67,9 @@ def evaluate(
     tile_full_image: TileFullImage = False,
     merge: Merge = "auto",
     batch_size: BatchSize = 1,
+    backend: Annotated[
+        str, typer.Option("--backend", help="Program for COCO's numbers: pycocotools, or faster (faster-coco-eval).")
+    ] = "pycocotools",
     max_pixels: MaxPixels = None,
 ) -> None:
     """Evaluate a detector: COCO's metrics, best thresholds, confusions, kinds of errors, and a page with all of it.
@@ -73,12 +79,14 @@ def evaluate(
     from vovnet.detection import distributed, format_metrics
     from vovnet.detection import evaluate as evaluate_detector
     from vovnet.detection.detecting.sharing import shared_output
+    from vovnet.detection.evaluation.backends import check_backend
     from vovnet.detection.evaluation.sources import evaluation_dataset, evaluation_sources
     from vovnet.detection.export import exported_detector
     from vovnet.export.runtime import is_exported
     from vovnet.hub import load_detector
     from vovnet.terminal.streams import say
 
+    check_backend(backend, "--backend")
     options = run_options(size, max_size, max_detections, score, nms, tile, overlap, tile_full_image, merge)
     exported = is_exported(weights)
     if exported:
@@ -97,6 +105,7 @@ def evaluate(
             output,
             device=place,
             batch_size=batch_size,
+            backend=cast("Backend", backend),
             workers=workers,
             timeout=timeout,
             progress=True,

@@ -18,14 +18,8 @@ from torch import nn
 from torchvision import tv_tensors
 
 from vovnet.detection.analysis.tide import KINDS
-from vovnet.detection.evaluation.coco_eval import (
-    METRICS,
-    CocoEvaluator,
-    _numbers,
-    _per_class,
-    coco_ground_truth,
-    run_coco_eval,
-)
+from vovnet.detection.evaluation.backends import run_coco_eval
+from vovnet.detection.evaluation.coco_eval import METRICS, CocoEvaluator, _numbers, _per_class, coco_ground_truth
 from vovnet.detection.evaluation.evaluator import evaluate
 from vovnet.detection.evaluation.tables import format_metrics
 from vovnet.detection.inference_mode import image_detections

@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strange_json import flat_values
 
-from vovnet.detection.evaluation.coco_eval import IOU_TYPES, run_coco_eval
+from vovnet.detection.evaluation.backends import run_coco_eval
+from vovnet.detection.evaluation.coco_eval import IOU_TYPES
 from vovnet.detection.evaluation.truth import IouType, coco_ground_truth
 from vovnet.errors import InputError
 
