@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import backbone_reference
 import numpy as np
 import pytest
 import recipe_reference
@@ -33,6 +34,11 @@ def test_the_table_of_weights_is_current() -> None:
         line for line in written if not line.startswith("| `ese_vovnet")
     ]
     assert set(written) <= set(today)
+
+
+def test_the_sizes_of_backbones_are_current() -> None:
+    """They are counted: ``python tests/helpers/backbone_reference.py`` writes them."""
+    assert backbone_reference.PAGE.read_text(encoding="utf-8") == backbone_reference.page()
 
 
 @pytest.mark.parametrize("section", ["model", "data", "solver", "log"])

@@ -50,6 +50,14 @@ def test_publishing_needs_a_tag_and_no_secret() -> None:
     assert "secrets." not in path.read_text(encoding="utf-8")
 
 
+def test_the_site_is_published_by_a_job_that_builds_nothing() -> None:
+    jobs = read(GITHUB / "workflows" / "docs.yml")["jobs"]
+    assert "make docs" in [step.get("run") for step in jobs["build"]["steps"]]
+    assert "permissions" not in jobs["build"]
+    assert jobs["deploy"]["permissions"] == {"pages": "write", "id-token": "write"}
+    assert [step["uses"].partition("@")[0] for step in jobs["deploy"]["steps"]] == ["actions/deploy-pages"]
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.name)
 def test_issue_forms_ask_for_the_environment(form: Path) -> None:
     content = read(form)

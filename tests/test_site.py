@@ -1,8 +1,10 @@
 """What `make docs` refuses. CI builds the whole site; here small ones are built with its configuration."""
 
 import re
+import runpy
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -86,3 +88,28 @@ def test_the_pages_that_the_code_names_exist() -> None:
     named = {name for path in files for name in re.findall(r"\bdocs/[\w-]+/\w+\.\w+", path.read_text(encoding="utf-8"))}
     assert "docs/how-to/reproduce.md" in named
     assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def test_the_figures_are_current() -> None:
+    """They are drawn: ``python docs/site/figures.py`` writes them."""
+    drawn = runpy.run_path(str(ROOT / "docs" / "site" / "figures.py"))["figures"]()
+    assert len(drawn) == 2
+    for path, text in drawn.items():
+        assert path.read_text(encoding="utf-8") == text, path
+
+
+def test_a_graph_is_drawn_with_every_node_and_arrow() -> None:
+    as_svg = runpy.run_path(str(ROOT / "docs" / "site" / "graphs.py"))["as_svg"]
+    drawing = ElementTree.fromstring(as_svg('subgraph room\n a --> b\n b --> c_py["c.py"]\n a --> c_py\nend\n'))
+    names = [text.text for text in drawing.iter("text")]
+    assert sorted(names) == ["a", "b", "c.py"]
+    boxes = {}
+    for name, box in zip(names, drawing.iter("rect"), strict=True):
+        x, y, width, height = (float(box.attrib[key]) for key in ("x", "y", "width", "height"))
+        boxes[name] = (x + width / 2, y, y + height)
+    lines = [path.attrib["d"] for path in drawing.iter("path") if "marker-end" in path.attrib]
+    for (upper, lower), line in zip([("a", "b"), ("b", "c.py"), ("a", "c.py")], lines, strict=True):
+        x, y, *_, to_x, to_y = (float(number) for number in re.findall(r"[\d.]+", line))
+        assert (x, y) == pytest.approx((boxes[upper][0], boxes[upper][2]), abs=1)
+        assert (to_x, to_y) == pytest.approx(boxes[lower][:2], abs=1)
+    assert boxes["a"][2] < boxes["b"][1] < boxes["b"][2] < boxes["c.py"][1]

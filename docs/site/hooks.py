@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import griffe
 
+sys.path.insert(0, str(Path(__file__).parent))
+from graphs import as_svg
+
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
@@ -28,6 +31,7 @@ LOG = logging.getLogger("mkdocs.hooks.vovnet")
 COMMANDS = "<!-- commands -->"
 DIRECTIVE = re.compile(r"^::: (\S+)", re.MULTILINE)
 LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)(#[^)\s]*)?(\))")
+MERMAID = re.compile(r"^```mermaid\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -39,6 +43,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             LOG.warning("%s: %s has no docstring", page.file.src_uri, missing)
     if COMMANDS in markdown:
         markdown = markdown.replace(COMMANDS, command_reference(root))
+    markdown = MERMAID.sub(lambda match: f"<figure>{as_svg(match[1])}</figure>", markdown)
     parts = FENCE.split(markdown)
     parts[::2] = [_with_links_into_the_repository(part, page, config) for part in parts[::2]]
     return "".join(parts)
@@ -54,7 +59,9 @@ def command_reference(root: Path) -> str:
     environment = os.environ | {"PYTHONPATH": paths, "NO_COLOR": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     text = html.unescape(done.stdout.split("\n", 1)[1])
-    return re.sub(r"^\* `--help`.*\n", "", text, flags=re.MULTILINE).replace("```console\n$ ", "```text\n")
+    for superfluous in (r"^\* `--help`.*\n", r"^\*\*Options\*\*:\n\n(?!\*)", r"^\*\*Commands\*\*:\n\n(\*.*\n)+"):
+        text = re.sub(superfluous, "", text, flags=re.MULTILINE)
+    return text.replace("```console\n$ ", "```text\n")
 
 
 def undocumented(name: str, root: Path) -> list[str]:
