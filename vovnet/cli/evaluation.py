@@ -84,6 +84,7 @@ def evaluate(
     from vovnet.detection.export import exported_detector
     from vovnet.export.runtime import is_exported
     from vovnet.hub import load_detector
+    from vovnet.results.run_options import RunSettings
     from vovnet.terminal.streams import say
 
     check_backend(backend, "--backend")
@@ -114,4 +115,5 @@ def evaluate(
         if distributed.rank() == 0:
             typer.echo(format_metrics(metrics))
             if "best" in metrics:
-                say(f"to count: vovnet predict IMAGES --weights {quote(weights)} --threshold {quote(str(output))}")
+                given = [weights, "--threshold", str(output), *RunSettings(**options).arguments]
+                say(f"to count: vovnet predict IMAGES --weights {' '.join(map(quote, given))}")

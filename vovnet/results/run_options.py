@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypedDict
 
 from vovnet.errors import InputError, shown
@@ -85,6 +85,16 @@ class RunSettings:
     def tiling(self) -> Tiling | None:
         """How images are cut; None leaves them whole."""
         return None if self.tile is None else Tiling(self.tile, self.overlap, self.tile_full_image, self.merge)
+
+    @property
+    def arguments(self) -> list[str]:
+        """Return these settings as options of the command line, without those that have their default."""
+        found: list[str] = []
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default:
+                found += [f"--{one.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return found
 
     @property
     def of_detector(self) -> list[str]:
