@@ -54,7 +54,7 @@ class Labels:
         largest = max(10, round(max(self.size) / 55))
         sides = (self.boxes[:, 2:] - self.boxes[:, :2]).min(1)
         crowding = min(1.0, (_MANY / max(1, len(sides))) ** 0.5)
-        fitting = largest if mode == "all" or not len(sides) else round(_SHARE * crowding * float(np.median(sides)))
+        fitting = largest if not len(sides) else round(_SHARE * crowding * float(np.median(sides)))
         self.covered = _COVERED * crowding
         self.font = label_font(max(_SMALLEST, min(largest, fitting)) if len(sides) > 3 else largest)
 

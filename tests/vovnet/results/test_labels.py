@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from vovnet.errors import InputError
 from vovnet.results.drawing import draw_detections
-from vovnet.results.labels import Labels, legend_entries, overlap
+from vovnet.results.labels import Labels, extent, legend_entries, overlap
 from vovnet.results.lettering import category_colour
 
 
@@ -105,3 +105,11 @@ def test_colours_can_be_told_apart(kind):
     for one, other in itertools.combinations(seen, 2):
         assert np.abs(one - other).sum() > 0.25
     assert len({category_colour(one) for one in range(1, 36)}) == 35
+
+
+@pytest.mark.parametrize("mode", ["auto", "all"])
+def test_letters_fit_small_boxes_in_every_mode(mode):
+    draw = ImageDraw.Draw(Image.new("RGB", (2000, 2000)))
+    boxes = [(x, y, x + 60.0, y + 60.0) for x in range(0, 2000, 100) for y in range(0, 2000, 100)]
+    assert extent(draw, "Äg", Labels(draw, boxes, mode).font)[1] < 30
+    assert extent(draw, "Äg", Labels(draw, boxes[:1], mode).font)[1] > 30
