@@ -181,7 +181,7 @@ def test_wheel_is_pure_and_says_what_pyproject_says(wheel: Path) -> None:
     assert licences == {"LICENSE", "NOTICE"}
     assert metadata["Requires-Python"] == ">=3.11"
     extras = {"benchmark", "detection", "dev", "export", "int8", "onnx", "openvino", "video"}
-    extras |= {"faster-coco-eval", "hf", "supervision", "tiff", "tensorboard", "wandb", "mlflow", "trackio"}
+    extras |= {"faster-coco-eval", "fiftyone", "hf", "supervision", "tiff", "tensorboard", "wandb", "mlflow", "trackio"}
     assert set(metadata.get_all("Provides-Extra") or ()) == extras
 
 

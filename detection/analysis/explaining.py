@@ -46,7 +46,7 @@ class ImageErrors:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What :func:`analyse` finds for K classes, at IoU 0.5."""
+    """What :func:`analyse` finds for K classes, at IoU 0.5, or of keypoints OKS 0.5."""
 
     iou_type: str
     names: list[str]
@@ -64,12 +64,15 @@ class Analysis:
     the point of ``counting``."""
     count_bias: list[float]
     """The same with its sign: above 0 there are too many detections."""
-    errors: ErrorKinds
+    errors: ErrorKinds | None
+    """None of keypoints: TIDE's kinds are of overlapping areas."""
     images: list[ImageErrors]
     """Of all images, the worst first."""
 
     def numbers(self) -> dict[str, Any]:
-        """Return what ``metrics.json`` says of all classes: ``best`` and ``errors``."""
+        """Return what ``metrics.json`` says of all classes: ``best`` and, if there are kinds of errors, ``errors``."""
+        if self.errors is None:
+            return {"best": _point(self.overall)}
         kinds = {name: {"count": self.errors.counts[name], "dAP50": self.errors.costs[name]} for name in KINDS}
         return {"best": _point(self.overall), "errors": {"AP50": self.errors.ap50, **kinds}}
 
@@ -87,12 +90,12 @@ def _point(point: OperatingPoint) -> dict[str, float]:
 
 
 def analyse(evaluated: COCOeval) -> Analysis:
-    """Explain an evaluation of boxes or masks.
+    """Explain an evaluation of boxes, masks or keypoints.
 
     Args:
         evaluated: from :func:`vovnet.detection.evaluation.backends.run_coco_eval`.
     """
-    images = list(matched_images(evaluated))
+    kind, images = evaluated.params.iouType, list(matched_images(evaluated))
     names = [str(evaluated.cocoGt.cats[category]["name"]) for category in evaluated.params.catIds]
     curves = threshold_curves(images, len(names))
     best, overall = chosen_points(curves)
@@ -105,7 +108,7 @@ def analyse(evaluated: COCOeval) -> Analysis:
         for one, lost, wrong in zip(images, missed, false, strict=True)
     ]
     return Analysis(
-        evaluated.params.iouType,
+        kind,
         names,
         curves,
         best,
@@ -114,7 +117,7 @@ def analyse(evaluated: COCOeval) -> Analysis:
         counting,
         np.abs(difference).mean(axis=0).tolist(),
         difference.mean(axis=0).tolist(),
-        error_kinds(images, len(names), evaluated.params.maxDets[-1]),
+        None if kind == "keypoints" else error_kinds(images, len(names), evaluated.params.maxDets[-1]),
         sorted(listed, key=lambda one: (-one.total, one.image_id)),
     )
 

@@ -21,25 +21,25 @@ FILES = ("thresholds.csv", "confusion.csv", "confusion.png", "worst.png")
 
 
 def analyses_of(evaluated: Mapping[str, COCOeval]) -> dict[str, Analysis]:
-    """Return the analyses of boxes and masks, as far as they were evaluated, boxes first."""
-    return {kind: analyse(one) for kind, one in evaluated.items() if kind in ("bbox", "segm")}
+    """Return the analyses of boxes, masks and keypoints, as far as they were evaluated, in this order."""
+    return {kind: analyse(one) for kind, one in evaluated.items()}
 
 
 def explained(metrics: Mapping[str, Any], analyses: Mapping[str, Analysis]) -> dict[str, Any]:
-    """Return metrics with what analyses add to them, at IoU 0.5.
+    """Return metrics with what analyses add to them, at IoU 0.5, or of keypoints OKS 0.5.
 
     Args:
         metrics: from :meth:`~.coco_eval.CocoEvaluator.summarize`.
         analyses: from :func:`analyses_of`.
 
     Returns:
-        The metrics, and for each IoU type (``bbox``, ``segm``):
+        The metrics, and for each IoU type:
 
         ``best``: the score ``threshold`` of the largest F1 of all classes together, and its ``precision``, ``recall``
         and ``F1`` in 0..1.
 
         ``errors``: for each of :data:`~vovnet.detection.analysis.tide.KINDS` the ``count`` and ``dAP50``, what
-        AP50 would gain without them, in 0..1; and ``AP50`` as TIDE computes it.
+        AP50 would gain without them, in 0..1; and ``AP50`` as TIDE computes it. Not of keypoints.
 
         Each entry of ``per_class`` also has the four numbers of its own best threshold; ``count_threshold``, the score
         from which on there are as many detections as objects; and ``count_error`` and ``count_bias``: by how many the

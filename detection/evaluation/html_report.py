@@ -110,9 +110,10 @@ def _classes(metrics: Mapping[str, Any], kind: str) -> str:
     means = [percent(metrics[kind][name]) for name in ("AP", "AP50")]
     rows.insert(0, [ALL, objects, *means, *_point(metrics["best"][kind]), "", "", ""])
     note = (
-        "Precision, recall and F1 in percent at the score threshold with the best F1, at IoU 0.5. Count at: the "
-        "score from which on there are as many detections as objects. Count error: by how many the detections of "
-        "an image differ from its objects at that score; bias: the same with its sign, above 0 too many."
+        "Precision, recall and F1 in percent at the score threshold with the best F1, at "
+        f"{'OKS' if kind == 'keypoints' else 'IoU'} 0.5. Count at: the score from which on there are as many "
+        "detections as objects. Count error: by how many the detections of an image differ from its objects at that "
+        "score; bias: the same with its sign, above 0 too many."
     )
     return f'<h2>{_TITLES[kind]}: classes</h2>\n<p class="note">{note}</p>\n{_table(columns, rows)}'
 
@@ -122,7 +123,9 @@ def _point(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _errors(metrics: Mapping[str, Any], kind: str) -> str:
-    errors = metrics["errors"][kind]
+    errors = metrics["errors"].get(kind)
+    if errors is None:
+        return ""
     rows = [[name, _MEANINGS[name], errors[name]["count"], percent(errors[name]["dAP50"])] for name in KINDS]
     note = "What AP50 would gain, in percent, without the errors of a kind (TIDE). Errors of all scores are counted."
     table = _table(("kind", "an error is a", "number", "cost"), rows)

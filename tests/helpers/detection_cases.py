@@ -51,3 +51,17 @@ def evaluated_case(truth: dict[str, Any], results: list[dict[str, Any]]) -> Any:
     """Return pycocotools' ``COCOeval`` of boxes."""
     complete = coco_ground_truth(truth, "bbox")
     return run_coco_eval(complete, [dict(one) for one in results], "bbox", sorted(complete.imgs))
+
+
+def coco_counts(evaluated: Any, position: int, threshold: float) -> tuple[int, int, int]:
+    """True and false detections, and objects, of a class as pycocotools' own matches at IoU 0.5 say."""
+    areas, images = len(evaluated.params.areaRng), len(evaluated.params.imgIds)
+    start = position * areas * images
+    true = false = objects = 0
+    for one in evaluated.evalImgs[start : start + images]:
+        if one is not None:
+            counted = (np.array(one["dtScores"]) >= threshold) & ~one["dtIgnore"][0]
+            true += int((counted & (one["dtMatches"][0] > 0)).sum())
+            false += int((counted & (one["dtMatches"][0] == 0)).sum())
+            objects += int((np.array(one["gtIgnore"]) == 0).sum())
+    return true, false, objects

@@ -84,15 +84,15 @@ def thresholds_for_counts(evaluation: str | os.PathLike[str]) -> dict[str, float
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         tables = metrics["per_class"]
-        table = tables["bbox" if "bbox" in tables else "segm"]
+        table = next(tables[kind] for kind in ("bbox", "segm", "keypoints") if kind in tables)
         found = {str(one["name"]): float(one["count_threshold"]) for one in table}
     except (OSError, ValueError) as error:
         raise InputError(
             f"threshold: expected a number from 0 to 1, or the output folder of 'vovnet evaluate', got "
             f"'{evaluation}' ({reason(error)})"
         ) from None
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, StopIteration):
         raise InputError(
-            f"threshold: '{path}' has no thresholds for counts; evaluate again with this version, for boxes or masks"
+            f"threshold: '{path}' has no thresholds for counts; evaluate again with this version"
         ) from None
     return found

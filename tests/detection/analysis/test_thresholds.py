@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from detection_cases import CLASSES, errors_of_all_kinds, evaluated_case
+from detection_cases import CLASSES, coco_counts, errors_of_all_kinds, evaluated_case
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,20 +15,6 @@ from vovnet.detection.analysis.thresholds import (
     pooled,
     threshold_curves,
 )
-
-
-def coco_counts(evaluated, position, threshold):
-    """True and false detections, and objects, of a class as pycocotools' own matches at IoU 0.5 say."""
-    areas, images = len(evaluated.params.areaRng), len(evaluated.params.imgIds)
-    start = position * areas * images
-    true = false = objects = 0
-    for one in evaluated.evalImgs[start : start + images]:
-        if one is not None:
-            counted = (np.array(one["dtScores"]) >= threshold) & ~one["dtIgnore"][0]
-            true += int((counted & (one["dtMatches"][0] > 0)).sum())
-            false += int((counted & (one["dtMatches"][0] == 0)).sum())
-            objects += int((np.array(one["gtIgnore"]) == 0).sum())
-    return true, false, objects
 
 
 @pytest.mark.parametrize("seed", range(6))
