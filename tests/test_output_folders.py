@@ -21,6 +21,7 @@ COMMANDS = {
     "train --resume": (*TRAIN, "--resume"),
     "evaluate": ("evaluate", "--weights", NOWHERE, *DATA),
     "predict": ("predict", f"{NOWHERE}.png", "--weights", NOWHERE),
+    "export-web": ("export-web", NOWHERE),
     "benchmark": ("benchmark", "cpu", "--no-huge-pages", "--case", NOWHERE),
 }
 FAILURES: dict[str, tuple[str, ...]] = {
@@ -36,6 +37,7 @@ FAILURES: dict[str, tuple[str, ...]] = {
     "auto-resume": (*TRAIN, "data.train=[]", "--auto-resume"),
     "weights": COMMANDS["evaluate"],
     "images": COMMANDS["predict"],
+    "page": COMMANDS["export-web"],
     "case": COMMANDS["benchmark"],
 }
 

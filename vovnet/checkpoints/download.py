@@ -27,7 +27,7 @@ _PATIENCE = LONGEST_SILENCE + 60  # seconds that another process may bring nothi
 class Checksum:
     """The checksum of a file that its publisher states."""
 
-    algorithm: Literal["sha1", "sha256"]
+    algorithm: Literal["sha1", "sha256", "sha512"]
     digits: str
     """All hexadecimal digits, or the first ones."""
 
@@ -79,6 +79,7 @@ def fetch(
     checksum: Checksum | None = None,
     most: int = MOST_BYTES,
     progress: bool = True,
+    folder: Path | None = None,
 ) -> Path:
     """Return the path of a file in torch's cache (``TORCH_HOME``), downloading it if it is not there.
 
@@ -95,6 +96,7 @@ def fetch(
         checksum: Checked before the file is placed in the cache, and each time.
         most: Largest size of the file, in bytes.
         progress: Show a progress bar on stderr.
+        folder: The cache; None is torch's.
 
     Raises:
         InputError: The address does not answer, or with something else than the file; the connection breaks off or is
@@ -102,7 +104,7 @@ def fetch(
             the cache is damaged.
     """
     remote = PurePosixPath(urlsplit(url).path).name
-    target = checkpoints_folder() / remote.removesuffix(".zip")
+    target = (folder or checkpoints_folder()) / remote.removesuffix(".zip")
     name = name or target.name
     if not _is_whole(target, checksum):
         _refuse_offline(url, target, otherwise)
@@ -174,11 +176,12 @@ def _is_whole(target: Path, checksum: Checksum | None) -> bool:
     if not target.exists():
         return False
     if checksum is not None:
-        checksum.check(target, _digits(target, checksum.algorithm), "; remove it to fetch it again")
+        checksum.check(target, digits_of(target, checksum.algorithm), "; remove it to fetch it again")
     return True
 
 
-def _digits(path: Path, algorithm: str) -> str:
+def digits_of(path: Path, algorithm: str) -> str:
+    """Return the hexadecimal digits of a file's checksum."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
@@ -234,7 +237,7 @@ def _move(source: Path, target: Path, checksum: Checksum | None) -> str:
         InputError: The file has another checksum.
     """
     algorithm = checksum.algorithm if checksum else "sha256"
-    found = _digits(source, algorithm)
+    found = digits_of(source, algorithm)
     if checksum:
         checksum.check(source, found)
     flush_to_disk(source)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 
 from vovnet.errors import InputError, shown
-from vovnet.results.lettering import Font, Rgb, category_colour, drawable, label_font
+from vovnet.results.lettering import Font, Rgb, category_colour, drawable, is_dark, label_font
 
 Rectangle = tuple[float, float, float, float]
 LabelMode = Literal["auto", "all", "none"]
@@ -128,9 +128,7 @@ def plate(draw: ImageDraw.ImageDraw, text: str, place: Rectangle, colour: Rgb, f
     """Write a text on a ground of a colour."""
     top, _, pad = _lines(draw, font)
     draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
-    # Relative luminance (ITU-R BT.601 weights) decides between black and white letters.
-    dark_ground = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
-    draw.text((place[0] + pad, place[1] + pad - top), text, fill="white" if dark_ground else "black", font=font)
+    draw.text((place[0] + pad, place[1] + pad - top), text, fill="white" if is_dark(colour) else "black", font=font)
 
 
 def _lines(draw: ImageDraw.ImageDraw, font: Font) -> tuple[float, float, float]:

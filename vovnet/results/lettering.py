@@ -67,6 +67,11 @@ def category_colour(category_id: int) -> Rgb:
     return red, green, blue
 
 
+def is_dark(colour: Rgb) -> bool:
+    """Return True if white letters can be read better on a colour than black ones: by its luma (ITU-R BT.601)."""
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
+
+
 # Neighbours in this order differ in brightness as well as in hue.
 _OKABE_ITO: tuple[Rgb, ...] = (
     (230, 159, 0),  # orange
