@@ -275,7 +275,14 @@ def test_sdist_has_the_tests_and_no_links(unpacked_sdist: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts:
             assert (unpacked_sdist / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
     at_the_root = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "NOTICE", "README.md")
-    for name in (*at_the_root, "SECURITY.md", "pyproject.toml", ".git-blame-ignore-revs", ".pre-commit-config.yaml"):
+    for name in (
+        *at_the_root,
+        "SECURITY.md",
+        "mkdocs.yml",
+        "pyproject.toml",
+        ".git-blame-ignore-revs",
+        ".pre-commit-config.yaml",
+    ):
         assert (unpacked_sdist / name).is_file(), name
 
 

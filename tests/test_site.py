@@ -49,6 +49,7 @@ def test_a_sound_site_is_built_and_loads_nothing_from_elsewhere(site: Path) -> N
     )
     assert loaded
     assert not [address for pair in loaded for address in pair if "//" in address]
+    assert 'data-md-component="source"' not in page  # it asks GitHub for stars
     assert (site / "build" / "site" / "search" / "search_index.json").is_file()
 
 
@@ -96,6 +97,12 @@ def test_the_figures_are_current() -> None:
     assert len(drawn) == 2
     for path, text in drawn.items():
         assert path.read_text(encoding="utf-8") == text, path
+
+
+def test_the_list_of_pages_is_current() -> None:
+    """It is made: ``python docs/site/page_list.py`` writes it."""
+    made = runpy.run_path(str(ROOT / "docs" / "site" / "page_list.py"))["page"]()
+    assert (ROOT / "docs" / "index.md").read_text(encoding="utf-8") == made
 
 
 def test_a_graph_is_drawn_with_every_node_and_arrow() -> None:

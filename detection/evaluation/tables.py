@@ -14,7 +14,14 @@ _MAX_NAME = 60  # characters of a category's name in a table
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return COCO's numbers and the per-class table as text, in percent; '–' if there is nothing to count."""
+    """Return COCO's numbers and the per-class table as text, in percent; '–' if there is nothing to count.
+
+    Args:
+        metrics: what :func:`vovnet.detection.evaluate` returns.
+
+    Returns:
+        Lines for a terminal, without colours.
+    """
     kinds = {"bbox": "boxes", "segm": "masks", "keypoints": "points"}
     present = [iou_type for iou_type in IOU_TYPES if iou_type in metrics]
     lines: list[str] = []

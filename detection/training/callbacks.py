@@ -23,19 +23,40 @@ from vovnet.terminal.streams import standard_error
 
 
 class Callback:
-    """Base class; override the methods you need. They are called in the process of rank 0 only."""
+    """Base class of what :func:`vovnet.detection.train` calls in ``callbacks``; override the methods you need.
+
+    They are called in the process of rank 0 only. An error that a method raises ends the run.
+    """
 
     def start(self, run: Run) -> None:
-        """Called before the first iteration, also when a run is resumed."""
+        """Called before the first iteration, also when a run is resumed.
+
+        Args:
+            run: the run, with its recipe, detector and iteration; it is the same object in every call.
+        """
 
     def iteration(self, run: Run, losses: Mapping[str, float]) -> None:
-        """Called after each iteration; ``losses`` has the sum as ``loss`` and its parts, and is empty if skipped."""
+        """Called after each iteration.
+
+        Args:
+            run: the run.
+            losses: the sum as ``loss``, and its parts; empty if the iteration was skipped.
+        """
 
     def evaluation(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """Called after each evaluation; ``metrics`` is what :func:`vovnet.detection.evaluate` returns."""
+        """Called after each evaluation.
+
+        Args:
+            run: the run.
+            metrics: what :func:`vovnet.detection.evaluate` returns: AP in 0..1.
+        """
 
     def stop(self, run: Run) -> None:
-        """Called when the run ends, also after an error."""
+        """Called when the run ends, also after an error.
+
+        Args:
+            run: the run.
+        """
 
 
 class BestEffort(Callback):
