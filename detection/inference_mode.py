@@ -17,7 +17,7 @@ from vovnet.detection.masks import encode_box_masks, encode_masks
 from vovnet.errors import InputError
 from vovnet.processes.devices import choose_device
 from vovnet.results.detections import ImageDetections, checked_detections
-from vovnet.results.limits import MEDIAN_OBJECT, Limits, check_shape, trained_factor
+from vovnet.results.limits import MEDIAN_OBJECT, TRAINED_CROP, Limits, check_shape, trained_factor
 
 BoxConverter = Callable[[Tensor], Tensor]
 """Converts a detector's boxes (N, 4) to COCO's x, y, width, height (N, 4)."""
@@ -128,6 +128,7 @@ def limits_of(detector: nn.Module, median_object: float | None = None) -> Limits
         max_size=getattr(sizes, "max_size", None),
         median_object=preprocessing.get(MEDIAN_OBJECT, median_object),
         trained_factor=trained_factor(preprocessing),
+        crop=preprocessing.get(TRAINED_CROP),
         built_in=hasattr(detector, "exported"),
     )
 

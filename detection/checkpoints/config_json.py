@@ -20,7 +20,7 @@ from vovnet.detection.config.parts import recipe_part, shown, validate
 from vovnet.detection.config.validation import check_model
 from vovnet.errors import InputError
 from vovnet.files import read_json
-from vovnet.results.limits import MEDIAN_IMAGE, MEDIAN_OBJECT
+from vovnet.results.limits import MEDIAN_IMAGE, MEDIAN_OBJECT, TRAINED_CROP
 
 FORMAT = "vovnet-detector"
 FORMAT_VERSION = 1
@@ -41,7 +41,7 @@ class DetectorConfig:
     preprocessing: dict[str, Any]
     """How an image becomes the detector's input, for readers in other languages; the model part says the same. The
     optional ``median_object`` is the median side in pixels of the training data's objects, and the optional
-    ``median_image`` the median [height, width] of its images."""
+    ``median_image`` the median [height, width] of its images, or of crops of them with the side ``trained_crop``."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data in the documented form."""
@@ -54,6 +54,7 @@ def compose_config(
     categories: Sequence[Mapping[str, Any]],
     median_object: float | None = None,
     median_image: Sequence[float] | None = None,
+    crop: int | None = None,
 ) -> DetectorConfig:
     """Return the configuration of a detector in memory.
 
@@ -64,6 +65,7 @@ def compose_config(
         median_object: the median side in pixels of the training data's objects; None takes that of a detector which was
             loaded, if it has one.
         median_image: the same of the median height and width in pixels of its images.
+        crop: the same of the side in pixels of the crops that it was trained on.
 
     Raises:
         InputError: ``model.num_classes`` is set and is not the number of categories, or a value is out of the bounds
@@ -88,6 +90,9 @@ def compose_config(
     sides = loaded.get(MEDIAN_IMAGE) if median_image is None else median_image
     if sides is not None:
         preprocessing[MEDIAN_IMAGE] = [float(side) for side in sides]
+    side = loaded.get(TRAINED_CROP) if crop is None else crop
+    if side is not None:
+        preprocessing[TRAINED_CROP] = int(side)
     config = DetectorConfig(stored, kept, preprocessing)
     _check(config)
     return config
@@ -162,6 +167,9 @@ def _check(config: DetectorConfig) -> None:
     numbers = [one for one in sides if _is_number(one) and 1 <= one <= _MAX_SIDE] if isinstance(sides, list) else []
     if len(numbers) != 2 or numbers != sides:
         raise InputError(f"preprocessing.{MEDIAN_IMAGE}: expected [height, width] in pixels, got {shown(sides)}")
+    side = found.pop(TRAINED_CROP, 1)
+    if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= _MAX_SIDE:
+        raise InputError(f"preprocessing.{TRAINED_CROP}: expected a whole number of pixels, got {shown(side)}")
     for key in [*expected, *found]:
         if key not in expected:
             raise InputError(f"unknown key {shown(key)} in preprocessing; expected one of {', '.join(expected)}")

@@ -35,6 +35,7 @@ def save_detector(
     categories: Sequence[Mapping[str, Any]],
     median_object: float | None = None,
     median_image: Sequence[float] | None = None,
+    crop: int | None = None,
 ) -> None:
     """Write a detector folder. On any error the files that were there do not change.
 
@@ -45,13 +46,14 @@ def save_detector(
         categories: ``{"id", "name"}`` in label order (label k is ``categories[k - 1]``).
         median_object: The median side in pixels of the training data's objects, if it is known.
         median_image: The median height and width in pixels of its images, if they are known.
+        crop: The side in pixels of the crops that it was trained on, if it was.
 
     Raises:
         InputError: The categories do not fit the model.
         OSError: The system refused to write; the error names the file.
     """
     folder = expand_home(folder)
-    config = compose_config(detector, model, categories, median_object, median_image)
+    config = compose_config(detector, model, categories, median_object, median_image, crop)
     weights = safetensors_bytes(detector.state_dict())
     with ExitStack() as both:
         # Both files are complete on the disk before either replaces the old one.

@@ -26,6 +26,9 @@ class DataRecipe:
     min_keypoints: Integer = Field(default=0, ge=0, le=1_000_000)
     """For detectors of keypoints: leave out training images with fewer labelled keypoints. torchvision's references
     have 10 for COCO."""
+    crop: Annotated[Integer, Field(ge=32, le=20_000)] | None = None
+    """Side in pixels of squares that are cut out of larger images before the resize, another each time that an image
+    comes; nine of ten show an object. Evaluations in the training cut tiles of this size. null takes images whole."""
     train_min_sizes: list[Pixels] = Field(default_factory=[800].copy, min_length=1, max_length=1024)
     """Short sides in pixels; one is drawn for each image."""
     train_max_size: Pixels = 1333

@@ -21,7 +21,7 @@ from vovnet.detection.data.annotations import AnnotationFile
 from vovnet.detection.data.category_names import join_categories, match_categories
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject, labelled_keypoints, renumber
 from vovnet.detection.data.ground_truth import ground_truth_of
-from vovnet.detection.data.masks import Segmentation, decode_masks
+from vovnet.detection.data.masks import EncodedMasks, Segmentation, decode_masks
 from vovnet.detection.data.object_sizes import ObjectSizes
 from vovnet.detection.data.protocol import Target
 from vovnet.detection.data.report import KINDS, LOST_IMAGE, DataReport
@@ -93,6 +93,7 @@ class CocoDataset(Dataset[Any]):
             raise InputError("data: no annotation files; expected a list of {images: FOLDER, annotations: FILE.json}")
         self.training, self.channels, self.max_pixels = training, channels, max_pixels
         self.keypoints = self.wants_keypoints = keypoints
+        self.encoded = False
         self.dropped = DataReport()
         self._files: list[str] = []
         known: dict[int, tuple[Category, str]] = {}
@@ -245,6 +246,8 @@ class CocoDataset(Dataset[Any]):
         height, width = self.image_size(index)
         nothing = {"size": [height, width], "counts": [height * width]}  # In evaluation an object may have no mask.
         shapes = [shape or nothing for shape in self._segmentations(index)]
+        if self.encoded:
+            return extras | {"encoded_masks": EncodedMasks(shapes, height, width)}
         return extras | {"masks": tv_tensors.Mask(decode_masks(shapes, height, width))}
 
     def _segmentations(self, index: int) -> list[Segmentation | None]:
@@ -297,3 +300,12 @@ def without_masks(dataset: D) -> D:
     without = copy.copy(dataset)
     without.masks = False
     return without
+
+
+def with_encoded_masks(dataset: D) -> D:
+    """Return a dataset whose targets have ``encoded_masks``, which are drawn later, if it is a :class:`CocoDataset`."""
+    if not isinstance(dataset, CocoDataset):
+        return dataset
+    encoded = copy.copy(dataset)
+    encoded.encoded = True
+    return encoded

@@ -9,7 +9,8 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from vovnet.detection.config.categories import mirror_order
-from vovnet.detection.data.coco import without_masks
+from vovnet.detection.data.coco import with_encoded_masks, without_masks
+from vovnet.detection.data.cropping import random_crop
 from vovnet.detection.data.declared import GroundTruth, check_categories, check_ground_truth
 from vovnet.detection.data.joined import Concatenation, Selection, with_attributes
 from vovnet.detection.data.object_sizes import ObjectSizes, sizes_of_truth
@@ -78,6 +79,8 @@ class CheckedDataset(Dataset[Any]):
         self.image_size: Callable[[int], tuple[int, int]] | None = None
         if getattr(self.dataset, "image_size", None) is not None:
             self.image_size = self._image_size
+        self.crop: int | None = None
+        """The side in pixels of the crops that samples are, one drawn for each; None leaves images whole."""
         self.image_labels: Callable[[int], Iterable[int]] | None = getattr(self.dataset, "image_labels", None)
         len(self)
 
@@ -88,14 +91,20 @@ class CheckedDataset(Dataset[Any]):
         return None if truth is None else check_ground_truth(truth, self.categories, self.name)
 
     def object_sizes(self) -> ObjectSizes | None:
-        """Return the size of each object, or None if the dataset does not know it without loading images."""
+        """Return the size of each object, or None if the dataset does not know it without loading images.
+
+        With crops, images have the size of these, and objects are as they are in them unless a border cuts them.
+        """
         own = getattr(self.dataset, "object_sizes", None)
         if own is not None:
-            sizes: ObjectSizes = own()
-            return sizes
+            sizes: ObjectSizes | None = own()
+            return self._cropped_sizes(sizes)
         # A part of a dataset may have to load its images for the ids in its ground truth.
         truth = None if isinstance(self.dataset, Selection | Concatenation) else self.ground_truth
-        return None if truth is None else sizes_of_truth(truth)
+        return self._cropped_sizes(None if truth is None else sizes_of_truth(truth))
+
+    def _cropped_sizes(self, sizes: ObjectSizes | None) -> ObjectSizes | None:
+        return sizes if sizes is None or self.crop is None else sizes.cropped(self.crop)
 
     @property
     def dropped_summary(self) -> str:
@@ -111,7 +120,7 @@ class CheckedDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
         try:
-            return check_sample(
+            checked_sample = check_sample(
                 sample,
                 index,
                 len(self.categories),
@@ -122,11 +131,26 @@ class CheckedDataset(Dataset[Any]):
             )
         except InputError as error:
             raise InputError(f"{self.described(index)}: {error}") from error
+        return checked_sample if self.crop is None else random_crop(checked_sample, self.crop)
+
+    def with_crops(self, side: int) -> CheckedDataset:
+        """Return the dataset with samples that are random crops, see :func:`~.cropping.random_crop`.
+
+        Args:
+            side: Of a crop in pixels.
+        """
+        if self.crop == side:
+            return self
+        cut = copy.copy(self)
+        cut.crop, cut.dataset = side, _changed(self.dataset, with_encoded_masks)
+        if self.image_size is not None:
+            cut.image_size = cut._image_size
+        return cut
 
     def without_masks(self) -> CheckedDataset:
         """Return the dataset without the masks of COCO files, which are drawn when a sample is loaded."""
         without = copy.copy(self)
-        without.dataset = _without_masks(self.dataset)
+        without.dataset = _changed(self.dataset, without_masks)
         return without
 
     def described(self, index: int) -> str:
@@ -140,18 +164,19 @@ class CheckedDataset(Dataset[Any]):
             height, width = (int(side) for side in size)
         except (TypeError, ValueError) as error:
             raise InputError(f"{self.name}.image_size({index}): expected (height, width), got {shown(size)}") from error
-        return height, width
+        return (height, width) if self.crop is None else (min(height, self.crop), min(width, self.crop))
 
 
-def _without_masks(dataset: Any) -> Any:
+def _changed(dataset: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a dataset with a change to each of the datasets in it, which stay as they are."""
     if not isinstance(dataset, Selection | Concatenation):
-        return without_masks(dataset)
-    without = copy.copy(dataset)
-    if isinstance(without, Selection):
-        without.inner = _without_masks(without.inner)
+        return change(dataset)
+    changed = copy.copy(dataset)
+    if isinstance(changed, Selection):
+        changed.inner = _changed(changed.inner, change)
     else:
-        without.parts = [_without_masks(part) for part in without.parts]
-    return without
+        changed.parts = [_changed(part, change) for part in changed.parts]
+    return changed
 
 
 class ImageIds:

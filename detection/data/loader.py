@@ -47,6 +47,8 @@ def training_loader(
         LoaderError: From the iterator: a worker died, or no batch arrived within ``data.timeout`` seconds.
     """
     dataset = checked(dataset)
+    if data.crop is not None:
+        dataset = dataset.with_crops(data.crop)
     groups = aspect_groups(dataset) if data.aspect_ratio_groups else [0] * len(dataset)
     repeats = None if data.repeat_threshold is None else repeat_factors(dataset, data.repeat_threshold)
     stream = BatchStream(

@@ -7,7 +7,8 @@ segmentations are validated here first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import dist, isfinite
 from operator import mul
 from typing import Any
@@ -160,3 +161,31 @@ def decode_masks(segmentations: Sequence[Segmentation], height: int, width: int)
     for mask, segmentation in zip(pixels.numpy(), segmentations, strict=True):
         mask[:] = coco_mask.decode(to_rle(segmentation, height, width))
     return pixels
+
+
+@dataclass(frozen=True)
+class EncodedMasks:
+    """The masks of an image's objects before they are drawn, for windows of images in which all would take gigabytes.
+
+    Attributes:
+        shapes: The sound segmentation of each object.
+        height: Of the image, in pixels.
+        width: The same.
+    """
+
+    shapes: Sequence[Segmentation]
+    height: int
+    width: int
+
+    def drawn(self, rows: Iterable[int], window: tuple[int, int, int, int]) -> Tensor:
+        """Return uint8 (N, bottom - top, right - left) of 0 and 1: the masks of some objects in a window of the image.
+
+        Args:
+            rows: Positions of the objects.
+            window: Top, left, bottom and right in pixels.
+        """
+        top, left, bottom, right = window
+        cut = [
+            decode_masks([self.shapes[row]], self.height, self.width)[:, top:bottom, left:right].clone() for row in rows
+        ]
+        return torch.cat(cut) if cut else torch.zeros(0, bottom - top, right - left, dtype=torch.uint8)

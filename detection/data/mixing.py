@@ -13,20 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from torchvision import tv_tensors
-from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional
 
 from vovnet.detection.config.data import DataRecipe
 from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.data.sampler import BatchStream
 from vovnet.detection.data.samples import Sample
-from vovnet.detection.data.transforms import PER_OBJECT, TransformedDataset
+from vovnet.detection.data.transforms import TransformedDataset
+from vovnet.detection.data.windows import PER_OBJECT, moved, per_object, refitted
 from vovnet.errors import InputError
 
 FILL = 114
 """Grey (of 255) where no image of a mosaic lies, as in YOLO's mosaics."""
-VISIBLE = 0.1
-"""Least part of a box that must be left of an object that the border of a mosaic's part cuts."""
 _MIXED = {"boxes", "labels", "masks", "area", "iscrowd", "image_id"}
 """Keys of targets that can be mixed."""
 
@@ -129,9 +127,8 @@ def mosaic(samples: Sequence[Sample], centre: tuple[int, int], corners: Sequence
         corners: Row and column of the upper left pixel of the window that is taken from each image.
 
     Returns:
-        The mosaic. Where an image is smaller than its part, it touches the centre and the rest is grey. Objects of
-        which less than :data:`VISIBLE` of the box is left are removed; boxes of cut objects fit their masks, if there
-        are masks.
+        The mosaic. Where an image is smaller than its part, it touches the centre and the rest is grey. Objects are cut
+        and left out by the rules of :func:`vovnet.detection.data.windows.moved`.
     """
     image = samples[0][0].as_subclass(Tensor)
     height, width = image.shape[-2:]
@@ -146,7 +143,7 @@ def mosaic(samples: Sequence[Sample], centre: tuple[int, int], corners: Sequence
         to_y = top if top else rows - shown[0]
         to_x = left if left else columns - shown[1]
         canvas[:, to_y : to_y + shown[0], to_x : to_x + shown[1]] = functional.to_dtype(window, image.dtype, scale=True)
-        found.append(_moved(target, (y, x), (to_y, to_x), shown, (height, width)))
+        found.append(moved(target, (y, x), (to_y, to_x), shown, (height, width)))
     return tv_tensors.Image(canvas), _joined(samples[0][1], found, (height, width))
 
 
@@ -166,8 +163,8 @@ def pasted(base: Sample, source: Sample, chosen: Tensor) -> Sample:
     height, width = image.shape[-2:]
     window = source[0].as_subclass(Tensor)[:, :height, :width]
     rows, columns = window.shape[-2:]
-    picked = {key: tv_tensors.wrap(source[1][key][chosen], like=source[1][key]) for key in _per_object(source[1])}
-    objects = _moved({**source[1], **picked}, (0, 0), (0, 0), (rows, columns), (height, width))
+    picked = {key: tv_tensors.wrap(source[1][key][chosen], like=source[1][key]) for key in per_object(source[1])}
+    objects = moved({**source[1], **picked}, (0, 0), (0, 0), (rows, columns), (height, width))
     if not len(objects["boxes"]):
         return base
     covered = objects["masks"].any(dim=0).bool()
@@ -176,7 +173,7 @@ def pasted(base: Sample, source: Sample, chosen: Tensor) -> Sample:
     pixels[:, :rows, :columns][:, seen] = functional.to_dtype(window, pixels.dtype, scale=True)[:, seen]
     masks = target["masks"].as_subclass(Tensor)
     left = masks * ~covered
-    kept = _refitted({**target, "masks": left}, (left != masks).flatten(1).any(dim=1))
+    kept = refitted({**target, "masks": left}, (left != masks).flatten(1).any(dim=1))
     return tv_tensors.Image(pixels), _joined(target, [kept, objects], (height, width))
 
 
@@ -191,44 +188,6 @@ def _drawn(low: int, high: int) -> int:
     return low + int(torch.randint(max(0, high - low) + 1, ()))
 
 
-def _moved(
-    target: Target, start: tuple[int, int], to: tuple[int, int], shown: tuple[int, int], size: tuple[int, int]
-) -> Target:
-    """Return the objects in a window of an image, whose corner is put at ``to`` in an image of ``size``.
-
-    All are pairs of row and column, or height and width, in pixels.
-    """
-    boxes = target["boxes"].as_subclass(Tensor)
-    offset = torch.tensor([start[1], start[0]] * 2)
-    limit = torch.tensor([shown[1], shown[0]] * 2)
-    whole = boxes - offset
-    clipped = whole.clamp(min=0).minimum(limit)
-    sides, before = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
-    keep = (sides >= 1).all(dim=1) & (sides.prod(dim=1) >= VISIBLE * before.prod(dim=1))
-    moved = {key: target[key].as_subclass(Tensor)[keep] for key in _per_object(target)}
-    moved["boxes"] = clipped[keep] + torch.tensor([to[1], to[0]] * 2)
-    if "masks" in moved:
-        masks = moved["masks"].new_zeros(len(moved["boxes"]), *size)
-        window = moved["masks"][:, start[0] : start[0] + shown[0], start[1] : start[1] + shown[1]]
-        masks[:, to[0] : to[0] + shown[0], to[1] : to[1] + shown[1]] = window
-        moved["masks"] = masks
-    return _refitted(moved, (clipped != whole).any(dim=1)[keep])
-
-
-def _refitted(target: Target, changed: Tensor) -> Target:
-    """Return objects with boxes that fit the masks where these were changed, without those whose masks are empty."""
-    objects = {key: target[key].as_subclass(Tensor) for key in _per_object(target)}
-    if "masks" in objects and len(objects["boxes"]):
-        keep = objects["masks"].flatten(1).any(dim=1).bool()
-        objects = {key: value[keep] for key, value in objects.items()}
-        changed = changed[keep]
-        if changed.any():
-            around = masks_to_boxes(objects["masks"][changed]) + torch.tensor([0, 0, 1, 1])
-            objects["boxes"] = objects["boxes"].clone()
-            objects["boxes"][changed] = around.to(objects["boxes"].dtype)
-    return objects
-
-
 def _joined(base: Target, parts: Sequence[Target], size: tuple[int, int]) -> Target:
     """Return the objects of several targets as one, with the keys that all have and the base's other keys."""
     keys = [key for key in PER_OBJECT if all(key in part for part in parts)]
@@ -238,7 +197,3 @@ def _joined(base: Target, parts: Sequence[Target], size: tuple[int, int]) -> Tar
     if "masks" in joined:
         joined["masks"] = tv_tensors.Mask(joined["masks"])
     return joined
-
-
-def _per_object(target: Target) -> list[str]:
-    return [key for key in PER_OBJECT if key in target]

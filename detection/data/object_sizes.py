@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ class ObjectSizes:
     def counts(self) -> NDArray[np.int64]:
         """(I,): the number of objects in each image."""
         return np.bincount(self.images, minlength=len(self.shapes))
+
+    def cropped(self, side: int) -> ObjectSizes:
+        """Return the sizes in crops, or tiles, of ``side`` × ``side`` pixels; smaller images are whole."""
+        return replace(self, boxes=np.minimum(self.boxes, side), shapes=np.minimum(self.shapes, side))
 
     def resized_median(self, min_size: float, max_size: float) -> float:
         """Return the median side after the resize of :func:`resize_factor`."""

@@ -23,7 +23,7 @@ from vovnet.errors import InputError, shown
 Sample = tuple[Tensor, Target]
 """An image, uint8 in 0..255 or float32 in [0, 1], (C, H, W), and its target; see :mod:`vovnet.detection.data`."""
 
-_OURS = ("corners", "polygons")
+_OURS = ("corners", "polygons", "encoded_masks")
 """Keys that only the datasets of this package have."""
 
 
@@ -65,7 +65,7 @@ def check_sample(
     checked["labels"] = _labels(labels, count, classes)
     if target.get("masks") is not None:
         checked["masks"] = _masks(target["masks"], count, size)
-    elif needs_masks and "polygons" not in target:
+    elif needs_masks and not ({"polygons", "encoded_masks"} & target.keys()):
         if count:
             raise InputError("masks: missing; this detector is trained on masks; give them, or another model.detector")
         checked["masks"] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vovnet.detection.data.object_sizes import ObjectSizes
+from vovnet.results.limits import tile_options
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,67 @@ _SMALLEST = 5
 _LEVELS = 5
 _LEAST_ANCHOR, _USUAL_ANCHOR = 8, 32
 _USUAL_DETECTIONS, _SPARE = 100, 1.5
+_CROP = 0.75
+"""Side of a resized crop, as a part of the longest side of an image: its area is that of an image of 16:9."""
+_TOO_SMALL = 2 / 3
+"""Objects with less than this part of the wanted size are worth the trouble of crops, …"""
+_MUCH_SMALLER = 2 / 3
+"""… if these have at most this part of an image's long side."""
+_DENSER = 3.0
+"""Objects of a crop may lie so many times as close as those of the image."""
 _USUAL_ASPECTS = (0.4, 2.5)
 """Aspect ratios that the usual anchors (0.5, 1 and 2) fit."""
 
 
-def suggest(sizes: ObjectSizes, scale: Scale, *, anchors: bool = True) -> list[Suggestion]:
+def suggest(sizes: ObjectSizes, scale: Scale, *, anchors: bool = True, crops: bool = True) -> list[Suggestion]:
     """Return the values of a recipe that follow from the sizes of images and objects.
 
     Args:
-        sizes: of the training data.
+        sizes: of the training data, or of crops of it.
         scale: :data:`SMALL` or :data:`LARGE`.
         anchors: suggest sizes and aspect ratios of anchors for a pyramid of five levels, as Faster R-CNN has it.
+        crops: suggest ``data.crop``, and the other values for crops, where images are too large for their objects.
     """
-    found = image_sizes(sizes, scale)
-    least, most = (int(str(one.value)) for one in found[:2])
+    crop = crop_side(sizes, scale) if crops else None
+    found = [] if crop is None else [_crop(sizes, scale, crop)]
+    seen = sizes if crop is None else sizes.cropped(crop)
+    resize = image_sizes(seen, scale)
+    least, most = (int(str(one.value)) for one in resize[:2])
+    found += resize
     if anchors:
-        found += _anchors(sizes, least, most)
-    return [*found, *_detections(sizes)]
+        found += _anchors(seen, least, most)
+    return [*found, *_detections(sizes, crop)]
+
+
+def crop_side(sizes: ObjectSizes, scale: Scale) -> int | None:
+    """Return the side in pixels of crops in which small objects get the size of a scale, or None without need.
+
+    There is need if the resize of whole images, which time and memory bound, leaves a twentieth of the objects with
+    less than :data:`_TOO_SMALL` of that size, and crops then are much smaller than the images.
+    """
+    small = float(np.percentile(sizes.sides, _SMALLEST))
+    factor = min(scale.object_side / max(small, 1e-6), _MOST_ENLARGED)
+    longest = float(np.median(sizes.shapes.max(axis=1)))
+    if longest * factor * _TOO_SMALL <= scale.longest:
+        return None
+    large = float(np.percentile(sizes.boxes.max(axis=1), 95))
+    side = _rounded(max(_CROP * scale.longest / factor, 2 * large), up=True)
+    return side if side <= _MUCH_SMALLER * longest else None
+
+
+def _crop(sizes: ObjectSizes, scale: Scale, side: int) -> Suggestion:
+    height, width = sizes.median_image
+    whole = float(np.percentile(sizes.sides, _SMALLEST)) * min(1.0, scale.longest / max(height, width))
+    reason = (
+        f"images of {width:.0f}×{height:.0f} pixels are cut, because of 20 objects one would have less than "
+        f"{whole:.2g} pixels in whole ones; give predict and evaluate {tile_options(side, sizes.median)}"
+    )
+    return Suggestion("data.crop", side, reason)
+
+
+def crops_per_image(sizes: ObjectSizes, side: int) -> float:
+    """Return how many crops cover an image, on average."""
+    return float(np.ceil(sizes.shapes / side).prod(axis=1).mean())
 
 
 def image_sizes(sizes: ObjectSizes, scale: Scale) -> list[Suggestion]:
@@ -115,13 +160,17 @@ def _anchors(sizes: ObjectSizes, least: int, most: int) -> list[Suggestion]:
     return found
 
 
-def _detections(sizes: ObjectSizes) -> list[Suggestion]:
+def _detections(sizes: ObjectSizes, crop: int | None) -> list[Suggestion]:
     """Return higher limits of detections and proposals, for images that are crowded."""
-    needed = round(_SPARE * sizes.most)
+    most, reason = float(sizes.most), f"an image has up to {sizes.most} objects"
+    if crop is not None:  # where they lie is not known
+        shares = np.minimum(1.0, _DENSER * crop**2 / sizes.shapes.prod(axis=1))
+        most = float((sizes.counts * shares).max())
+        reason += f", and a crop may have {most:.0f}"
+    needed = round(_SPARE * most)
     if needed <= _USUAL_DETECTIONS:
         return []
-    limit = _rounded(needed, 50, up=True)
-    return [Suggestion("model.box_detections_per_img", limit, f"an image has up to {sizes.most} objects")]
+    return [Suggestion("model.box_detections_per_img", _rounded(needed, 50, up=True), reason)]
 
 
 def _shape(ratio: float) -> float:

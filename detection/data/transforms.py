@@ -25,9 +25,7 @@ from vovnet.detection.data.datasets import checked
 from vovnet.detection.data.keypoints import Keypoints
 from vovnet.detection.data.protocol import DetectionDataset
 from vovnet.detection.data.samples import Sample
-
-PER_OBJECT = ("boxes", "labels", "masks", "keypoints", "area", "iscrowd")
-"""The keys of a target whose tensors have one row per object."""
+from vovnet.detection.data.windows import PER_OBJECT
 
 
 def train_transforms(data: DataRecipe) -> v2.Transform:

@@ -158,7 +158,7 @@ def legacy_train_transforms(data: DataRecipe) -> Callable[[Tensor, Target], tupl
     Raises:
         InputError: The recipe has a transform that the reference does not have.
     """
-    for key in ("vertical_flip", "scale_jitter", "colour", "mosaic", "copy_paste", "repeat_threshold"):
+    for key in ("vertical_flip", "scale_jitter", "colour", "mosaic", "copy_paste", "repeat_threshold", "crop"):
         if value := getattr(data, key):
             raise InputError(
                 f"data.{key}: legacy conventions have no such transform; leave it out (got {value}), or set "

@@ -65,6 +65,16 @@ def datasets_of(
     return train_dataset, val_dataset
 
 
+def with_crops(recipe: Recipe, dataset: DetectionDataset) -> DetectionDataset:
+    """Return the training data as crops if the recipe has ``data.crop``."""
+    if recipe.data.crop is None:
+        return dataset
+    masks = DETECTORS[recipe.model.detector].needs_masks
+    return checked(dataset, "data.train", channels=recipe.model.in_chans, needs_masks=masks).with_crops(
+        recipe.data.crop
+    )
+
+
 def with_transforms(
     recipe: Recipe, rules: TrainingRules, dataset: DetectionDataset, transforms: Transforms
 ) -> DetectionDataset:

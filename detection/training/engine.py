@@ -37,7 +37,7 @@ from vovnet.detection.training.callbacks import BestEffort, Callback, MetricsFil
 from vovnet.detection.training.claim import claimed_run
 from vovnet.detection.training.compiling import uncompiled
 from vovnet.detection.training.curves import plot_curves
-from vovnet.detection.training.datasets import datasets_of, with_statistics, with_transforms
+from vovnet.detection.training.datasets import datasets_of, with_crops, with_statistics, with_transforms
 from vovnet.detection.training.environment_file import write_environment
 from vovnet.detection.training.length import with_iterations
 from vovnet.detection.training.limits import warn_of_training_limits
@@ -129,6 +129,7 @@ def train(
         with distributed.patience():
             train_dataset, val_dataset = datasets_of(recipe, rules, train_dataset, val_dataset)
             recipe = with_statistics(recipe, train_dataset)
+            train_dataset = with_crops(recipe, train_dataset)
             if transforms is not None:
                 train_dataset = with_transforms(recipe, rules, train_dataset, transforms)
         recipe = with_iterations(recipe, len(train_dataset))
@@ -246,6 +247,7 @@ def _evaluate(run: Run, dataset: DetectionDataset, callbacks: Sequence[Callback]
                 # An untrained detector reaches its limits everywhere; those of the data were told at the start.
                 tell_limits=False,
                 should_stop=lambda: _stop_wished(run),
+                tile=run.recipe.data.crop,
             )
             if run.recipe.log.validation_losses:
                 metrics["losses"] = validation_losses(run, dataset, lambda: _stop_wished(run))

@@ -18,7 +18,7 @@ from vovnet.detection.config.sources import DataSource
 from vovnet.detection.data.annotations import AnnotationFile, has_keypoints, has_segmentation
 from vovnet.detection.data.coco import CocoDataset
 from vovnet.detection.data.sources import read_source
-from vovnet.detection.data.suggestions import LARGE, SMALL, Scale, Suggestion, suggest
+from vovnet.detection.data.suggestions import LARGE, SMALL, Scale, Suggestion, crops_per_image, suggest
 from vovnet.detection.formats.finding import HUB, sources_of
 from vovnet.detection.formats.yolo_config import describes_yolo
 from vovnet.folders.home import expand_home
@@ -99,8 +99,13 @@ def recipe_from_data(
         asked = load_recipe(base.recipe, [*_overrides(found, given), *overrides])
     kind = DETECTORS[asked.model.detector]
     dataset = CocoDataset(asked.data.train, masks=kind.needs_masks, training=True, keypoints=kind.needs_keypoints)
-    found += suggest(dataset.object_sizes(), base.scale, anchors=not kind.one_stage and not tuned)
-    found += _length(asked, len(dataset), base, "solver.max_iterations" in given)
+    sizes = dataset.object_sizes()
+    own_crop = "data.crop" in given
+    seen = sizes if asked.data.crop is None else sizes.cropped(asked.data.crop)
+    found += suggest(seen, base.scale, anchors=not kind.one_stage and not tuned, crops=not own_crop)
+    crop = next((one.value for one in found if one.key == "data.crop"), asked.data.crop)
+    images = round(len(dataset) * crops_per_image(sizes, int(str(crop)))) if crop else len(dataset)
+    found += _length(asked, images, base, "solver.max_iterations" in given)
     chosen = [one for one in found if one.key not in given]
     return ChosenRecipe(load_recipe(base.recipe, [*_overrides(chosen, ()), *overrides]), chosen)
 

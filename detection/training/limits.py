@@ -28,12 +28,12 @@ def warn_of_training_limits(recipe: Recipe, sizes: ObjectSizes) -> None:
         listed = ", and ".join(f"{median:.2g} pixels after the resize ({keys})" for median, keys in small)
         warnings.warn(
             f"data.train: the median object has {sizes.median:.3g} pixels in the images, but {listed}; below "
-            f"{SMALLEST_SIDE:g} many are not found: raise these, or cut the images into tiles",
+            f"{SMALLEST_SIDE:g} many are not found: raise these, or cut the images (data.crop; predict with --tile)",
             LimitWarning,
             stacklevel=3,
         )
     limit = model.box_detections_per_img
-    if sizes.most > limit:
+    if sizes.most > limit and data.crop is None:  # crops and tiles have fewer
         warnings.warn(
             f"data.train: {int((sizes.counts > limit).sum())} of {len(sizes.shapes)} images have more objects (up to "
             f"{sizes.most}) than the {limit} detections that model.box_detections_per_img allows: raise it",

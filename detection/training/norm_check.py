@@ -47,7 +47,10 @@ def check_norm_values(recipe: Recipe, train_dataset: Any, val_dataset: Any | Non
         if found is not None:
             raise InputError(_refusal(model, found, size, _training_keys(recipe.data), training=True))
     if val_dataset is not None:  # images are evaluated one by one
-        size = _smallest(_shapes(val_dataset), model.min_size, model.max_size)
+        shapes = _shapes(val_dataset)
+        if recipe.data.crop is not None:  # in tiles
+            shapes = np.minimum(shapes, recipe.data.crop)
+        size = _smallest(shapes, model.min_size, model.max_size)
         if _may_fail(model, size, training=False):
             found = single_value(model, 1, size, training=False)
             if found is not None:

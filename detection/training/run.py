@@ -203,4 +203,6 @@ def save_if_best(run: Run, score: float) -> None:
 
 def publish(run: Run) -> None:
     """Write ``model.safetensors`` and ``config.json``, so that ``load_detector`` reads the run's folder."""
-    save_detector(run.output, run.eval_model, run.recipe.model, run.categories, run.median_object, run.median_image)
+    recipe = run.recipe
+    sizes = run.median_object, run.median_image, recipe.data.crop
+    save_detector(run.output, run.eval_model, recipe.model, run.categories, *sizes)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vovnet.detection import distributed
+from vovnet.detection.data.cropping import tiles_of
 from vovnet.detection.data.loader import evaluation_loader
-from vovnet.detection.data.protocol import DetectionDataset
+from vovnet.detection.data.protocol import DetectionDataset, Target
 from vovnet.detection.evaluation.evaluator import EvaluationStopped
 from vovnet.detection.inference_mode import to_input
 from vovnet.detection.training.iteration import autocast, model_targets
@@ -22,7 +23,8 @@ _WITH_LOSSES = ("rpn", "roi_heads")
 
 
 def validation_losses(run: Run, dataset: DetectionDataset, should_stop: Callable[[], bool]) -> dict[str, float]:
-    """Return the mean of each loss over the images, and their sum as ``loss``, in every process.
+    """Return the mean of each loss over the images, and their sum as ``loss``, in every process. With ``data.crop``,
+    that of an image is the mean over its tiles.
 
     Norms and drop paths are in evaluation mode, and images have the size of an evaluation, so that the losses are those
     of the detector that is evaluated. Anchors and boxes are sampled by a seed of each image: the numbers depend neither
@@ -42,11 +44,13 @@ def validation_losses(run: Run, dataset: DetectionDataset, should_stop: Callable
                 break
             torch.manual_seed(rank + processes * count)
             count += 1
-            truths = [{key: value.to(run.device) for key, value in _learned(one).items()} for one in targets]
-            with torch.no_grad(), autocast(run.recipe.solver, run.device):
-                losses = run.eval_model([to_input(image, run.device) for image in images], truths)
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+            parts_of_image = list(_tiled(zip(images, targets, strict=True), data.crop))
+            for image, target in parts_of_image:
+                truth = {key: value.to(run.device) for key, value in _learned(target).items()}
+                with torch.no_grad(), autocast(run.recipe.solver, run.device):
+                    losses = run.eval_model([to_input(image, run.device)], [truth])
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(value) / len(parts_of_image)
     if any(distributed.gather(should_stop())):
         raise EvaluationStopped("the evaluation was stopped before its end")
     parts = distributed.gather((sums, count))
@@ -54,6 +58,12 @@ def validation_losses(run: Run, dataset: DetectionDataset, should_stop: Callable
     names = dict.fromkeys(name for part, _ in parts for name in part)
     means = {name: sum(part.get(name, 0.0) for part, _ in parts) / total for name in names}
     return {"loss": sum(means.values()), **means}
+
+
+def _tiled(samples: Iterable[tuple[Tensor, Target]], side: int | None) -> Iterator[tuple[Tensor, Target]]:
+    """Yield samples, or their tiles if there is a side of these."""
+    for sample in samples:
+        yield from [sample] if side is None else tiles_of(sample, side)
 
 
 def _learned(target: Mapping[str, Any]) -> dict[str, Tensor]:

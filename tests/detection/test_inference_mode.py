@@ -72,7 +72,10 @@ def test_objects_much_smaller_than_in_training_are_told_with_a_tile():
     assert "--tile 480 --overlap 0.3" in line
     made.transform.min_size, made.transform.max_size = (1024,), 1368  # --size 1024: as large as in training
     assert told(made, [(1920, 2560)], [0]) == []
-    del made.preprocessing["median_image"]
+    made.preprocessing["trained_crop"] = 640  # crops of images that are mostly lower
+    assert "--tile 640 --overlap 0.2:" not in told(made, [(6000, 8000)], [0])[0]
+    assert "--tile 640," in told(made, [(6000, 8000)], [0])[0]
+    del made.preprocessing["median_image"], made.preprocessing["trained_crop"]
     made.transform.min_size, made.transform.max_size = (100,), 200
     (line,) = told(made, [(1920, 2560)], [0])
     assert "--tile 625" in line  # 16 pixels for the median object

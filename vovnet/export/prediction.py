@@ -20,7 +20,7 @@ from vovnet.images.reading import read_image
 from vovnet.results.classes import ClassScore, best_classes, classified_files
 from vovnet.results.detections import ImageDetections, checked_detections
 from vovnet.results.labels import LabelMode
-from vovnet.results.limits import MEDIAN_OBJECT, Limits, check_shape, trained_factor
+from vovnet.results.limits import MEDIAN_OBJECT, TRAINED_CROP, Limits, check_shape, trained_factor
 from vovnet.results.pasting import encode_pasted
 from vovnet.results.rle import encode_part
 from vovnet.results.thresholds import USUAL, Threshold
@@ -199,12 +199,14 @@ def exported_limits(metadata: ExportMetadata) -> Limits:
     preprocessing = metadata.preprocessing
     sizes = preprocessing.get("min_size")
     limit = _number(metadata.thresholds.get("detections"))
+    crop = _number(preprocessing.get(TRAINED_CROP))
     return Limits(
         detections=None if limit is None else int(limit),
         min_size=_number(sizes[-1] if isinstance(sizes, list) and sizes else sizes),
         max_size=_number(preprocessing.get("max_size")),
         median_object=_number(preprocessing.get(MEDIAN_OBJECT)),
         trained_factor=trained_factor(preprocessing),
+        crop=None if crop is None else int(crop),
         built_in=True,
     )
 

@@ -18,10 +18,10 @@ SMALLEST_SIDE = 8.0
 
 MEDIAN_OBJECT = "median_object"
 """The key in ``preprocessing`` of a detector's ``config.json``: the median side of the training data's objects."""
-
-
 MEDIAN_IMAGE = "median_image"
 """The key there of the median [height, width] of the training data's images."""
+TRAINED_CROP = "trained_crop"
+"""The key there of the side in pixels of the crops that a detector was trained on (``data.crop``)."""
 
 _SHRUNK = 0.5
 """Objects with less than this share of the size that they had in training are hardly found, either."""
@@ -46,6 +46,8 @@ class Limits:
     """The median side in pixels of the objects that it shall find."""
     trained_factor: float | None = None
     """The factor by which the detector itself resizes an image of the size that most had in training."""
+    crop: int | None = None
+    """The side in pixels of the crops that it was trained on, if it was."""
     built_in: bool = False
     """True if the limit of detections cannot be changed, as in an exported file."""
 
@@ -93,9 +95,7 @@ class Limits:
             return None
         pixels = small.min() * median
         why = f"below {SMALLEST_SIDE:g}" if pixels < SMALLEST_SIDE else "less than half of what it had in training"
-        side = self.fitting_tile()
-        overlap = min(0.5, -(-25 * median // side) / 20)  # 1.25 objects, in steps of 0.05
-        tiles = f"--tile {side}" + (f" --overlap {overlap:g}" if overlap > 0.2 else "")
+        tiles = tile_options(self.fitting_tile(), median)
         return (
             f"{len(small)} of {len(shapes)} images are shrunk (model.min_size {least}, model.max_size {most}) so that "
             f"an object of the data's median size, {median:.3g} pixels, has only {pixels:.2g} pixels ({why}); many "
@@ -106,10 +106,21 @@ class Limits:
         """Return the side in pixels of tiles in which objects are about as large for the detector as in training.
 
         It needs ``min_size`` and one of ``trained_factor`` and ``median_object``. With the latter alone, the median
-        object gets twice :data:`SMALLEST_SIDE`.
+        object gets twice :data:`SMALLEST_SIDE`. A detector that was trained on crops gets tiles of their size.
         """
+        if self.crop is not None:
+            return max(_SMALLEST_TILE, self.crop)
         factor = self.trained_factor or 2 * SMALLEST_SIDE / (self.median_object or 1)
         return max(_SMALLEST_TILE, round((self.min_size or 0) / factor))
+
+
+def tile_options(side: int, median_object: float) -> str:
+    """Return the options of ``vovnet predict`` for tiles with sides of so many pixels.
+
+    Neighbours have 1.25 objects of the median side in common, in steps of 0.05 and at most half of a tile.
+    """
+    overlap = min(0.5, -(-25 * median_object // side) / 20)
+    return f"--tile {side}" + (f" --overlap {overlap:g}" if overlap > 0.2 else "")
 
 
 def _largest(found: ImageDetections) -> int:

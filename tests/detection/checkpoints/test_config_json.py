@@ -151,6 +151,14 @@ def test_the_median_object_travels_with_a_detector(config: dict[str, Any], tmp_p
     assert load_detector(tmp_path / "b").preprocessing == loaded.preprocessing
 
 
+@pytest.mark.parametrize("side", [True, "512", 0, -1, 10**9, 512.5, [512], None])
+def test_a_crop_that_is_no_size_is_refused(config: dict[str, Any], tmp_path: Path, side: object) -> None:
+    values = {**config, "preprocessing": {**config["preprocessing"], "trained_crop": side}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"preprocessing\.trained_crop"):
+        read_config(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize("median", [True, "5", -1, 1e9, [5], None])
 def test_a_median_object_that_is_no_size_is_refused(config: dict[str, Any], tmp_path: Path, median: object) -> None:
     values = {**config, "preprocessing": {**config["preprocessing"], "median_object": median}}

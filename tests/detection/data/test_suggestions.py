@@ -9,7 +9,7 @@ from torchvision.ops import box_iou
 
 from vovnet.detection.config.loading import flat_recipe, load_recipe
 from vovnet.detection.data.object_sizes import ObjectSizes
-from vovnet.detection.data.suggestions import LARGE, SMALL, suggest
+from vovnet.detection.data.suggestions import LARGE, SMALL, crops_per_image, suggest
 
 
 def sizes(boxes, shapes, counts=None) -> ObjectSizes:
@@ -74,3 +74,37 @@ def test_crowded_images_get_more_detections():
     assert "model.box_detections_per_img" not in values(suggest(sizes([(9, 9)] * 60, [(99, 99)]), SMALL))
     found = values(suggest(sizes([(9, 9)] * 290, [(99, 99)] * 2, [3, 287]), SMALL))
     assert found["model.box_detections_per_img"] == 450
+
+
+@pytest.mark.parametrize("scale", [SMALL, LARGE])
+def test_large_images_of_small_objects_are_cut(scale):
+    boxes = [(20, 30)] * 500
+    whole = values(suggest(sizes(boxes, [(4000, 6000)]), scale, crops=False))
+    found = suggest(sizes(boxes, [(4000, 6000)]), scale)
+    cut = values(found)
+    assert "data.crop" not in whole
+    # In a crop an object gets the pixels that the scale asks for, and an image costs as much as before or less.
+    after = 600**0.5 * min(cut["model.min_size"], cut["model.max_size"]) / cut["data.crop"]
+    assert after == pytest.approx(scale.object_side, rel=0.1)
+    assert cut["model.min_size"] * cut["model.max_size"] <= whole["model.min_size"] * whole["model.max_size"] * 1.05
+    assert f"--tile {cut['data.crop']}" in found[0].reason
+    # 500 objects on 24 million pixels are few in a crop, even if they lie close together.
+    assert "model.box_detections_per_img" not in cut
+    assert "model.box_detections_per_img" in whole
+
+
+@pytest.mark.parametrize(
+    ("boxes", "shapes"),
+    [
+        ([(300, 300)] * 4, [(4000, 6000)]),  # large objects
+        ([(30, 30)] * 4, [(480, 640)]),  # small images
+        ([(40, 40)] * 4 + [(2000, 2500)] * 2, [(4000, 6000)]),  # crops would have to be as large as images for some
+    ],
+)
+def test_other_images_are_not_cut(boxes, shapes):
+    for scale in (SMALL, LARGE):
+        assert "data.crop" not in values(suggest(sizes(boxes, shapes), scale))
+
+
+def test_crops_cover_an_image():
+    assert crops_per_image(sizes([(1, 1)], [(512, 512), (513, 1024)]), 512) == (1 + 4) / 2

@@ -176,6 +176,7 @@ def test_datasets_of_other_people() -> None:
         ("mosaic", 0.5),
         ("copy_paste", 0.5),
         ("repeat_threshold", 0.1),
+        ("crop", 512),
     ],
 )
 def test_what_the_reference_does_not_have(key: str, value: Any) -> None:
