@@ -11,6 +11,7 @@ from vovnet.detection.conversion.dataset import Split, read_dataset
 from vovnet.detection.conversion.writing import split_titles, write_dataset
 from vovnet.detection.data import fields
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject, has_wrong_area, repeated_objects
+from vovnet.detection.data.duplicates import fingerprint
 from vovnet.detection.data.masks import mask_area
 from vovnet.detection.data.report import KINDS
 from vovnet.detection.data.sources import SourceFile
@@ -22,6 +23,9 @@ from vovnet.images.reading import ImageSizeError, UnreadableImage, upright_size
 
 CHANGES_FILE = "changes.txt"
 """The file in the mended copy with a line for each change."""
+
+_ORDER = {"test": 0, "val": 1}
+"""The splits that keep an image that another one has, too; what is trained on comes last."""
 
 _STILL_THERE = {"exif_stored", "narrow_image", "tiny_box", "duplicate_name", "no_mask", "no_keypoint_names"}
 """Kinds of problems that a copy has, too: nothing is wrong enough to be changed, or nobody knows how."""
@@ -41,7 +45,8 @@ def fix_data(
 
     Boxes are clipped to their images. Empty boxes, malformed and repeated annotations are dropped, and so are images
     that are missing, unreadable or outside of the folder. Wrong areas are computed anew, and wrong widths and heights
-    are read from the images; an image whose labels do not follow its EXIF rotation is written without it.
+    are read from the images; an image whose labels do not follow its EXIF rotation is written without it. Of an image
+    that two splits have, pixel by pixel, that in ``train`` is dropped, or else that in ``val``.
 
     Args:
         title: The format of the files, for people.
@@ -64,15 +69,29 @@ def fix_data(
         changes.extend(_right_sizes(file))
 
     dataset = read_dataset(title, splits, look=look)
-    for split in dataset.splits:
+    elsewhere: dict[bytes, str] = {}
+    for split in sorted(dataset.splits, key=lambda one: _ORDER.get(one.name, len(_ORDER))):
         changes += _reported(split)
-        kept = []
+        kept, prints, leaked = [], dict[bytes, str](), False
         for image in progress_bar(split.images, "decode", "image", shown=progress):
-            if (problem := _unreadable(image, max_pixels)) is not None:
-                changes.append(f"dropped image: {problem}")
+            try:
+                pixels = read_for_checks(image.path, (image.width, image.height), max_pixels)
+            except (UnreadableImage, ImageSizeError) as error:
+                changes.append(f"dropped image: {error}")
                 continue
+            found = fingerprint(pixels, split.name, image.path).pixels
+            if found in elsewhere:
+                leaked = True
+                changes.append(f"dropped image: of another split, too: {shown(image.path)} is {elsewhere[found]}")
+                continue
+            prints[found] = shown(image.path)
             kept.append(image)
             changes += _mend_objects(image)
+        elsewhere |= prints
+        if leaked and not kept:
+            raise InputError(
+                f"'{split.name}': every image of this split is in another, too; mend it alone (--split {split.name})"
+            )
         split.images = kept
     if not any(one.images for one in dataset.splits):
         raise InputError(
@@ -119,15 +138,6 @@ def _reported(split: Split) -> list[str]:
             where = texts.get(position, f"{KINDS[kind].of} {shown(number)}")
             lines.append(f"{verb} {KINDS[kind].of}: {KINDS[kind].text}: {split.name}{' ' if split.name else ''}{where}")
     return lines
-
-
-def _unreadable(image: CheckedImage, max_pixels: int | None) -> str | None:
-    """Return why an image cannot be read, or None."""
-    try:
-        read_for_checks(image.path, (image.width, image.height), max_pixels)
-    except (UnreadableImage, ImageSizeError) as error:
-        return str(error)
-    return None
 
 
 def _mend_objects(image: CheckedImage) -> list[str]:

@@ -8,13 +8,14 @@ from xml.etree.ElementTree import Element
 
 from vovnet.detection.formats.drawn import DrawnImage, DrawnObject, read_drawn
 from vovnet.detection.formats.labels import Labels
+from vovnet.detection.formats.painted import cvat_pixels
 from vovnet.detection.formats.shapes import ellipse, enclosing_box
 from vovnet.detection.formats.text import number_of, read_xml
 from vovnet.errors import InputError
 
 
 def read_cvat(path: Path, split: str | None, default: str | None, root: Path | None = None) -> Labels:
-    """Read an ``annotations.xml`` of CVAT. Boxes stay boxes; polygons and ellipses become masks.
+    """Read an ``annotations.xml`` of CVAT. Boxes stay boxes; polygons, ellipses and masks become masks.
 
     Args:
         path: The file, or its folder.
@@ -31,7 +32,7 @@ def _read(folder: Path, file: str) -> Iterable[DrawnImage]:
     if document.tag != "annotations":
         raise InputError(f"{folder / file}: expected CVAT's <annotations>, got <{document.tag}>")
     if document.find("track") is not None:
-        raise InputError(f"{folder / file}: is 'CVAT for video'; export it as 'CVAT for images' or as COCO")
+        raise InputError(f"{folder / file}: 'CVAT for video' is not read; export it as 'CVAT for images' or COCO")
     for entry in document.iter("image"):
         width, height = (number_of(entry.get(key)) for key in ("width", "height"))
         size = (int(width), int(height)) if width and height and min(width, height) >= 1 else None
@@ -57,7 +58,10 @@ def _object(shape: Element, place: tuple[str, int]) -> DrawnObject:
             one.box, one.polygons = enclosing_box(outline), [outline]
     elif shape.tag == "mask":
         values = _numbers(shape, ("left", "top", "width", "height"))
-        one.box = values
+        if values is not None:
+            left, top, width, height = values
+            pixels = cvat_pixels(shape.get("rle") or "", round(width), round(height))
+            one.paint(pixels, left, top, "run lengths (rle) whose sum is width × height")
     elif shape.tag == "polygon":
         points = _points(shape.get("points") or "")
         if len(points) >= 6:

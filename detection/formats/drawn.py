@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vovnet.detection.formats.folders import Tree, choose_split, split_of
 from vovnet.detection.formats.labels import CategoryIds, Labels
+from vovnet.detection.formats.painted import cut_out, in_image
 from vovnet.errors import InputError
+from vovnet.results.rle import encode_part
 
 
 @dataclass
@@ -22,8 +27,28 @@ class DrawnObject:
     box: list[float] | None
     """x, y, width, height in pixels, or None if they are not numbers."""
     polygons: list[list[float]] = field(default_factory=list)
+    pixels: NDArray[np.bool_] | None = None
+    """A mask (h, w), …"""
+    corner: tuple[int, int] = (0, 0)
+    """… and the row and column of its first pixel in the image."""
     problem: str | None = None
-    """Why it is neither a box nor a polygon; the rest is not used then."""
+    """Why it is neither a box, a polygon nor a mask; the rest is not used then."""
+
+    def paint(self, pixels: NDArray[np.bool_] | None, left: float, top: float, expected: str) -> None:
+        """Set the mask and its box, or say what was expected.
+
+        Args:
+            pixels: (h, w), or None if it could not be read.
+            left: Of the first pixel in the image.
+            top: The same.
+            expected: For the message.
+        """
+        if pixels is None or not pixels.any():
+            self.problem = f"mask: expected {expected}" if pixels is None else "mask: no pixel is set"
+            return
+        self.pixels, (row, column) = cut_out(pixels)  # masks of whole images would fill the memory
+        self.corner = (round(top) + row, round(left) + column)
+        self.box = [left + column, top + row, float(self.pixels.shape[1]), float(self.pixels.shape[0])]
 
 
 @dataclass
@@ -78,12 +103,17 @@ def read_drawn(
 
 def _add(labels: Labels, ids: CategoryIds, tree: Tree, image: DrawnImage) -> None:
     name = locate_image(tree, image.file, image.image)
-    image_id = labels.add_image(name, image.size or labels.size_of(name))
+    size = image.size or labels.size_of(name)
+    image_id = labels.add_image(name, size)
     for one in image.objects:
         if one.problem is not None:
             labels.add_problem("bad_shape", f"{one.place[0]}:{one.place[1]}", one.problem)
             continue
         fields: dict[str, Any] = {"segmentation": one.polygons} if one.polygons else {}
+        if one.pixels is not None and size is not None and not one.polygons:
+            height_width = (size[1], size[0])
+            counts = encode_part(*in_image(one.pixels, one.corner, height_width), height_width)
+            fields["segmentation"] = {"size": list(height_width), "counts": counts.decode("ascii")}
         # No category has the id 0, which stands for an object without a class here.
         labels.add(image_id, ids[one.name] if one.name else 0, one.box, one.place, **fields)
 

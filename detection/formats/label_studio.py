@@ -11,16 +11,17 @@ from urllib.parse import unquote, urlsplit
 
 from vovnet.detection.formats.drawn import DrawnImage, DrawnObject, read_drawn
 from vovnet.detection.formats.labels import Labels
+from vovnet.detection.formats.painted import brush_pixels
 from vovnet.detection.formats.shapes import ellipse, enclosing_box, flat_points
 from vovnet.detection.formats.text import number_of, read_json
 from vovnet.errors import InputError, is_text, shown
 
-_KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels")
-_OTHERS = ("brushlabels", "keypointlabels")
+_KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels")
+_OTHERS = ("keypointlabels",)
 
 
 def read_label_studio(path: Path, split: str | None, default: str | None, root: Path | None = None) -> Labels:
-    """Read a file of Label Studio. Rectangles become boxes; polygons and ellipses become masks.
+    """Read a file of Label Studio. Rectangles become boxes; polygons, ellipses and brushes become masks.
 
     Of several annotations of a task the first that was not cancelled counts. Label Studio exports no images with this
     format: they are looked for beside the file and in ``images``, also without the eight letters that it puts before
@@ -114,6 +115,8 @@ def _object(result: Mapping[str, Any], place: tuple[str, int]) -> DrawnObject:
         if points is not None and len(points) >= 6:
             scaled = [value / 100 * size[axis % 2] for axis, value in enumerate(points)]
             one.box, one.polygons = enclosing_box(scaled), [scaled]
+    elif kind == "brushlabels":
+        one.paint(brush_pixels(shape.get("rle"), *size), 0, 0, "Label Studio's bytes (rle) of the image's size")
     else:
         _set_box(one, shape, kind, size)
     return one

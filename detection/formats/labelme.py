@@ -10,12 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vovnet.detection.formats.drawn import DrawnImage, DrawnObject, read_drawn
 from vovnet.detection.formats.folders import Tree
 from vovnet.detection.formats.labels import Labels
 from vovnet.detection.formats.shapes import ellipse, enclosing_box, flat_points
 from vovnet.detection.formats.text import read_json
 from vovnet.errors import InputError, shown
+from vovnet.images.reading import UnreadableImage, read_image
 
 
 def read_labelme(path: Path, split: str | None, default: str | None, root: Path | None = None) -> Labels:
@@ -79,34 +83,19 @@ def _object(shape: object, place: tuple[str, int]) -> DrawnObject:
         one.polygons = [ellipse(points[0], points[1], radius, radius)]
         one.box = [points[0] - radius, points[1] - radius, 2 * radius, 2 * radius]
     elif kind == "mask" and len(points) == 4:
-        _set_mask(one, shape.get("mask"), points)
+        one.paint(_pixels(shape.get("mask")), points[0], points[1], "a PNG file in base64")
     else:
         one.problem = f"shape_type {shown(kind)} of {len(points) // 2} points"
     return one
 
 
-def _set_mask(one: DrawnObject, text: object, points: list[float]) -> None:
-    """Set the box of a mask, which is a PNG file in base64 from the first to the second point."""
-    import numpy as np
-
-    from vovnet.images.reading import UnreadableImage, read_image
-
+def _pixels(text: object) -> NDArray[np.bool_] | None:
+    """Return the mask in a PNG file in base64, or None."""
     try:
         data = base64.b64decode(text if isinstance(text, str) else "", validate=True)
-        pixels = np.asarray(read_image(io.BytesIO(data), 1)) > 0
+        return np.asarray(read_image(io.BytesIO(data), 1)) > 0
     except (binascii.Error, ValueError, UnreadableImage):
-        one.problem = "mask: expected a PNG file in base64"
-        return
-    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-    if not len(rows):
-        one.problem = "mask: no pixel is set"
-        return
-    one.box = [
-        points[0] + float(columns[0]),
-        points[1] + float(rows[0]),
-        float(columns[-1] - columns[0] + 1),
-        float(rows[-1] - rows[0] + 1),
-    ]
+        return None
 
 
 def _union(first: list[float], second: list[float]) -> list[float]:

@@ -53,6 +53,8 @@ def read_voc(path: Path, split: str | None, default: str | None, root: Path | No
             reader.read(file, documents[file])
         elif file in problems:
             labels.add_problem("label_file", file, problems[file])
+    if masks := sum(name.lower().endswith(".png") for name in tree.named() if "SegmentationObject/" in name):
+        labels.notes.append(f"SegmentationObject: {masks} images of masks are not read, only boxes; COCO's masks are")
     if not labels.images and not labels.problems:
         raise InputError(f"voc: '{labels.name}': expected .xml files with <annotation> in this folder or below it")
     return labels

@@ -99,7 +99,7 @@ def read_array(
     try:
         values = np.array(load())
     except Exception as error:  # NumPy and tifffile raise what they like for damaged files
-        raise UnreadableImage(f"{name}: cannot be read ({reason(error)})") from error
+        raise UnreadableImage(f"{name}: cannot be read ({reason(error)}){_unpacking(name)}") from error
     return _in_range(values.transpose(order) if len(order) == 3 else values[None], name)
 
 
@@ -133,6 +133,13 @@ def _open_tiff(name: str) -> tuple[tuple[int, ...], Any]:
     with tifffile.TiffFile(name) as file:
         shape = file.series[0].shape
     return shape, lambda: tifffile.imread(name, series=0)
+
+
+def _unpacking(name: str) -> str:
+    """Return what else may be wrong with a TIFF file: most of the compressed ones need a second package."""
+    if is_array_file(name) or absent_package("imagecodecs") is None:
+        return ""
+    return f"; if it is compressed, it needs imagecodecs: {install_advice('tiff')}"
 
 
 def _in_range(values: npt.NDArray[Any], name: str) -> Pixels:

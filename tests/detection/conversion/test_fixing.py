@@ -13,6 +13,7 @@ from support import contents
 
 from vovnet.detection.config.sources import DataSource
 from vovnet.detection.conversion.fixing import fix_data
+from vovnet.detection.data.dataset_check import check_dataset
 from vovnet.detection.data.sources import splits_of
 from vovnet.detection.data.validation import check_source
 from vovnet.errors import InputError
@@ -20,6 +21,11 @@ from vovnet.errors import InputError
 
 def fix(folder: Path, output: Path) -> str:
     return fix_data(*splits_of(folder), output)
+
+
+def recolour(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        Image.new("RGB", label_files.SIZES[name], (9, 200, 40 * number)).save(folder / name)
 
 
 def faulty(folder: Path) -> dict[str, Any]:
@@ -107,6 +113,7 @@ def test_nothing_left_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
 
 def test_every_fault_of_yolo_is_dropped(tmp_path: Path) -> None:
     config = label_files.write_yolo(tmp_path / "data", splits=("train", "val"))
+    recolour(tmp_path / "data" / "images" / "val", "a.png", "b.png", "c.png")
     lines = "0 0.5 0.5 0.2 0.2\n9 0.5 0.5 0.2 0.2\nx\n0 30 20 5 5\n"
     (tmp_path / "data" / "labels" / "val" / "a.txt").write_text(lines)
     text = fix(config.parent, tmp_path / "out")
@@ -114,3 +121,30 @@ def test_every_fault_of_yolo_is_dropped(tmp_path: Path) -> None:
     changes = (tmp_path / "out" / "changes.txt").read_text()
     for number in (2, 3, 4):
         assert f"labels/val/a.txt:{number}" in changes
+
+
+def test_images_of_two_splits_stay_where_they_are_not_trained_on(tmp_path: Path) -> None:
+    config = label_files.write_yolo(tmp_path / "data", splits=("train", "val", "test"))
+    images = tmp_path / "data" / "images"
+    recolour(images / "train", "a.png")
+    recolour(images / "val", "b.png")
+    text = fix(config.parent, tmp_path / "out")
+    assert "4 changes" in text
+    changes = (tmp_path / "out" / "changes.txt").read_text().splitlines()
+    assert all("of another split" in line for line in changes)
+    kept = {
+        split: sorted(one["file_name"] for one in json.loads(file.read_text())["images"])
+        for split in ("train", "val", "test")
+        for file in (tmp_path / "out" / "annotations").glob(f"*{split}*.json")
+    }
+    assert {split: [Path(one).name for one in names] for split, names in kept.items()} == {
+        "train": ["a.png"],
+        "val": ["b.png"],
+        "test": ["a.png", "b.png", "c.png"],
+    }
+    checked = check_dataset(splits_of(tmp_path / "out")[1]).splits
+    assert not any("leaked_image" in one.report.problems for one in checked)
+    same = label_files.write_yolo(tmp_path / "same", splits=("train", "val"))
+    with pytest.raises(InputError, match="--split"):
+        fix(same.parent, tmp_path / "none")
+    assert not (tmp_path / "none").exists()

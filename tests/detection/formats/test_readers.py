@@ -368,6 +368,9 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
     assert circle["bbox"] == [20, 10, 20, 20]
     assert mask_area(circle["segmentation"], 40, 60) == pytest.approx(math.pi * 100, rel=0.03)
     assert masked["bbox"] == [6, 8, 5, 6]
+    expected = np.zeros((40, 60), dtype=np.uint8)
+    expected[8:14, 6:11] = 1
+    assert (decode_masks([masked["segmentation"]], 40, 60)[0].numpy() == expected).all()
     assert both["bbox"] == [10, 10, 30, 10]
     assert len(both["segmentation"]) == 2
 
@@ -411,6 +414,10 @@ def test_a_class_of_via_that_cannot_be_told_is_one_line(tmp_path: Path) -> None:
         ('name="a.png"', 'name="../none.png"', "path_outside"),
         ('name="a.png"', 'name="none.png"', "missing_image"),
         ('label="dog"', 'label=""', "unknown_category"),
+        ("<box ", "<mask ", "bad_box"),
+        ("<box ", '<mask left="0" top="0" width="2" height="2" rle="1, 2" ', "bad_shape"),
+        ("<box ", '<mask left="0" top="0" width="2" height="2" rle="one" ', "bad_shape"),
+        ("<box ", '<mask left="0" top="0" width="2" height="2" rle="4" ', "bad_shape"),
     ],
 )
 def test_bad_entries_of_cvat_are_rows(old: str, new: str, expected: str, tmp_path: Path) -> None:
@@ -429,6 +436,7 @@ def test_bad_entries_of_cvat_are_rows(old: str, new: str, expected: str, tmp_pat
         ('"rectanglelabels": ["dog"]', '"rectanglelabels": []', "unknown_category"),
         ('"x": 10.0', '"x": null', "bad_box"),
         ('"rectanglelabels"', '"brushlabels"', "bad_shape"),
+        ('"rectanglelabels"', '"keypointlabels"', "bad_shape"),
         ("1a2b3c4d-a.png", "none.png", "missing_image"),
     ],
 )
@@ -461,3 +469,12 @@ def test_files_that_are_no_labels_are_one_line(name: str, text: str, tmp_path: P
             read_source(DataSource(folder=str(path)))
         assert "\n" not in str(error.value)
         assert str(tmp_path) in str(error.value)
+
+
+def test_voc_says_which_masks_are_not_read(tmp_path: Path) -> None:
+    label_files.write_voc(tmp_path)
+    (tmp_path / "SegmentationObject").mkdir()
+    Image.new("P", SIZES["a.png"]).save(tmp_path / "SegmentationObject" / "a.png")
+    report = report_of(DataSource(folder=str(tmp_path)))
+    assert any("SegmentationObject" in note and " 1 " in note for note in report.notes)
+    assert report.images == 3
