@@ -20,11 +20,14 @@ DEV_STAMP := $(VENV)/installed-dev-$(KEY)
 $(shell $(PY) -V >/dev/null 2>&1 || rm -f $(VENV)/installed-*)
 INSTALL := $(PY) -m pip install --disable-pip-version-check --editable
 DEV_INSTALL = $(INSTALL) '.[dev]'
+ifdef DEMO
+DEV_INSTALL = $(INSTALL) '.[dev,demo,browser]'
+endif
 ifdef FLOOR
 DEV_INSTALL = $(PY) tests/helpers/floors.py > $(VENV)/floors.txt && $(INSTALL) . --requirement $(VENV)/floors.txt
 endif
 
-.PHONY: help quickstart test test-floor prove reproduce gpu docs docs-serve lint format types wheel wheel-cuda clean
+.PHONY: help quickstart test test-floor test-demo prove reproduce gpu docs docs-serve lint format types wheel wheel-cuda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +40,9 @@ test: $(DEV_STAMP) ## set up, then run the tests
 
 test-floor: ## set up .venv-floor with the oldest versions that pyproject.toml allows, then run the tests there
 	$(MAKE) test VENV=.venv-floor FLOOR=1 PYTHON='$(or $(PYTHON),python3.11)'
+
+test-demo: ## set up .venv-demo with Gradio, then test `vovnet demo` there, also in Chromium where it is installed
+	$(MAKE) test VENV=.venv-demo DEMO=1 PYTEST_ARGS='-m "" tests/detection/demo $(PYTEST_ARGS)'
 
 prove: $(DEV_STAMP) ## run the minutes-long proofs: real data, kernels for every GPU, sanitizers over those for CPUs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)

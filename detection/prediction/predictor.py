@@ -164,7 +164,7 @@ def predict_files(
         OSError: the output cannot be written.
     """
     share = Share(distributed.rank(), distributed.world_size(), distributed.gather)
-    with distributed.patience(), _file_detector(detector, device, batch_size, RunSettings(**options)) as files:
+    with distributed.patience(), file_detector(detector, device, batch_size, RunSettings(**options)) as files:
         return write_predictions(
             files,
             paths,
@@ -220,7 +220,7 @@ def predict_videos(
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"images: two videos would write to '{twice[0]}.mp4'; give them one after the other")
     own = sources[distributed.rank() :: distributed.world_size()]
-    with distributed.patience(), _file_detector(detector, device, batch_size, RunSettings(**options)) as files:
+    with distributed.patience(), file_detector(detector, device, batch_size, RunSettings(**options)) as files:
         return [
             write_video(files, one, output, threshold, every=every, max_frames=max_frames, labels=labels, report=report)
             for one in own
@@ -228,9 +228,20 @@ def predict_videos(
 
 
 @contextmanager
-def _file_detector(
+def file_detector(
     detector: nn.Module, device: str | torch.device | None, batch_size: int, settings: RunSettings
 ) -> Iterator[FileDetector]:
+    """Make a detector ready for the writing of files, for the length of a ``with`` block.
+
+    Args:
+        detector: as for :func:`predict`.
+        device: as for :func:`predict`.
+        batch_size: as for :func:`predict`.
+        settings: change the detector for this run, or cut images into tiles.
+
+    Raises:
+        InputError: as for :func:`predict`.
+    """
     _check_batch_size(batch_size)
     with adjusted(detector, settings), inference(detector, device) as place:
         run = _runner(detector, place, settings, batch_size)

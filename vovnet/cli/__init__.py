@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vovnet.cli import data, detectors, evaluation, export, models, prediction, runs, system, web, weights
+from vovnet.cli import data, demo_page, detectors, evaluation, export, models, prediction, runs, system, web, weights
 from vovnet.errors import run_command
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (detectors, evaluation, prediction, data, models, export, web, weights, runs, system):
+for group in (detectors, evaluation, prediction, demo_page, data, models, export, web, weights, runs, system):
     app.add_typer(group.commands)
 
 

@@ -59,6 +59,29 @@ def predict_exported(
             among those that fail.
         OSError: the output cannot be written.
     """
+    return write_predictions(
+        exported_file_detector(model, tiling),
+        paths,
+        output,
+        threshold,
+        max_pixels=max_pixels,
+        labels=labels,
+        formats=formats,
+        report=report,
+        stacklevel=3,
+    )
+
+
+def exported_file_detector(model: ExportedModel, tiling: Tiling | None = None) -> FileDetector:
+    """Return an exported detector as the writing of files needs it.
+
+    Args:
+        model: the open file.
+        tiling: how images are cut; None leaves them whole.
+
+    Raises:
+        InputError: the file is a classifier's, or takes images of many channels.
+    """
     metadata = model.metadata
     if metadata.kind != "detector":
         raise InputError(f"{model.path}: is a {metadata.kind}'s file, expected a detector's")
@@ -87,18 +110,7 @@ def predict_exported(
                 found.append(detect_in_tiles(size, tiling, run, metadata.input.batch or 1))
         return found
 
-    files = FileDetector(detect, _image_channels(model), limits, metadata.categories)
-    return write_predictions(
-        files,
-        paths,
-        output,
-        threshold,
-        max_pixels=max_pixels,
-        labels=labels,
-        formats=formats,
-        report=report,
-        stacklevel=3,
-    )
+    return FileDetector(detect, _image_channels(model), limits, metadata.categories)
 
 
 def classify_exported(

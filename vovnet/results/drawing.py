@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,8 @@ from vovnet.errors import InputError
 from vovnet.files import atomic_path
 from vovnet.results.labels import LabelMode, Labels, Rectangle, check_labels, draw_legend, needs_legend, paint
 from vovnet.results.lettering import category_colour, drawable, label_font
-from vovnet.results.rle import decode, decode_part, encode_part
+from vovnet.results.rle import decode_part
+from vovnet.results.scaling import scaled_detections, scaled_entry, scaled_size
 from vovnet.results.skeletons import Skeleton, draw_keypoints
 from vovnet.results.thresholds import USUAL, Threshold, Thresholds
 
@@ -31,6 +31,7 @@ def draw_detections(
     scores: bool = True,
     skeletons: Mapping[int, Skeleton] | None = None,
     truth: Sequence[Mapping[str, Any]] = (),
+    boxes: bool = True,
 ) -> Image.Image:
     """Draw detections into a copy of an image, the best on top. A category has the same colour in every image.
 
@@ -50,6 +51,7 @@ def draw_detections(
             some categories have a skeleton, the points of others, which mean nothing, are not drawn.
         truth: annotations in COCO's format, drawn by :func:`draw_truth`, with the name of those that have a
             ``category``.
+        boxes: False leaves out the boxes.
 
     Returns:
         A new ``RGB`` image of the same size. Lines and letters scale with it.
@@ -72,7 +74,7 @@ def draw_detections(
     drawn = Image.fromarray(pixels)
     draw = ImageDraw.Draw(drawn)
     corners = [_corners(one["bbox"], drawn.size) for one in shown]
-    for one, box in zip(shown, corners, strict=True):
+    for one, box in zip(shown, corners, strict=True) if boxes else ():
         draw.rectangle(box, outline=category_colour(int(one["category_id"])), width=line)
     for one in shown:
         skeleton = (skeletons or {}).get(int(one["category_id"]), None if skeletons else Skeleton())
@@ -207,28 +209,10 @@ def _cell(
 ) -> Image.Image:
     """Return one image of the sheet. It is resized before drawing, so that lines and letters stay sharp."""
     scale = _SIDE / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    scaled = []
-    for one in Thresholds.of(threshold).passed(detections):
-        entry = _scaled(one, scale)
-        if "segmentation" in one:
-            mask = Image.fromarray(decode(one["segmentation"]).astype(np.uint8) * 255)
-            smooth = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
-            counts = encode_part(smooth, (0, 0), (size[1], size[0]))
-            entry["segmentation"] = {"size": [size[1], size[0]], "counts": counts}
-        scaled.append(entry)
-    truth = [_scaled(one, scale) for one in annotations]
+    resized = image.convert("RGB").resize(scaled_size(image.size, scale), Image.Resampling.BICUBIC)
+    scaled = scaled_detections(Thresholds.of(threshold).passed(detections), scale, image.size)
+    truth = [scaled_entry(one, scale) for one in annotations]
     return draw_detections(resized, scaled, threshold, scores=scores, skeletons=skeletons, truth=truth)
-
-
-def _scaled(one: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """Return a detection or annotation with its box and keypoints scaled."""
-    entry = {**one, "bbox": [value * scale for value in one["bbox"]]}
-    if "keypoints" in one:
-        factors = itertools.cycle((scale, scale, 1))
-        entry["keypoints"] = [value * factor for value, factor in zip(one["keypoints"], factors, strict=False)]
-    return entry
 
 
 def _line_of(shown: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> int:

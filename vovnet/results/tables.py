@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,37 @@ def write_tables(
         categories: ``id`` and ``name`` of each; None takes the ids that were found.
         thresholds: lowest scores that are counted.
     """
+    for name, rows in _tables(images, categories, thresholds):
+        # A file name may have bytes that are no text.
+        with (
+            atomic_path(folder / name) as part,
+            part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+        ):
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def csv_tables(
+    images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]] | None, thresholds: Thresholds
+) -> dict[str, str]:
+    """Return the texts of the files that :func:`write_tables` writes, by their names."""
+    texts = {}
+    for name, rows in _tables(images, categories, thresholds):
+        file = io.StringIO(newline="")
+        csv.writer(file, lineterminator="\n").writerows(rows)
+        texts[name] = file.getvalue()
+    return texts
+
+
+def _tables(
+    images: Sequence[DetectedImage], categories: Sequence[Mapping[str, Any]] | None, thresholds: Thresholds
+) -> Iterator[tuple[str, Iterable[tuple[object, ...]]]]:
+    """Yield the name and the rows of each table, the columns' names first."""
     if categories is None:
         known = sorted({int(number) for one in images for number in one.found.category_ids})
         categories = [{"id": number, "name": str(number)} for number in known]
-    _write(folder / COUNTS, ("image", "category", "count"), _counts(images, categories, thresholds))
+    yield COUNTS, chain([("image", "category", "count")], _counts(images, categories, thresholds))
     columns = ("image", "category_id", "category", "score", "x", "y", "width", "height")
-    _write(folder / DETECTIONS, columns, _detections(images, categories))
+    yield DETECTIONS, chain([columns], _detections(images, categories))
 
 
 def _counts(
@@ -72,11 +99,3 @@ def _detections(
     for one in images:
         for entry in one.found.named(categories):
             yield str(one.source), entry["category_id"], entry["category"], entry["score"], *entry["bbox"]
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
-    # A file name may have bytes that are no text.
-    with atomic_path(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
