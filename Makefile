@@ -54,8 +54,15 @@ reproduce: $(DEV_STAMP) ## compare the published detectors with the reference's 
 gpu: ## with a GPU: test and time the kernels, training and inference; writes gpu_report.md (at most 9 minutes)
 	$(or $(PYTHON),$(if $(wildcard $(PY)),$(PY),python3)) -m benchmarks.gpu $(GPU_ARGS)
 
+# The detector of `make quickstart`, if it has run, is shown in the site. Without a network, give ORT=PATH, which
+# `vovnet export-web --ort` takes.
 docs: $(DEV_STAMP) ## build the documentation into build/site; a broken link or anchor, or a missing docstring, fails
+	@test ! -f runs/quickstart/model.safetensors || $(MAKE) --no-print-directory build/demo/index.html
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
+build/demo/index.html: runs/quickstart/model.safetensors $(wildcard vovnet/export/web/*.py vovnet/export/web/static/*) | $(DEV_STAMP)
+	$(PY) -m vovnet.cli export-web runs/quickstart --precision fp16 $(if $(ORT),--ort $(ORT)) --output build/demo --overwrite \
+	  --example runs/quickstart/data/val/000427.png --example runs/quickstart/data/val/000442.png
 
 docs-serve: $(DEV_STAMP) ## show the documentation at http://127.0.0.1:8000, built anew when a page changes
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --no-strict

@@ -180,9 +180,7 @@ def test_wheel_is_pure_and_says_what_pyproject_says(wheel: Path) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert licences == {"LICENSE", "NOTICE"}
     assert metadata["Requires-Python"] == ">=3.11"
-    extras = {"benchmark", "browser", "demo", "detection", "dev", "docs", "export", "int8", "onnx", "openvino", "video"}
-    extras |= {"faster-coco-eval", "fiftyone", "hf", "supervision", "tiff", "tensorboard", "wandb", "mlflow", "trackio"}
-    assert set(metadata.get_all("Provides-Extra") or ()) == extras
+    assert set(metadata.get_all("Provides-Extra") or ()) == set(PROJECT["optional-dependencies"])
 
 
 def contents(wheel: Path) -> dict[str, bytes]:

@@ -53,6 +53,21 @@ def test_a_sound_site_is_built_and_loads_nothing_from_elsewhere(site: Path) -> N
     assert (site / "build" / "site" / "search" / "search_index.json").is_file()
 
 
+def test_the_detector_of_a_quickstart_is_shown_where_make_docs_has_written_its_page(site: Path) -> None:
+    (site / "docs" / "code.md").write_text(f"{PAGE}\n<!-- demo -->\n")
+    assert "<iframe" not in built(site)
+    assert not (site / "build" / "site" / "demo").exists()
+    (site / "build" / "demo" / "ort").mkdir(parents=True)
+    (site / "build" / "demo" / ".lock").touch()
+    for name in ("index.html", "ort/ort.js"):
+        (site / "build" / "demo" / name).write_text(name)
+    (address,) = re.findall(r'<iframe[^>]* src="([^"]+)"', built(site))
+    shown = (site / "build" / "site" / "code" / address).resolve()
+    assert shown.read_text() == "index.html"
+    assert (shown.parent / "ort" / "ort.js").is_file()
+    assert not (shown.parent / ".lock").exists()
+
+
 FAULTS = {
     "a broken link": ("docs/code.md", "index.md", "nowhere.md"),
     "a broken anchor": ("docs/code.md", "(#small)", "(#nowhere)"),

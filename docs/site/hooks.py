@@ -11,6 +11,7 @@ import logging
 import os
 import posixpath
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("mkdocs.hooks.vovnet")
 COMMANDS = "<!-- commands -->"
+DEMO = "<!-- demo -->"
+DEMO_FOLDER = "build/demo"
 DIRECTIVE = re.compile(r"^::: (\S+)", re.MULTILINE)
 LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)(#[^)\s]*)?(\))")
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -44,9 +47,28 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if COMMANDS in markdown:
         markdown = markdown.replace(COMMANDS, command_reference(root))
     markdown = MERMAID.sub(lambda match: f"<figure>{as_svg(match[1])}</figure>", markdown)
+    markdown = markdown.replace(DEMO, demo(page, root))
     parts = FENCE.split(markdown)
     parts[::2] = [_with_links_into_the_repository(part, page, config) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Copy the demo into the site, if `make docs` has written one."""
+    folder = Path(config.config_file_path).parent / DEMO_FOLDER
+    if folder.is_dir():
+        shutil.copytree(folder, Path(config.site_dir) / "demo", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+
+
+def demo(page: Page, root: Path) -> str:
+    """Return the HTML that shows the quickstart's detector, or how a site gets it."""
+    if not (root / DEMO_FOLDER / "index.html").is_file():
+        return "*This site was built without the quickstart's detector; `make quickstart docs` shows it here.*"
+    address = posixpath.relpath("demo/index.html", page.url)
+    return (
+        f'<iframe class="demo" src="{address}" title="The quickstart\'s detector" loading="lazy"></iframe>\n\n'
+        f'<p><a href="{address}">The same on a page of its own</a></p>'
+    )
 
 
 def command_reference(root: Path) -> str:
