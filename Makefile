@@ -65,7 +65,7 @@ build/demo/index.html: runs/quickstart/model.safetensors $(wildcard vovnet/expor
 	  --example runs/quickstart/data/val/000427.png --example runs/quickstart/data/val/000442.png
 
 docs-serve: $(DEV_STAMP) ## show the documentation at http://127.0.0.1:8000, built anew when a page changes
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --no-strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --no-strict --dirty
 
 lint: $(DEV_STAMP) ## check style
 	$(PY) -m ruff check .
