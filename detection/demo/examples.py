@@ -45,6 +45,6 @@ def _knows_shapes(detector: FileDetector) -> bool:
 
 def _shapes() -> list[tuple[str, bytes]]:
     with scratch_folder() as folder:
-        generate_shapes(folder, train=1, val=3, size=(256, 192), max_shapes=5, seed=_SEED)
+        generate_shapes(folder, train=1, val=3, size=(128, 128), max_shapes=3, seed=_SEED)
         files = sorted((folder / "val").glob("*.png"))
         return [(f"shapes-{number}.png", path.read_bytes()) for number, path in enumerate(files, 1)]

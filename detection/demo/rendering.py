@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,8 +121,9 @@ def _downloads(
         for file, text in csv_tables(detected, detectors[name].categories, Thresholds(look.threshold)).items():
             data = base64.b64encode(text.encode("utf-8", "backslashreplace")).decode()
             words = file if len(names) == 1 else f"{name}: {file}"
+            own = file if len(names) == 1 else f"{Path(file).stem}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.csv"
             links.append(
-                f'<a class="vovnet-download" download="{file}" href="data:text/csv;charset=utf-8;base64,{data}">'
+                f'<a class="vovnet-download" download="{own}" href="data:text/csv;charset=utf-8;base64,{data}">'
                 f"{escape(words)}</a>"
             )
     return f'<p class="vovnet-downloads"><span>Download:</span> {" ".join(links)}</p>'

@@ -44,7 +44,7 @@ class SessionImage:
 
     name: str
     content: bytes
-    """Of the file."""
+    """Of the file, until every detector has seen it."""
     shown: bytes = b""
     """A JPEG of the image that is shown."""
     found: dict[str, Found] = field(default_factory=dict)
@@ -115,6 +115,8 @@ class Demo:
             yield f"{name}: {image.name} ({number} of {len(waiting)}) …"
             try:
                 _look(image, name, self.detectors[name], self.bounds.max_pixels)
+                if len(image.found) == len(self.detectors):
+                    image.content = b""  # nobody needs it any more
             except InputError as error:
                 session.messages.append(str(error))
                 session.images.remove(image)

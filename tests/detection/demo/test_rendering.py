@@ -111,14 +111,16 @@ def test_each_layer_can_be_left_out():
 
 
 def test_two_detectors_stand_side_by_side():
-    session, detectors = made(first=Fixed(), second=Fixed(shift=0.35))
-    page = shown(session, detectors, ["first", "second"])
+    session, detectors = made(**{"first": Fixed(), "org/second@v1": Fixed(shift=0.35)})
+    page = shown(session, detectors, ["first", "org/second@v1"])
     assert page.texts["strong"] == ["2 objects", "1 object"]
-    assert page.texts["th"][:3] == ["Category", "first", "second"]
+    assert page.texts["th"][:3] == ["Category", "first", "org/second@v1"]
     assert page.texts["td"] == ["2", "1"]
     assert len(page.attributes("img", "src")) == 2
-    assert [caption.partition(":")[0] for caption in page.texts["figcaption"]] == ["first", "second"]
-    assert len(downloads(page)) == 4
+    assert [caption.partition(":")[0] for caption in page.texts["figcaption"]] == ["first", "org/second@v1"]
+    files = [name for name, _ in downloads(page)]
+    assert files[:2] == ["counts-first.csv", "detections-first.csv"]
+    assert files[2:] == ["counts-org-second-v1.csv", "detections-org-second-v1.csv"]
 
 
 def test_nothing_found_is_said_and_the_image_is_shown():

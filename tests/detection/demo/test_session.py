@@ -35,6 +35,7 @@ def test_a_detector_looks_at_an_image_once():
     assert (one.seen, other.seen) == (["x.png", "y.jpg"],) * 2
     assert [line.split(" (")[0] for line in lines] == ["b: x.png", "b: y.jpg"]
     assert session.messages == []
+    assert not any(image.content for image in session.images)  # the memory is for others
 
 
 def test_new_images_replace_those_before():
