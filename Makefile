@@ -57,7 +57,8 @@ gpu: ## with a GPU: test and time the kernels, training and inference; writes gp
 # The detector of `make quickstart`, if it has run, is shown in the site. Without a network, give ORT=PATH, which
 # `vovnet export-web --ort` takes.
 docs: $(DEV_STAMP) ## build the documentation into build/site; a broken link or anchor, or a missing docstring, fails
-	@test ! -f runs/quickstart/model.safetensors || $(MAKE) --no-print-directory build/demo/index.html
+	@test ! -f runs/quickstart/model.safetensors || $(MAKE) --no-print-directory build/demo/index.html || \
+	  echo "The site is built without the quickstart's detector."
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 build/demo/index.html: runs/quickstart/model.safetensors $(wildcard vovnet/export/web/*.py vovnet/export/web/static/*) | $(DEV_STAMP)

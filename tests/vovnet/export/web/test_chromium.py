@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -343,6 +344,24 @@ def test_a_mask_rcnn_detects_what_predict_detects_with_one_thread_and_with_more(
             assert float(one["score"]) == pytest.approx(float(other["score"]), abs=1e-4)
             for side in ("x", "y", "width", "height"):
                 assert float(one[side]) == pytest.approx(float(other[side]), abs=1e-2)
+
+
+def test_an_image_that_fails_in_the_runtime_gives_a_message_and_the_next_one_is_detected(
+    browser: Any, images: list[Path], tmp_path: Path
+) -> None:
+    model = write_onnx(tmp_path / "m.onnx", changed(size=(60, 90)))
+    write_web_page(model, tmp_path / "out", ort=web_runtime().parent)
+    Image.new("RGB", (91, 60)).save(tmp_path / "wide.png")
+    facts = json.loads((tmp_path / "out" / "model.json").read_text())
+    for known, word in ((facts, "only 90×60"), ({**facts, "input": {**facts["input"], "size": None}}, "dimensions")):
+        (tmp_path / "out" / "model.json").write_text(json.dumps(known))
+        with served(tmp_path / "out") as address:
+            page = Shown(browser, address)
+            page.upload(tmp_path / "wide.png", images[1], images=1)
+            (line,) = page.errors()
+            assert line.startswith("wide.png: ")
+            assert word in line
+            page.context.close()
 
 
 def test_a_page_that_lacks_the_model_says_so(browser: Any, folder: Path, tmp_path: Path) -> None:

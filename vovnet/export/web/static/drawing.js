@@ -115,21 +115,24 @@ function edgeColour(one, other) {
   return one === other ? one : "#ffffff"; // a line between the sides belongs to none
 }
 
-/** Write names and scores, those of the best first. A name that finds no free place is left out: the table counts. */
+/** Write names and scores, the best first. One with no place where it hides nothing is left out: the table counts. */
 function drawNames(context, shown, scale, ratio) {
-  const size = Math.round(13 * ratio), pad = Math.round(3 * ratio), height = size + 2 * pad;
+  const boxes = shown.map(({box}) => box.map((value) => value * scale));
+  const size = letters(boxes, ratio), pad = Math.round(size / 4), height = size + 2 * pad;
   context.font = `${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
   const {width: canvasWidth, height: canvasHeight} = context.canvas;
   const taken = [];
-  for (const {box, category, score} of shown) {
-    const [x, y, , boxHeight] = box.map((value) => value * scale);
+  shown.forEach(({category, score}, position) => {
+    const [x, y, , boxHeight] = boxes[position];
+    const others = boxes.filter((_, other) => other !== position);
     for (const text of [`${category.name} ${score.toFixed(2)}`, category.name]) {
       const width = context.measureText(text).width + 2 * pad;
       const left = Math.max(0, Math.min(x, canvasWidth - width));
       const tops = [y - height, y, y + boxHeight, y + boxHeight - height];
       const places = tops.map((top) => [left, Math.max(0, Math.min(top, canvasHeight - height)), width, height]);
-      const place = places.find((one) => !taken.some((other) => overlap(one, other)));
+      const free = (place) => !taken.some((one) => common(place, one) > 0) && !hides(place, others);
+      const place = places.find(free) ?? (shown.length === 1 ? places[0] : null);
       if (!place) continue;
       taken.push(place);
       context.fillStyle = category.colour;
@@ -138,9 +141,24 @@ function drawNames(context, shown, scale, ratio) {
       context.fillText(text, place[0] + pad, place[1] + height / 2);
       break;
     }
-  }
+  });
 }
 
-function overlap([x, y, width, height], [left, top, otherWidth, otherHeight]) {
-  return x < left + otherWidth && left < x + width && y < top + otherHeight && top < y + height;
+/** Return the height of letters: those of many small boxes are smaller. */
+function letters(boxes, ratio) {
+  if (boxes.length <= 3) return Math.round(13 * ratio);
+  const sides = boxes.map(([, , width, height]) => Math.min(width, height)).sort((one, other) => one - other);
+  return Math.round(Math.max(9 * ratio, Math.min(13 * ratio, 0.22 * sides[sides.length >> 1])));
+}
+
+/** Return true if a name would hide another object: it covers more than 30 % of its box, as in `vovnet predict`. */
+function hides(place, boxes) {
+  return boxes.some((box) => common(place, box) > 0.3 * box[2] * box[3]);
+}
+
+/** Return the area that two rectangles share. */
+function common([x, y, width, height], [left, top, otherWidth, otherHeight]) {
+  const wide = Math.min(x + width, left + otherWidth) - Math.max(x, left);
+  const high = Math.min(y + height, top + otherHeight) - Math.max(y, top);
+  return Math.max(0, wide) * Math.max(0, high);
 }
