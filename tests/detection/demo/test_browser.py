@@ -20,10 +20,9 @@ from vovnet.errors import absent_package
 
 if absent_package("gradio", "playwright"):
     pytest.skip("needs Gradio and Playwright: make test-demo", allow_module_level=True)
-if shutil.which("chromium") is None:
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+if CHROMIUM is None:
     pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
-
-from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +31,10 @@ _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable
 
 @pytest.fixture(scope="module")
 def browser():
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
         yield chromium
         chromium.close()
 
