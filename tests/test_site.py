@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
 
+import griffe
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
@@ -104,6 +105,24 @@ def test_the_pages_that_the_code_names_exist() -> None:
     named = {name for path in files for name in re.findall(r"\bdocs/[\w-]+/\w+\.\w+", path.read_text(encoding="utf-8"))}
     assert "docs/how-to/reproduce.md" in named
     assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def test_the_pages_name_what_exists_and_the_reference_has_it() -> None:
+    package = griffe.load("vovnet", search_paths=[str(ROOT)], resolve_aliases=True)
+
+    def found(name: str) -> griffe.Object:
+        one = package[name.partition(".")[2]]
+        return one.final_target if isinstance(one, griffe.Alias) else one
+
+    reference = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    listed = {found(name).path for name in re.findall(r"^::: (\S+)", reference, re.MULTILINE)}
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    texts = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"\bvovnet(?:\.[A-Za-z_]\w*)+(?!\w*[./]\w*\.md)", texts)) - {"vovnet.md", "vovnet.py"}
+    objects = [found(name) for name in named]
+    assert len(objects) > 20
+    missing = {one.path for one in objects if one.is_function or one.is_class} - listed
+    assert not missing, "docs/reference/python.md lacks these"
 
 
 def test_the_figures_are_current() -> None:

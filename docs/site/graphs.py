@@ -19,7 +19,8 @@ Place = tuple[str, int]
 
 def as_svg(flowchart: str) -> str:
     """Return the drawing; its colours are those of the text around it."""
-    arrows, labels = [], {}
+    arrows: list[tuple[str, str]] = []
+    labels: dict[str, str] = {}
     for upper, upper_label, lower, lower_label in ARROW.findall(flowchart):
         arrows.append((upper, lower))
         labels |= {upper: upper_label or labels.get(upper, upper), lower: lower_label or labels.get(lower, lower)}
@@ -59,7 +60,7 @@ def _ordered(ways: list[list[Place]]) -> list[list[Place]]:
             for place in row:
                 near = [upper if down else lower for upper, lower in steps if place == (lower if down else upper)]
                 means[place] = sum(rank[one] for one in near) / len(near) if near else rank[place]
-            row.sort(key=lambda place, means=means: means[place])
+            row.sort(key=means.__getitem__)
             rank |= {place: i / max(1, len(row) - 1) for i, place in enumerate(row)}
     return rows
 
