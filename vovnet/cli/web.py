@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from vovnet.cli.options import Output, Overwrite, home_path
+from vovnet.errors import InputError
 
 commands = typer.Typer()
 
@@ -46,18 +47,24 @@ def export_web(
     """Write a page of static files that runs a detector in the browser, behind any HTTP server."""
     from vovnet.export.runtime import is_exported
     from vovnet.export.web import write_web_page
+    from vovnet.export.web.runtime import WebRuntime, web_runtime
     from vovnet.folders.claim import claimed_folder
 
-    # The folder is claimed before the model is exported, which takes a while.
+    # What may fail comes before the model is exported, which takes a while.
     with claimed_folder(output, overwrite=overwrite), TemporaryDirectory(prefix="vovnet-web-") as scratch:
-        model = weights
+        for path in (Path(one) for one in example or ()):
+            if not path.is_file():
+                raise InputError(f"--example {path}: no such image")
+        model: str = weights
+        runtime: Path | WebRuntime | None = ort
         if not is_exported(weights):
             from vovnet.detection.export import export_detector
             from vovnet.hub import load_detector
 
+            detector, runtime = load_detector(weights), web_runtime(ort)
             path = Path(scratch) / "model.onnx"
-            model = str(export_detector(load_detector(weights), path, "onnx", precision=precision.value))
+            model = str(export_detector(detector, path, "onnx", precision=precision.value))
         page = write_web_page(
-            model, output, examples=example or (), title=title, threshold=threshold, ort=ort, overwrite=overwrite
+            model, output, examples=example or (), title=title, threshold=threshold, ort=runtime, overwrite=overwrite
         )
     typer.echo(f"{page}; try: {shlex.join(['python', '-m', 'http.server', '--directory', str(page.parent)])}")

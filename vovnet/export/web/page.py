@@ -37,7 +37,7 @@ def write_web_page(
     examples: Sequence[str | os.PathLike[str]] = (),
     title: str | None = None,
     threshold: float = 0.5,
-    ort: Path | None = None,
+    ort: Path | WebRuntime | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a folder of static files that shows a detector in browsers, behind any HTTP server.
@@ -51,7 +51,7 @@ def write_web_page(
         examples: images that the page offers.
         title: the heading; None names the categories.
         threshold: the lowest score that is shown at first, 0 to 1.
-        ort: ONNX Runtime Web, as for :func:`~vovnet.export.web.runtime.web_runtime`.
+        ort: ONNX Runtime Web, or what :func:`~vovnet.export.web.runtime.web_runtime` takes.
         overwrite: accept a folder that is not empty, and replace the page's files in it.
 
     Returns:
@@ -70,7 +70,7 @@ def write_web_page(
     _check(metadata, path)
     pages = [(Path(one).name, read_image(one)) for one in examples]
     with claimed_folder(output, overwrite=overwrite) as folder:
-        runtime = web_runtime(ort)
+        runtime = ort if isinstance(ort, WebRuntime) else web_runtime(ort)
         facts = _facts(metadata, threshold, title)
         shown = _write_examples(folder / _EXAMPLES, pages)
         facts |= {"examples": shown, "runtime": runtime.version}

@@ -119,15 +119,16 @@ def test_the_command_writes_the_page_and_says_how_to_see_it(ort: Path, tmp_path:
     ("arguments", "words"),
     [
         (["m.xml"], [".onnx"]),
-        (["m.onnx", "--example", "none.png"], ["none.png"]),
+        (["no/such/run", "--example", "none.png"], ["--example", "none.png"]),
         (["m.onnx", "--ort", "nowhere"], ["--ort", "nowhere"]),
         (["m.onnx", "--ort", "m.onnx"], ["SHA-512", "onnxruntime-web-"]),
         (["m.onnx", "--ort", "."], ["package.json"]),
         (["nothing.onnx"], ["nothing.onnx"]),
+        (["m.onnx", "--ort", "onnxruntime-web", "--example", "m.xml"], ["m.xml"]),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(
-    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], words: list[str], ort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_onnx(tmp_path / "m.onnx")
