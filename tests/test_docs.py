@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import pickle
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +192,30 @@ def test_the_snippet_for_detectrons_resnets_makes_what_convert_reads(
         np.testing.assert_array_equal(weights[key], blobs[blob], err_msg=key)
     assert set(weights["layer1.0.bn1.running_var"]) == {1}
     assert set(weights["layer1.0.bn1.running_mean"]) == {0}
+
+
+PROGRAMS = {
+    "srun": 'exec "$@"',
+    # The run asks for the signal that SLURM sends before the time limit, as soon as it can answer SIGTERM.
+    "torchrun": 'trap "echo saved; exit 143" TERM\nkill -USR1 $PPID\nwhile read -r -t 60 _ <>"$FIFO"; do :; done',
+    "scancel": 'echo "scancel $*"\nkill -TERM "$(cat "$PID")"',
+    "scontrol": 'echo "scontrol $*"',
+}
+"""Stand-ins for SLURM's programs and torchrun."""
+
+
+def test_the_slurm_script_requeues_a_run_that_has_been_saved(tmp_path: Path) -> None:
+    (script,) = (block for block in fenced("several_gpus.md", "sh") if block.startswith("#!/bin/bash"))
+    (tmp_path / "job").write_text(script)
+    os.mkfifo(tmp_path / "fifo")
+    for name, body in PROGRAMS.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n[ {name} = torchrun ] && echo $$ > "$PID"\n{body}\n')
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "job"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        env=os.environ
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+        | {"FIFO": str(tmp_path / "fifo"), "PID": str(tmp_path / "pid")},
+    )  # fmt: skip
+    steps = [line for line in done.stdout.splitlines() if not line.startswith("scontrol show")]
+    assert steps == ["scancel --signal=TERM 7.0", "saved", "scontrol requeue 7"], done
