@@ -27,7 +27,7 @@ ifdef FLOOR
 DEV_INSTALL = $(PY) tests/helpers/floors.py > $(VENV)/floors.txt && $(INSTALL) . --requirement $(VENV)/floors.txt
 endif
 
-.PHONY: help quickstart test test-floor test-demo prove reproduce gpu docs docs-serve lint format types wheel wheel-cuda clean
+.PHONY: help quickstart test test-floor test-demo test-page prove reproduce gpu docs docs-serve lint format types wheel wheel-cuda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,11 @@ test-floor: ## set up .venv-floor with the oldest versions that pyproject.toml a
 
 test-demo: ## set up .venv-demo with Gradio, then test `vovnet demo` there, also in Chromium where it is installed
 	$(MAKE) test VENV=.venv-demo DEMO=1 PYTEST_ARGS='-m "" tests/detection/demo $(PYTEST_ARGS)'
+
+test-page: $(DEV_STAMP) ## test the page of `vovnet export-web` in Chromium, with ONNX Runtime Web of npm, which is fetched
+	$(INSTALL) '.[dev,browser]'
+	$(PY) -c 'from vovnet.export.web.runtime import web_runtime; web_runtime()'
+	$(PY) -m pytest -m "" tests/vovnet/export/web $(PYTEST_ARGS)
 
 prove: $(DEV_STAMP) ## run the minutes-long proofs: real data, kernels for every GPU, sanitizers over those for CPUs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.resources
 import math
 import os
@@ -107,7 +106,7 @@ def _facts(metadata: ExportMetadata, threshold: float, title: str | None) -> dic
     least = score if isinstance(score, int | float) and 0 <= score < 1 else 0.0
     return {
         "title": title or _title(metadata),
-        "vovnet": importlib.metadata.version("vovnet"),
+        "vovnet": metadata.version,
         "file": _MODEL,
         "input": {"channels": metadata.input.channels, "dtype": metadata.input.dtype, "size": metadata.input.size},
         "box_format": metadata.box_format,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import web_runtime
 from browsing import chromium, served
 from evaluation_images import random_image
 from exported_files import changed, write_onnx
@@ -28,10 +28,21 @@ from support import command
 from vovnet.detection import load_recipe
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.export.web import write_web_page
+from vovnet.export.web.runtime import VERSION
+from vovnet.folders.home import user_cache
 from vovnet.images.reading import read_image
 
 pytestmark = pytest.mark.slow
 SLOWEST = 120_000  # milliseconds
+
+
+def onnxruntime_web() -> Path:
+    """The npm package: its folder in ONNXRUNTIME_WEB, or the archive that ``export-web`` has fetched."""
+    given = os.environ.get("ONNXRUNTIME_WEB")
+    path = Path(given) if given else user_cache() / "vovnet" / "npm" / f"onnxruntime-web-{VERSION}.tgz"
+    if not path.exists():
+        pytest.skip("needs ONNX Runtime Web: `make test-page` fetches it")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     points = {"keypoints": ["left", "right"], "skeleton": [[1, 2]]}
     categories = [{"id": 3, "name": "disc"}, {"id": 7, "name": "cell, living", **points}]
     model = write_onnx(place / "m.onnx", changed(categories=categories, keypoints=2))
-    ort = web_runtime().parent
+    ort = onnxruntime_web()
     write_web_page(model, place / "out", ort=ort, examples=[place / "example.png"], title="<i>Cells</i>")
     return place / "out"
 
@@ -319,7 +330,7 @@ def test_a_mask_rcnn_detects_what_predict_detects_with_one_thread_and_with_more(
     recipe = load_recipe("mask_rcnn_vovnet39_fpn", [f"model.{key}={value}" for key, value in MODEL.items()])
     categories = [{"id": number, "name": f"thing {number}"} for number in range(1, 5)]
     save_detector(tmp_path / "run", detector("mask_rcnn_vovnet39_fpn"), recipe.model, categories)
-    done = command("export-web", tmp_path / "run", "--output", tmp_path / "out", "--ort", web_runtime().parent)
+    done = command("export-web", tmp_path / "run", "--output", tmp_path / "out", "--ort", onnxruntime_web())
     assert done.code == 0, done.err
     paths = []
     for number, size in enumerate([(96, 128), (150, 90)]):
@@ -350,7 +361,7 @@ def test_an_image_that_fails_in_the_runtime_gives_a_message_and_the_next_one_is_
     browser: Any, images: list[Path], tmp_path: Path
 ) -> None:
     model = write_onnx(tmp_path / "m.onnx", changed(size=(60, 90)))
-    write_web_page(model, tmp_path / "out", ort=web_runtime().parent)
+    write_web_page(model, tmp_path / "out", ort=onnxruntime_web())
     Image.new("RGB", (91, 60)).save(tmp_path / "wide.png")
     facts = json.loads((tmp_path / "out" / "model.json").read_text())
     for known, word in ((facts, "only 90×60"), ({**facts, "input": {**facts["input"], "size": None}}, "dimensions")):
