@@ -190,9 +190,9 @@ def test_a_recipe_file_that_is_no_recipe(text: str, word: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["predict", "a.png", "--weights", "run", "--threshold", "high"], "--threshold"),
-        (["predict", "a.png", "--weights", "run", "--threshold", "1.5"], "--threshold"),
-        (["evaluate", "--weights", "run"], "--images"),
+        (["predict", "a.png", "--weights", "run", "--threshold", "high"], "threshold"),
+        (["predict", "a.png", "--weights", "run", "--threshold", "1.5"], "threshold"),
+        (["evaluate", "--weights", "run"], "--output"),
         (["train", "bccd", "--outptu", "run"], "--outptu"),
         (["trian", "bccd"], "trian"),
     ],

@@ -90,10 +90,27 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def environment_report() -> str:
-    """Return a text with versions, devices, compilers, folders, environment variables and what is missing.
+def installed_version() -> str:
+    """Return the version of this package, with the commit if it runs from a checkout."""
+    version, commit = _version("vovnet") or "0+unknown", checkout_commit()
+    return version if commit is None else f"{version} (commit {str(commit['commit'])[:12]})"
 
-    The report never fails: a section that does says why. Values of tokens are not shown.
+
+def environment_report() -> str:
+    """Return a text with versions, devices, compilers, folders, environment variables and what is missing."""
+    blocks = []
+    for title, rows in environment_sections().items():
+        width = max((len(name) for name in rows), default=0)
+        blocks.append(
+            "\n".join([f"[{title}]", *(f"  {name:{width}}  {value}".rstrip() for name, value in rows.items())])
+        )
+    return "\n".join(blocks)
+
+
+def environment_sections() -> dict[str, dict[str, str]]:
+    """Return what :func:`environment_report` says: titles of sections to names and values.
+
+    This never fails: a section that does says why. Values of tokens are not shown.
     """
     sections = (
         ("versions", _versions),
@@ -105,16 +122,15 @@ def environment_report() -> str:
         ("environment variables", _variables),
         ("missing", _missing),
     )
-    blocks = []
+    found = {}
     for title, section in sections:
         try:
             rows = section()
         except Exception as error:
             # The report must also work in a broken installation.
             rows = [("failed", _line(error))]
-        width = max((len(name) for name, _ in rows), default=0)
-        blocks.append("\n".join([f"[{title}]", *(f"  {name:{width}}  {value}".rstrip() for name, value in rows)]))
-    return "\n".join(blocks)
+        found[title] = dict(rows)
+    return found
 
 
 def _line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib.util
+import json
 import os
 import re
 import reprlib
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.error import HTTPError, URLError
 
-from vovnet.terminal.streams import lasting_output
+from vovnet.terminal.streams import be_quiet, lasting_output
 from vovnet.terminal.text import printable
 
 if TYPE_CHECKING:
@@ -148,12 +149,15 @@ def system_error(error: OSError) -> str:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(as_json: bool = False) -> Iterator[None]:
     """End the process with one line on stderr and a non-zero exit code if the user can mend the error.
 
     These are wrong input, system errors, a missing extra, Ctrl-C (exit code 130), and :class:`StoppedError`. Any other
     error is a defect of this package and keeps its traceback. With ``VOVNET_DEBUG=1`` every error does. What is printed
     in the ``with`` block never stops it: see :func:`vovnet.terminal.streams.lasting_output`.
+
+    Args:
+        as_json: Print the error on stdout, too, as ``{"error": …, "exit_code": …}``.
     """
     with lasting_output() as output:
         try:
@@ -163,9 +167,12 @@ def one_line_errors() -> Iterator[None]:
             if os.environ.get("VOVNET_DEBUG") == "1":
                 raise
             _end_progress_bars()
-            rank = os.environ.get("RANK", "0")
-            print(f"{'error' if rank == '0' else f'error (rank {rank})'}: {_one_line(error)}", file=sys.stderr)
-            sys.exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1))
+            rank, line = os.environ.get("RANK", "0"), _one_line(error)
+            code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+            print(f"{'error' if rank == '0' else f'error (rank {rank})'}: {line}", file=sys.stderr)
+            if as_json and rank == "0":
+                print(json.dumps({"error": line, "exit_code": code}))
+            sys.exit(code)
 
 
 def _one_line(error: BaseException) -> str:
@@ -181,12 +188,16 @@ def _one_line(error: BaseException) -> str:
 
 
 def run_command(app: typer.Typer, arguments: Sequence[str], prog_name: str | None = None) -> None:
-    """Run a Typer command and end the process, with errors as in :func:`one_line_errors`."""
+    """Run a Typer command and end the process, with errors as in :func:`one_line_errors`.
+
+    With ``--json`` among the arguments, an error is JSON on stdout, too.
+    """
     import typer
 
     # Typer's error for a wrong command line has no public name.
     usage_error: Any = typer.BadParameter.__base__
-    with one_line_errors():
+    be_quiet(False)  # an earlier command in this process may have been
+    with one_line_errors("--json" in arguments):
         try:
             code = app(arguments, prog_name=prog_name, standalone_mode=False)
         except usage_error as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -50,6 +51,22 @@ class DatasetCheck:
     def ok(self) -> bool:
         """True if nothing is wrong."""
         return all(one.report.ok for one in self.splits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything for programs."""
+        return {
+            "ok": self.ok,
+            "splits": [{"name": one.name, **one.report.to_json(), "statistics": one.statistics} for one in self.splits],
+            "same_images": [
+                {
+                    "images": [one.first.name, one.second.name],
+                    "splits": [one.first.split, one.second.split],
+                    "exact": one.exact,
+                }
+                for one in self.twins
+            ],
+            "recipe": {one.key: one.value for one in self.suggestions},
+        }
 
     def text(self) -> str:
         """Return everything as text of several lines."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vovnet.detection.formats.labels import Places
 from vovnet.errors import shown
@@ -172,6 +172,24 @@ class DataReport:
             if kind in self.examples:
                 lines += ["", f"{KINDS[kind].text}:", *(f"  {one}" for one in self.examples[kind][:examples])]
         return "\n".join([*lines, *([""] if self.notes else []), *(f"note: {note}" for note in self.notes)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report for programs, with all ids."""
+        names = ("annotation_files", "images", "images_without_objects", "annotations", "crowds", "masks", "keypoints")
+        return {
+            **{name: getattr(self, name) for name in (*names, "objects_per_category", "notes")},
+            "problems": [
+                {
+                    "kind": kind,
+                    "text": KINDS[kind].text,
+                    "of": KINDS[kind].of,
+                    "in_training": KINDS[kind].action,
+                    "ids": ids,
+                    "examples": self.examples.get(kind, []),
+                }
+                for kind, ids in self._rows()
+            ],
+        }
 
     def summary(self) -> str:
         """Return one line on what training leaves out or clips; empty if that is nothing."""

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from vovnet.detection.evaluation.coco_eval import percent
+from vovnet.detection.progress import open_bar
 from vovnet.detection.training.metrics_log import flat_metrics, read_metrics
 from vovnet.detection.training.run import Run
 from vovnet.environment import peak_memory
 from vovnet.errors import reason
 from vovnet.files import write_text
-from vovnet.terminal.streams import standard_error
 
 
 class Callback:
@@ -152,19 +152,14 @@ class ProgressBar(Callback):
     """Shows loss, learning rate, images per second, memory and remaining time in one line on stderr."""
 
     def start(self, run: Run) -> None:
-        from tqdm import tqdm
-
         self.last, self.smoothed = time.monotonic(), 0.0
-        stream = standard_error()
-        self.bar = tqdm(
-            file=stream,
-            total=run.recipe.solver.max_iterations,
-            initial=run.iteration,
-            desc="train",
-            unit="it",
-            dynamic_ncols=True,
-            # Without a terminal (a log file, CI) a line every ten seconds is enough.
-            mininterval=0.5 if stream.isatty() else 10,
+        self.bar = open_bar(
+            run.recipe.solver.max_iterations,
+            "train",
+            "it",
+            start=run.iteration,
+            leave=True,
+            pause=0.5,
             bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
         )
 

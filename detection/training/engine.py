@@ -51,7 +51,7 @@ from vovnet.errors import InputError, StoppedError
 from vovnet.files import write_text
 from vovnet.folders.home import expand_home
 from vovnet.processes.devices import choose_device, default_device
-from vovnet.terminal.streams import say
+from vovnet.terminal.streams import is_quiet, say
 
 
 def train(
@@ -286,6 +286,6 @@ def _plot(run: Run) -> None:
 def _own_callbacks(run: Run, progress: bool) -> list[Callback]:
     log = run.recipe.log
     own: list[Callback] = [MetricsFile(run.output / "metrics.jsonl", log.log_every)]
-    if progress:
+    if progress and not is_quiet():
         own.append(BestEffort(ProgressBar(), "the progress bar"))
     return own

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO
+from typing import IO, Any
 
 from vovnet.detection.zoo.listing import megabytes
 from vovnet.detection.zoo.sources import Source
@@ -41,6 +41,17 @@ class Answer:
         """True if the source offers something of another size than the published file."""
         known = self.source.download
         return self.answers and self.size is not None and known is not None and self.size not in known
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the answer for programs."""
+        return {
+            "name": self.source.name,
+            "place": self.source.place,
+            "answers": self.answers,
+            "size": self.size,
+            "differs": self.differs,
+            "reason": self.reason,
+        }
 
     def __str__(self) -> str:
         if not self.source.place:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from vovnet.checkpoints.partial_file import PartialFile
 from vovnet.errors import reason
+from vovnet.terminal.streams import is_quiet
 
 _CHUNK = 2**20
 _TIMEOUT = 30.0  # seconds without a byte
@@ -130,7 +131,8 @@ def _read_body(response: HTTPResponse, total: int | None, partial: PartialFile, 
 
     size = partial.size
     name = PurePosixPath(urlsplit(partial.url).path).name
-    bar: Any = tqdm(total=total, initial=size, unit="B", unit_scale=True, desc=name, disable=None if progress else True)
+    hidden = None if progress and not is_quiet() else True  # None hides it where there is no terminal
+    bar: Any = tqdm(total=total, initial=size, unit="B", unit_scale=True, desc=name, disable=hidden)
     begun, come = _clock(), 0
     with bar, partial.path.open("ab") as file:
         while block := _next_block(response):

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vovnet.cli.options import MaxPixels, OptionalAnnotations, OptionalData, OptionalImages, Overwrite, Split, home_path
+from vovnet.cli.options import (
+    AsJson,
+    MaxPixels,
+    OptionalAnnotations,
+    OptionalData,
+    OptionalImages,
+    Overwrite,
+    Quiet,
+    Split,
+    home_path,
+)
+from vovnet.errors import InputError
 
 commands = typer.Typer()
 
@@ -37,6 +49,8 @@ def check_data(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --fix wrote before.")] = False,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every image (slow).")] = True,
     max_pixels: MaxPixels = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Print what is wrong with a dataset, what it consists of, and what a recipe should say. Exit code 1: errors."""
     from vovnet.detection.conversion.fixing import fix_data
@@ -45,10 +59,15 @@ def check_data(
 
     title, splits = named_data(data, images, annotations, split)
     if fix is not None:
+        if as_json:
+            raise InputError(f"--json: not with --fix, which lists its changes in {fix}/changes.txt")
         _print(fix_data(title, splits, fix, link=link, overwrite=overwrite, max_pixels=max_pixels, progress=True))
         return
     found = check_dataset(splits, decode=decode, max_pixels=max_pixels, progress=True)
-    _print(f"format       {title}\n{found.text()}")
+    if as_json:
+        typer.echo(json.dumps({"format": title, **found.to_json()}, indent=2))
+    else:
+        _print(f"format       {title}\n{found.text()}")
     raise typer.Exit(0 if found.ok else 1)
 
 
@@ -60,6 +79,7 @@ def convert_data(
     split: Split = None,
     link: Link = False,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write labels of any format, and their images, as COCO JSON, YOLO or PASCAL VOC."""
     from vovnet.detection.conversion.convert import convert_data as convert

@@ -14,6 +14,7 @@ from vovnet.cli.options import (
     Output,
     Overwrite,
     OwnTransforms,
+    Quiet,
     RecipeOrData,
     Resume,
     ShowBatch,
@@ -24,7 +25,7 @@ commands = typer.Typer()
 
 
 @commands.command()
-def quickstart(output: Output = Path("runs/quickstart"), overwrite: Overwrite = False) -> None:
+def quickstart(output: Output = Path("runs/quickstart"), overwrite: Overwrite = False, quiet: Quiet = False) -> None:
     """Generate a dataset of shapes, train a small Mask R-CNN on it, evaluate it, and draw its detections."""
     from vovnet.detection.quickstart import run_quickstart
 
@@ -43,6 +44,7 @@ def train(
     overwrite: Overwrite = False,
     device: Device = None,
     time_limit: TimeLimit = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train a detector. For several processes: torchrun -m vovnet.detection.train …"""
     from vovnet.detection import format_metrics

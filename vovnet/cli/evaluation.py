@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from vovnet.cli.options import (
+    AsJson,
     Device,
     Fuse,
     MaxPixels,
@@ -16,6 +18,7 @@ from vovnet.cli.options import (
     OptionalImages,
     Output,
     Overwrite,
+    Quiet,
     Split,
     Weights,
     cpu_only,
@@ -71,6 +74,8 @@ def evaluate(
         str, typer.Option("--backend", help="Program for COCO's numbers: pycocotools, or faster (faster-coco-eval).")
     ] = "pycocotools",
     max_pixels: MaxPixels = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate a detector: COCO's metrics, best thresholds, confusions, kinds of errors, and a page with all of it.
 
@@ -113,7 +118,7 @@ def evaluate(
             **options,
         )
         if distributed.rank() == 0:
-            typer.echo(format_metrics(metrics))
+            typer.echo(json.dumps(metrics, indent=2) if as_json else format_metrics(metrics))
             if "best" in metrics:
                 given = [weights, "--threshold", str(output), *RunSettings(**options).arguments]
                 say(f"to count: vovnet predict IMAGES --weights {' '.join(map(quote, given))}")

@@ -99,6 +99,24 @@ OptionalData = Annotated[
 OptionalImages = Annotated[
     Path | None, typer.Option("--images", help="Folder that the file_name entries of --annotations are relative to.")
 ]
+
+
+def _be_quiet(asked: bool) -> bool:
+    if asked:
+        from vovnet.terminal.streams import be_quiet
+
+        be_quiet()
+    return asked
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", callback=_be_quiet, help="Print results, warnings and errors alone, no progress."),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help='Print JSON alone on stdout, for programs; an error is {"error": …, "exit_code": …}.'),
+]
 Split = Annotated[str | None, typer.Option("--split", help="This split alone.")]
 MaxPixels = Annotated[
     int | None,

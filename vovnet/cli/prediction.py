@@ -15,6 +15,7 @@ from vovnet.cli.options import (
     MaxPixels,
     Output,
     Overwrite,
+    Quiet,
     cpu_only,
     device_for,
     fused_if,
@@ -86,17 +87,16 @@ def predict(
     every: Annotated[int, typer.Option("--every", min=1, help="Of a video, take every N-th frame.")] = 1,
     max_frames: Annotated[int | None, typer.Option("--max-frames", min=1, help="End a video after N frames.")] = None,
     max_pixels: MaxPixels = None,
+    quiet: Quiet = False,
 ) -> None:
     """Detect objects in images (OUT/STEM.png, OUT/STEM.json), or print the classes that a classifier sees in them."""
     from vovnet.export.runtime import is_exported
     from vovnet.images.arguments import image_arguments
     from vovnet.results.thresholds import threshold_argument
-
-    def report(line: str) -> None:
-        typer.echo(line, err=True)
+    from vovnet.terminal.streams import say
 
     lowest = threshold_argument(threshold)
-    paths, videos = image_arguments(images, report)
+    paths, videos = image_arguments(images, say)
     if folder and (files := [one for one in images if not home_path(one).is_dir()]):
         raise InputError(f"--folder: '{files[0]}' is no folder")
     mode = cast("LabelMode", labels)

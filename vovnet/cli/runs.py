@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vovnet.cli.options import home_path
+from vovnet.cli.options import AsJson, home_path
 
 commands = typer.Typer()
 
@@ -20,7 +20,7 @@ def compare(
         Path | None,
         typer.Option("--chart", parser=home_path, metavar="FILE", help="Also draw losses, AP, time and memory."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare runs: differences of their recipes, AP, time and memory side by side."""
     from vovnet.detection.runs.comparison import compare_runs

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vovnet.cli.options import Device, OptionalOutput, Overwrite, home_path
+from vovnet.cli.options import AsJson, Device, OptionalOutput, Overwrite, home_path
 
 commands = typer.Typer()
 benchmark = typer.Typer(help="Measure how fast networks run on this machine.")
@@ -59,8 +60,8 @@ def benchmark_published_columns(
 
 
 @commands.command()
-def env() -> None:
+def env(as_json: AsJson = False) -> None:
     """Print versions, devices, what is compiled and what is missing: a page to paste into a bug report."""
-    from vovnet.environment import environment_report
+    from vovnet.environment import environment_report, environment_sections
 
-    typer.echo(environment_report())
+    typer.echo(json.dumps(environment_sections(), indent=2) if as_json else environment_report())

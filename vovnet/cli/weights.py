@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from vovnet.cli.options import AsJson
 
 Names = Annotated[
     list[str] | None, typer.Argument(help="Names of weights or networks, or patterns such as '*vovnet39*'.")
@@ -17,7 +20,7 @@ class _ListsByDefault(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         first = args[0] if args else ""
-        return super().parse_args(ctx, args if first in {*self.commands, "--help"} else ["list", *args])
+        return super().parse_args(ctx, args if first in {*self.commands, *ctx.help_option_names} else ["list", *args])
 
 
 commands = typer.Typer()
@@ -29,10 +32,7 @@ commands.add_typer(weights, name="weights")
 
 
 @weights.command("list")
-def list_weights(
-    names: Names = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects, for programs.")] = False,
-) -> None:
+def list_weights(names: Names = None, as_json: AsJson = False) -> None:
     """List sources: licence, published numbers, size, checksum, cache, and what was tested. Nothing is asked."""
     from vovnet.detection.zoo import listing
     from vovnet.detection.zoo.sources import all_sources, select
@@ -45,6 +45,7 @@ def list_weights(
 def check(
     names: Names = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds that each source has to answer.")] = 10.0,
+    as_json: AsJson = False,
 ) -> None:
     """Ask each source whether it answers, without downloading it. The exit code is 1 if one does not.
 
@@ -55,8 +56,11 @@ def check(
     from vovnet.terminal.text import printable
 
     chosen = select(all_sources(), names or [])
-    silent = False
+    answers = []
     for answer in check_sources(chosen if names else [one for one in chosen if one.place], timeout=timeout):
-        typer.echo(printable(str(answer)))
-        silent |= not answer.answers
-    raise typer.Exit(1 if silent else 0)
+        answers.append(answer)
+        if not as_json:
+            typer.echo(printable(str(answer)))
+    if as_json:
+        typer.echo(json.dumps([one.to_json() for one in answers], indent=2))
+    raise typer.Exit(0 if all(one.answers for one in answers) else 1)

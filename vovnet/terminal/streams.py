@@ -90,8 +90,24 @@ def standard_error() -> TextIO:
     return cast("TextIO", stream if isinstance(stream, LastingStream) else LastingStream(stream))
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool = True) -> None:
+    """Say nothing from here on, as with ``--quiet``; results, warnings and errors are printed as before."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Return what :func:`be_quiet` has set."""
+    return _quiet
+
+
 def say(text: str) -> None:
-    """Print a line on stderr, if that is possible."""
+    """Print a line on stderr, if that is possible and wanted."""
+    if _quiet:
+        return
     print(text, file=standard_error(), flush=True)
 
 
