@@ -10,6 +10,7 @@ VENV ?= .venv
 # there with `make test VENV=.venv-3.13 PYTHON=python3.13`.
 PYTHON ?=
 PYTEST_ARGS ?=
+SOURCES ?=
 GPU_ARGS ?=
 
 PY := $(VENV)/bin/python
@@ -27,7 +28,7 @@ ifdef FLOOR
 DEV_INSTALL = $(PY) tests/helpers/floors.py > $(VENV)/floors.txt && $(INSTALL) . --requirement $(VENV)/floors.txt
 endif
 
-.PHONY: help quickstart test test-floor test-demo test-page prove reproduce gpu docs docs-serve lint format types wheel wheel-cuda clean
+.PHONY: help quickstart test test-floor test-demo test-page prove reproduce clients gpu docs docs-serve lint format types wheel wheel-cuda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +55,16 @@ prove: $(DEV_STAMP) ## run the minutes-long proofs: real data, kernels for every
 
 reproduce: $(DEV_STAMP) ## compare the published detectors with the reference's numbers, number by number
 	$(PY) -m pytest -q -m reproduce tests/detection/legacy $(PYTEST_ARGS)
+
+# SOURCES has the folders pytorch-image-models/ and vision/, checkouts of timm and torchvision; their tests skip without.
+# What is installed here changes versions that `make test` runs with, so it has an environment of its own.
+clients: ## run programs of others with our models, in .venv-clients: make clients [SOURCES=DIR]
+	$(MAKE) run-clients VENV=.venv-clients
+
+.PHONY: run-clients
+run-clients: $(DEV_STAMP)
+	$(INSTALL) '.[dev,clients]'
+	VOVNET_CLIENT_SOURCES='$(SOURCES)' OMP_NUM_THREADS=1 $(PY) -m pytest -m clients tests/clients -rs $(PYTEST_ARGS)
 
 # Installs nothing: machines with a GPU often come with their own PyTorch, and without a network.
 gpu: ## with a GPU: test and time the kernels, training and inference; writes gpu_report.md (at most 9 minutes)

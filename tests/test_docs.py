@@ -8,6 +8,7 @@ import pickle
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,11 @@ def test_the_slurm_script_requeues_a_run_that_has_been_saved(tmp_path: Path) -> 
     )  # fmt: skip
     steps = [line for line in done.stdout.splitlines() if not line.startswith("scontrol show")]
     assert steps == ["scancel --signal=TERM 7.0", "saved", "scontrol requeue 7"], done
+
+
+def test_the_page_of_clients_names_the_versions_that_were_tried() -> None:
+    """The extra's floors; clients that no extra installs are written without a package's name alone."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["clients"]
+    text = find_page("works_with.md").read_text(encoding="utf-8")
+    tried = dict(re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \|", text, re.MULTILINE))
+    assert tried == dict(requirement.split(">=") for requirement in extra)

@@ -106,7 +106,7 @@ def test_overrides_and_recipes_exist(page: Path) -> None:
         load_recipe(recipe, [word for word in rest if re.match(r"[a-z_]+\.[a-z_.]+=", word)])
 
 
-CLIENTS = {"sahi.models.torchvision"}
+CLIENTS = {"lightly_train._models.timm.timm", "ptflops", "pytorch_grad_cam", "sahi.models.torchvision"}
 """Modules of programs that use ours, on pages about them."""
 
 

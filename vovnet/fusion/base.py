@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
 from vovnet.errors import InputError
+from vovnet.modules import has_hooks
 from vovnet.ops.algorithms import Algorithm, Precision
 from vovnet.ops.build import loader
 from vovnet.processes import ForkSafeLock
@@ -188,6 +189,20 @@ def needs_gradient(x: Tensor) -> bool:
     if torch.is_grad_enabled() and x.requires_grad:
         return True
     return not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None
+
+
+def warn_of_hooks(module: nn.Module, x: object) -> None:
+    """Warn, once, that the hooks of a module see no gradients, if gradients are enabled and the input has none."""
+    if is_recorded() or not torch.is_grad_enabled() or not isinstance(x, Tensor) or x.requires_grad:
+        return
+    if has_hooks(module) and "hooks" not in _warned:
+        _warned.add("hooks")
+        warnings.warn(
+            "a module of a fused copy has hooks, and its feature maps have no gradients. For gradients, as Grad-CAM "
+            "needs them, take the model that the copy was made of, or call images.requires_grad_(); if you want none, "
+            "call the copy under torch.no_grad()",
+            stacklevel=2,
+        )
 
 
 def warn_if_unsupported(parameter: Tensor) -> None:

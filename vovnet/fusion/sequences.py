@@ -12,7 +12,7 @@ from timm.models._features import FeatureDictNet, FeatureListNet
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vovnet.fusion.base import is_profiled
+from vovnet.fusion.base import is_profiled, warn_of_hooks
 from vovnet.fusion.chaining import Chainable, run
 from vovnet.modules import has_hooks_or_patched_forward
 from vovnet.vovnet import OsaStage
@@ -59,6 +59,7 @@ def run_sequence(
                 names.append([])
             else:
                 x = call(x)
+                warn_of_hooks(layer, x)
                 x = _call_named(layer, x) if is_profiled() else layer(x)
         if name in wanted:
             if names:
@@ -93,6 +94,7 @@ class FusedSequential(nn.Sequential):
     """A sequence that calls its layers in chains."""
 
     def forward(self, x: Features) -> Features:
+        warn_of_hooks(self, x)
         return run_sequence(self._modules.items(), x)[0]
 
 

@@ -294,3 +294,18 @@ def test_a_profiler_changes_no_program() -> None:
     assert "profiler" not in str(traced.inlined_graph)
     assert not [node for node in exported.graph.nodes if "profiler" in str(node.target)]
     torch.testing.assert_close(compiled, model(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("where", ["stages.3", "stages.3.blocks.0", "stem"])
+def test_hooks_that_look_for_gradients_are_told_where_these_are(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vovnet.fusion.base._warned", set())
+    fused, x, seen = fuse(network()), image(1, 64, 64), []
+    fused.get_submodule(where).register_forward_hook(lambda module, inputs, out: seen.append(out))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused(x)  # without gradients, hooks record features
+        with torch.enable_grad():
+            fused(x.clone().requires_grad_()).sum().backward()
+    assert [part.requires_grad for part in seen] == [False, True]
+    with torch.enable_grad(), pytest.warns(UserWarning, match="requires_grad_"):
+        fused(x)
