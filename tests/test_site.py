@@ -17,9 +17,29 @@ from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = '"""A package."""\n\n\ndef doubled(x: int) -> int:\n    """Return twice ``x``."""\n    return 2 * x\n'
+CODE = '''"""A package."""
+
+
+def doubled(x: int) -> int:
+    """Return twice ``x``."""
+    return 2 * x
+
+
+def quadrupled(x: int) -> int:
+    """Return :func:`~small.doubled` of that, but no :class:`small.Other`."""
+    return 4 * x
+'''
 HOME = "# Home\n\n[code](code.md#small)\n"
-PAGE = "# Code\n\n[home](index.md), [its anchor](#small) and [outside](../README.md)\n\n## Small\n\n::: small.doubled\n"
+PAGE = """# Code
+
+[home](index.md), [its anchor](#small) and [outside](../README.md)
+
+## Small
+
+::: small.doubled
+
+::: small.quadrupled
+"""
 
 
 @pytest.fixture
@@ -44,6 +64,8 @@ def built(site: Path) -> str:
 def test_a_sound_site_is_built_and_loads_nothing_from_elsewhere(site: Path) -> None:
     page = built(site)
     assert "Return twice" in page
+    assert re.search(r'href="#small.doubled"[^>]*><code>doubled</code>', page)
+    assert ":class:" not in page
     assert "https://github.com/vovnet/vovnet/blob/main/README.md" in page
     loaded = re.findall(
         r'<(?:script|img|iframe)[^>]* src="([^"]+)"|<link rel="(?:stylesheet|preconnect)" href="([^"]+)"', page

@@ -35,6 +35,7 @@ DEMO_FOLDER = "build/demo"
 DIRECTIVE = re.compile(r"^::: (\S+)", re.MULTILINE)
 LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)(#[^)\s]*)?(\))")
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>(~?)([\w.]+)</code>")
 FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -51,6 +52,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     parts = FENCE.split(markdown)
     parts[::2] = [_with_links_into_the_repository(part, page, config) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Return a page's HTML in which Sphinx's roles of docstrings are links, where the site has what they name."""
+
+    def link(match: re.Match[str]) -> str:
+        shown = match[2].rpartition(".")[2] if match[1] else match[2]
+        return f'<autoref identifier="{match[2]}" optional><code>{shown}</code></autoref>'
+
+    return ROLE.sub(link, html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
