@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ class Visit:
     def message(self, text):
         self.page.locator(".vovnet-messages", has_text=text).wait_for(timeout=60_000)
 
+    @contextmanager
+    def drawn_anew(self):
+        """Wait at the end of the block until the first drawing is another one."""
+        before = self.page.locator(".vovnet-results img").first.get_attribute("src")
+        yield
+        other = "before => document.querySelector('.vovnet-results img').src != before"
+        self.page.wait_for_function(other, arg=before, timeout=60_000)
+
     def download(self, name):
         with self.page.expect_download() as waiting:
             self.page.locator(f"a[download='{name}']").first.click()
@@ -120,11 +129,8 @@ def test_upload_slider_and_download(visit, served):
     assert len(visit.download("detections.csv")) == 6
     drawings = visit.page.locator(".vovnet-results img").evaluate_all("all => all.map(one => one.naturalWidth)")
     assert drawings == [640, 427]
-    before = visit.page.locator(".vovnet-results img").first.get_attribute("src")
-    visit.page.get_by_label("masks").uncheck()
-    visit.page.wait_for_function(
-        "before => document.querySelector('.vovnet-results img').src != before", arg=before, timeout=60_000
-    )
+    with visit.drawn_anew():
+        visit.page.get_by_label("masks").uncheck()
     visit.shoot("without-masks")
     assert served[1].seen == ["street.png", "shop.jpg"]
 
@@ -181,9 +187,14 @@ def test_with_the_keyboard_alone(visit, served):
 
     tab_to("one.closest('#images')")
     visit.shoot("focus-upload")
-    with page.expect_file_chooser() as waiting:
+    choosers = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
+    for _ in range(20):  # a page that has just come may not listen yet
         page.keyboard.press("Enter")
-    waiting.value.set_files({"name": "x.png", "mimeType": "image/png", "buffer": image_file(200, 150)})
+        page.wait_for_timeout(1000)
+        if choosers:
+            break
+    choosers[0].set_files({"name": "x.png", "mimeType": "image/png", "buffer": image_file(200, 150)})
     visit.total("2 objects in 1 image")
     page.evaluate("document.activeElement.blur()")
     tab_to("one.type === 'range'")
@@ -191,7 +202,8 @@ def test_with_the_keyboard_alone(visit, served):
         page.keyboard.press("ArrowLeft")
     visit.total("3 objects in 1 image")
     tab_to("one.type === 'checkbox'")
-    page.keyboard.press("Space")
+    with visit.drawn_anew():
+        page.keyboard.press("Space")
     tab_to("one.download === 'counts.csv'")
     visit.shoot("focus-download")
     with page.expect_download() as downloading:
