@@ -10,8 +10,6 @@ import ast
 import importlib
 import importlib.util
 import json
-import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -131,37 +129,24 @@ def test_python_blocks_name_what_exists() -> None:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of doc_folder, and the programs that blocks call in ``bin``."""
+    """The folder of doc_folder."""
     from doc_folder import write_folder
 
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_folder()
-    programs = folder / "bin"
-    programs.mkdir()
-    for name, start in (("vovnet", f"{sys.executable} {ROOT}/tests/helpers/doc_vovnet.py"), ("python", sys.executable)):
-        (programs / name).write_text(f'#!/bin/sh\nexec {start} "$@"\n')
-        (programs / name).chmod(0o755)
     yield folder
     shutil.rmtree(folder)
-
-
-def run_shell(block: Block) -> None:
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PATH": f"{Path.cwd() / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": paths}
-    words = ["bash", "-euo", "pipefail", "-c", block.text]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, f"{block.place}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", RUNNING, ids=names(RUNNING))
 def test_blocks_run(page: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a page in order: shell blocks in processes, Python blocks as the cells of one notebook."""
+    """Those of a page in order; Python blocks share their names, as the cells of a notebook do."""
     from doc_folder import write_exported
-    from doc_vovnet import small
+    from doc_vovnet import run_block, small
 
     from vovnet.detection.config.loading import load_recipe
 
@@ -176,16 +161,15 @@ def test_blocks_run(page: Path, prepared: Path, tmp_path: Path, monkeypatch: pyt
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks_of(page):
         if block.runs and block.language in SHELL:
-            run_shell(block)
+            run_block(block.text, block.place)
         elif block.runs:
             exec(compile(block.text, block.place, "exec"), names)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names(NOTEBOOKS))
 def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cells in order, on few images and with a short training; `vovnet` runs in this process, which is quicker."""
-    from doc_vovnet import arguments
-    from support import command
+    """The cells in order, on few images and with a short training."""
+    from doc_vovnet import run_block
 
     from vovnet.detection.data import synthetic
 
@@ -200,10 +184,5 @@ def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.Monke
         if cell.language in PYTHON:
             exec(compile(cell.text, cell.place, "exec"), known)
             continue
-        for words in map(shlex.split, cell.text.splitlines()):
-            if words[0] == "vovnet":
-                done = command(*arguments(words[1:]))
-                assert done.code == 0, f"{cell.place}: {done.err}"
-            else:
-                subprocess.run(words, check=True, capture_output=True)
+        run_block(cell.text, cell.place)
     assert (tmp_path / "detector.zip").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""``vovnet`` as the code blocks of the docs call it in tests: each command as it is written, but small.
+"""Shell blocks of the docs in tests: each command as it is written, but small.
 
 Trainings are two iterations on images of 64 pixels: the keys below take the place of the page's own, which
 ``test_overrides_and_recipes_exist`` reads. Results of a block before may be replaced, since pages show several commands
@@ -7,9 +7,16 @@ for one folder. Nothing else is changed.
 
 from __future__ import annotations
 
+import glob
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
-from unittest import mock
+from pathlib import Path
+
+from doc_blocks import ROOT
+from support import command
 
 SMALL = {
     "solver.max_iterations": "2",
@@ -53,12 +60,20 @@ def arguments(given: list[str]) -> list[str]:
     return words
 
 
-def main() -> None:
-    from vovnet.cli import main as run
+def run_line(line: str, place: str) -> None:
+    """Run a line of a shell block: ``vovnet`` in this process, which saves an import of torch, others by bash."""
+    words = [path for word in shlex.split(line, comments=True) for path in sorted(glob.glob(word)) or [word]]
+    if words[:1] == ["vovnet"]:
+        done = command(*arguments(words[1:]))
+        assert done.code == 0, f"{place}: {line}\n{done.out[-1000:]}\n{done.err[-1000:]}"
+    elif words:
+        programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        modules = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"PATH": programs, "PYTHONPATH": modules}
+        subprocess.run(["bash", "-euo", "pipefail", "-c", line], env=environment, check=True, capture_output=True)
 
-    with mock.patch.object(sys, "argv", ["vovnet", *arguments(sys.argv[1:])]):
-        run()
 
-
-if __name__ == "__main__":
-    main()
+def run_block(text: str, place: str) -> None:
+    """Run a shell block line by line; a backslash at the end of a line continues it."""
+    for line in text.replace("\\\n", " ").splitlines():
+        run_line(line, place)
