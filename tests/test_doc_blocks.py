@@ -74,7 +74,7 @@ def test_data_blocks_are_sound() -> None:
         assert json.loads(block.text) if block.language == "json" else yaml.safe_load(block.text) is not Ellipsis
 
 
-CLIENTS = {"sahi", "fiftyone"}
+CLIENTS = {"fiftyone", "lightly_train", "ptflops", "pytorch_grad_cam", "sahi"}
 """Programs that use ours, on pages about them, and that are not installed here."""
 
 
