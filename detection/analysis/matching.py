@@ -51,7 +51,7 @@ def matched_images(evaluated: COCOeval) -> Iterator[MatchedImage]:
     points = evaluated.params.iouType == "keypoints"
     position = {category: number for number, category in enumerate(evaluated.params.catIds)}
     for image_id in evaluated.params.imgIds:
-        truth = [one for one in evaluated.cocoGt.imgToAnns[image_id] if one["category_id"] in position]
+        truth: list[Any] = [one for one in evaluated.cocoGt.imgToAnns[image_id] if one["category_id"] in position]
         found: list[Any] = [one for one in evaluated.cocoDt.imgToAnns[image_id] if one["category_id"] in position]
         scores = np.array([one["score"] for one in found], dtype=np.float64)
         order = np.argsort(-scores, kind="stable")

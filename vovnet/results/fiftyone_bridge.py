@@ -12,7 +12,7 @@ from vovnet.errors import InputError, install_advice
 from vovnet.results.rle import decode
 
 if TYPE_CHECKING:
-    from fiftyone import Detections
+    from fiftyone import Detections  # pyright: ignore[reportMissingImports]
 
 
 def to_fiftyone(detections: Sequence[Mapping[str, Any]], size: tuple[int, int] | None = None) -> Detections:
@@ -31,7 +31,7 @@ def to_fiftyone(detections: Sequence[Mapping[str, Any]], size: tuple[int, int] |
         InputError: FiftyOne is not installed, or the size is not known.
     """
     try:
-        import fiftyone
+        import fiftyone  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(f"to_fiftyone needs FiftyOne: {install_advice('fiftyone')}") from error
     made = []

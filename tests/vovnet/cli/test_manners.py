@@ -159,13 +159,12 @@ def run(arguments: list[str], **variables: str) -> str:
 
 
 def test_a_shell_completes_commands_and_options() -> None:
-    asked = {"_VOVNET_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
-    assert run([], **asked, COMP_WORDS="vovnet ev").split() == ["evaluate"]
-    asked["COMP_CWORD"] = "2"
-    assert "--overwrite" in run([], **asked, COMP_WORDS="vovnet evaluate --over").split()
-    assert "complete_bash" in run(["--show-completion", "bash"], _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    asked = {"_VOVNET_COMPLETE": "complete_bash", "COMP_CWORD": "2", "COMP_WORDS": "vovnet evaluate --over"}
+    assert "--overwrite" in run([], **asked).split()
+    assert "--install-completion" in command("--help").out
 
 
+@pytest.mark.slow
 def test_without_colour_there_is_none() -> None:
     colours = re.compile(r"\x1b\[(\d+;)*(3[0-7]|9[0-7]|38)(;\d+)*m")
     forced = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
