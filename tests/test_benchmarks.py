@@ -36,6 +36,7 @@ def benchmarks() -> Iterator[Namespace]:
             "memory",
             "operators",
             "images",
+            "tiles",
             "training",
         )
         yield Namespace(**{name: import_module(f"benchmarks.{name}") for name in names})
@@ -381,16 +382,31 @@ def test_the_times_of_saving_memory_are_compared(benchmarks: Namespace, capsys: 
     assert "seconds, timm vovnet39a, low / timm vovnet39a" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("way", ["predict", "tiles", "evaluate", "torchvision"])
+@pytest.mark.parametrize("way", ["predict", "tiles", "drawing", "video", "evaluate", "torchvision"])
 def test_every_way_of_masks_runs(
     benchmarks: Namespace, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["backbone=vovnet27_slim", "fpn_channels=8", "min_size=64", "max_size=64", "box_representation_size=16"]
     monkeypatch.setattr(benchmarks.masks, "MODEL", [*benchmarks.masks.MODEL, *(f"model.{one}" for one in small)])
-    assert benchmarks.masks.main(["--size", "60x40", "--whole-image", "--in-this-process", "--ways", way]) == 0
+    if way == "video":
+        pytest.importorskip("av")
+    small_run = ["--size", "60x40", "--whole-image", "--frames", "3", "--in-this-process"]
+    assert benchmarks.masks.main([*small_run, "--ways", way]) == 0
     count, peak = capsys.readouterr().out.split()[-2:]
-    assert int(count) > 50
+    assert int(count) == 3 if way == "video" else int(count) > 50
     assert float(peak) > 0
+
+
+def test_tiles_are_compared_with_sahi(benchmarks: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--size", "96", "128", "--tile", "64", "--rounds", "1"]
+    ratios = benchmarks.tiles.main(small)
+    out = capsys.readouterr().out
+    if importlib.util.find_spec("sahi") is None:
+        assert "pip install sahi" in out
+        assert ratios == []
+    else:
+        assert [ratio.name for ratio in ratios] == ["auto / SAHI", "nms / SAHI", "nmm / SAHI"]
+        assert "objects: auto" in out
 
 
 @pytest.mark.parametrize(("more", "code"), [(0.5, 0), (0.9, 1)])

@@ -22,6 +22,11 @@ SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", "
 _CAMERA = re.compile(r"camera:(\d+)")
 _STREAM = re.compile(r"(rtsp|rtmp|udp|tcp)://")
 
+_FEW_FRAMES = {"rc-lookahead": "10"}
+"""x264 looks at 40 frames before it writes the first, which takes gigabytes for frames of 12 megapixels."""
+_THREADS = 4
+"""Each holds a frame; by itself x264 starts more than there are cores."""
+
 
 class Frame(NamedTuple):
     """A frame of a video."""
@@ -138,8 +143,10 @@ class VideoWriter:
         av = _av()
         if self._stream is None:
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            options = _FEW_FRAMES if codec == "libx264" else {}
             # Encoders take small denominators and even sides alone.
-            stream: Any = self._container.add_stream(codec, rate=self._rate.limit_denominator(1001))
+            stream: Any = self._container.add_stream(codec, rate=self._rate.limit_denominator(1001), options=options)
+            stream.codec_context.thread_count = _THREADS
             stream.width, stream.height = (max(2, side // 2 * 2) for side in image.size)
             stream.pix_fmt = "yuv420p"
             self._stream = stream

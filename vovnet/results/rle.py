@@ -151,15 +151,30 @@ def moved_mask(counts: bytes, size: tuple[int, int], corner: tuple[int, int], wh
 
 
 def joined_masks(masks: Sequence[bytes], size: tuple[int, int]) -> bytes:
-    """Return the compressed RLE counts of the union of masks of an image of ``size``."""
+    """Return the compressed RLE counts of the union of masks of an image of ``size``; two of them are in memory."""
     if len(masks) == 1:
         return masks[0]
-    parts = [one for one in (decode_part({"size": size, "counts": mask}) for mask in masks) if one[0].size]
-    if not parts:
-        return masks[0]
-    top, left = (min(corner[axis] for _, corner in parts) for axis in (0, 1))
-    bottom, right = (max(corner[axis] + part.shape[axis] for part, corner in parts) for axis in (0, 1))
-    union = np.zeros((bottom - top, right - left), dtype=np.bool_)
-    for part, (row, column) in parts:
-        union[row - top : row - top + part.shape[0], column - left : column - left + part.shape[1]] |= part
-    return encode_part(union, (top, left), size)
+    union, corner = np.zeros((0, 0), dtype=np.bool_), (0, 0)
+    for mask in masks:
+        part, place = decode_part({"size": size, "counts": mask})
+        if part.size:
+            union, corner = _joined(union, corner, part, place) if union.size else (part, place)
+    return encode_part(union, corner, size) if union.size else masks[0]
+
+
+def _joined(
+    one: NDArray[np.bool_], corner: tuple[int, int], other: NDArray[np.bool_], place: tuple[int, int]
+) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """Return the union of two parts of a mask, and row and column of its first pixel."""
+    top, left = min(corner[0], place[0]), min(corner[1], place[1])
+    bottom = max(corner[0] + one.shape[0], place[0] + other.shape[0])
+    right = max(corner[1] + one.shape[1], place[1] + other.shape[1])
+    union = one
+    if union.shape != (bottom - top, right - left):
+        union = np.zeros((bottom - top, right - left), dtype=np.bool_)
+        union[corner[0] - top : corner[0] - top + one.shape[0], corner[1] - left : corner[1] - left + one.shape[1]] = (
+            one
+        )
+    row, column = place[0] - top, place[1] - left
+    union[row : row + other.shape[0], column : column + other.shape[1]] |= other
+    return union, (top, left)

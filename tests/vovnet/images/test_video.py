@@ -45,6 +45,30 @@ def test_frames_come_in_order_with_their_times(film):
     assert reds == pytest.approx([0, 100, 200], abs=12)
 
 
+class CountingContainer:
+    """A container that counts the packets that are written into it."""
+
+    def __init__(self, container):
+        self.container, self.packets = container, 0
+
+    def add_stream(self, *arguments, **options):
+        return self.container.add_stream(*arguments, **options)
+
+    def mux(self, packets):
+        self.packets += len(packets)
+        self.container.mux(packets)
+
+
+def test_an_encoder_holds_few_frames(tmp_path):
+    """The memory of a video does not grow with its length, nor by more than some frames."""
+    with written_video(tmp_path / "long.mp4", Fraction(10)) as writer:
+        writer._container = counting = CountingContainer(writer._container)
+        for number in range(50):
+            writer.add(Image.new("RGB", (64, 48), (5 * number, 60, 90)))
+        assert counting.packets >= 50 - 20
+    assert counting.packets == 50
+
+
 def test_an_annotated_video_and_a_line_for_each_frame(film, made, tmp_path):
     (lines,) = predict_videos(made, [film], tmp_path, every=3, max_frames=3, max_detections=4, batch_size=2)
     entries = [json.loads(line) for line in lines.read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,15 @@ def test_parts_of_masks_are_cut_moved_and_joined(data):
     moved = moved_mask(counts[0], (height, width), (row, column), size)
     assert moved == encode_part(image, (0, 0), size)
     assert joined_masks(counts, (height, width)) == encode_part(masks[0] | masks[1], (0, 0), (height, width))
+
+
+def test_a_union_takes_no_more_memory_for_many_masks() -> None:
+    mask = np.ones((300, 300), dtype=np.bool_)
+    counts = [encode_part(mask, (number, number), (400, 400)) for number in range(60)]
+    peaks = []
+    for some in (counts[::59], counts):
+        tracemalloc.start()
+        joined_masks(some, (400, 400))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
