@@ -97,6 +97,31 @@ def test_the_networks_are_as_the_table_says() -> None:
         assert ", ".join(str(len(s.blocks)) for s in stages) == blocks
 
 
+def test_the_operations_of_detectors_are_as_the_table_says() -> None:
+    """On the device ``meta``: a detector's parts with as many boxes as the page says."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from torchvision.models import get_model
+
+    import vovnet.detection  # noqa: F401
+
+    (_, *backbones), *table = rows("detectors.md", "## Operations")
+    for kind, *written in table:
+        for backbone, number in zip(backbones, written, strict=True):
+            name = f"{kind.strip('`').replace('_', '')}_{backbone.strip('`')}_fpn"
+            with torch.device("meta"):
+                model: Any = get_model(name, weights=None, weights_backbone=None).eval()
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                maps = list(model.backbone(torch.empty(1, 3, 800, 1344, device="meta")).values())
+                if hasattr(model, "rpn"):
+                    model.rpn.head(maps)
+                    heads = model.roi_heads
+                    heads.box_predictor(heads.box_head(torch.empty(1000, maps[0].shape[1], 7, 7, device="meta")))
+                else:
+                    model.head(maps)
+            assert f"{counter.get_total_flops() / 2e9:.1f}" == number, name
+
+
 def test_the_example_of_a_coco_file_is_sound(tmp_path: Path) -> None:
     from PIL import Image
 
