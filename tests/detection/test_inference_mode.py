@@ -69,7 +69,7 @@ def test_objects_much_smaller_than_in_training_are_told_with_a_tile():
     made.preprocessing |= {"median_image": [480, 640], "min_size": 256, "max_size": 342}
     (line,) = told(made, [(1920, 2560), (480, 640), (900, 1200)], [0, 0, 0])
     assert line.startswith("1 of 3 images")
-    assert "--tile 480 --overlap 0.3" in line
+    assert "with --tile 960 --size 512 --max-detections 12," in line  # as large as four of 480, and cuts fewer objects
     made.transform.min_size, made.transform.max_size = (1024,), 1368  # --size 1024: as large as in training
     assert told(made, [(1920, 2560)], [0]) == []
     made.preprocessing["trained_crop"] = 640  # crops of images that are mostly lower
@@ -78,7 +78,12 @@ def test_objects_much_smaller_than_in_training_are_told_with_a_tile():
     del made.preprocessing["median_image"], made.preprocessing["trained_crop"]
     made.transform.min_size, made.transform.max_size = (100,), 200
     (line,) = told(made, [(1920, 2560)], [0])
-    assert "--tile 625" in line  # 16 pixels for the median object
+    assert "--tile 625," in line  # 16 pixels for the median object
+    made.transform.min_size, made.transform.max_size = (800,), 1333
+    made.preprocessing |= {"median_image": [8000, 10000], "min_size": 800, "max_size": 1333, "median_object": 3000}
+    assert (
+        "--tile 8000 --overlap 0.5," in told(made, [(20000, 20000)], [0])[0]
+    )  # larger ones would take too much memory
 
 
 def test_the_limit_is_told_with_what_raises_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ TRAINED_CROP = "trained_crop"
 _SHRUNK = 0.5
 """Objects with less than this share of the size that they had in training are hardly found, either."""
 _SMALLEST_TILE = 32
+_COMMON, _USUAL_OVERLAP = 1.25, 0.2
+"""Neighbouring tiles shall have so many objects of the median side in common, and usually this share of their side."""
+_LARGEST_SIZE = 1024
+"""Tiles are not suggested with a larger short side after the resize: they take memory."""
 
 
 class LimitWarning(RuntimeWarning):
@@ -95,12 +100,29 @@ class Limits:
             return None
         pixels = small.min() * median
         why = f"below {SMALLEST_SIDE:g}" if pixels < SMALLEST_SIDE else "less than half of what it had in training"
-        tiles = tile_options(self.fitting_tile(), median)
+        tiles = self._fitting_options(median)
         return (
             f"{len(small)} of {len(shapes)} images are shrunk (model.min_size {least}, model.max_size {most}) so that "
             f"an object of the data's median size, {median:.3g} pixels, has only {pixels:.2g} pixels ({why}); many "
             f"will not be found: cut the images into tiles with {tiles}, or raise --size and --max-size"
         )
+
+    def _fitting_options(self, median: float) -> str:
+        """Return the options for tiles in which objects are as large as in training, and few are cut.
+
+        Tiles may be larger than what the detector was trained on, if they are resized less: then fewer borders cut
+        objects, and less is computed twice.
+        """
+        side, least = self.fitting_tile(), round(self.min_size or 1)
+        if self.built_in or self.crop is not None:
+            return tile_options(side, median)
+        wanted = math.ceil(_COMMON * median / (_USUAL_OVERLAP * side))
+        times = max(1, min(wanted, _LARGEST_SIZE // least))
+        options = tile_options(times * side, median)
+        if times > 1:
+            options += f" --size {times * least}"
+            options += f" --max-detections {times**2 * self.detections}" if self.detections else ""
+        return options
 
     def fitting_tile(self) -> int:
         """Return the side in pixels of tiles in which objects are about as large for the detector as in training.
@@ -119,8 +141,8 @@ def tile_options(side: int, median_object: float) -> str:
 
     Neighbours have 1.25 objects of the median side in common, in steps of 0.05 and at most half of a tile.
     """
-    overlap = min(0.5, -(-25 * median_object // side) / 20)
-    return f"--tile {side}" + (f" --overlap {overlap:g}" if overlap > 0.2 else "")
+    overlap = min(0.5, math.ceil(20 * _COMMON * median_object / side) / 20)
+    return f"--tile {side}" + (f" --overlap {overlap:g}" if overlap > _USUAL_OVERLAP else "")
 
 
 def _largest(found: ImageDetections) -> int:
