@@ -115,6 +115,19 @@ def test_lightly_train_by_name_and_by_instance() -> None:
         assert model.forward_features(torch.rand(1, 3, 64, 64))["features"].shape == (1, 512, 2, 2)
 
 
+def test_lightly_train_pretrains(image_folder: Path, tmp_path: Path) -> None:
+    """What it exports are the backbone's weights; the head that it made and did not train comes along."""
+    lightly_train = pytest.importorskip("lightly_train")
+    how = {"method": "dino", "epochs": 1, "batch_size": 2, "num_workers": 0, "accelerator": "cpu", "devices": 1}
+    size = {"image_size": (64, 64), "local_view": None}
+    data = str(image_folder / "val")
+    lightly_train.pretrain(out=str(tmp_path / "out"), data=data, model="timm/vovnet27_slim", transform_args=size, **how)
+    state = torch.load(tmp_path / "out" / "exported_models" / "exported_last.pt", weights_only=True)
+    keys = small(num_classes=0).load_state_dict(state, strict=False)
+    assert keys.missing_keys == []
+    assert keys.unexpected_keys == ["head.fc.weight", "head.fc.bias"]
+
+
 def test_kornia(model: nn.Module) -> None:
     augmentation = pytest.importorskip("kornia.augmentation")
     augment = augmentation.AugmentationSequential(augmentation.RandomAffine(10.0, p=1.0))
