@@ -18,9 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from doc_blocks import DATA, ELSEWHERE, NO_CODE, NOTEBOOKS, PAGES, PYTHON, ROOT, SHELL, Block, blocks_of, markers_of
+from PIL import Image
+
+from vovnet.detection.data import synthetic
 
 ALL = [block for page in [*PAGES, *NOTEBOOKS] for block in blocks_of(page)]
 RUNNING = [page for page in PAGES if any(block.runs for block in blocks_of(page))]
@@ -171,8 +175,6 @@ def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """The cells in order, on few images and with a short training."""
     from doc_vovnet import run_block
 
-    from vovnet.detection.data import synthetic
-
     monkeypatch.chdir(tmp_path)
     draw = synthetic.generate_shapes
     few: dict[str, Any] = {"train": 12, "val": 4, "size": (64, 64)}
@@ -186,3 +188,34 @@ def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.Monke
             continue
         run_block(cell.text, cell.place)
     assert (tmp_path / "detector.zip").stat().st_size > 0
+
+
+def drawn(number: int) -> Image.Image:
+    """The image of that number among the generated shapes of the tutorials."""
+    return synthetic.draw_image(np.random.default_rng([0, number]), (128, 128), 3)[0]
+
+
+def alike(shown: str, made: Image.Image) -> float:
+    """The share of a page's image that is what its code made, up to rounding; detections are drawn over the rest."""
+    pixels = [np.asarray(image.convert("RGB"), int) for image in (Image.open(ROOT / "docs" / shown), made)]
+    assert pixels[0].shape == pixels[1].shape
+    return float((abs(pixels[0] - pixels[1]).max(-1) <= 8).mean())
+
+
+def test_images_of_the_tutorials_show_what_their_code_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a detector finds in them differs from machine to machine, so the images below the drawings are compared."""
+    assert alike("tutorials/quickstart.png", drawn(402)) > 0.7
+    monkeypatch.chdir(tmp_path)
+    Path("shapes/val").mkdir(parents=True)
+    for number in range(201, 241):
+        drawn(number).save(f"shapes/val/{number:06d}.png")
+    (block,) = (block for block in of(*PYTHON) if "sheet.save" in block.text)
+    exec(compile(block.text, block.place, "exec"), {})
+    assert alike("tutorials/own_data.png", Image.open("sheet.png")) > 0.7
+    assert alike("tutorials/own_data.png", Image.open("sheet.png").rotate(180)) < 0.5
+
+
+def test_every_image_has_a_maker() -> None:
+    """These are compared above; drawings (SVG) are made by docs/site/figures.py, and compared in test_site.py."""
+    files = {path for suffix in ("png", "jpg", "gif", "webp") for path in (ROOT / "docs").rglob(f"*.{suffix}")}
+    assert {path.name for path in files} == {"quickstart.png", "own_data.png"}

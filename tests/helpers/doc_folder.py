@@ -40,6 +40,8 @@ def write_folder() -> None:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.open(first).save(name)
     Image.open(first).resize((160, 128)).save("slide.png")
+    for path in Path("photos/val").glob("*.png"):
+        shutil.copyfile(path, Path("photos") / path.name)
     for folder, labels in COCO.items():
         shutil.copytree("photos/val", folder, dirs_exist_ok=True)
         if not Path(labels).exists():
@@ -47,8 +49,8 @@ def write_folder() -> None:
     shutil.copytree("photos", "shapes")
     Image.open(first).resize((128, 96)).save("sheet.png")
     _trained_by_torchvision("model_25.pth")
-    vovnet("convert-data", "photos", "cells", "--to", "yolo")
     vovnet("convert-data", "photos", "cells-voc", "--to", "voc")
+    vovnet("convert-data", "cells-voc", "cells", "--to", "yolo")  # boxes alone
     vovnet("train", "photos", "--output", "runs/mine")
     vovnet("evaluate", "photos", "--weights", "runs/mine", "--output", "runs/mine-val")
     _copies()

@@ -1,8 +1,8 @@
 """Shell blocks of the docs in tests: each command as it is written, but small.
 
-Trainings are two iterations on images of 64 pixels: the keys below take the place of the page's own, which
-``test_overrides_and_recipes_exist`` reads. Results of a block before may be replaced, since pages show several commands
-for one folder. Nothing else is changed.
+Trainings are two iterations on images of 64 pixels, from random weights, since nothing is downloaded. The keys below
+take the place of the page's own, which ``test_overrides_and_recipes_exist`` reads. Results of a block before may be
+replaced, since pages show several commands for one folder. Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ SMALL = {
     "data.workers": "0",
     "data.train_min_sizes": "[64]",
     "data.train_max_size": "96",
+    "model.pretrained": "false",
+    "model.norm": "bn",
     "model.min_size": "64",
     "model.max_size": "96",
     "model.rpn_pre_nms_top_n_train": "50",
