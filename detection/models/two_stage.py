@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
@@ -11,6 +11,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from vovnet.adapters import FpnBackbone
 from vovnet.adapters.norms import norm_layer
@@ -104,4 +105,15 @@ def _keypoint_parts(model: ModelRecipe, backbone: FpnBackbone) -> dict[str, Any]
 
 
 def _roi_pool(backbone: FpnBackbone, cells: int) -> MultiScaleRoIAlign:
-    return MultiScaleRoIAlign(list(backbone.roi_level_names), output_size=cells, sampling_ratio=SAMPLING_RATIO)
+    """Return torchvision's pooling with scales of 1 / stride.
+
+    torchvision infers the scales from the first image that it sees (ops/poolers.py, ``_infer_scale``), for all later
+    ones, too. They are wrong if padding makes that image much larger.
+    """
+    names = list(backbone.roi_level_names)
+    pool: Any = MultiScaleRoIAlign(names, output_size=cells, sampling_ratio=SAMPLING_RATIO)
+    strides = backbone.strides[: len(names)]
+    first, last = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = initLevelMapper(first, last, pool.canonical_scale, pool.canonical_level)
+    return cast(MultiScaleRoIAlign, pool)

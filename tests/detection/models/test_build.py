@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import detector
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
@@ -214,3 +215,17 @@ def test_a_recipe_is_not_changed() -> None:
     before = dataclasses.asdict(recipe)
     build_detector(recipe)
     assert dataclasses.asdict(recipe) == before
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "keypoint_rcnn"])
+def test_a_first_image_does_not_change_what_is_found_in_later_ones(kind: str) -> None:
+    torch.manual_seed(0)
+    narrow, image = torch.rand(3, 16, 100), torch.rand(3, 96, 128)  # 16 pixels become 20, and padding makes them 32
+    given = {"min_size": "64", "max_size": "128", "num_keypoints": "3"}
+    alone, later = (detector(f"{kind}_vovnet39_fpn", **given) for _ in range(2))
+    with torch.no_grad():
+        later([narrow])
+        (expected,), (found,) = alone([image]), later([image])
+    assert len(expected["boxes"])
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
