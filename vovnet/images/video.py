@@ -22,8 +22,8 @@ SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", "
 _CAMERA = re.compile(r"camera:(\d+)")
 _STREAM = re.compile(r"(rtsp|rtmp|udp|tcp)://")
 
-_FEW_FRAMES = {"rc-lookahead": "10"}
-"""x264 looks at 40 frames before it writes the first, which takes gigabytes for frames of 12 megapixels."""
+_FEW_FRAMES = {"preset": "veryfast", "tune": "zerolatency"}
+"""x264 writes each frame as it comes. Otherwise it keeps up to 40: gigabytes for frames of 12 megapixels."""
 _THREADS = 4
 """Each holds a frame; by itself x264 starts more than there are cores."""
 
