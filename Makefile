@@ -45,10 +45,10 @@ test-floor: ## set up .venv-floor with the oldest versions that pyproject.toml a
 test-demo: ## set up .venv-demo with Gradio, then test `vovnet demo` there, also in Chromium where it is installed
 	$(MAKE) test VENV=.venv-demo DEMO=1 PYTEST_ARGS='-m "" tests/detection/demo $(PYTEST_ARGS)'
 
-test-page: $(DEV_STAMP) ## test the page of `vovnet export-web` in Chromium, with ONNX Runtime Web of npm, which is fetched
+test-page: $(DEV_STAMP) ## test `vovnet export-web` and exported files in Chromium, with ONNX Runtime Web of npm, which is fetched
 	$(INSTALL) '.[dev,browser]'
 	$(PY) -c 'from vovnet.export.web.runtime import web_runtime; web_runtime()'
-	$(PY) -m pytest -m "" tests/vovnet/export/web $(PYTEST_ARGS)
+	$(PY) -m pytest -m "" tests/vovnet/export/web tests/vovnet/export/test_browser.py tests/detection/export/test_browser.py $(PYTEST_ARGS)
 
 prove: $(DEV_STAMP) ## run the minutes-long proofs: real data, kernels for every GPU, sanitizers over those for CPUs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)

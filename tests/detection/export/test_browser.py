@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import run_in_browser, web_runtime
+from browser import onnxruntime_web, run_in_browser
 from evaluation_images import as_pixels, random_image
 from small_networks import MODEL, detector
 from support import command
@@ -16,7 +16,7 @@ from vovnet.detection.checkpoints.folder import save_detector
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet", "fcos"])
 def test_a_page_detects_objects(kind: str, tmp_path: Path) -> None:
-    web_runtime()
+    onnxruntime_web()
     runtime = pytest.importorskip("onnxruntime")
     # FCOS's last level is one pixel here, so that its group norms need more than one channel a group.
     name, sizes = f"{kind}_vovnet39_fpn", MODEL | ({"fpn_channels": "64"} if kind == "fcos" else {})
@@ -30,7 +30,7 @@ def test_a_page_detects_objects(kind: str, tmp_path: Path) -> None:
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     expected = dict(zip(names, session.run(None, {"image": pixels}), strict=True))
-    found = run_in_browser(path, pixels, tmp_path / "profile")
+    found = run_in_browser(path, pixels, tmp_path / "page")
     assert found.keys() == expected.keys()
     assert expected["count"] > 5
     for name, value in expected.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import chromium, served
+from browser import chromium, onnxruntime_web, served
 from evaluation_images import random_image
 from exported_files import changed, write_onnx
 from PIL import Image
@@ -28,21 +27,10 @@ from support import command
 from vovnet.detection import load_recipe
 from vovnet.detection.checkpoints.folder import save_detector
 from vovnet.export.web import write_web_page
-from vovnet.export.web.runtime import VERSION
-from vovnet.folders.home import user_cache
 from vovnet.images.reading import read_image
 
 pytestmark = pytest.mark.slow
 SLOWEST = 120_000  # milliseconds
-
-
-def onnxruntime_web() -> Path:
-    """The npm package: its folder in ONNXRUNTIME_WEB, or the archive that ``export-web`` has fetched."""
-    given = os.environ.get("ONNXRUNTIME_WEB")
-    path = Path(given) if given else user_cache() / "vovnet" / "npm" / f"onnxruntime-web-{VERSION}.tgz"
-    if not path.exists():
-        pytest.skip("needs ONNX Runtime Web: `make test-page` fetches it")
-    return path
 
 
 @pytest.fixture(scope="module")
