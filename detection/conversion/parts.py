@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject
+from vovnet.detection.data.masks import decode_masks
+from vovnet.results.polygons import outlines
 
 
 def clipped_box(one: CheckedObject, image: CheckedImage) -> list[float]:
@@ -15,21 +20,23 @@ def clipped_box(one: CheckedObject, image: CheckedImage) -> list[float]:
     return list(one.box) if inside else [x0, y0, x1 - x0, y1 - y0]
 
 
-def outline(one: CheckedObject) -> list[float] | None:
-    """Return the polygon x0, y0, … of an object, or None if it has none; run lengths are none.
+def polygons(one: CheckedObject, image: CheckedImage) -> list[list[float]]:
+    """Return the polygons x0, y0, … of an object's mask, those around it if it is given as run lengths."""
+    if one.segmentation is None or one.empty_mask:
+        return []
+    if isinstance(one.segmentation, list):
+        return [list(part) for part in one.segmentation]
+    return outlines(decode_masks([one.segmentation], image.height, image.width)[0].numpy().astype(np.bool_))
 
-    Several polygons become one that goes from the first point of the first to each of the others and back, as YOLO's
-    readers take one polygon an object.
+
+def joined(parts: Sequence[list[float]]) -> list[float]:
+    """Return one polygon that goes from the first point of the first to each of the others and back.
+
+    YOLO's readers take one polygon an object.
     """
-    parts = one.segmentation
-    if not isinstance(parts, list) or one.empty_mask or not parts:
-        return None
     if len(parts) == 1:
-        return list(parts[0])
-    joined: list[float] = []
-    for part in parts:
-        joined += [*parts[0][:2], *part, *part[:2], *parts[0][:2]]
-    return joined
+        return parts[0]
+    return [value for part in parts for value in (*parts[0][:2], *part, *part[:2], *parts[0][:2])]
 
 
 def write_labels(path: Path, text: str) -> None:

@@ -11,13 +11,13 @@ import yaml
 
 from vovnet.detection.config.categories import Category, mirror_order
 from vovnet.detection.conversion.dataset import WholeDataset
-from vovnet.detection.conversion.parts import clipped_box, outline, write_labels
+from vovnet.detection.conversion.parts import clipped_box, joined, polygons, write_labels
 from vovnet.detection.data.checked_images import CheckedImage, CheckedObject
 from vovnet.errors import InputError
 
 _TEXTS = {
     "crowd": "crowds are left out: YOLO has none",
-    "rle": "masks given as run lengths (RLE) are written as their boxes: YOLO has polygons alone",
+    "rle": "masks given as run lengths (RLE) are written as polygons around them, without holes",
     "joined": "masks of several polygons are written as one polygon with bridges",
     "box": "objects without a mask stand beside masks: Ultralytics then trains on boxes alone",
 }
@@ -47,7 +47,7 @@ def write_yolo(folder: Path, dataset: WholeDataset, names: dict[int, str]) -> li
     if not masks:
         lost.pop("box", None)
     write_labels(folder / "data.yaml", _config(dataset, points))
-    notes = [f"{count} {_TEXTS[kind]}" for kind, count in lost.items()]
+    notes = [f"{count} {_TEXTS[kind]}" for kind, count in lost.items() if count]
     return notes + ([] if any(one.name == "val" for one in dataset.splits) else ["no split 'val', which YOLO needs"])
 
 
@@ -60,12 +60,12 @@ def _keypoint_count(categories: Sequence[Category]) -> int | None:
 def _line(one: CheckedObject, image: CheckedImage, number: int, points: int | None, lost: Counter[str]) -> str:
     size = (image.width, image.height)
     x, y, w, h = clipped_box(one, image)
-    polygon = outline(one) if points is None else None
-    if polygon is not None:
-        lost["joined"] += isinstance(one.segmentation, list) and len(one.segmentation) > 1
-        return " ".join([str(number), *(_number(min(max(v / size[i % 2], 0), 1)) for i, v in enumerate(polygon))])
-    if points is None:
-        lost["rle" if one.segmentation is not None and not one.empty_mask else "box"] += 1
+    if points is None and (shapes := polygons(one, image)):
+        lost["joined"] += len(shapes) > 1
+        lost["rle"] += not isinstance(one.segmentation, list)
+        shares = (_number(min(max(value / size[at % 2], 0), 1)) for at, value in enumerate(joined(shapes)))
+        return " ".join([str(number), *shares])
+    lost["box"] += points is None
     values = [(x + w / 2) / size[0], (y + h / 2) / size[1], w / size[0], h / size[1]]
     text = " ".join([str(number), *map(_number, values)])
     if points is None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from label_files import NAMES, SIZES, THINGS
 from PIL import Image
+from pycocotools import mask
 from pycocotools.coco import COCO
 from support import contents
 
@@ -109,7 +110,9 @@ def test_what_a_format_cannot_say_is_said(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     label_files.write_images(tmp_path / "data")
     content = label_files.coco_content()
-    rle = {"size": [40, 60], "counts": [100, 50, 2250]}
+    disc = np.hypot(*(np.indices((40, 60)) - np.array([20, 30])[:, None, None])) < 9
+    rle = mask.encode(np.asfortranarray(disc.astype(np.uint8)))
+    rle["counts"] = rle["counts"].decode()
     content["annotations"][0] |= {"segmentation": rle}
     square = [10.0, 10.0, 20.0, 10.0, 20.0, 20.0, 10.0, 20.0]
     content["annotations"][1] |= {"segmentation": [square, [value + 15 for value in square]]}
@@ -118,12 +121,16 @@ def test_what_a_format_cannot_say_is_said(tmp_path: Path) -> None:
     text = convert_data(tmp_path / "data", tmp_path / "yolo", "yolo")
     for words in ("1 crowds", "1 masks given as run lengths", "1 masks of several polygons", "no split 'val'"):
         assert words in text
-    (line, joined) = (tmp_path / "yolo" / "labels" / "a.txt").read_text().splitlines()
-    assert (len(line.split()), joined.split()[0]) == (5, "2")
+    lines = (tmp_path / "yolo" / "labels" / "a.txt").read_text().splitlines()
+    assert lines[1].split()[0] == "2"
+    drawn = [
+        decode_masks([[[float(value) * (60, 40)[axis % 2] for axis, value in enumerate(line.split()[1:])]]], 40, 60)
+        for line in lines
+    ]
+    assert (drawn[0][0].numpy() != disc).sum() <= 0.1 * disc.sum()
     # The bridge between both squares has no width.
-    points = [float(value) * (60, 40)[axis % 2] for axis, value in enumerate(joined.split()[1:])]
     both = decode_masks([[square, [value + 15 for value in square]]], 40, 60)
-    assert decode_masks([[points]], 40, 60).ne(both).sum() <= 15
+    assert drawn[1].ne(both).sum() <= 15
     assert "3 masks are left out" in convert_data(tmp_path / "data", tmp_path / "voc", "voc")
     assert "<difficult>1" in (tmp_path / "voc" / "Annotations" / "b.xml").read_text()
 
