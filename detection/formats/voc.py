@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vovnet.detection.formats.folders import Tree, choose_split, split_of
 from vovnet.detection.formats.labels import CategoryIds, Labels
+from vovnet.detection.formats.painted import cut_out
 from vovnet.detection.formats.text import number_of, read_text, read_xml
 from vovnet.errors import InputError
+from vovnet.images.reading import read_indices
+from vovnet.results.rle import encode_part
 
 _SETS = "/ImageSets/Main/"
+_BORDER = 255
+"""Between objects, and where nobody decided."""
 
 
 def read_voc(path: Path, split: str | None, default: str | None, root: Path | None = None) -> Labels:
@@ -26,7 +34,8 @@ def read_voc(path: Path, split: str | None, default: str | None, root: Path | No
 
     Boxes are the corners as they stand, as other programs than VOC's write them. Only where ``<database>`` says that a
     file is VOC's own, corners are pixels counted from 1: xmin and ymin become one less, as in Detectron2. Objects that
-    are ``difficult`` become crowds, which training leaves out and evaluation does not count, as in VOC.
+    are ``difficult`` become crowds, which training leaves out and evaluation does not count, as in VOC. Pixels of
+    ``SegmentationObject/NAME.png`` with the value k are the mask of the file's k-th object.
 
     Args:
         path: The folder.
@@ -47,14 +56,12 @@ def read_voc(path: Path, split: str | None, default: str | None, root: Path | No
     ids = CategoryIds(names)
     labels = Labels(f"{path} ({chosen})" if chosen else str(path), root or path, ids.categories)
     images = Tree(root) if root else tree
-    reader = _Reader(labels, ids, images, path)
+    reader = _Reader(labels, ids, images, tree)
     for file in _of_split(tree, files, chosen, sets, reader):
         if file in documents:
             reader.read(file, documents[file])
         elif file in problems:
             labels.add_problem("label_file", file, problems[file])
-    if masks := sum(name.lower().endswith(".png") for name in tree.named() if "SegmentationObject/" in name):
-        labels.notes.append(f"SegmentationObject: {masks} images of masks are not read, only boxes; COCO's masks are")
     if not labels.images and not labels.problems:
         raise InputError(f"voc: '{labels.name}': expected .xml files with <annotation> in this folder or below it")
     return labels
@@ -128,7 +135,7 @@ class _Reader:
     labels: Labels
     ids: CategoryIds
     images: Tree
-    path: Path
+    tree: Tree
 
     def read(self, file: str, document: Element) -> None:
         width, height = (number_of(_text(document, f"size/{key}")) for key in ("width", "height"))
@@ -136,22 +143,47 @@ class _Reader:
         size = (int(width or 0), int(height or 0)) if whole else None
         image_id = self.labels.add_image(self._image_of(file, _text(document, "filename")), size)
         one = 1 if "VOC" in _text(document, "source/database") else 0
-        for number, entry in enumerate(document.iter("object"), start=1):
+        objects = list(document.iter("object"))
+        masks = self._masks_of(file, size, len(objects))
+        for number, entry in enumerate(objects, start=1):
             name = _text(entry, "name")
             fields: dict[str, Any] = {}
             if _text(entry, "difficult") == "1":
                 fields["iscrowd"] = 1
-            if polygon := _polygon(entry.find("polygon")):
+            if number in masks:
+                fields["segmentation"] = masks[number]
+            elif polygon := _polygon(entry.find("polygon")):
                 fields["segmentation"] = [polygon]
             # No category has the id 0, which stands for an object without a name here.
             category = self.ids[name] if name else 0
             self.labels.add(image_id, category, _box(entry.find("bndbox"), one), (file, number), **fields)
 
+    def _masks_of(self, file: str, size: tuple[int, int] | None, count: int) -> dict[int, dict[str, Any]]:
+        """Return the mask of each object of a file, by its number from 1, as far as ``SegmentationObject`` has it."""
+        folder, _, last = file.rpartition("/")
+        name = _join(_join(folder.rpartition("/")[0], "SegmentationObject"), f"{last[:-4]}.png")
+        if not self.tree.has(name):
+            return {}
+        try:
+            values = read_indices(self.tree.root / name)
+        except InputError as error:
+            self.labels.add_problem("bad_shape", name, str(error))
+            return {}
+        height, width = values.shape
+        if size is not None and size != (width, height):
+            self.labels.add_problem("bad_shape", name, f"{width}×{height} pixels, and {file} says {size[0]}×{size[1]}")
+            return {}
+        numbers = set(np.unique(values).tolist()) - {0, _BORDER}
+        if numbers and max(numbers) > count:
+            self.labels.add_problem("bad_shape", name, f"has {max(numbers)} objects, and {file} {count}")
+            return {}
+        return {number: _mask(values == number) for number in numbers}
+
     def _image_of(self, file: str, stated: str) -> str:
         """Return the image of a file: the one it names beside it or in ``JPEGImages``, or the one with its stem."""
         folder, _, last = file.rpartition("/")
         above = folder.rpartition("/")[0]
-        if self.images.root != self.path:
+        if self.images is not self.tree:
             folder = above = ""
         folders = [folder, *(_join(base, name) for base in (above, folder) for name in ("JPEGImages", "images")), ""]
         for one in folders if stated and ".." not in stated else ():
@@ -160,6 +192,12 @@ class _Reader:
         stem = last[:-4]
         found = next((name for one in folders if (name := self.images.image_beside(one, stem))), None)
         return found or (stated if stated.startswith(("/", "..")) else _join(folder, stated or f"{stem}.jpg"))
+
+
+def _mask(pixels: NDArray[np.bool_]) -> dict[str, Any]:
+    height, width = pixels.shape
+    counts = encode_part(*cut_out(pixels), (height, width))
+    return {"size": [height, width], "counts": counts.decode("ascii")}
 
 
 def _join(folder: str, name: str) -> str:

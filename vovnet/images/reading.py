@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageMode, UnidentifiedImageError
 
 from vovnet.errors import InputError, absent_package, reason, shown
@@ -290,3 +291,16 @@ def example_names(names: Iterable[object], total: int, limit: int = 3) -> str:
     first = [shown(name) for _, name in zip(range(limit), names, strict=False)]
     more = f" and {total - len(first)} more" if total > len(first) else ""
     return ", ".join(first) + more
+
+
+def read_indices(source: ImageSource) -> NDArray[np.uint8]:
+    """Return the stored values (H, W) of a palette or grey image: numbers of objects or classes, not colours.
+
+    Raises:
+        UnreadableImage: The file cannot be decoded, or has other values.
+    """
+    name = source_name(source)
+    with _one_line(name, source), _opened(source, None) as image:
+        if image.mode not in ("P", "L"):
+            raise UnreadableImage(f"{name}: expected a palette or grey image of 8 bits, got mode {image.mode}")
+        return np.array(image, dtype=np.uint8)

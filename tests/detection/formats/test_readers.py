@@ -471,10 +471,45 @@ def test_files_that_are_no_labels_are_one_line(name: str, text: str, tmp_path: P
         assert str(tmp_path) in str(error.value)
 
 
-def test_voc_says_which_masks_are_not_read(tmp_path: Path) -> None:
-    label_files.write_voc(tmp_path)
-    (tmp_path / "SegmentationObject").mkdir()
-    Image.new("P", SIZES["a.png"]).save(tmp_path / "SegmentationObject" / "a.png")
+def write_voc_masks(folder: Path, border: int = 255) -> np.ndarray:
+    """Write VOC's layout and the masks of one image: each object's box without its first row, and a border."""
+    label_files.write_voc(folder)
+    (folder / "SegmentationObject").mkdir()
+    values = np.zeros(SIZES["a.png"][::-1], dtype=np.uint8)
+    for number, one in enumerate(THINGS["a.png"], start=1):
+        x, y, w, h = map(round, one.box)
+        values[y : y + h, x : x + w] = number
+        values[y, x : x + w] = border
+    image = Image.fromarray(values)
+    image.putpalette([value for number in range(256) for value in (number * 37 % 256, number * 91 % 256, number)])
+    image.save(folder / "SegmentationObject" / "a.png")
+    return values
+
+
+def test_vocs_masks_are_those_of_segmentation_object(tmp_path: Path) -> None:
+    values = write_voc_masks(tmp_path)
+    with Image.open(tmp_path / "SegmentationObject" / "a.png") as image:
+        assert image.mode == "P"
+    (file,) = read_source(DataSource(folder=str(tmp_path)))
+    of_a = next(one["id"] for one in file.content.images if one["file_name"].endswith("a.png"))
+    objects = [one for one in file.content.annotations if one["image_id"] == of_a]
+    assert len(objects) == len(THINGS["a.png"])
+    for number, one in enumerate(objects, start=1):
+        assert (decode_masks([one["segmentation"]], *values.shape)[0].numpy() == (values == number)).all()
+    assert all("segmentation" not in one for one in file.content.annotations if one["image_id"] != of_a)
+
+
+@pytest.mark.parametrize("fault", ["size", "count", "mode", "bytes"])
+def test_vocs_masks_that_cannot_be_used_are_a_problem(fault: str, tmp_path: Path) -> None:
+    values = write_voc_masks(tmp_path, border=9 if fault == "count" else 255)
+    path = tmp_path / "SegmentationObject" / "a.png"
+    if fault == "size":
+        Image.new("P", (7, 5)).save(path)
+    if fault == "mode":
+        Image.fromarray(values).convert("RGB").save(path)
+    if fault == "bytes":
+        path.write_bytes(path.read_bytes()[:60])
     report = report_of(DataSource(folder=str(tmp_path)))
-    assert any("SegmentationObject" in note and " 1 " in note for note in report.notes)
+    assert kinds(report) == {"bad_shape": 1}
+    assert "SegmentationObject/a.png" in report.table()
     assert report.images == 3
