@@ -61,8 +61,8 @@ def pixels_of(options: argparse.Namespace) -> NDArray[np.uint8]:
 
 def ways(detector: nn.Module, pixels: NDArray[np.uint8], options: argparse.Namespace) -> dict[str, Callable[[], int]]:
     """Return what is timed; each returns the number of objects."""
-    from sahi.models.torchvision import TorchVisionDetectionModel
-    from sahi.predict import get_sliced_prediction
+    from sahi.models.torchvision import TorchVisionDetectionModel  # pyright: ignore[reportMissingImports]
+    from sahi.predict import get_sliced_prediction  # pyright: ignore[reportMissingImports]
 
     from vovnet.detection import predict
     from vovnet.results.merging import MergeRule
