@@ -1,4 +1,4 @@
-"""What timm says about the parameters of a backbone: the depth of each, and which of them do not decay.
+"""The depth of each parameter of a backbone, and which parameters get no weight decay, as timm defines both.
 
 timm's feature extractors do not say it themselves, so the classifier that they are taken from is built without memory.
 """

@@ -46,28 +46,28 @@ class ImageErrors:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What :func:`analyse` finds for K classes, at IoU 0.5, or of keypoints OKS 0.5."""
+    """What :func:`analyse` finds for K classes. A match needs an IoU of 0.5, or an OKS of 0.5 for keypoints."""
 
     iou_type: str
     names: list[str]
     curves: list[ThresholdCurve]
     best: list[OperatingPoint]
-    """Of each class."""
+    """For each class, the point with the largest F1."""
     overall: OperatingPoint
-    """Of all classes with one threshold."""
+    """The point with the largest F1 if all classes have the same threshold."""
     confusion: NDArray[np.int64]
     """(K + 1, K + 1), at the threshold of ``overall``; see :func:`~.confusion.confusion_matrix`."""
     counting: list[OperatingPoint]
-    """Of each class, with as many detections as objects."""
+    """For each class, the point at which there are as many detections as objects."""
     count_error: list[float]
-    """For each class the mean, over the images, of how far the number of detections is from that of the objects, at
-    the point of ``counting``."""
+    """For each class, by how many the detections of an image differ from its objects at the point of ``counting``;
+    the mean over all images."""
     count_bias: list[float]
     """The same with its sign: above 0 there are too many detections."""
     errors: ErrorKinds | None
-    """None of keypoints: TIDE's kinds are of overlapping areas."""
+    """None for keypoints, because TIDE tells kinds of errors apart by overlapping areas."""
     images: list[ImageErrors]
-    """Of all images, the worst first."""
+    """The errors of every image, the image with the most errors first."""
 
     def numbers(self) -> dict[str, Any]:
         """Return what ``metrics.json`` says of all classes: ``best`` and, if there are kinds of errors, ``errors``."""

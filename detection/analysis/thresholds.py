@@ -17,7 +17,7 @@ THRESHOLDS: NDArray[np.float64] = np.arange(101) / 100
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a score threshold leaves."""
+    """How many detections are true and false, and how many objects are missed, at a score threshold."""
 
     threshold: float
     true: int

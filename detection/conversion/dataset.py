@@ -22,7 +22,7 @@ class Split:
     """``train``, ``val``, ``test``, or nothing for data without splits."""
     images: list[CheckedImage] = field(default_factory=list)
     report: DataReport = field(default_factory=DataReport)
-    """What was left out of it."""
+    """What was left out of the split, and why."""
 
 
 @dataclass
